@@ -10,6 +10,7 @@ import shlex
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -215,7 +216,8 @@ def _running(session: pytest.Session) -> Run:
         planned = [item.check for item in session.items if isinstance(item, CheckItem)]
         run = _subject(config).run(planned, transcripts=bool(config.getoption("--iamroles-evidence")))
         config.add_cleanup(run.close)
-        run.open()
+        with _uncaptured(config):  # that an image is built must be seen while it is built
+            run.open()
     except (SelectionError, AgentFileError, ConformanceError) as error:
         raise pytest.UsageError(str(error)) from error
     except StageError as error:
@@ -226,6 +228,14 @@ def _running(session: pytest.Session) -> Run:
     if _has_all(config):
         run.start()
     return run
+
+
+def _uncaptured(config: pytest.Config) -> AbstractContextManager[None]:
+    capturing = config.pluginmanager.getplugin("capturemanager")
+    found: AbstractContextManager[None] = (
+        capturing.global_and_fixture_disabled() if capturing else nullcontext()
+    )
+    return found
 
 
 def _has_all(config: pytest.Config) -> bool:

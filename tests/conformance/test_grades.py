@@ -47,3 +47,24 @@ def test_under_pytest_what_is_permitted_is_a_warning_even_where_warnings_are_err
     done.stdout.fnmatch_lines(
         ["*ConformanceWarning: WARNING: a SHOULD that failed*", "warnings (SHOULD): wire.health.closes"]
     )
+
+
+def test_what_the_stage_says_while_it_is_set_is_seen_at_once(agent, pytester):
+    """The first run of containers builds images for minutes, and pytest captured every word of it."""
+    pytester.makepyfile(
+        builds="""
+        import click
+        from iamroles_scenarios.engine import run
+        real = run.open_stage
+        def open_stage(*words):
+            click.echo("Building the image x from y", err=True)
+            return real(*words)
+        run.open_stage = open_stage
+        """
+    )
+    done = pytester.runpytest_subprocess(
+        *("-p", "builds", "--pyargs", "iamroles_conformance", f"--iamroles-agent={agent}"),
+        *("--iamroles-stage=processes", "--iamroles-lane=wire", "-k", "wire.health.closes"),
+    )
+
+    done.stderr.fnmatch_lines(["Building the image x from y"])

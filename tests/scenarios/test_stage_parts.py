@@ -3,6 +3,7 @@
 import io
 import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from iamroles_scenarios.base.errors import StageError
 from iamroles_scenarios.checks.plan import plan
-from iamroles_scenarios.stage import AgentSpec, haproxies
+from iamroles_scenarios.stage import AgentSpec, haproxies, images
 from iamroles_scenarios.stage.composer import Composer
 from iamroles_scenarios.stage.guard import Guard
 from iamroles_scenarios.stage.images import PARTS, TOOLS, beside, digest, pack, requirements, source
@@ -247,3 +248,10 @@ def test_a_process_that_goes_on_is_waited_for_and_stopped(guard):
 
     assert (child.wait(0.01), child.alive) == (None, True)
     assert child.stop() == -signal.SIGTERM
+
+
+def test_a_build_says_when_it_starts_and_ends(capsys):
+    with images._announced("iamroles/parts", "debian:trixie-slim"):
+        assert "Building the image iamroles/parts from debian:trixie-slim" in capsys.readouterr().err
+
+    assert re.search(r"^Built the image iamroles/parts in \d+ s$", capsys.readouterr().err, re.MULTILINE)

@@ -24,7 +24,7 @@ from rich.text import Text
 
 from iamroles_scenarios.base.errors import AgentFileError, HarnessFault, SuiteError
 from iamroles_scenarios.commands.demo_streams import STREAMS, SecondAct, heading
-from iamroles_scenarios.commands.staged import staged
+from iamroles_scenarios.commands.staged import OPTIONS, with_options
 from iamroles_scenarios.declarations.documents import read
 from iamroles_scenarios.declarations.results import Verdict
 from iamroles_scenarios.declarations.scenario import RequestSpec, Scenario, Step
@@ -32,7 +32,7 @@ from iamroles_scenarios.engine.observation import Observation
 from iamroles_scenarios.engine.play import Watcher, play
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.worlds import Loan, Worlds
-from iamroles_scenarios.stage import AgentSpec, Stage, open_stage
+from iamroles_scenarios.stage import KINDS, AgentSpec, Stage, open_stage
 from iamroles_scenarios.stage.reference import reference_agent
 
 _STATUS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 503: "Service Unavailable"}
@@ -179,7 +179,8 @@ def perform(stage: Stage, agent: AgentSpec, console: Console, *, pause: Callable
         SuiteError: a part of the stage failed.
     """
     scenario = tour()
-    narrator = Narrator(console, stage.why, pause)
+    other = "" if stage.kind == "containers" else " (--stage containers plays it in containers)"
+    narrator = Narrator(console, stage.why.removesuffix(": asked for.").rstrip(".") + other + ".", pause)
     worlds = Worlds(stage, agent)
     target = Target("gate", stage, agent, worlds)
     act = None
@@ -203,7 +204,17 @@ def perform(stage: Stage, agent: AgentSpec, console: Console, *, pause: Callable
 
 
 @click.command()
-@staged
+@with_options(
+    click.option(
+        "--stage",
+        "kind",
+        type=click.Choice(KINDS),
+        default="processes",
+        show_default=True,
+        help="Containers need a Docker engine, and minutes the first time, to build images.",
+    ),
+    *OPTIONS[1:],
+)
 @click.option("--pause", is_flag=True, help="Wait for a key before each step.")
 @click.option("--color/--no-color", default=None, help="Default: as the terminal can.")
 def demo(*, kind: str, haproxy: str | None, agent_file: Path | None, pause: bool, color: bool | None) -> None:

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 import tomllib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -88,7 +89,7 @@ class Images:
         if not (path / "Dockerfile").is_file():
             raise StageError(f"{path} has no Dockerfile: launch.build must name a directory that has one.")
         tag = f"iamroles/vendor:{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
-        with _explained(str(path)):
+        with _announced(tag, str(path)), _explained(str(path)):
             self._engine.images.build(path=str(path), tag=tag, rm=True)
         return tag
 
@@ -96,6 +97,11 @@ class Images:
         """Return the id of a base, which is pulled or made if it is not there."""
         with suppress(ImageNotFound):
             return str(self._engine.images.get(name).id)
+        with _announced(name, "its registry"):
+            self._made_or_pulled(name)
+        return str(self._engine.images.get(name).id)
+
+    def _made_or_pulled(self, name: str) -> None:
         try:
             self._engine.images.pull(name)
         except DockerException as error:
@@ -108,7 +114,6 @@ class Images:
             argv = [tool, "--variant=minbase", '--aptopt=Acquire::Check-Valid-Until "false"', release[1], "-"]
             made = _run(argv, f"mmdebstrap could not make {name}.")
             self._engine.api.import_image_from_data(made, repository="debian", tag=f"{release[1]}-slim")
-        return str(self._engine.images.get(name).id)
 
     def _python(self, name: str, wanted: list[str], context: Context, more: str = "") -> str:
         pins = (f"{one.name}=={one.version}\n" for one in distributions() if one.name != DISTRIBUTION)
@@ -131,7 +136,7 @@ class Images:
         with suppress(ImageNotFound):
             self._engine.images.get(tag)
             return tag
-        with _one_at_a_time(), _explained(name):
+        with _announced(repository, base), _one_at_a_time(), _explained(name):
             build = functools.partial(
                 self._engine.images.build,
                 custom_context=True,
@@ -204,6 +209,15 @@ def _explained(name: str) -> Iterator[None]:
         lines = (str(one.get("stream") or one.get("error") or "") for one in getattr(error, "build_log", ()))
         log = {"docker build": "".join(lines)[-4000:]}
         raise StageError(f"The image {name} could not be built: {str(error)[:300]}", log) from error
+
+
+@contextmanager
+def _announced(name: str, base: str) -> Iterator[None]:
+    """Say on standard error that an image is built, and how long it took: minutes, the first time."""
+    click.echo(f"Building the image {name} from {base}; the first time this takes minutes...", err=True)
+    begun = time.monotonic()
+    yield
+    click.echo(f"Built the image {name} in {time.monotonic() - begun:.0f} s", err=True)
 
 
 @contextmanager
