@@ -18,6 +18,8 @@ class Kind(StrEnum):
     TOO_WIDE = "too-wide"
     ESCALATION = "escalation"
     UNUSED = "unused"
+    LETTER_CASE = "letter-case"
+    UNRECORDED = "unrecorded"
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,8 @@ The kinds:
 - *too-wide*: a wildcard that opens, or trusts, more than anyone can have meant.
 - *escalation*: two roles that are harmless apart; together one changes what the other reads.
 - *unused*: a role, group, backend or scope that no rule names.
+- *letter-case*: a deny that servers undo if they ignore the letter case of paths.
+- *unrecorded*: decisions that may leave no record.
 
 Each question visits the zones of the policy once (`policy.zones`). Within a zone, a class of roles has an
 ordered list of grants, each a set of cells. One pass down that list finds the winner of each cell. One pass
@@ -49,6 +51,8 @@ def lint(config: Config, written: Config | None = None) -> list[Finding]:
         *lint_wide.too_wide(config),
         *lint_wide.unused(config),
         *lint_wide.unused_groups(written or config),
+        *lint_wide.letter_case(config),
+        *lint_wide.unrecorded(config),
     ]
     return sorted(findings, key=_position)
 

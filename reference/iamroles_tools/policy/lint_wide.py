@@ -1,15 +1,18 @@
-"""Find wildcards that are too wide, and items that no rule names."""
+"""Find wildcards that are too wide, items that no rule names, denies and records that may not hold."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import ip_network
 
-from iamroles_agent.base.config import Config, Grant, Issuer, Sts
+from iamroles_agent.base.config import Config, Deny, Grant, Issuer, Sts
 from iamroles_agent.base.identity import Request, RoleArn
-from iamroles_agent.policy.compiled import Rule, arns_of, compile_rule
+from iamroles_agent.policy.compiled import Policy, Rule, arns_of, compile_rule
 from iamroles_agent.policy.regions import Region
-from iamroles_agent.policy.witness import SAFE_METHODS, USUAL_SOURCE
+from iamroles_agent.policy.witness import SAFE_METHODS, USUAL_SOURCE, witness_in_both
+from iamroles_tools.policy.explain import identity_of
 from iamroles_tools.policy.findings import Finding, Kind
 from iamroles_tools.policy.zones import Labels, labelled, walk
 
@@ -156,6 +159,67 @@ def _unused_scopes(config: Config) -> Iterator[Finding]:
         which = "every token" if issuer.scope_required else "every token that carries one"
         message = f"has a `scope_claim`, but there are no [[scopes]]: {which} is refused"
         yield Finding(Kind.UNREACHABLE, f"issuers[{index}]", issuer.name, message, "Add [[scopes]]")
+
+
+def unrecorded(config: Config) -> Iterator[Finding]:
+    """Yield settings under which decisions leave no record."""
+    if config.audit.path == "none":
+        message, remedy = "records no decision at all", "Name a file, or `stderr`"
+        yield Finding(Kind.UNRECORDED, "audit.path", "audit.path", message, remedy)
+    elif config.audit.on_error == "allow":
+        message = "lets requests through without a record while the disk is full"
+        remedy = 'Write "deny", unless availability counts for more than the record'
+        yield Finding(Kind.UNRECORDED, "audit.on_error", "audit.on_error", message, remedy)
+
+
+def letter_case(config: Config) -> Iterator[Finding]:
+    """Yield denies that narrow a grant by path: a path in other letter case is granted, and not denied."""
+    policy = Policy(config)
+    wide: dict[str, list[tuple[int, Grant]]] = {}
+    for index, grant in enumerate(config.grants):
+        if grant.match == "prefix" and not grant.shadow:
+            wide.setdefault(grant.path.rstrip("/"), []).append((index, grant))
+    for number, deny in enumerate(config.denies):
+        for index, grant in () if deny.shadow else _around(deny, wide):
+            if (found := _in_other_case(policy, deny, grant)) is None:
+                continue
+            role, witness = found
+            message = f"does not hold where servers ignore letter case: {grant.id} opens {witness.path}"
+            remedy = (
+                "Grant only what may be reached, without a deny; or see that servers tell letter case apart"
+            )
+            yield Finding(
+                Kind.LETTER_CASE, f"denies[{number}]", deny.id, message, remedy, role, witness,
+                {grant.id: f"grants[{index}]"}, note=True,
+            )  # fmt: skip
+            break
+
+
+def _around(deny: Deny, wide: dict[str, list[tuple[int, Grant]]]) -> Iterator[tuple[int, Grant]]:
+    """Yield the grants whose path lies above a deny's."""
+    path = deny.path.rstrip("/")
+    while path:
+        path = path.rpartition("/")[0]
+        yield from wide.get(path, ())
+
+
+def _in_other_case(policy: Policy, deny: Deny, grant: Grant) -> tuple[str, Request] | None:
+    """Return a role and a request of the grant that differs from a denied request by letter case alone."""
+    shared = [role for role in grant.roles if role in deny.roles or "*" in deny.roles]
+    held = shared[:1] or [grant.roles[0], deny.roles[0]]
+    refused, granted = Region.from_rule(deny), Region.from_rule(grant)
+    if not refused.meets(granted):
+        return None
+    request = witness_in_both(refused, granted)
+    above = len(grant.path.rstrip("/"))
+    other = re.sub(
+        "%..|[A-Za-z]", lambda one: one[0] if one[0][0] == "%" else one[0].swapcase(), request.path[above:]
+    )
+    swapped = replace(request, path=request.path[:above] + other)
+    arns = [str(min(policy.arns_named(role))) for role in held]
+    differs = swapped.path != request.path
+    opens = differs and policy.decide(identity_of(policy, arns, arns[0], None), swapped).allow
+    return (held[0], swapped) if opens else None
 
 
 def _assertable(config: Config, arn: RoleArn) -> bool:

@@ -293,3 +293,61 @@ def test_two_hundred_roles_in_one_group_are_one_class():
     linter = Linter(load_text(text(*grants, **TABLES | tables), "json"))
 
     assert {len(zone.classes(linter.labels.everyone)) for zone in linter.zones} == {2}
+
+
+class TestLetterCase:
+    def found(self, *denies, path="/orders", **more):
+        world = text(
+            grant("g", "reader", "GET", path, "b0", hosts=["y.test"]),
+            denies=list(denies),
+            **{"roles": [role("reader")]} | more,
+        )
+        config = load_text(world, "json")
+        return config, [item for item in lint(config) if item.kind is Kind.LETTER_CASE]
+
+    @pytest.mark.parametrize(
+        ("path", "other"),
+        [
+            ("/orders/secret", "/orders/SECRET"),
+            ("/orders/a%20B", "/orders/A%20b"),
+            ("/orders/x/9", "/orders/X/9"),
+        ],
+    )
+    def test_a_deny_under_a_wider_grant_is_noted_with_a_request_that_is_allowed(self, path, other):
+        config, [note] = self.found(deny("d", "reader", path))
+
+        assert (note.subject, note.note, note.witness.path) == ("d", True, other)
+        assert "g opens" in note.message
+        who = Identity("idp", "me", "s", (RoleArn.parse(arn("reader")),), 2000, 1000)
+        assert Policy(config).decide(who, note.witness).allow
+
+    @pytest.mark.parametrize("union", [True, False])
+    def test_a_deny_of_another_role_of_the_token_too(self, union):
+        more = {"multi_role": "union"} if union else {}
+        _, [note] = self.found(deny("d", "guest", "/orders/a"), roles=[role("reader"), role("guest")], **more)
+
+        assert (note.role, note.witness.path) == ("reader", "/orders/A")
+
+    @pytest.mark.parametrize(
+        ("denies", "path"),
+        [
+            ([deny("d", "reader", "/orders/7")], "/orders"),
+            ([deny("d", "reader", "/orders")], "/orders"),
+            ([deny("d", "reader", "/orders/a", hosts=["x.test"])], "/orders"),
+            ([deny("d", "reader", "/other/secret")], "/orders"),
+            ([deny("d", "reader", "/orders/a"), deny("e", "reader", "/orders/A")], "/orders"),
+        ],
+    )
+    def test_a_deny_that_holds_in_any_letter_case_is_not(self, denies, path):
+        assert self.found(*denies, path=path)[1] == []
+
+
+@pytest.mark.parametrize("audit", [{"path": "none"}, {"on_error": "allow"}])
+def test_decisions_without_a_record_are_a_finding(audit):
+    [name] = audit
+    config = load_text(
+        text(grant("g", "reader", "GET", "/a", "b0"), roles=[role("reader")], audit=audit), "json"
+    )
+
+    [finding] = [item for item in lint(config) if item.kind is Kind.UNRECORDED]
+    assert (finding.key, finding.note) == (f"audit.{name}", False)
