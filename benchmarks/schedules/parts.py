@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 from collections import deque
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -19,11 +18,13 @@ from benchmarks.schedules.world import (
     key_set,
     notify_payload,
 )
+from iamroles_agent.base import files
 from iamroles_agent.base.errors import ConfigError, StartError
 from iamroles_agent.control.channel import Frames, message
 from iamroles_agent.control.document import KEYS, Document
 from iamroles_agent.control.slots import FETCHER
 from iamroles_agent.control.store import Restored, Store
+from iamroles_agent.live import revocations
 from iamroles_agent.spop import actions
 from iamroles_agent.spop.frames import FrameBuffer, FrameType
 from iamroles_agent.tokens.transport import Answer, TransportError
@@ -79,13 +80,20 @@ class File:
     def stat(self) -> Any:
         if self.revoked is None:
             raise FileNotFoundError(2, "gone")
-        return SimpleNamespace(st_mtime_ns=self.edits, st_size=1, st_ino=1)
+        return SimpleNamespace(st_mtime_ns=self.edits, st_ctime_ns=self.edits, st_size=1, st_ino=1)
 
-    def open(self, mode: str) -> io.BytesIO:
+    def content(self) -> bytes:
         if self.revoked is None:
             raise FileNotFoundError(2, "gone")
         rows = [f'[[revocations]]\nid = "{who}"\nprincipals = ["{who}"]\n' for who in sorted(self.revoked)]
-        return io.BytesIO("".join(rows).encode())
+        return "\n".join(["# in memory", *rows]).encode()
+
+
+def _read(path: Any, limit: int) -> bytes:
+    return path.content() if isinstance(path, File) else files.read(path, limit)
+
+
+revocations.files = SimpleNamespace(read=_read, write=files.write)  # type: ignore[attr-defined]
 
 
 class Issuer:

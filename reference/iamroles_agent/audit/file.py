@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from iamroles_agent.audit.chain import BEGIN, SEALED, Head, Tree
+from iamroles_agent.base import files
 from iamroles_agent.base.errors import StartError
 
 _BLOCK = 1 << 16
@@ -223,10 +224,11 @@ class FileInUseError(StartError):
 
 
 def _open_head(path: Path, held: int | None) -> int:
-    if path.is_symlink() or (path.exists() and not path.is_file()):
+    try:
+        fd = files.open_beside(path, 0o640)
+    except OSError as error:
         # What a link names would be overwritten.
-        raise StartError(f"{path} is not a regular file, so no head of the audit log is written. Remove it")
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
+        raise StartError(f"{path} cannot be the head of the audit log: {error.strerror}. Remove it") from None
     if held is None or not os.path.sameopenfile(fd, held):
         return fd
     os.close(fd)

@@ -78,6 +78,11 @@ class Identity(NamedTuple):
     """The grounds of a token besides its claims (`tokens.grounds`)."""
 
     @property
+    def dated_by_caller(self) -> bool:
+        """True if the caller chose `issued_at`: an STS request, which rests on none of a token's grounds."""
+        return not self.grounds
+
+    @property
     def believed_until(self) -> int:
         """Epoch seconds until which cached results for this identity may be used."""
         return self.not_after if self.check_again is None else min(self.not_after, self.check_again)

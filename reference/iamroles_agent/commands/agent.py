@@ -94,7 +94,8 @@ def run(config: Path, state_dir: Path | None, log_level: str, *, take_over: bool
 def status(config: Path | None, state_dir: Path | None, path: Path | None, *, as_json: bool) -> None:
     """Ask the running agent for the version in force, its workers, the ages of keys, and the audit.
 
-    Exit status: 0 if all workers serve the version in force and can decide, 1 if not, 3 without an answer.
+    Exit status: 0 if all workers serve the version in force and can decide, and HAProxy answers for its open
+    streams; 1 if not, 3 without an answer.
     """
     if path is None and (config is not None or state_dir is not None):
         with ends_if_unsound():

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from iamroles_agent.processes import in_force
+
 Found = dict[str, Any]
 
 
 def well(found: Found) -> bool:
     """Return whether all workers serve the version in force and can decide."""
     problems = [member["stats"].get("problem") for member in found["members"]]
-    return found["confirmed"] == found["workers"] and not any(problems)
+    return not in_force.of(found).broken and not any(problems)
 
 
 def as_text(found: Found) -> str:
@@ -21,6 +23,7 @@ def as_text(found: Found) -> str:
     lines = [
         f"agent {found['agent']}, pid {found['pid']}, on {found['listen']}, up {up}",
         f"in force: version {found['version']}, policy {found['policy']}, {confirmed}{change}",
+        *_enforced(found),
         _kept(found),
     ]
     if found["overslept"] >= 1.0:
@@ -29,6 +32,12 @@ def as_text(found: Found) -> str:
         lines.append(_member(member))
         lines += _keys(member["stats"])
     return "\n".join(lines)
+
+
+def _enforced(found: Found) -> list[str]:
+    said = in_force.of(found).said()
+    requests = [f"new requests: {said['requests']}"] if said["requests"] != "in force" else []
+    return [*requests, f"open streams: {said['streams']}"]
 
 
 def _kept(found: Found) -> str:

@@ -191,11 +191,13 @@ class Plane:
             "policy": self.document.policy,
             "workers": len(self.members.workers),
             "confirmed": self.changes.confirmed,
+            "fetcher": self.members.slots[FETCHER].stats,
+            "live": self.members.slots[0].stats.get("live", {}),
         }
 
     def _ping(self) -> None:
         self._pings += 1
-        summary = {**self._summary(), "fetcher": self.members.slots[FETCHER].stats}
+        summary = self._summary()
         for index in self.members.slots:
             self.members.send(index, message("ping", n=self._pings, summary=summary))
 

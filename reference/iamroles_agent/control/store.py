@@ -14,7 +14,6 @@ does not outlive a reboot; an age below zero counts as unknown, and such a part 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -27,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from iamroles_agent.base import files
 from iamroles_agent.base.errors import StartError
 from iamroles_agent.control.document import Document, Part
 
@@ -65,11 +65,12 @@ class Store:
         """The directory."""
         try:
             directory.mkdir(mode=0o700, exist_ok=True)
-            _check_private(directory, stat.S_ISDIR)
+            found = directory.lstat()
+            if not stat.S_ISDIR(found.st_mode):
+                raise self._unusable(f"{directory.name} is of the wrong kind")
+            files.check_private(directory, found)
         except OSError as error:
             raise self._unusable(error.strerror or str(error)) from None
-        except ValueError as error:
-            raise self._unusable(str(error)) from None
         self._lock: int | None = None
 
     def lock(self, inherited: int | None = None) -> None:
@@ -92,18 +93,15 @@ class Store:
     def _locked(self) -> int:
         path = self.directory / _LOCK
         try:
-            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            return files.lock(path)
+        except files.HeldError as error:
+            pid = "" if error.pid is None else f" (process {error.pid})"
+            raise StartError(
+                f"the state directory {self.directory} cannot be used: another agent uses it{pid}. Stop that "
+                "one, take over from it (--take-over), or name another directory in agent.state_dir"
+            ) from None
         except OSError as error:
             raise self._unusable(f"{_LOCK}: {error.strerror or error}") from None
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(lock)
-            raise StartError(
-                f"the state directory {self.directory} cannot be used: another agent uses it. Stop that one, "
-                "take over from it (--take-over), or name another directory in agent.state_dir"
-            ) from None
-        return lock
 
     @property
     def descriptor(self) -> int:
@@ -165,14 +163,7 @@ class Store:
         )
 
     def _read(self, name: str, limit: int) -> bytes:
-        path = self.directory / name
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        with os.fdopen(descriptor, "rb") as file:
-            _check_private(path, stat.S_ISREG, os.fstat(file.fileno()))
-            content = file.read(limit + 1)
-        if len(content) > limit:
-            raise ValueError(f"{name} is larger than {limit} bytes")
-        return content
+        return files.read(self.directory / name, limit, follow=False, private=True)
 
     def write(self, document: Document, *, running: bool = True) -> None:
         """Save a document, durably.
@@ -186,34 +177,11 @@ class Store:
             content = b"".join(_LENGTH.pack(len(piece)) + piece for piece in part.pieces)
             file = f"part-{hashlib.sha256(content).hexdigest()}"
             if not (self.directory / file).exists():
-                self._put(file, content)
+                files.write(self.directory / file, content, mode=0o600)
             parts[name] = {"file": file, "digest": part.digest, "stamp": now - (mono - part.stamp)}
         index = {"format": _FORMAT, "version": document.version, "running": running, "parts": parts}
-        self._put(_INDEX, json.dumps(index, indent=1).encode() + b"\n")
-        self._sync()
+        files.write(self.directory / _INDEX, json.dumps(index, indent=1).encode() + b"\n", mode=0o600)
         self._sweep({part["file"] for part in parts.values()})
-
-    def _put(self, name: str, content: bytes) -> None:
-        beside = self.directory / f".{name}.new"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-        try:
-            with os.fdopen(os.open(beside, flags, 0o600), "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(self.directory / name)
-        except OSError:
-            # Half a file on a full disk would take the room of a smaller file that comes next.
-            with contextlib.suppress(OSError):
-                beside.unlink()
-            raise
-
-    def _sync(self) -> None:
-        descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
     def _sweep(self, wanted: set[str]) -> None:
         """Remove parts that the index no longer names."""
@@ -230,13 +198,3 @@ def _unpack(content: bytes) -> Iterator[bytes]:
         start += _LENGTH.size
         yield content[start : start + length]
         start += length
-
-
-def _check_private(path: Path, kind: Any, found: os.stat_result | None = None) -> None:  # noqa: ANN401
-    found = found or path.lstat()
-    if not kind(found.st_mode):
-        raise ValueError(f"{path.name} is of the wrong kind")
-    if found.st_uid != os.geteuid():
-        raise ValueError(f"{path.name} belongs to user {found.st_uid}")
-    if found.st_mode & 0o077:
-        raise ValueError(f"others may read or write {path.name} (mode {stat.S_IMODE(found.st_mode):04o})")

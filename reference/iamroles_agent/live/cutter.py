@@ -98,6 +98,10 @@ class Numbers:
     """Long streams at the last full look, or the table's size."""
     unreachable: int = 0
     """1 while the master's socket does not answer; plus workers that do not."""
+    problem: str = ""
+    """What does not answer, and why; "" if all answers."""
+    judged: int = -1
+    """The number of changes by which all streams were judged, and those ended that had to."""
 
 
 @dataclass(slots=True)
@@ -124,6 +128,9 @@ class _Problems:
 
     def __init__(self) -> None:
         self._logged: dict[str, str] = {}
+
+    def current(self) -> list[str]:
+        return [problem for problem in self._logged.values() if problem]
 
     def report(self, about: str, problem: str = "") -> None:
         """Log what is wrong with something, "" for nothing."""
@@ -215,11 +222,12 @@ class Cutter:
 
     async def look(self) -> None:
         """Look at every worker of HAProxy, and do what follows from it."""
+        changes = self.changes
         try:
             pids = workers(await self._master.ask("show proc"))
         except ConsoleError as error:
             self._problems.report("master", f"{self.path}: {error}")
-            self.numbers.unreachable = 1
+            self.numbers.unreachable, self.numbers.problem = 1, f"{self.path}: {error}"
             return
         self._problems.report("master")
         for pid in self._workers.keys() - pids:
@@ -234,6 +242,9 @@ class Cutter:
         done = await asyncio.gather(*(worker.act(successors) for worker in read))
         self.numbers.open = sum(worker.used for worker in read)
         self.numbers.unreachable = len(pids) - sum(done)
+        self.numbers.problem = "; ".join(what for worker in found for what in worker.problems())
+        if not self.numbers.unreachable and not any(worker.holds() for worker in found):
+            self.numbers.judged = changes
 
     async def _find_successors(self, read: list[_ProxyWorker]) -> Successors:
         """The credentials that may prolong streams, of all workers; none if no stream needs one."""
@@ -271,6 +282,13 @@ class _ProxyWorker:
         self._foreign = False
         """True if it asks the agents of another gate."""
         self._problems = _Problems()
+
+    def problems(self) -> list[str]:
+        return self._problems.current()
+
+    def holds(self) -> bool:
+        """Tell whether a stream must still be ended before its time."""
+        return any(not due.done and due.ends.cause != EXPIRED for due in self.due.values())
 
     async def read(self) -> bool:
         """Read what is due, or all; false if it does not answer, or is not ours."""

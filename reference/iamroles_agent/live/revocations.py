@@ -2,9 +2,10 @@
 
 `[[revocations]]` stand in a file of their own, so that nothing else can block an emergency: a policy that
 cannot be loaded, a review that takes a day. Each revocation names credentials in IAM's words: `roles`,
-`principals`, `sessions`, `credentials` (the hash that the audit shows). All that it names must fit: `roles`
-and `principals` together mean these principals in these roles. `issued_before` spares credentials that were
-issued since; a credential that does not say when it was issued counts as issued before. A credential that
+`principals`, `sessions`, `credentials` (the hash that the audit shows), `issuers`. All that it names must
+fit: `roles` and `principals` together mean these principals in these roles. `issued_before` spares tokens
+that were issued since; a token that does not say when it was issued counts as issued before. So does each
+STS credential: its date is what the caller signed, and a thief of AWS keys signs again. A credential that
 *holds* a revoked role is revoked as a whole, whichever role it uses: the credential is no longer believed.
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
+from iamroles_agent.base import files
 from iamroles_agent.base.config import Model
 from iamroles_agent.base.errors import ConfigError, Problem
 from iamroles_agent.base.identity import Decision, Identity, RoleArn
@@ -30,6 +32,9 @@ from iamroles_agent.policy.lines import line_of, toml_lines
 
 MAX_BYTES = 4 << 20
 MAX_ROWS = 10_000
+STS_LIFETIME = 36 * 3600.0
+"""Seconds after which no session of AWS from before a moment lives: AWS issues none for longer."""
+_YEAR_10000 = 253_402_300_800
 _ROWS = 200
 _SHOWN = 20
 """Problems of a file that are reported."""
@@ -45,8 +50,10 @@ def _moment(value: object) -> float:
                 'a moment is RFC 3339 such as "2026-01-31T12:00:00Z", or epoch seconds'
             ) from None
     if isinstance(value, datetime):
-        return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
+        value = (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
     if isinstance(value, int | float) and not isinstance(value, bool):
+        if not 0 <= value < _YEAR_10000:
+            raise ValueError("it is not between the years 1970 and 9999: epoch seconds, not milliseconds")
         return float(value)
     raise ValueError('a moment is RFC 3339 such as "2026-01-31T12:00:00Z", or epoch seconds')
 
@@ -77,15 +84,19 @@ class Revocation(Model):
     """Session labels as the audit names them."""
     credentials: list[str] = Field(default_factory=list)
     """Hashes as the audit shows them, `sha256:` and 16 hex digits."""
+    issuers: list[str] = Field(default_factory=list)
+    """Names of issuers or STS endpoints in the policy: credentials of any of them."""
     issued_before: Moment | None = None
-    """Spare what was issued at this moment or later."""
+    """Spare tokens that were issued at this moment or later; no STS credential is spared."""
+    added: Moment | None = None
+    """When `iamroles revoke` added it."""
     reason: str = Field(default="", max_length=500)
     """A note for readers of the audit."""
 
     @model_validator(mode="after")
     def _names_somebody(self) -> Revocation:
-        if not (self.roles or self.principals or self.sessions or self.credentials):
-            raise ValueError("it names nobody: give roles, principals, sessions or credentials")
+        if not (self.roles or self.principals or self.sessions or self.credentials or self.issuers):
+            raise ValueError("it names nobody: give roles, principals, sessions, credentials or issuers")
         return self
 
     def fits(self, identity: Identity, name_of: Callable[[RoleArn], str | None]) -> bool:
@@ -100,19 +111,35 @@ class Revocation(Model):
             (self.principals, identity.principal),
             (self.sessions, identity.session),
             (self.credentials, identity.credential),
+            (self.issuers, identity.issuer),
         ):
             if names and value not in names:
                 return False
-        if self.issued_before is None or identity.issued_at is None:
+        if self.issued_before is None or identity.issued_at is None or identity.dated_by_caller:
             return True
         return identity.issued_at < self.issued_before
 
+    def over(self, lifetimes: Mapping[str, float], now: float) -> bool:
+        """Tell whether each credential that it can be about has run out.
+
+        Args:
+            lifetimes: the longest life of a credential by the issuer's name, with its leeway.
+            now: epoch seconds.
+        """
+        since = self.issued_before
+        if since is None and self.credentials:
+            since = self.added
+        names = self.issuers or lifetimes
+        if since is None or not names or not lifetimes.keys() >= set(names):
+            return False
+        return now >= since + max(lifetimes[name] for name in names)
+
 
 class _File(Model):
-    revocations: list[Revocation] = Field(default_factory=list, max_length=MAX_ROWS)
+    revocations: list[Revocation] = Field(default_factory=list)
 
 
-_NARROWEST = ("credentials", "sessions", "principals", "roles")
+_NARROWEST = ("credentials", "sessions", "principals", "roles", "issuers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +169,7 @@ class Revocations:
             ("credentials", identity.credential),
             ("sessions", identity.session),
             ("principals", identity.principal),
+            ("issuers", identity.issuer),
             *(("roles", name) for arn in identity.roles for name in (str(arn), name_of(arn)) if name),
         ]
         found = sorted({index for key in keys for index in self._by.get(key, ())})
@@ -166,21 +194,26 @@ def revoked(identity: Identity, revocation: Revocation) -> Decision:
     )
 
 
-def read(path: Path) -> Revocations:
+def read(path: Path, most: int = MAX_ROWS) -> Revocations:
     """Read the file; `NONE` itself if it does not exist.
+
+    Args:
+        path: of the file.
+        most: revocations that it may have.
 
     Raises:
         ConfigError: with every problem of the file.
     """
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
+        raw = files.read(path, MAX_BYTES)
     except FileNotFoundError:
         return NONE
     except OSError as error:
-        raise _wrong(path, f"cannot be read: {error.strerror}", "Let the agent's user read it") from error
-    if len(raw) > MAX_BYTES:
-        raise _wrong(path, f"is larger than {MAX_BYTES >> 20} MiB", "Remove what has expired")
+        remedy = "Put a file there that the agent's user may read; `iamroles revoke` writes one"
+        raise _wrong(path, f"cannot be read: {error.strerror}", remedy) from error
+    if not raw:
+        remedy = "If nothing is revoked, write a comment into it, as `iamroles revoke undo` does"
+        raise _wrong(path, "is empty, as after a failed copy", remedy)
     problems: list[tuple[str, str, str]] = []
     try:
         text = raw.decode("utf-8")
@@ -204,6 +237,8 @@ def read(path: Path) -> Revocations:
         if first.setdefault(row.id, index) != index:
             twice = f"{row.id!r} stands twice; the first is revocations[{first[row.id]}]"
             problems.append((f"revocations[{index}].id", twice, "Give each its own id"))
+    if len(rows) > most:
+        raise _wrong(path, f"has {len(rows)} revocations, at most {most}", "`iamroles revoke undo` some")
     if problems:
         lines = toml_lines(text)
         raise ConfigError(
@@ -220,18 +255,27 @@ def write(path: Path, revocations: Revocations) -> None:
 
     Raises:
         OSError: it cannot be written.
+        ConfigError: no agent could read it, so it is not written.
     """
+    if len(revocations.rows) > MAX_ROWS:
+        what = f"would have more than {MAX_ROWS} revocations, the most that an agent reads"
+        raise _wrong(path, what, "Undo some, or revoke a role or an issuer as a whole")
     blocks = ["# Kept by `iamroles revoke`; see docs/live.md. Agents take up a change within a second.\n"]
     for row in revocations.rows:
         members = row.model_dump(mode="json", exclude_defaults=True)
-        if row.issued_before is not None:
-            members["issued_before"] = datetime.fromtimestamp(row.issued_before, UTC).isoformat()
-        # JSON's strings and lists of strings are TOML's too.
-        lines = [f"{key} = {json.dumps(value, ensure_ascii=True)}" for key, value in members.items()]
+        for key in {"issued_before", "added"} & members.keys():
+            members[key] = datetime.fromtimestamp(members[key], UTC).isoformat()
+        lines = [f"{key} = {_toml(value)}" for key, value in members.items()]
         blocks.append("[[revocations]]\n" + "\n".join(lines) + "\n")
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.write_text("\n".join(blocks), encoding="utf-8")
-    fresh.replace(path)
+    content = "\n".join(blocks).encode()
+    if len(content) > MAX_BYTES:
+        raise _wrong(path, f"would be larger than {MAX_BYTES >> 20} MiB", "Undo some; keep reasons short")
+    files.write(path, content)
+
+
+def _toml(value: str | list[str]) -> str:
+    """Write strings and lists of them as JSON; TOML has no pairs of surrogates, and no DEL in a string."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def to_part(revocations: Revocations) -> Part:
@@ -259,9 +303,9 @@ def at_start(path: Path | None, document: Document) -> Document:
     Raises:
         ConfigError: the file is wrong: an agent that cannot know what is revoked must not start.
     """
-    if path is None or not path.exists():
+    if path is None or (found := read(path)) is NONE:
         return document
-    return document.edited({REVOCATIONS: to_part(read(path))}, document.version)
+    return document.edited({REVOCATIONS: to_part(found)}, document.version)
 
 
 def _key(location: Iterable[Any]) -> str:

@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from iamroles_agent.base import files
 from iamroles_agent.base.config import Config
 from iamroles_agent.base.errors import ConfigError, Problem, closest
 from iamroles_agent.policy.checks import check
@@ -82,13 +83,10 @@ def load_file(path: Path | str) -> PolicyFile:
     """Read a configuration like `load`, and keep the line numbers."""
     path = Path(path)
     try:
-        with path.open("rb") as file:
-            raw = file.read(_MAX_BYTES + 1)
+        raw = files.read(path, _MAX_BYTES)
     except OSError as error:
-        remedy = "Name a file that exists and that this user may read"
+        remedy = "Name a policy file that exists and that this user may read"
         raise _fault(path, f"cannot be read: {error.strerror or error}", remedy) from error
-    if len(raw) > _MAX_BYTES:
-        raise _fault(path, f"is larger than {_MAX_BYTES >> 20} MiB", "Name a policy file")
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:

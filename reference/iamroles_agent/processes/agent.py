@@ -199,16 +199,13 @@ class Agent:
                 "agent": __version__,
                 "pid": os.getppid(),
                 "started": self._began,
-                "listen": self.config.agent.listen,
+                "listen": listening.address_of(startup.listener),
                 "state_dir": None if self._store is None else str(self._store.directory),
             }
         if (header := self.config.identity_header) is not None:
             fetcher.beside.append(lambda: identity_keys.keep_rotating(header, fetcher.link))
         if (listed := _beside(self.path, self.config.live.revocations)) is not None:
-            watch = Watch(listed, fetcher.link)
-            fetcher.beside.append(watch.run)
-            if fetcher.local_socket is not None:
-                fetcher.local_socket.commands["revocations"] = watch.answer
+            fetcher.watch = Watch(listed, fetcher.link)
         return fetcher.run()
 
     def load(self) -> Part:

@@ -31,14 +31,14 @@ def name_of(config: Config) -> str:
 
 
 @contextmanager
-def cutting(gate: Gate, audit: Audit, metrics: Metrics, master: str | None) -> Iterator[None]:
-    """Cut streams while the block runs."""
+def cutting(gate: Gate, audit: Audit, metrics: Metrics, master: str | None) -> Iterator[Cutter | None]:
+    """Cut streams while the block runs; give the cutter to it, if there is one."""
     if master is None:
         log.warning(
             "live.master_socket is not set: open streams end at their expiry by HAProxy alone; a revocation, "
             "a policy change or a lost key does not reach them"
         )
-        yield
+        yield None
         return
 
     def judged(ticket: str, expires: int, fresh: str, before: Ends | None = None) -> Ends:
@@ -75,7 +75,7 @@ def cutting(gate: Gate, audit: Audit, metrics: Metrics, master: str | None) -> I
     gate.authenticator.on_change.append(cutter.changed)
     task = asyncio.get_running_loop().create_task(cutter.run())
     try:
-        yield
+        yield cutter
     finally:
         task.cancel()
 

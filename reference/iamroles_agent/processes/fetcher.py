@@ -14,6 +14,7 @@ import json
 import logging
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -23,17 +24,20 @@ from iamroles_agent.control.channel import message
 from iamroles_agent.control.document import KEYS, POLICY, Document, Edits, Part, Parts
 from iamroles_agent.control.member import Kinds, Step
 from iamroles_agent.control.store import Store
-from iamroles_agent.processes import handover
+from iamroles_agent.processes import handover, in_force
 from iamroles_agent.processes.link import Body, Link, LinkLost, Startup
 from iamroles_agent.processes.local_socket import LocalSocket
 from iamroles_agent.processes.remote import KEYS as KEYS_TOPIC
 from iamroles_agent.processes.remote import STS, answer_sts
+from iamroles_agent.processes.watch import Watch
 from iamroles_agent.tokens.jwks import KeySource
 from iamroles_agent.tokens.keyring import source_of
 from iamroles_agent.tokens.keys import KeySetError
 from iamroles_agent.tokens.sts import StsVerifier
 from iamroles_agent.tokens.transport import Transport
 
+_PARENT = 3.0
+"""Seconds for the parent to answer."""
 _SAVE_AGAIN = 5.0
 """Seconds after which saving is tried again."""
 
@@ -60,6 +64,8 @@ class Fetcher:
         """Further tasks that run as long as the fetcher."""
         self.local_socket: LocalSocket | None = None
         """For questions of this host's user."""
+        self.watch: Watch | None = None
+        """On the file of revocations."""
         self.about: Body = {}
         """The fetcher's own part of the answer to `status`."""
         self._transport = Transport()
@@ -91,9 +97,13 @@ class Fetcher:
                 self.local_socket.commands["status"] = self._status
                 if self._store is not None:
                     self.local_socket.conversations[handover.COMMAND] = self._hand_over
+                if self.watch is not None:
+                    self.local_socket.commands["revocations"] = partial(self._revocations, self.watch)
                 await self.local_socket.open()
             if self._store is not None:
                 self.spawn(self._keep_saved(self._store))
+            if self.watch is not None:
+                self.spawn(self.watch.run())
             for work in self.beside:
                 self.spawn(work())
             await self.link.drained.wait()
@@ -128,12 +138,24 @@ class Fetcher:
             }
             for source in self.sources.values()
         }
-        return {"keys": keys, "sts": {} if self.sts is None else dict(self.sts.counts)}
+        sts = {} if self.sts is None else dict(self.sts.counts)
+        return {"keys": keys, "sts": sts, "revocations": "" if self.watch is None else self.watch.problem}
 
     async def _status(self, question: Body) -> Body:
         del question
         now = self.startup.clocks.epoch()
         return {**self.about, "save_error": self._save_error, **await self.link.status(), "now": now}
+
+    async def _revocations(self, watch: Watch, question: Body) -> Body:
+        """Report which revocations are in force, and for what; with an `id` in the question, of this one."""
+        listed = await watch.answer(question)
+        try:
+            async with asyncio.timeout(_PARENT):
+                status = await self.link.status()
+        except TimeoutError:
+            return {"error": "the agent's parent process does not answer"}
+        found = in_force.of({**status, "fetcher": {"revocations": watch.problem}})
+        return listed | {"workers": status["workers"], "enforced": asdict(found)}
 
     async def _hand_over(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Hand over to the next agent, which asks for it; see `handover`."""

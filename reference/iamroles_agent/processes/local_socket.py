@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -122,21 +123,35 @@ def _read(line: bytes) -> Body | None:
 
 
 def _is_own(peer: Any) -> bool:  # noqa: ANN401 - uvloop's own class
+    return _user_of(peer) in (os.geteuid(), 0)
+
+
+def _user_of(peer: Any) -> int:  # noqa: ANN401 - as above
     raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    _, user, _ = _CREDENTIALS.unpack(raw)
-    return user in (os.geteuid(), 0)
+    return int(_CREDENTIALS.unpack(raw)[1])
+
+
+class NoAgentError(OSError):
+    """No agent listens at a path."""
 
 
 def ask(path: Path, question: Body, *, timeout: float = 10.0) -> Body:
     """Ask a running agent; blocks.
 
     Raises:
-        OSError: no agent answers there.
+        NoAgentError: nothing is there, or nobody listens.
+        OSError: it cannot be asked, does not answer, or another user answers.
         ValueError: the answer is not a JSON object.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(timeout)
-        sock.connect(str(path))
+        try:
+            sock.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError) as error:
+            raise NoAgentError(error.errno, error.strerror) from None
+        user = _user_of(sock)
+        if user not in (0, os.geteuid(), path.parent.stat().st_uid):
+            raise PermissionError(errno.EPERM, f"user {user} answers there, which is not the agent's")
         sock.sendall(json.dumps(question).encode() + b"\n")
         with sock.makefile("rb") as file:
             found = json.loads(file.readline())

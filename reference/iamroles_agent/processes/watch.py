@@ -17,7 +17,7 @@ _PAUSE = 0.25
 
 log = logging.getLogger("iamroles.live")
 
-_Stamp = tuple[int, int, int] | None
+_Stamp = tuple[int, int, int, int] | None
 
 
 class Watch:
@@ -32,7 +32,10 @@ class Watch:
 
     def __init__(self, path: Path, link: Link) -> None:
         self._path, self._link = path, link
-        self._problem = ""
+        self.problem = ""
+        """Why the revocations in force are not those of the file; "" if they are, as far as is known."""
+        self._ids: tuple[str, list[str]] = ("", [])
+        """A part's digest, and the ids of its revocations."""
         self._seen: _Stamp | str = ""
         """The file's stamp at the last look."""
         self._taken = False
@@ -44,17 +47,21 @@ class Watch:
             stamp = _stamp(self._path)
             if stamp != self._seen:
                 self._taken = False
-                self._problem = await self._take(stamp)
+                self.problem = await self._take(stamp)
                 self._seen, self._taken = stamp, True
-                if self._problem:
-                    log.error("%s\nthe revocations in force stay in force", self._problem)
+                if self.problem:
+                    log.error("%s\nthe revocations in force stay in force", self.problem)
             await asyncio.sleep(_PAUSE)
 
-    async def answer(self, _question: Body) -> Body:
-        """List the revocations in force; `settled`: in all workers, and as the file stands now."""
+    async def answer(self, question: Body) -> Body:
+        """List the revocations in force, or look for an `id`; `settled`: as the file stands now."""
         settled = self._taken and self._seen == _stamp(self._path)
-        listed = from_part(self._link.document.parts.get(REVOCATIONS))
-        return {"in_force": [row.id for row in listed.rows], "settled": settled, "problem": self._problem}
+        part = self._link.document.parts.get(REVOCATIONS)
+        if part is not None and part.digest != self._ids[0]:
+            self._ids = part.digest, [row.id for row in from_part(part).rows]
+        listed = self._ids[1] if part is not None else []
+        about = {"listed": question["id"] in listed} if "id" in question else {"in_force": listed}
+        return {**about, "settled": settled, "problem": self.problem}
 
     async def _take(self, stamp: _Stamp) -> str:
         """Put the file in force; the problem, if there is one."""
@@ -81,4 +88,5 @@ def _stamp(path: Path) -> _Stamp:
         about = path.stat()
     except OSError:
         return None
-    return about.st_mtime_ns, about.st_size, about.st_ino
+    # The change time moves with owner and mode too: a file that may be read again is read again.
+    return about.st_mtime_ns, about.st_ctime_ns, about.st_size, about.st_ino

@@ -25,6 +25,8 @@ from iamroles_agent.control.document import KEYS, POLICY, REVOCATIONS, Edits, Pa
 from iamroles_agent.control.member import Kinds, Step
 from iamroles_agent.identity_header import Signer
 from iamroles_agent.live import revocations
+from iamroles_agent.live.cutter import Cutter
+from iamroles_agent.processes import in_force
 from iamroles_agent.processes.cutting import cutting, name_of
 from iamroles_agent.processes.identity_keys import IDENTITY_KEYS, signing
 from iamroles_agent.processes.link import Body, Link, Startup
@@ -52,6 +54,7 @@ class Worker:
         self, config: Config, startup: Startup, *, takes_over: bool = False, master: str | None = None
     ) -> None:
         self._master = master
+        self._cutter: Cutter | None = None
         self.index, self.config, self.startup = startup.index, config, startup
         self._takes_over = takes_over
         self.connections = ConnectionStats()
@@ -98,7 +101,8 @@ class Worker:
             await self.authenticator.start()
             self.link.up()
             assert self.gate is not None  # noqa: S101 - as above
-            with nullcontext() if self.index else cutting(self.gate, audit, metrics, self._master):
+            with nullcontext() if self.index else cutting(self.gate, audit, metrics, self._master) as cutter:
+                self._cutter = cutter
                 await self._serve()
         finally:
             await self._close()
@@ -163,6 +167,7 @@ class Worker:
             "workers": summary.get("workers"),
             "confirmed": summary.get("confirmed"),
             "in_force": summary.get("version"),
+            **in_force.of(summary).said(),
         }
         return not problem, about
 
@@ -173,6 +178,7 @@ class Worker:
         numbers, audit = self.metrics, self.audit.state()
         if self.index == 0:  # the fetcher's numbers must count once when Prometheus sums all workers
             self.remote.learn(self.link.summary.get("fetcher", {}))
+            stats["live"] = in_force.of_cutter(self._cutter, self.link.document.version)
         return stats | {
             "accepted": self.connections.accepted,
             "questions": self.connections.notifies,

@@ -223,3 +223,6 @@ def _live(numbers: Metrics) -> Iterator[Metric]:
     yield _gauge("iamroles_long_streams", "Entries of HAProxy's table.", live.open)
     text = "HAProxy processes that do not answer."
     yield _gauge("iamroles_live_unreachable", text, live.unreachable)
+    about = numbers.health()[1]
+    values = {(what,): float(about.get(what) == "in force") for what in ("requests", "streams")}
+    yield _gauge("iamroles_in_force", "1 if all that was accepted is enforced.", values, "for")

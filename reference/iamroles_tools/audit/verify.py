@@ -30,6 +30,7 @@ from pathlib import Path
 
 from iamroles_agent.audit.chain import BEGIN, GENESIS, SEALED, Head, Tree
 from iamroles_agent.audit.file import head_path
+from iamroles_agent.base import files
 from iamroles_tools.audit.reading import STDIN, Log, Record, in_order, opened, owner_of, parsed
 
 EVERYWHERE = Path("(all files)")
@@ -402,8 +403,4 @@ def _check_rest(proof: Proof, span: Span) -> None:
 
 def _is_written(path: Path) -> bool:
     """Return whether an agent holds the log's lock now, as the kernel lists it."""
-    try:
-        locks, inode = Path("/proc/locks").read_text("ascii"), path.stat().st_ino
-    except OSError:
-        return False
-    return re.search(rf" FLOCK .*:{inode} ", locks) is not None
+    return files.holder(path) is not None

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from ipaddress import ip_address
 
 import pytest
@@ -14,14 +15,33 @@ from iamroles_agent.base.identity import Identity, Request, RoleArn
 from iamroles_agent.live import cutter as cutting
 from iamroles_agent.live.console import ConsoleError, Stream, is_stream, pointers, streams, workers
 from iamroles_agent.live.judge import EXPIRED, REVOKED, Ends
-from iamroles_agent.live.revocations import NONE, Revocation, Revocations, from_part, read, to_part, write
+from iamroles_agent.live.revocations import (
+    NONE,
+    STS_LIFETIME,
+    Revocation,
+    Revocations,
+    from_part,
+    read,
+    to_part,
+    write,
+)
 from iamroles_agent.live.ticket import MAX_BYTES, Ticket, TicketError
 from iamroles_agent.tokens.grounds import ground, key_ground, lost, token_grounds
 from iamroles_agent.tokens.keys import Key
 from iamroles_tools.audit.query import Query
 
 READER = RoleArn("aws", "1" * 12, "reader")
-WHO = Identity("corp", "alice", "s-1", (READER,), 2000, issued_at=1000, credential="sha256:00", key_id="k1")
+WHO = Identity(
+    "corp",
+    "alice",
+    "s-1",
+    (READER,),
+    2000,
+    issued_at=1000,
+    credential="sha256:00",
+    key_id="k1",
+    grounds=("iss:0",),
+)
 UNDATED = WHO._replace(issued_at=None, scopes=frozenset({"a", "b"}), preferred=READER)
 REQUEST = Request("GET", "shop.example", "/a b;c", ip_address("2001:db8::1"), "reader")
 TICKET = Ticket("iam/aa", WHO, REQUEST, str(READER), "orders", "R1")
@@ -302,6 +322,10 @@ async def test_streams_of_another_gate_are_left_alone(proxy, caplog):
         ({"principals": ["bob"]}, False),
         ({"sessions": ["s-1"], "principals": ["bob"]}, False),
         ({"credentials": ["sha256:00"]}, True),
+        ({"issuers": ["corp"]}, True),
+        ({"issuers": ["guest"]}, False),
+        ({"issuers": ["guest", "corp"], "principals": ["alice"]}, True),
+        ({"issuers": ["guest"], "principals": ["alice"]}, False),
         ({"roles": ["staff"], "issued_before": 1000}, False),
         ({"roles": ["staff"], "issued_before": 1001}, True),
         ({"roles": ["staff"], "issued_before": "1970-01-01T00:16:41Z"}, True),
@@ -309,6 +333,7 @@ async def test_streams_of_another_gate_are_left_alone(proxy, caplog):
 )
 def test_whom_a_revocation_is_about(members, fits):
     assert Revocation(id="x", **members).fits(WHO, name_of) is fits
+    assert (Revocations((Revocation(id="x", **members),)).match(WHO, name_of) is not None) is fits
 
 
 def test_a_revocation_is_found_by_what_it_names_and_not_by_looking_at_all(monkeypatch):
@@ -332,12 +357,13 @@ def test_a_credential_without_a_time_counts_as_issued_before():
     row = Revocation(id="x", roles=["staff"], issued_before=1)
 
     assert row.fits(WHO._replace(issued_at=None), name_of)
+    assert row.fits(WHO._replace(grounds=()), name_of)  # STS: its caller chose the time
 
 
 def test_the_file_and_the_part_keep_everything(tmp_path):
     listed = Revocations(
         (
-            Revocation(id="a", roles=["staff"], reason='quote " and \n'),
+            Revocation(id="a", roles=["staff"], reason='quote " and \n, \x7f, 😀'),
             Revocation(
                 id="b", principals=["ü"], sessions=["s"], credentials=["sha256:1"], issued_before=1000.5
             ),
@@ -367,6 +393,11 @@ def test_the_file_and_the_part_keep_everything(tmp_path):
         ("[[revocations]]\nid = 'a'\nroles = ['a']\nissued_before = 'yesterday'", "RFC 3339"),
         ("[[revocations]]\nid = 'a'\nroles = ['a']\n" * 2, "stands twice"),
         ("[[revoc", "not TOML"),
+        ("", "r.toml: is empty"),
+        *(
+            (f"[[revocations]]\nid = 'a'\nroles = ['a']\nissued_before = {at}", "not milliseconds")
+            for at in ("1700000000000", "-1", "nan", "inf")
+        ),
     ],
 )
 def test_a_wrong_file_says_where(tmp_path, text, said):
@@ -383,10 +414,10 @@ def test_a_file_that_is_no_text_or_too_large_says_so(tmp_path):
     with pytest.raises(ConfigError, match=r"r\.toml:2: is not UTF-8\. Write it again"):
         read(path)
     path.write_bytes(b"#" * (4 << 20) + b"#")
-    with pytest.raises(ConfigError, match=r"larger than 4 MiB\. Remove what has expired"):
+    with pytest.raises(ConfigError, match=r"larger than 4 MiB"):
         read(path)
     path.write_text("[[revocations]]\nid = 'a'\nroles = ['a']\n" * 10_001)
-    with pytest.raises(ConfigError, match="at most 10000 items"):
+    with pytest.raises(ConfigError, match="10001 revocations, at most 10000"):
         read(path)
 
 
@@ -402,6 +433,84 @@ def test_revoke_add_list_undo(tmp_path):
     ran("revoke undo b --config", world, code=2)
     ran("revoke undo a --config", world)
     assert said("revoke list --config", world) == ""
+
+
+LIFETIMES = {"corp": 100.0, "guest": 300.0, "cloud": STS_LIFETIME}
+
+
+@pytest.mark.parametrize(
+    ("members", "lasts"),
+    [
+        ({"roles": ["a"]}, None),
+        ({"roles": ["a"], "added": 1000}, None),
+        ({"issuers": ["corp"], "issued_before": 1000}, 100),
+        ({"issuers": ["corp", "guest"], "roles": ["a"], "issued_before": 1000}, 300),
+        ({"roles": ["a"], "issued_before": 1000}, STS_LIFETIME),
+        ({"issuers": ["corp", "gone"], "issued_before": 1000}, None),
+        ({"credentials": ["sha256:00"], "issuers": ["corp"], "added": 1000}, 100),
+        ({"credentials": ["sha256:00"], "issuers": ["corp"]}, None),
+    ],
+)
+def test_a_revocation_is_over_when_all_that_it_can_be_about_has_run_out(members, lasts):
+    row = Revocation(id="x", **members)
+
+    for now in (1099.0, 1100.0, 1299.0, 1300.0, 999.0 + STS_LIFETIME, 1000.0 + STS_LIFETIME, 1e11):
+        assert row.over(LIFETIMES, now) is (lasts is not None and now >= 1000 + lasts)
+    assert not row.over({}, 1e11)
+
+
+def test_at_the_bound_nothing_more_is_written_and_all_else_works(tmp_path):
+    path = tmp_path / "r.toml"
+    rows = [Revocation(id=f"r{n}", principals=[f"p{n}"]) for n in range(10_000)]
+    write(path, Revocations(tuple(rows)))
+    full = path.read_bytes()
+
+    done = ran("revoke add --principal p --id new --config x --file", path, code=2)
+
+    assert "more than 10000 revocations" in done.output
+    assert path.read_bytes() == full
+    assert len(said("revoke list --config x --file", path).splitlines()) == len(read(path).rows) == 10_000
+    path.write_bytes(full + b"[[revocations]]\nid = 'of-before'\nprincipals = ['q']\n")
+    ran("revoke undo r7 --config x --file", path)
+    assert {"r7", "of-before"} & {row.id for row in read(path).rows} == {"of-before"}
+
+
+def test_what_has_expired_goes_with_the_next_write(tmp_path):
+    issuer = (
+        'name = "corp"\nissuer = "https://i"\nalgorithms = ["RS256"]\nmax_lifetime = "10m"\nleeway = "30s"'
+    )
+    world, path = tmp_path / "w.toml", tmp_path / "r.toml"
+    world.write_text(f'version = 1\n[live]\nrevocations = "r.toml"\n[[issuers]]\n{issuer}\n')
+    now = time.time()
+    rows = [Revocation(id=n, roles=["a"], issued_before=now - t) for n, t in (("over", 631), ("stands", 300))]
+    write(path, Revocations(tuple(rows)))
+
+    text = said("revoke add --principal p --issued-before now --id new --config", world)
+
+    assert "1 revocations went" in text
+    assert "and the leeway for the issuers' clocks" in text
+    assert "STS" not in text
+    stands, new = read(path).rows
+    assert (stands.id, new.id, new.issued_before - now >= 30) == ("stands", "new", True)
+
+
+@pytest.mark.parametrize(
+    ("issuers", "policy", "warned"),
+    [("", "sts", True), ("--issuer cloud", "sts", True), ("--issuer corp", "sts", False), ("", "junk", True)],
+)
+def test_it_is_said_that_no_sts_credential_is_spared(tmp_path, issuers, policy, warned):
+    tables = '[[issuers]]\nname = "corp"\n[[sts]]\nname = "cloud"\n'
+    (tmp_path / "w").write_text(tables if policy == "sts" else "junk")
+
+    line = f"revoke add --role a --issued-before 1700000000 {issuers} --config"
+    done = ran(line, tmp_path / "w", "--file", tmp_path / "r.toml")
+
+    assert ("aws:TokenIssueTime" in done.output) is warned
+
+
+def test_milliseconds_are_not_a_moment(tmp_path):
+    line = "revoke add --role a --issued-before 1700000000000 --config x --file"
+    assert "not milliseconds" in ran(line, tmp_path / "r.toml", code=2).output
 
 
 def test_a_cut_is_found_by_cause_and_person():

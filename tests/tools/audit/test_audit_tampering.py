@@ -317,6 +317,6 @@ def test_a_head_that_is_no_regular_file_is_not_written(tmp_path, kind):
         kind
     ]()
 
-    with pytest.raises(StartError, match=r"audit\.jsonl\.head is not a regular file.*Remove it"):
+    with pytest.raises(StartError, match=r"audit\.jsonl\.head cannot be the head.*Remove it"):
         opened(tmp_path / "audit.jsonl")
     assert victim.read_text() == "precious"

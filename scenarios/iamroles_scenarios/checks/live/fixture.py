@@ -116,7 +116,7 @@ class LiveBench(Bench):
     def revoke(self, agent: AgentHandle | None = None, **revocation: Any) -> None:  # noqa: ANN401 - any members
         """Write the revocations of the world's agent, or of another; without members, revoke nothing."""
         lines = [f"{key} = {json.dumps(value)}" for key, value in revocation.items()]
-        text = "\n".join(["[[revocations]]", 'id = "now"', *lines, ""]) if revocation else ""
+        text = "\n".join(["[[revocations]]", 'id = "now"', *lines, ""]) if revocation else "# nothing\n"
         (agent or self.world.agent).put("revocations.toml", text)
 
     def restart_agent(self) -> None:

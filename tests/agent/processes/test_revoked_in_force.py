@@ -1,0 +1,207 @@
+"""What `iamroles revoke`, status, health and metrics say is in force, with an agent that runs, as root and as
+another user.
+"""
+
+import json
+import os
+import signal
+import socket
+import threading
+import urllib.request
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import pytest
+from invoking import ran
+from programs import IAMROLES, Program, world
+from strangers import STRANGER, as_root, let_in, played_by
+from waiting import until
+
+from iamroles_agent.processes import local_socket
+
+MISSING = "/nonexistent/master.sock"
+
+
+class Agent(Program):
+    """An agent with a file of revocations, in a directory that other users reach."""
+
+    def __init__(self, directory, **live):
+        self.path = directory / "world.json"
+        super().__init__(directory, *IAMROLES, "agent", "run", "--config", str(self.path))
+        settings = {"listen": "127.0.0.1:0", "workers": 2, "state_dir": "state", "drain_timeout": "1s"}
+        live = {"revocations": "r.toml", **live}
+        self.path.write_text(json.dumps(world(agent=settings, live=live, metrics={"listen": "127.0.0.1:0"})))
+        self.start()
+        self.ready = self.line()
+
+    def revoke(self, words, code):
+        return ran(f"revoke {words} --config", self.path, code=code).output
+
+    def health(self):
+        [urls] = [self.log().split("metrics on ")[1:]]
+        return [json.load(urllib.request.urlopen(url.split("/metrics")[0] + "/healthz")) for url in urls]
+
+    def metrics(self):
+        url = self.log().split("metrics on ")[1].split()[0]
+        with urllib.request.urlopen(url) as answer:
+            lines = answer.read().decode().splitlines()
+        return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if line[0] != "#"}
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start an agent; it is ended at the end."""
+    made = []
+
+    def begin(**live):
+        made.append(Agent(tmp_path, **live))
+        return made[-1]
+
+    yield begin
+    for agent in made:
+        agent.close()
+
+
+def test_without_a_master_socket_open_streams_are_not_reached_and_that_is_said(start):
+    agent = start()
+
+    said = agent.revoke("add --principal eve --id a", 0).splitlines()
+
+    assert said[-2] == "in force for new requests in all 2 workers"
+    assert said[-1].startswith("not in force for open streams: live.master_socket is not set")
+    status = ran("agent status --config", agent.path).output
+    assert "open streams: not in force: live.master_socket is not set" in status
+    assert f"on {agent.ready['address']}," in status
+
+
+def test_a_master_that_does_not_answer_is_a_revocation_that_is_not_in_force(start):
+    agent = start(master_socket=MISSING)
+
+    for words in ("add --principal eve --id a", "undo a"):
+        said = agent.revoke(words, 1)
+        assert "in force for new requests in all 2 workers" in said
+        assert f"NOT in force for open streams: {MISSING}: No such file or directory" in said
+    assert f"open streams: NOT in force: {MISSING}" in ran("agent status --config", agent.path, code=1).output
+    until(lambda: all(MISSING in about["streams"] for about in agent.health()))
+    assert {(about["healthy"], about["requests"]) for about in agent.health()} == {(True, "in force")}
+    found = agent.metrics()
+    assert (found['iamroles_in_force{for="requests"}'], found['iamroles_in_force{for="streams"}']) == (1, 0)
+    assert found["iamroles_live_unreachable"] == 1
+
+
+def test_a_wrong_file_is_not_in_force_in_status_and_health(start):
+    agent = start()
+    agent.revoke("add --principal eve --id a", 0)
+    (agent.directory / "r.toml").write_text("")
+
+    until(lambda: "r.toml: is empty" in ran("agent status --config", agent.path, code=(0, 1)).output)
+
+    assert "requests: NOT in force" in ran("agent status --config", agent.path, code=1).output
+    until(lambda: all("r.toml: is empty" in about["requests"] for about in agent.health()))
+
+
+def test_a_fifo_in_place_of_the_file_holds_nothing_up(start):
+    agent = start()
+    file = agent.directory / "r.toml"
+    os.mkfifo(file)
+    until(lambda: "it is a FIFO" in agent.log())
+    file.unlink()
+
+    assert "in force for new requests" in agent.revoke("add --principal eve", 0)
+
+
+def test_a_fifo_in_place_of_the_policy_is_a_reload_that_is_refused(start):
+    agent = start()
+    sound = agent.path.rename(agent.directory / "sound")
+    os.mkfifo(agent.path)
+    assert "it is a FIFO" in agent.reload()["error"]
+    sound.replace(agent.path)
+    assert agent.reload()["reloaded"] is True
+
+
+@pytest.mark.parametrize("what", ["empty", "FIFO", "directory"])
+def test_an_agent_does_not_start_with_a_file_that_it_cannot_read(start, tmp_path, what):
+    file = tmp_path / "r.toml"
+    {"empty": file.touch, "FIFO": partial(os.mkfifo, file), "directory": file.mkdir}[what]()
+
+    with pytest.raises(AssertionError, match=rf"the program ended.*r\.toml.*{what}"):
+        start()
+
+
+@as_root
+def test_who_may_not_ask_the_agent_is_not_said_that_none_runs(start, tmp_path):
+    let_in(tmp_path)
+    agent = start()
+    with played_by(STRANGER):
+        said = agent.revoke("add --principal eve", 1)
+
+    assert "NOT known to be in force" in said
+    assert "Permission denied" in said
+
+
+def test_an_agent_whose_parent_stands_still_is_not_said_to_be_absent(start, monkeypatch):
+    monkeypatch.setattr(local_socket, "ask", partial(local_socket.ask, timeout=1.0))
+    agent = start()
+    os.kill(agent.process.pid, signal.SIGSTOP)
+    assert "NOT" in agent.revoke("add --principal eve", 1)
+    for pid in agent.children("iamroles-fet"):
+        os.kill(pid, signal.SIGKILL)
+
+    assert "NOT known to be in force" in agent.revoke("add --principal eve", 1)
+    os.kill(agent.process.pid, signal.SIGCONT)
+
+
+def answering(path, answer):
+    """Listen at a path, and answer one question."""
+    path.parent.mkdir(mode=0o755, exist_ok=True)
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(path))
+    server.listen()
+
+    def meet():
+        peer, _ = server.accept()
+        with peer, server, suppress(OSError):
+            peer.recv(4096)
+            peer.sendall(answer)
+
+    threading.Thread(target=meet, daemon=True).start()
+
+
+@pytest.mark.parametrize("answer", [b"", b"garbage\n", b"[]\n", b'{"settled": true}\n', b'{"error": "no"}\n'])
+def test_an_answer_that_makes_no_sense_is_not_taken_for_an_absent_agent(tmp_path, answer):
+    path = tmp_path / "w.toml"
+    path.write_text('[agent]\nstate_dir = "s"\n[live]\nrevocations = "r.toml"\n')
+    answering(tmp_path / "s" / "agent.sock", answer)
+
+    assert "NOT" in ran("revoke add --principal eve --config", path, code=1).output
+
+
+@as_root
+def test_another_user_who_answers_is_not_believed(tmp_path):
+    path = tmp_path / "w.toml"
+    path.write_text('[agent]\nstate_dir = "s"\n[live]\nrevocations = "r.toml"\n')
+    (tmp_path / "s").mkdir()
+    let_in(tmp_path)
+    (tmp_path / "s").chmod(0o777)
+    with played_by(STRANGER):
+        answering(tmp_path / "s" / "agent.sock", b"{}\n")
+
+    said = ran("revoke add --principal eve --config", path, code=1).output
+
+    assert f"user {STRANGER} answers there" in said
+
+
+@pytest.mark.parametrize("kind", ["absent", "refused"])
+def test_only_a_socket_that_is_absent_or_refuses_is_no_agent(tmp_path, kind):
+    path = tmp_path / "w.toml"
+    path.write_text('[agent]\nstate_dir = "s"\n[live]\nrevocations = "r.toml"\n')
+    if kind == "refused":
+        (tmp_path / "s").mkdir()
+        with socket.socket(socket.AF_UNIX) as left:
+            left.bind(str(tmp_path / "s" / "agent.sock"))
+
+    said = ran("revoke add --principal eve --config", path).output
+
+    assert "No agent answers" in said
+    assert Path(tmp_path / "r.toml").read_text().count("eve") == 1
