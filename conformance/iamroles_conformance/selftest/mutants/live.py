@@ -6,14 +6,15 @@ import time
 from dataclasses import replace
 from typing import Any
 
+from iamroles_agent.base.identity import Identity
 from iamroles_agent.live import cutter, renewal
 from iamroles_agent.live import judge as judging
 from iamroles_agent.live.console import ConsoleError
 from iamroles_agent.live.cutter import Cutter
 from iamroles_agent.live.judge import EXPIRED, REVOKED, Ends
-from iamroles_agent.live.revocations import NONE
+from iamroles_agent.live.revocations import NONE, Revocation, Revocations
 from iamroles_agent.live.ticket import Ticket
-from iamroles_agent.processes import cutting
+from iamroles_agent.processes import cutting, watch
 from iamroles_agent.serving.gate import Gate
 from iamroles_agent.spop import actions
 from iamroles_agent.tokens.keys import KeySet
@@ -100,6 +101,29 @@ mutant("live.revocations-alone", "LIVE-POLICY-001 LIVE-KEY-001", "ends streams f
 mutant("live.revokes-nothing", "LIVE-REVOKE-001 LIVE-REVOKE-002", "puts no revocations in force")(
     setting(Gate, "revoke", lambda self, revocations: None)
 )
+mutant("live.revokes-any-issuer", "LIVE-REVOKE-003", "ignores which issuers a revocation names")(
+    around(Revocation, "fits")(
+        lambda sound, row, *who: sound(
+            row if row.issuers == [] else row.model_copy(update={"issuers": []}), *who
+        )
+    ),
+    around(Revocations, "match")(
+        lambda sound, self, identity, name_of: next(
+            (row for row in self.rows if row.fits(identity, name_of)), sound(self, identity, name_of)
+        )
+    ),
+)
+mutant("live.believes-signed-dates", "LIVE-REVOKE-004", "spares what a caller of STS dated later")(
+    setting(Identity, "dated_by_caller", False)
+)
+
+
+@mutant("live.empty-is-nothing", "LIVE-REVOKE-005", "believes an empty file: nothing is revoked")
+@around(watch, "read")
+def empty_is_nothing(sound: Any, path: Any, *most: Any) -> Any:
+    return Revocations() if path.exists() and not path.read_bytes() else sound(path, *most)
+
+
 mutant("live.keys-unseen", "LIVE-KEY-001", "lets streams live whose key has left its issuer's set")(
     _judged(lambda _: {"sources": {}})
 )

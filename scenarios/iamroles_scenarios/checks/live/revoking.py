@@ -10,10 +10,12 @@ from typing import Any
 from iamroles_scenarios.checks.live.fixture import AFTER, FEW, SHAPES, SOCKET, WITHIN, LiveBench, live_bench
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation
-from iamroles_scenarios.engine.bench import refused
+from iamroles_scenarios.engine.bench import EDGE, refused
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.jose.encoding import part
 
+_PLAIN: dict[str, Any] = {"path": "/plain/a"}
+_STS = "live-sts"
 _FAST_KEYS = {"refresh": "1s", "cooldown": "1s"}
 
 
@@ -130,7 +132,7 @@ def _revoked(
         here.must_end(going, f"the revocation of its {kind}")
         here.must_last(staying, f"the revocation of another's {kind}")
         alice, bob, passes = going[0].token, staying[0].token, Expectation(backend="plain")
-        how: dict[str, Any] = {"path": "/plain/a"}
+        how = _PLAIN
         here.expect("a request of the revoked", alice, refused("credential_revoked"), within=WITHIN, **how)
         here.expect("a request of another", bob, passes, **how)
         here.revoke()
@@ -150,6 +152,75 @@ for _kind in _KINDS:
     def _by_kind(target: Target, kind: str = _kind) -> None:
         """Streams of two people; the revocation is about one of them."""
         _revoked(target, f"live.revoke.{kind}", kind)
+
+
+_GUEST = {
+    "name": "guest",
+    "issuer": "{idp}/guest",
+    "insecure_http": True,
+    "audiences": ["edge"],
+    "algorithms": ["RS256", "ES256"],
+    "roles_claim": "roles",
+}
+
+
+@check("live.revoke.issuer", "LIVE-REVOKE-003", "LIVE-KEEP-001", features={"live", "oidc"})
+def issuer(target: Target) -> None:
+    """A revocation that names an issuer ends what this issuer vouched for, and nothing of another issuer.
+
+    The same principal in both; first the principal of one issuer, then the issuer alone.
+    """
+    with live_bench(target, "live.issuer", revoking=True, issuers=[_GUEST]) as here:
+        kinds: list[dict[str, Any]] = [{"principals": ["alice"]}, {}]
+        for members in kinds:
+            mine, other = here.token(exp="+15m", sub="alice"), here.token("guest", exp="+15m", sub="alice")
+            going, staying = here.open(SOCKET, other), here.open(SOCKET, mine)
+            here.revoke(issuers=["guest"], **members)
+            here.must_end([going], "the revocation of its issuer")
+            here.must_last([staying], "the revocation of another issuer")
+            how, passes = _PLAIN, Expectation(backend="plain")
+            here.expect("a request of the revoked", other, refused("credential_revoked"), **how)
+            here.expect("a request of the other issuer", mine, passes, **how)
+            here.revoke()
+            here.expect("a request after the undo", other, passes, within=WITHIN, **how)
+
+
+@check("live.revoke.sts", "LIVE-REVOKE-004", features={"live", "sts"})
+def signed_since(target: Target) -> None:
+    """A revocation with `issued_before` refuses pre-signed requests that were signed later, too.
+
+    The caller chooses the date; a token that was issued later passes.
+    """
+    sts = {"name": "cloud", "endpoint": "{sts}", "binding_value": EDGE, "insecure_http": True}
+    hosts = [f"{_STS}{{suffix}}.sts.example"]
+    with live_bench(target, _STS, revoking=True, sts=[{**sts, "hosts": hosts}]) as here:
+        here.sts_host = f"{_STS}{here.loan.suffix}.sts.example"
+        keys, how = here.session(), _PLAIN
+        passes = Expectation(backend="plain")
+        here.expect("a request before it", here.credential(keys), passes, **how)
+        here.revoke(roles=["reader"], issued_before=int(time.time()) - 60)
+        gone = refused("credential_revoked")
+        here.expect("what was signed later", here.credential(keys, expires=77), gone, within=WITHIN, **how)
+        here.expect("a token that was issued later", here.token(), passes, **how)
+
+
+@check("live.revoke.file", "LIVE-REVOKE-005", features={"live"})
+def faulty(target: Target) -> None:
+    """A file of revocations that is empty or half written lifts no revocation.
+
+    The next sound file counts again.
+    """
+    with live_bench(target, "live.file", revoking=True) as here:
+        token, how = here.token(exp="+15m", sub="alice"), _PLAIN
+        here.revoke(principals=["alice"])
+        gone = refused("credential_revoked")
+        here.expect("a request of the revoked", token, gone, within=WITHIN, **how)
+        for text in ("", '[[revocations]]\nid = "now"\nprincip'):
+            here.world.agent.put("revocations.toml", text)
+            time.sleep(2 * AFTER)
+            here.expect(f"a request after the file became {text!r}", token, gone, **how)
+        here.revoke()
+        here.expect("a request after the undo", token, Expectation(backend="plain"), within=WITHIN, **how)
 
 
 @check("live.reload.revoked", "LIVE-RELOAD-001", features={"live"})
