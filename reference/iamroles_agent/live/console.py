@@ -8,12 +8,17 @@ are split as they are.
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
+from collections.abc import Callable, Container
 from dataclasses import dataclass
+from typing import TypeVar
 
 from iamroles_agent.live.ticket import Ticket, TicketError
 
 TABLE = "iam-live"
+WAITING = "iam-wait"
+"""The table of all requests that were allowed and are under way; the long ones are in `TABLE` too."""
 FRESH = "iam-fresh"
 """The table of credentials that were seen in backends that renew."""
 _PROMPT = re.compile(rb"(?:^|\n)(?:(?:master|\d+)(?:\([^)\n]*\))?)?> $")
@@ -22,7 +27,7 @@ _EACH_PROMPT = re.compile(_PROMPT.pattern[:-1])
 _ROW = re.compile(r"^0x[0-9a-f]+: key=(?P<key>\S+) use=(?P<use>\d+) exp=(?P<exp>\d+) .*")
 _DATA = re.compile(r"(gpt0|gpc0)=(\d+)")
 _SESSION = re.compile(r"^(?P<pointer>0x[0-9a-f]+): proto=\S+ src=(?P<source>\S+) ", re.MULTILINE)
-_NUMBER = re.compile(r" id=(?P<number>\d+) proto=\S+ source=(?P<source>\S+)")
+_NUMBERED = re.compile(r"^(?P<pointer>0x[0-9a-f]+): \[[^\]\n]*\] id=(?P<number>\d+) ", re.MULTILINE)
 _WITHIN = 2.0
 """Seconds in which an answer, or its next piece, must come."""
 _SILENT = 0.2
@@ -31,20 +36,60 @@ KEPT = 5_000
 """Milliseconds that the table keeps an entry after its last change (`expire 5s` in haproxy.cfg)."""
 
 
+_MUCH = 200_000
+"""Bytes of an answer beyond which it is read in a thread."""
+_Parsed = TypeVar("_Parsed")
+
+log = logging.getLogger("iamroles.live")
+
+
 class ConsoleError(Exception):
     """The socket or a worker does not answer, or not as HAProxy's should."""
 
 
+class TableMissingError(ConsoleError):
+    """HAProxy has another configuration."""
+
+
+async def parsed(parse: Callable[[str], _Parsed], answer: str) -> _Parsed:
+    """Read an answer, in a thread if it is long, so that decisions go on meanwhile."""
+    return await asyncio.to_thread(parse, answer) if len(answer) > _MUCH else parse(answer)
+
+
+class Problems:
+    """Logs a problem once, and once that it is over."""
+
+    def __init__(self) -> None:
+        self._logged: dict[str, str] = {}
+
+    def current(self) -> list[str]:
+        return [problem for problem in self._logged.values() if problem]
+
+    def report(self, about: str, problem: str = "") -> None:
+        """Log what is wrong with something, "" for nothing."""
+        if problem == self._logged.get(about, ""):
+            return
+        self._logged[about] = problem
+        if problem:
+            log.error(
+                "live: %s. Streams are not cut there; they end at their expiry by HAProxy alone", problem
+            )
+        else:
+            log.info("live: %s answers again", about)
+
+
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """An entry of the table: one stream, alive or gone."""
+    """An entry of a table: a request that waits or streams, alive or gone."""
 
     key: str
     number: int
+    """Of the stream in its process; unique there, whatever address HAProxy knows the client by."""
     src: str
     port: int
+    """0: unknown."""
     since: int
-    """Epoch seconds: when the request or response turned out to be long."""
+    """Epoch seconds: when the request or response turned out to be long; 0: unknown."""
     expires: int
     """Epoch seconds: the end of the credential that opened it."""
     ends: int
@@ -56,6 +101,8 @@ class Stream:
     """True if HAProxy's filter ended it."""
     age: float
     """Seconds since the entry's last change: since its end, if it has ended."""
+    waits: bool = False
+    """True if it comes from the table of all requests, which has neither its port nor its request id."""
 
     @property
     def source(self) -> str:
@@ -74,22 +121,27 @@ class Stream:
         return ticket is None or ticket.agent == agent
 
 
+def _lines(answer: str, table: str, without: str) -> list[str]:
+    if not answer.lstrip().startswith("# table:"):
+        raise TableMissingError(f"it has no table {table}: {without}")
+    return answer.splitlines()
+
+
 def streams(answer: str) -> list[Stream]:
-    """Entries in an answer to `show table`.
+    """Entries in an answer to `show table iam-live`.
+
+    A client behind the PROXY protocol may have port 0, which HAProxy writes as an empty word.
 
     Raises:
-        ConsoleError: the table is missing.
+        TableMissingError: HAProxy does not have it.
     """
-    if not answer.lstrip().startswith("# table:"):
-        raise ConsoleError(
-            f"it has no table {TABLE}: it does not run the configuration of `iamroles policy render`"
-        )
+    without = "it does not run the configuration of `iamroles policy render`"
     found = []
-    for line in answer.splitlines():
+    for line in _lines(answer, TABLE, without):
         if (match := _ROW.match(line.replace("\\=", "="))) is None:
             continue
         words = match["key"].split("|")
-        if len(words) != 7 or not all(words[at].isdecimal() for at in (0, 2, 3, 4)):
+        if len(words) != 7 or not all(words[at].isdecimal() for at in (0, 3, 4)):
             continue
         data = {name: int(value) for name, value in _DATA.findall(line)}
         found.append(
@@ -97,7 +149,7 @@ def streams(answer: str) -> list[Stream]:
                 key=match["key"],
                 number=int(words[0]),
                 src=words[1],
-                port=int(words[2]),
+                port=int(words[2]) if words[2].isdecimal() else 0,
                 since=int(words[3]),
                 expires=int(words[4]),
                 ends=data.get("gpt0", int(words[4])),
@@ -111,19 +163,43 @@ def streams(answer: str) -> list[Stream]:
     return found
 
 
+def waiting(answer: str, known: Container[int] = ()) -> list[Stream]:
+    """Living entries in an answer to `show table iam-wait`, without these numbers.
+
+    What has ended means nothing there.
+
+    Raises:
+        TableMissingError: HAProxy does not have it.
+    """
+    found = []
+    for line in _lines(answer, WAITING, "render the configuration again by `iamroles policy render`"):
+        if " use=0 " in line or (match := _ROW.match(line.replace("\\=", "="))) is None:
+            continue
+        number, bar, ticket = match["key"].partition("|")
+        ends = dict(_DATA.findall(line)).get("gpt0")
+        if bar and number.isdecimal() and int(number) not in known and ends is not None:
+            head = (match["key"], int(number), _source_of(ticket), 0, 0, int(ends), int(ends))
+            found.append(Stream(*head, "", ticket, alive=True, filtered=False, age=0.0, waits=True))
+    return found
+
+
+def _source_of(ticket: str) -> str:
+    try:
+        request = Ticket.decode(ticket).request
+    except TicketError:
+        return ""
+    return "" if request is None else str(request.src)
+
+
 def fresh(answer: str) -> list[tuple[str, str, int]]:
     """Credentials in an answer to `show table iam-fresh`: client address, first part of a ticket, expiry.
 
     Raises:
-        ConsoleError: the table is missing.
+        TableMissingError: HAProxy does not have it.
     """
-    if not answer.lstrip().startswith("# table:"):
-        raise ConsoleError(
-            f"it has no table {FRESH}: no stream is renewed there until it runs what "
-            "`iamroles policy render` writes for this policy"
-        )
+    without = "no stream is renewed there until it runs what `iamroles policy render` writes for this policy"
     found = []
-    for line in answer.splitlines():
+    for line in _lines(answer, FRESH, without):
         if (match := _ROW.match(line)) is not None:
             src, bar, who = match["key"].partition("|")
             data = {name: int(value) for name, value in _DATA.findall(line)}
@@ -152,10 +228,17 @@ def pointers(answer: str) -> dict[str, list[str]]:
     return found
 
 
+def numbered(answer: str) -> dict[int, str]:
+    """Pointers of streams by number, in an answer to `show sess all` or `show sess <pointer>`."""
+    return {int(match["number"]): match["pointer"] for match in _NUMBERED.finditer(answer)}
+
+
 def is_stream(answer: str, stream: Stream) -> bool:
-    """Look whether an answer to `show sess <pointer>` is about a stream: number and address."""
-    match = _NUMBER.search(answer.partition("\n")[0])
-    return match is not None and int(match["number"]) == stream.number and match["source"] == stream.source
+    """Look whether an answer to `show sess <pointer>` is about a stream: by its number.
+
+    The address may differ: behind the PROXY protocol HAProxy shows the sender's, and the table the client's.
+    """
+    return stream.number in numbered(answer)
 
 
 class Console:

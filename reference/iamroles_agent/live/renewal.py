@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from iamroles_agent.live.console import FRESH, TABLE, Stream
+from iamroles_agent.live.console import FRESH, TABLE, WAITING, Stream
 from iamroles_agent.live.judge import EXPIRED, UNKNOWN, Ends, whose
 from iamroles_agent.live.ticket import Ticket, TicketError
 
@@ -58,11 +58,15 @@ class Renewal:
 
     def commands(self) -> list[str]:
         """The commands for the worker: by which credential, if it does not know that, and until when."""
-        until = f"set table {TABLE} key {self.stream.key} data.gpt0 {self.until}"
+        stream = self.stream
+        until = [
+            f"set table {table} key {key} data.gpt0 {self.until}"
+            for table, key in ((TABLE, stream.key), (WAITING, f"{stream.number}|{stream.ticket}"))
+        ]
         if self.known:
-            return [until]
+            return until
         key = f"{self.fresh.src}|{self.fresh.who}"
-        return [f"set table {FRESH} key {key} data.gpt0 {self.fresh.expires}", until]
+        return [f"set table {FRESH} key {key} data.gpt0 {self.fresh.expires}", *until]
 
 
 class Successors:

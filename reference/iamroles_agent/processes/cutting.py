@@ -15,8 +15,9 @@ from iamroles_agent.audit.log import Audit
 from iamroles_agent.audit.record import Value
 from iamroles_agent.base.config import Config
 from iamroles_agent.live.console import Stream
-from iamroles_agent.live.cutter import Cut, Cutter
+from iamroles_agent.live.cutter import Cutter
 from iamroles_agent.live.judge import Ends, judge, renewing
+from iamroles_agent.live.proxy_worker import Cut
 from iamroles_agent.live.renewal import Renewal
 from iamroles_agent.serving.gate import Gate
 from iamroles_agent.serving.metrics import Metrics
@@ -110,8 +111,11 @@ def _about(stream: Stream) -> dict[str, Value]:
         (request, ("method", "host", "path")),
     ):
         about |= {name: getattr(source, name, None) for name in names}
-    return about | {"src": stream.src, "since": stream.since, "expires": stream.ends}
+    # As in the record of the decision: HAProxy spells ::ffff:192.0.2.1 otherwise than Python.
+    src = stream.src if request is None else str(request.src)
+    return about | {"src": src, "since": stream.since or None, "expires": stream.ends}
 
 
 def _put(audit: Audit, event: str, stream: Stream, about: dict[str, Value]) -> None:
-    audit.event(event, about, request_id=stream.request_id, src_port=stream.port, stream=stream.number)
+    port, request_id = stream.port or None, stream.request_id or None
+    audit.event(event, about, request_id=request_id, src_port=port, stream=stream.number)

@@ -11,6 +11,7 @@ received, headers keep order, spelling and repetition, body is its length in byt
 - `Upgrade: websocket`: a WebSocket that echoes (RFC 6455); ping, close and fragments are honoured;
 - `Accept: text/event-stream`: server-sent events, the first one the answer above, then one each 50 ms;
 - the query `after=300`: the answer comes 300 ms later;
+- the query `interim=1`: no answer, but interim responses (103), one each 50 ms;
 - the query `endless=1`: a body of a terabyte, 4 KiB each 50 ms; `chunked=1`: without a length; `quiet=1`: no
   more than one piece;
 - `/_control/counters`: `{"backend", "requests"}`, itself not counted.
@@ -143,6 +144,8 @@ class EchoProtocol(asyncio.Protocol):
             self._begin(200, [] if "chunked=1" in path else [("Content-Length", "1099511627776")])
             self._write(h11.Data(data=_PIECE))
             self._tick(1, None if quiet else lambda _number: _PIECE)
+        elif "interim=1" in path:
+            self._tick(1, lambda _number: None)
         elif late := _AFTER.search(path):
             self._timer = asyncio.get_running_loop().call_later(int(late[1]) / 1000, self._send_late, report)
         else:
@@ -171,13 +174,15 @@ class EchoProtocol(asyncio.Protocol):
         if data := self._http.send(event):
             self._transport.write(data)
 
-    def _tick(self, number: int, piece: Callable[[int], bytes] | None) -> None:
+    def _tick(self, number: int, piece: Callable[[int], bytes | None] | None) -> None:
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(_PIECE_INTERVAL, self._next_piece, number, piece)
 
-    def _next_piece(self, number: int, piece: Callable[[int], bytes] | None) -> None:
+    def _next_piece(self, number: int, piece: Callable[[int], bytes | None] | None) -> None:
         if piece is not None:
-            self._write(h11.Data(data=piece(number)))
+            data = piece(number)
+            early = h11.InformationalResponse(status_code=103, headers=[])
+            self._write(early if data is None else h11.Data(data=data))
             self._tick(number + 1, piece)
 
     def _upgrade(self, key: str) -> None:

@@ -13,6 +13,7 @@ from iamroles_agent.base.config import Issuer
 from iamroles_agent.base.errors import ConfigError
 from iamroles_agent.base.identity import Identity, Request, RoleArn
 from iamroles_agent.live import cutter as cutting
+from iamroles_agent.live import proxy_worker
 from iamroles_agent.live.console import ConsoleError, Stream, is_stream, pointers, streams, workers
 from iamroles_agent.live.judge import EXPIRED, REVOKED, Ends
 from iamroles_agent.live.revocations import (
@@ -124,7 +125,7 @@ def test_a_socket_of_a_worker_is_no_master():
         workers("Unknown command: 'show proc'")
 
 
-def test_a_stream_is_known_by_number_and_address():
+def test_a_stream_is_known_by_its_number():
     stream = streams(f"# table:\n0x1: key={KEY} use=1 exp=1 gpt0=1 gpc0=0\n")[0]
 
     assert pointers("0xa: proto=tcpv4 src=192.0.2.1:4711 fe=x\n0xb: proto=sockpair src=unix:1 fe=y\n") == {
@@ -133,7 +134,7 @@ def test_a_stream_is_known_by_number_and_address():
     }
     assert is_stream("0xa: [25/Nov] id=7 proto=tcpv4 source=192.0.2.1:4711\n  flags=", stream)
     assert not is_stream("0xa: [25/Nov] id=8 proto=tcpv4 source=192.0.2.1:4711\n  flags=", stream)
-    assert not is_stream("0xa: [25/Nov] id=7 proto=tcpv4 source=192.0.2.1:4712\n  flags=", stream)
+    assert is_stream("0xa: [25/Nov] id=7 proto=unix_stream source=unix:2\n  flags=", stream)
     assert not is_stream("Session not found.", stream)
 
 
@@ -143,7 +144,8 @@ def test_a_stream_is_known_by_number_and_address():
 @pytest.fixture
 def proxy(monkeypatch):
     found = Proxy(TICKET, 1990.0)
-    monkeypatch.setattr(cutting, "Console", found)
+    for module in (cutting, proxy_worker):
+        monkeypatch.setattr(module, "Console", found)
     return found
 
 
@@ -280,13 +282,17 @@ async def test_when_nothing_changed_only_what_is_due_is_asked_for(proxy):
     proxy.streams = {7: Row(4711, 9000)}
     cutter = proxy.cutter(by_expiry)
     await cutter.look()
-    proxy.now += cutting.TAIL + 1
+    proxy.now += proxy_worker.SETTLE + 1
     proxy.asked.clear()
     await cutter.look()
 
+    due, now = f"data.gpt0 lt {int(proxy.now) + proxy_worker.AHEAD + 1}", int(proxy.now)
     assert proxy.asked == [
         "show proc",
-        f"show table iam-live data.gpt0 lt {int(proxy.now) + cutting.AHEAD + 1}",
+        f"show table iam-live data.conn_cur gt 0 {due}",
+        f"show table iam-wait {due}",
+        f"clear table iam-live data.conn_cur eq 0 data.gpc0 eq 0 data.gpt0 gt {now + 1}",
+        f"show table iam-live data.conn_cur eq 0 data.gpt0 lt {now + 2}",
     ]
 
 

@@ -10,6 +10,7 @@ from policies import ISSUER, document, grant
 from iamroles_agent.base.config import Config
 from iamroles_agent.base.identity import Identity, Request, RoleArn
 from iamroles_agent.live import cutter as cutting
+from iamroles_agent.live import proxy_worker
 from iamroles_agent.live.console import FRESH, ConsoleError, Stream, fresh
 from iamroles_agent.live.judge import EXPIRED, POLICY_CHANGED, REVOKED, UNKNOWN, Ends, judge
 from iamroles_agent.live.renewal import Fresh, Successors
@@ -82,6 +83,7 @@ def test_the_credential_that_lasts_longest_prolongs_and_no_longer_than_it_lives(
     assert renewal.commands() == [
         f"set table {FRESH} key {SRC}|{who(longest)} data.gpt0 3000",
         f"set table iam-live key {row().key} data.gpt0 3000",
+        f"set table iam-wait key 7|{row().ticket} data.gpt0 3000",
     ]
     [known] = found.renewal(3, row(), judged())
     assert known.commands() == renewal.commands()[1:]
@@ -169,7 +171,8 @@ def test_what_was_judged_before_stands_unless_it_is_revoked_now():
 def proxy(monkeypatch):
     found = Proxy(STREAM, 1996.0)
     found.stream = found.streams[7] = Row(4711, 2000)
-    monkeypatch.setattr(cutting, "Console", found)
+    for module in (cutting, proxy_worker):
+        monkeypatch.setattr(module, "Console", found)
     return found
 
 

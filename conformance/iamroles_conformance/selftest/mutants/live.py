@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from iamroles_agent.base.identity import Identity
-from iamroles_agent.live import cutter, renewal
+from iamroles_agent.live import cutter, proxy_worker, renewal, shutdown
 from iamroles_agent.live import judge as judging
 from iamroles_agent.live.console import ConsoleError
 from iamroles_agent.live.cutter import Cutter
@@ -34,7 +34,7 @@ mutant(
             scope, name, kind, value + 60 if name == "expires" else value
         )
     ),
-    setting(cutter, "is_stream", lambda _answer, _stream: False),
+    setting(shutdown, "is_stream", lambda _answer, _stream: False),
 )
 mutant("live.streams-anywhere", "LIVE-REFUSE-001", "lets upgrades and event streams into every backend")(
     without("upgrade", "event-stream", name="iam-routes.cfg")
@@ -44,7 +44,7 @@ mutant("live.needs-the-agent", "LIVE-ALONE-001", "is not woken at the credential
 )
 mutant("live.proxys-own-clock", "LIVE-CLOCK-001", "uses the proxy's clock, which stops while it is frozen")(
     replaced('txn.f:date(0, "ms")', "1000 * core.now().sec + core.now().usec // 1000", name="iam-live.lua"),
-    setting(cutter, "GRACE", 60.0),
+    setting(proxy_worker, "GRACE", 60.0),
 )
 
 # --- which streams are judged again, and how
@@ -93,7 +93,8 @@ mutant("live.audience-unseen", "LIVE-POLICY-002", "does not judge issuer, audien
 mutant("live.deaf", "LIVE-POLICY-001 LIVE-KEY-001 LIVE-REVOKE-001", "judges no open stream a second time")(
     setting(Cutter, "changed", lambda self: None),
     setting(Cutter, "revoked", lambda self: None),
-    setting(cutter, "TAIL", 0.0),
+    setting(proxy_worker, "SETTLE", 0.0),
+    setting(proxy_worker, "UNLISTED", 0.0),
 )
 mutant("live.revocations-alone", "LIVE-POLICY-001 LIVE-KEY-001", "ends streams for revocations alone")(
     setting(Cutter, "changed", Cutter.revoked)
@@ -132,7 +133,7 @@ mutant("live.keys-unseen", "LIVE-KEY-001", "lets streams live whose key has left
 
 
 @mutant("live.all-workers-or-none", "LIVE-RELOAD-002", "cuts nothing while one of the workers is silent")
-@around(cutter._ProxyWorker, "read")
+@around(proxy_worker.ProxyWorker, "read")
 async def all_or_none(sound: Any, self: Any) -> Any:
     found = await sound(self)
     if self._unread:
@@ -140,34 +141,44 @@ async def all_or_none(sound: Any, self: Any) -> Any:
     return found
 
 
-@around(cutter, "pointers")
+@around(shutdown, "pointers")
 def _any_pointer(sound: Any, answer: str) -> Any:
     found = sound(answer)
     others = [
         pointer for source, those in found.items() if not source.startswith("unix") for pointer in those
     ]
-    return dict.fromkeys(found, others[::-1])
+    return dict.fromkeys(found, others[:-5:-1])
 
 
 @mutant("live.forgets-at-restart", "LIVE-RESTART-001", "knows only the streams that began since it started")
 @Override
 def forgets() -> None:
     started = time.time()
-    around(cutter, "streams")(lambda sound, answer: [one for one in sound(answer) if one.since >= started])()
+    around(proxy_worker, "streams")(
+        lambda sound, answer: [one for one in sound(answer) if one.since >= started]
+    )()
+    around(proxy_worker, "waiting")(lambda sound, answer, known: [])()
 
 
 mutant("live.cuts-by-address", "LIVE-H2-001", "cuts whatever stream has the client's address and port")(
-    around(cutter, "is_stream")(
+    around(shutdown, "is_stream")(
         lambda sound, answer, stream: (
             sound(answer, stream) or f"source={stream.source}" in answer.partition("\n")[0]
         )
-    )
+    ),
+    setting(shutdown, "_FEW", 1000),
+)
+mutant("live.finds-by-address", "LIVE-ADDRESS-001", "looks for streams by their client's address alone")(
+    setting(shutdown, "numbered", lambda answer: {}), setting(shutdown, "_FEW", 1000)
+)
+mutant("live.waiting-unseen", "LIVE-WAIT-001", "knows of no request before its answer begins")(
+    around(proxy_worker, "waiting")(lambda sound, answer, known: [])
 )
 mutant("live.own-streams-only", "LIVE-AGENTS-001", "leaves alone what another agent let in")(
-    setting(cutter, "NEIGHBOUR", 3600.0)
+    setting(proxy_worker, "NEIGHBOUR", 3600.0)
 )
 mutant("live.cuts-by-recycled-number", "LIVE-KEEP-001", "cuts by pointer, without looking whose it is now")(
-    _any_pointer, setting(cutter, "is_stream", lambda answer, stream: True)
+    _any_pointer, setting(shutdown, "is_stream", lambda answer, stream: True)
 )
 mutant("live.new-worker-only", "LIVE-RELOAD-001", "reaches only the newest worker of the proxy")(
     around(cutter, "workers")(lambda sound, answer: sound(answer)[:1])
@@ -237,5 +248,5 @@ mutant("live.renewal-forgives", "LIVE-RENEW-004 LIVE-RENEW-005", "ignores revoca
     _judged(lambda how: {"revocations": NONE} if how["fresh"] else {})
 )
 mutant("live.renewal-forgotten", "LIVE-RENEW-006", "forgets at a restart what prolonged a stream")(
-    setting(cutter._ProxyWorker, "unjudged", lambda self, stream: False)
+    setting(proxy_worker.ProxyWorker, "unjudged", lambda self, stream: False)
 )

@@ -47,9 +47,11 @@ class LiveBench(Bench):
         self.streams.close()
         super().close()
 
-    def open(self, shape: StreamShape, token: str, path: str = "/live/reader") -> Stream:
+    def open(
+        self, shape: StreamShape, token: str, path: str = "/live/reader", preamble: bytes = b""
+    ) -> Stream:
         """Open a stream, which must begin."""
-        stream = self.streams.enter_context(closing(Stream(self, shape, path, token)))
+        stream = self.streams.enter_context(closing(Stream(self, shape, path, token, preamble)))
         self.must_begin(stream)
         return stream
 
@@ -137,6 +139,7 @@ def live_bench(
     *,
     own: bool = False,
     revoking: bool = False,
+    settings: dict[str, str] | None = None,
     **override: Any,  # noqa: ANN401 - a policy's tables
 ) -> Iterator[LiveBench]:
     """Lend a world whose backends take streams.
@@ -147,11 +150,12 @@ def live_bench(
         policy: file name of the policy.
         own: whether the check disturbs its world.
         revoking: the world is its own, and has a file of revocations.
+        settings: HAProxy's, by environment variable.
         override: merged over the policy.
     """
     if revoking:
         override["live"] = {"revocations": "revocations.toml"}
-    spec = WorldSpec(policy=policy, override=override, own=own or revoking)
+    spec = WorldSpec(policy=policy, override=override, own=own or revoking, settings=settings or {})
     with target.worlds.borrow(spec, owner) as loan, closing(LiveBench(target, loan)) as here:
         if revoking:
             here.revoke()

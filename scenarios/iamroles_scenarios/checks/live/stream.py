@@ -18,8 +18,9 @@ from iamroles_scenarios.engine.bench import Bench
 from iamroles_scenarios.jose.encoding import part
 from iamroles_scenarios.traffic.polling import NANO, SPACE, STAMPS, stamp
 
-Kind = Literal["websocket", "events", "download", "upload"]
+Kind = Literal["websocket", "events", "download", "upload", "interim"]
 KINDS: tuple[Kind, ...] = ("websocket", "events", "download", "upload")
+"""Those that are long when they begin; `interim` waits, and gets interim responses (1xx) alone."""
 BEAT = 0.02
 """Seconds between two pieces of a busy stream."""
 _CONNECT = 5.0
@@ -42,6 +43,8 @@ class StreamShape:
         match self.kind:
             case "events":
                 return path if self.busy else f"{path}?quiet=1"
+            case "interim":
+                return f"{path}?interim=1"
             case "download":
                 return f"{path}?endless=1" if self.busy else f"{path}?endless=1&quiet=1"
         return path
@@ -124,7 +127,7 @@ class ObservedStream:
         """Return whether it is under way: the head of the answer is here; an upload has begun."""
         if self.shape.kind == "upload":
             return not self.over.wait(min(within, 10 * BEAT))
-        return self._answered.wait(within) and self.status in (101, 200) and not self.over.is_set()
+        return self._answered.wait(within) and self.status in (101, 103, 200) and not self.over.is_set()
 
     def answered(self, within: float) -> int:
         """Return the status, 0 if none comes in time."""
@@ -172,18 +175,22 @@ class Stream(ObservedStream):
         shape: what to stream.
         path: of the request.
         token: the credential.
+        preamble: what a load balancer says of the client before it (the PROXY protocol).
     """
 
-    def __init__(self, here: Bench, shape: StreamShape, path: str, token: str) -> None:
+    def __init__(self, here: Bench, shape: StreamShape, path: str, token: str, preamble: bytes = b"") -> None:
         super().__init__(shape, token)
-        self._sock = socket.create_connection((here.world.proxy.host, here.world.proxy.port), _CONNECT)
+        self._sock = self._connected(here)
         self._sock.settimeout(BEAT)
         self._sock.setsockopt(socket.SOL_SOCKET, STAMPS, 1)
         self.looked = 0.0
-        self._sock.sendall(shape.head(path, token))
+        self._sock.sendall(preamble + shape.head(path, token))
         recording.note(shape.head(path, token))
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
+
+    def _connected(self, here: Bench) -> socket.socket:
+        return socket.create_connection((here.world.proxy.host, here.world.proxy.port), _CONNECT)
 
     def say(self) -> None:
         """Send one piece on an idle WebSocket."""

@@ -1,0 +1,227 @@
+"""Which streams are found, in which order, and what delays whom: the cutter against a console of text."""
+
+from dataclasses import replace
+
+import pytest
+from live_proxy import Proxy, Row
+from test_live import TICKET, WHO, by_expiry
+
+from iamroles_agent.live import cutter as cutting
+from iamroles_agent.live import proxy_worker
+from iamroles_agent.live.console import WAITING, numbered, streams, waiting
+from iamroles_agent.live.judge import EXPIRED, REVOKED, UNKNOWN, Ends
+from iamroles_agent.live.proxy_worker import SETTLE, WAIT
+from iamroles_agent.live.ticket import Ticket
+
+
+@pytest.fixture
+def proxy(monkeypatch):
+    found = Proxy(TICKET, 1990.0)
+    for module in (cutting, proxy_worker):
+        monkeypatch.setattr(module, "Console", found)
+    return found
+
+
+def of(principal):
+    return replace(TICKET, identity=WHO._replace(principal=principal)).encode()
+
+
+def revoking(*principals):
+    """A judge by whom these are revoked."""
+
+    def judge(ticket, expires, fresh, before):
+        who = Ticket.decode(ticket).identity.principal
+        return Ends(0, REVOKED) if who in principals else Ends(expires, EXPIRED)
+
+    return judge
+
+
+def ended(proxy):
+    return [cut.stream.number for cut in proxy.cuts]
+
+
+# --- found by number
+
+
+@pytest.mark.parametrize("sender", ["10.0.0.1:99", "unix:2", "192.0.2.1:1"])
+async def test_a_stream_is_found_by_its_number_if_haproxy_shows_another_address(proxy, sender):
+    proxy.sender, proxy.streams = sender, {n: Row(4710 + n, 9000) for n in (7, 8, 9)}
+    proxy.streams[8].ticket = of("bob")
+    await proxy.cutter(revoking("alice")).look()
+
+    assert ended(proxy) == [7, 9]
+    assert proxy.streams[8].ended is None
+    assert proxy.asked.count("show sess all") == 1
+
+
+async def test_what_has_an_address_of_its_own_is_found_without_the_whole_list(proxy):
+    proxy.streams = {7: Row(4711, 9000)}
+    await proxy.cutter(revoking("alice")).look()
+
+    assert (ended(proxy), "show sess all" in proxy.asked) == ([7], False)
+
+
+async def test_many_streams_of_one_connection_are_not_looked_at_one_by_one(proxy):
+    proxy.streams = {n: Row(4711, 9000) for n in range(40)}
+    await proxy.cutter(revoking("alice")).look()
+
+    looks = [command for command in proxy.asked if command.startswith("show sess 0x")]
+    assert (len(ended(proxy)), len(looks)) == (40, 40)
+
+
+def test_rows_of_clients_without_a_port_and_numbers_of_streams():
+    [row] = streams("# table:\n0x1: key=7|192.0.2.1||1000|2000|c0|T use=1 exp=1 gpt0=1 gpc0=0\n")
+    assert (row.number, row.port) == (7, 0)
+    answer = "0xa: [28/Nov/2026:09:24:49.9] id=7 proto=unix_stream source=unix:3\n  id=9 \n0xb: [x] id=8 p\n"
+    assert numbered(answer) == {7: "0xa", 8: "0xb"}
+
+
+async def test_what_haproxy_does_not_show_stays_due_and_is_reported(proxy, caplog):
+    proxy.streams, proxy.hidden = {7: Row(4711, 9000)}, {7}
+    cutter = proxy.cutter(revoking("alice"))
+    for _ in range(3):
+        await cutter.look()
+        proxy.now += 2 * SETTLE
+    assert (ended(proxy), cutter.numbers.unreachable) == ([], 1)
+    assert caplog.text.count("does not show 1 due streams") == 1
+
+    proxy.hidden = set()
+    await cutter.look()
+    await cutter.look()
+    assert (ended(proxy), cutter.numbers.unreachable) == ([7], 0)
+
+
+# --- requests that wait
+
+
+async def test_a_request_that_waits_is_cut_by_a_change_and_at_its_end(proxy):
+    proxy.waits = {7: Row(4711, 9000), 8: Row(4712, 2000, ticket=of("bob")), 9: Row(4713, 9000, ended=1.0)}
+    cutter = proxy.cutter(revoking("alice"))
+    await cutter.look()
+    assert not proxy.cuts  # most are over in a moment by themselves
+    proxy.now += WAIT + 0.1
+    await cutter.look()
+    assert ended(proxy) == [7]
+
+    proxy.now = 2000 + WAIT + 0.1
+    await cutter.look()
+    cuts = [(cut.stream.number, cut.cause, cut.stream.src, cut.stream.port) for cut in proxy.cuts]
+    assert cuts == [(7, REVOKED, "2001:db8::1", 0), (8, EXPIRED, "2001:db8::1", 0)]
+
+
+async def test_what_streams_is_judged_by_its_own_entry_and_not_as_a_request_that_waits(proxy):
+    """Its end was moved in the table of long streams alone."""
+    proxy.streams, proxy.waits = {7: Row(4711, 3000)}, {7: Row(4711, 2000)}
+    cutter = proxy.cutter(by_expiry)
+    for proxy.now in (1990.0, 1999.0, 2000.4, 2001.0, 2900.0):
+        await cutter.look()
+
+    assert not proxy.cuts
+    assert not cutter._workers[2].due.keys() & {
+        row.key for row in waiting(proxy.answer(f"show table {WAITING}"))
+    }
+
+
+async def test_a_configuration_from_before_is_reported_once_and_streams_are_cut(proxy, caplog):
+    proxy.streams, proxy.lists = {7: Row(4711, 9000)}, False
+    cutter = proxy.cutter(revoking("alice"))
+    for _ in range(3):
+        await cutter.look()
+
+    assert ended(proxy) == [7]
+    assert caplog.text.count("has no table iam-wait") == 1
+
+
+async def test_a_request_that_cannot_be_judged_again_lives_to_its_end_while_nothing_changes(proxy):
+    proxy.streams = {7: Row(4711, 2100)}
+    cutter = proxy.cutter(lambda ticket, expires, fresh, before: Ends(0, UNKNOWN))
+    cutter.changed_at = 1000.0
+    for proxy.now in (2098.5, 2099.9):
+        await cutter.look()
+    assert not proxy.cuts
+    proxy.now = 2100.2
+    await cutter.look()
+    assert [(cut.stream.number, cut.cause) for cut in proxy.cuts] == [(7, EXPIRED)]
+
+
+# --- nobody delays the cuts of others
+
+
+async def test_what_has_ended_delays_no_cut(proxy):
+    """Streams that ended before their credential leave entries: neither read nor judged before the cut."""
+    proxy.streams = {n: Row(4711, 9000, ended=1989.0) for n in range(100, 5100)}
+    proxy.streams[7] = Row(4710, 9000)
+    judged, shown = [], {}
+
+    def judge(ticket, expires, fresh, before):
+        judged.append(ticket)
+        return Ends(0, REVOKED)
+
+    answer = proxy.answer
+    proxy.answer = lambda command: (shown.setdefault(command, proxy.rows), answer(command))[1]
+    await proxy.cutter(judge).look()
+
+    cut = next(at for at, command in enumerate(proxy.asked) if command.startswith("shutdown"))
+    assert (ended(proxy), len(judged)) == ([7], 1)
+    assert all("conn_cur gt 0" in one for one in proxy.asked[:cut] if one.startswith("show table iam-live"))
+    assert shown[proxy.asked[cut]] == 1
+    assert proxy.rows == 1  # HAProxy itself dropped the others
+
+
+async def test_what_ended_at_its_time_is_recorded_though_it_is_much_and_a_change_goes_first(proxy):
+    proxy.streams = {n: Row(4711, 2000, ended=2000.0) for n in range(1000)}
+    cutter, tell = proxy.cutter(by_expiry), proxy.tell
+    proxy.now = 2000.4
+
+    async def telling(commands):
+        await tell(commands)
+        cutter.revoked()
+
+    proxy.tell = telling
+    await cutter.look()
+    assert 0 < len(proxy.cuts) < 1000
+
+    proxy.tell = tell
+    cutter._wake.clear()
+    await cutter.look()
+    assert (len(proxy.cuts), len(proxy.streams)) == (1000, 0)
+
+
+async def test_a_thousand_streams_of_one_principal_delay_nobody_else_s(proxy):
+    proxy.streams = {n: Row(4711 + n, 9000) for n in range(1000)}
+    proxy.streams |= {n: Row(4711 + n, 9000, ticket=of("bob")) for n in (5000, 5001)}
+    await proxy.cutter(revoking("alice", "bob")).look()
+
+    first = ended(proxy)[:20]
+    assert {5000, 5001} <= set(first)
+    assert len(proxy.cuts) == 1002
+
+
+async def test_a_change_while_many_are_cut_is_looked_at_before_the_rest(proxy):
+    proxy.streams = {n: Row(4711 + n, 9000) for n in range(1000)}
+    cutter = proxy.cutter(revoking("alice"))
+    cut = cutter.cut
+
+    def recording(done):
+        cut(done)
+        cutter._wake.set()
+
+    cutter.cut = recording
+    await cutter.look()
+    assert 0 < len(proxy.cuts) < 200
+
+    cutter.cut = cut
+    cutter._wake.clear()
+    await cutter.look()
+    assert len(proxy.cuts) == 1000
+
+
+async def test_what_is_left_of_a_look_is_looked_at_soon(proxy):
+    proxy.streams = {7: Row(4711, 9000)}
+    proxy.hidden = {7}
+    cutter = proxy.cutter(revoking("alice"))
+    await cutter.look()
+    assert cutter._pause() == cutting.POLL
+    proxy.waits, proxy.streams = {8: Row(4711, 9000)}, {}
+    await cutter.look()
+    assert cutter._pause() == pytest.approx(WAIT)
