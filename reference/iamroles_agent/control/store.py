@@ -72,6 +72,8 @@ class Store:
         except OSError as error:
             raise self._unusable(error.strerror or str(error)) from None
         self._lock: int | None = None
+        self._written: set[str] = set()
+        """Names of the files that were saved last."""
 
     def lock(self, inherited: int | None = None) -> None:
         """Be the only agent of this directory until this process has ended.
@@ -181,7 +183,13 @@ class Store:
             parts[name] = {"file": file, "digest": part.digest, "stamp": now - (mono - part.stamp)}
         index = {"format": _FORMAT, "version": document.version, "running": running, "parts": parts}
         files.write(self.directory / _INDEX, json.dumps(index, indent=1).encode() + b"\n", mode=0o600)
-        self._sweep({part["file"] for part in parts.values()})
+        wanted = {part["file"] for part in parts.values()}
+        self._written = {_INDEX, *wanted}
+        self._sweep(wanted)
+
+    def missing(self) -> str:
+        """Return a file that was saved and is not there now; "" if all are."""
+        return next((name for name in sorted(self._written) if not (self.directory / name).exists()), "")
 
     def _sweep(self, wanted: set[str]) -> None:
         """Remove parts that the index no longer names."""

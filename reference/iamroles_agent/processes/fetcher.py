@@ -144,7 +144,11 @@ class Fetcher:
     async def _status(self, question: Body) -> Body:
         del question
         now = self.startup.clocks.epoch()
-        return {**self.about, "save_error": self._save_error, **await self.link.status(), "now": now}
+        error = self._save_error
+        if not error and self._store is not None and (gone := self._store.missing()):
+            error = f"{gone} is gone; it is saved again"
+            self._unsaved.set()
+        return {**self.about, "save_error": error, **await self.link.status(), "now": now}
 
     async def _revocations(self, watch: Watch, question: Body) -> Body:
         """Report which revocations are in force, and for what; with an `id` in the question, of this one."""

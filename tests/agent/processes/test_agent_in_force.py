@@ -267,6 +267,17 @@ def test_while_another_agent_gets_ready_nothing_is_saved_and_that_is_said(tmp_pa
         assert agent.reload(grants=[])["saved"] is True
 
 
+def test_what_is_not_on_the_disk_is_not_said_to_be_kept(tmp_path, server):
+    with running(tmp_path, server, 1) as agent:
+        assert "kept in" in as_text(agent.status())
+        for path in (tmp_path / "state").iterdir():
+            if path.name != "agent.sock":
+                path.unlink()
+        assert "NOT SAVED" in as_text(agent.status())
+        until(lambda: "kept in" in as_text(agent.status()))
+        assert any((tmp_path / "state").glob("part-*"))
+
+
 def test_an_agent_that_hangs_up_cannot_be_taken_over_from(tmp_path):
     with socket.socket(socket.AF_UNIX) as old:
         old.bind(str(tmp_path / "agent.sock"))
