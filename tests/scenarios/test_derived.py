@@ -82,7 +82,7 @@ def test_a_ticket_may_hold_what_the_contract_says():
 
 def test_every_reason_has_a_cause_or_a_place_where_it_is_played():
     said = {
-        reason: (int(status), "" if error == "(none)" else error)
+        reason: (int(status), {"" if code == "(none)" else code.strip("`") for code in error.split(" or ")})
         for status, error, names, *_ in _table(4, "| status |")
         for reason in re.findall(r"\w+", names)
     }
@@ -295,7 +295,9 @@ def test_an_answer_that_is_not_whole_is_told():
         "allow": Typed(DataType.BOOL, value=False),
     }  # fmt: skip
 
-    assert answers.faults(answer(**sound)) == []
+    assert answers.faults(answer(**sound)) == answers.faults(answer(**sound | {"error": text("")})) == []
+    token = sound | {"error": text("invalid_token")}
+    assert answers.faults(answer(**token)) == ["error is 'invalid_token' beside no_grant"]
     assert answers.faults(answer(**sound, backend=text("app"))) == ["backend is 'app' beside no_grant"]
     strange = sound | {"expires": Typed(DataType.INT32, 7)}
     assert answers.faults(answer(**strange)) == ["expires is a INT32 on the wire"]

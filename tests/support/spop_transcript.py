@@ -29,7 +29,7 @@ YES = Decision(
 )
 DENY = actions.encode_verdict(Decision(allow=False, reason=Reason.NO_GRANT))
 ALLOWED = "status=200 role=b'arn:aws:iam::111111111111:role/r' backend=b'b' expires=9 allow=True"
-DENIED = "status=403 reason=b'no_grant' error=b'insufficient_scope' allow=False"
+DENIED = "status=403 reason=b'no_grant' allow=False"
 FAILED = "status=503 reason=b'internal_error' allow=False"
 """The same, and `internal_error`, as `show` writes them."""
 HELLO = {

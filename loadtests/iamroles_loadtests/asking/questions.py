@@ -98,7 +98,6 @@ class Asking:
             self.allowed("allowed-read", name, token, path=f"/orders/{number}")
             for (name, token), number in itertools.product(readers.items(), range(ORDERS))
         ]
-        scope = "insufficient_scope"
         as_writer = {"path": "/orders", "X_IAM_Role": "writer"}
         as_reader = {"path": "/orders/export", "X_IAM_Role": "reader"}
         writes = [
@@ -109,9 +108,9 @@ class Asking:
         kinds: list[tuple[int, list[Ask]]] = [
             (60, reads),
             (10, writes),
-            (10, [self.refused("no-grant", 403, scope, one, method="DELETE") for one in readers.values()]),
-            (3, [self.refused("overlap", 403, scope, token) for token in both.values()]),
-            (3, [self.refused("rule", 403, scope, limited, **as_reader)]),
+            (10, [self.refused("no-grant", 403, "", one, method="DELETE") for one in readers.values()]),
+            (3, [self.refused("overlap", 403, "", token) for token in both.values()]),
+            (3, [self.refused("rule", 403, "", limited, **as_reader)]),
             (2, [self.refused("no-token", 401, "", "")]),
             (4, self._flawed()),
             (2, [self.refused("expired", 401, "invalid_token", late)]),

@@ -52,7 +52,8 @@ class Reason(StrEnum):
 
 
 _BAD_REQUEST = (400, "invalid_request")
-_FORBIDDEN = (403, "insufficient_scope")
+_FORBIDDEN = (403, "")
+"""No error code: it would invite clients to ask for more scopes, and no scope helps."""
 _UNAVAILABLE = (503, "")
 _ANSWER: dict[Reason, tuple[int, str]] = dict.fromkeys(Reason, (401, "invalid_token"))
 _ANSWER |= {
@@ -66,7 +67,7 @@ _ANSWER |= {
     Reason.AMBIGUOUS_ROLE: _FORBIDDEN,
     Reason.NO_GRANT: _FORBIDDEN,
     Reason.DENIED_BY_RULE: _FORBIDDEN,
-    Reason.SCOPE_INSUFFICIENT: _FORBIDDEN,
+    Reason.SCOPE_INSUFFICIENT: (403, "insufficient_scope"),
     Reason.STS_UNAVAILABLE: _UNAVAILABLE,
     Reason.KEYS_UNAVAILABLE: _UNAVAILABLE,
     Reason.INTERNAL_ERROR: _UNAVAILABLE,

@@ -11,18 +11,20 @@ from iamroles_scenarios.declarations.tables import table
 from iamroles_scenarios.wire.codec import DataType, Typed
 from iamroles_scenarios.wire.frames import Action, Scope
 
-_ERRORS = {400: "invalid_request", 401: "invalid_token", 403: "insufficient_scope", 503: ""}
+_SCOPE = "insufficient_scope"
+_ERRORS = {400: {"invalid_request"}, 401: {"invalid_token"}, 403: {"", _SCOPE}, 503: {""}}
+_OWN_ERRORS = {"no_credentials": {""}, "scope_insufficient": {_SCOPE}}
 ROWS: dict[str, dict[str, Any]] = {
     reason: row | {"status": int(status)}
     for status, rows in table("reasons").items()
     for reason, row in rows.items()
 }
 """The rows of data/derived/reasons.toml by reason."""
-REASONS: dict[str, tuple[int, str]] = {
-    reason: (row["status"], "" if reason == "no_credentials" else _ERRORS[row["status"]])
+REASONS: dict[str, tuple[int, frozenset[str]]] = {
+    reason: (row["status"], frozenset(_OWN_ERRORS.get(reason, _ERRORS[row["status"]])))
     for reason, row in ROWS.items()
 }
-"""Status and RFC 6750 code of each reason (section 4)."""
+"""Status and possible RFC 6750 codes of each reason (section 4); "" for a challenge without a code."""
 UNVERIFIED = frozenset(reason for reason, row in ROWS.items() if not row.get("verified", True))
 """Reasons that an agent gives before it knows the caller: a name in such a refusal is the client's own
 word."""
@@ -91,7 +93,8 @@ def _ticket(value: object, _answer: Answer) -> bool:
 
 
 def _by_reason(value: object, answer: Answer, index: int) -> bool:
-    return REASONS.get(str(answer.get("reason")), (None, None))[index] == (value or "")
+    status, codes = REASONS.get(str(answer.get("reason")), (None, frozenset()))
+    return (value or "") in codes if index else value == status
 
 
 VARIABLES: dict[str, Variable] = {

@@ -184,6 +184,11 @@ def _renamed(name: bytes, old: bytes, new: bytes) -> Override:
     return actions_out(lambda actions: actions.replace(action(old), action(new)))
 
 
+def _says_of_403(code: str) -> property:
+    errors = {reason: reason.error for reason in Reason}
+    return property(lambda reason: code if reason.status == 403 else errors[reason])
+
+
 mutant("gate.ignores-audience", "TOKEN-AUD-001", "ignores aud")(
     around(ClaimRules, "_plain_audience")(lambda sound, self, payload: ())
 )
@@ -211,7 +216,10 @@ mutant("gate.error-code-token", "TOKEN-ERROR-001", "says invalid_request of a ba
     _renamed(b"error", b"invalid_token", b"invalid_request")
 )
 mutant("gate.error-code-scope", "TOKEN-ERROR-002", "says invalid_token of a role without the route")(
-    _renamed(b"error", b"insufficient_scope", b"invalid_token")
+    setting(Reason, "error", _says_of_403("invalid_token"))
+)
+mutant("gate.invites-step-up", "TOKEN-ERROR-003", "says insufficient_scope with every 403")(
+    setting(Reason, "error", _says_of_403("insufficient_scope"))
 )
 mutant("gate.one-reason", "TOKEN-REASON-001", "gives one reason for all bad tokens")(
     *(

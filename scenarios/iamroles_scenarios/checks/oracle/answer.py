@@ -23,7 +23,7 @@ def unlike(expected: Outcome, answer: Mapping[str, object]) -> list[str]:
 
 def wanted(expected: Outcome) -> dict[str, object]:
     """Write an outcome as variables for `differences`; an unset one is ""."""
-    status, error = REASONS.get(expected.reason, (200, ""))
+    status, error = REASONS.get(expected.reason, (200, frozenset({""})))
     found: dict[str, object] = {
         "allow": expected.allow,
         "status": status,
@@ -42,7 +42,7 @@ def unlike_seen(expected: Outcome, seen: Observation) -> list[str]:
 
     HAProxy itself refuses an ambiguous path, sometimes before a rule of the agent can name a reason.
     """
-    status, error = REASONS.get(expected.reason, (200, ""))
+    status, error = REASONS.get(expected.reason, (200, frozenset({""})))
     shown: dict[str, object] = {"allow": expected.allow, "status": status, "backend": expected.backend}
     if expected.reason != "path_ambiguous":
         shown["error"] = error

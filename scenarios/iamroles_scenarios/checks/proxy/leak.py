@@ -48,7 +48,7 @@ def _answer(here: Bench, question: HttpQuestion, seen: Observation) -> None:
     if question.wrong(seen):
         raise here.failed("the answer on a shared connection is wrong", seen, question.expected)
     bearer = "invalid_token" if question.token else ""
-    error = {403: "insufficient_scope", 401: bearer}.get(seen.status or 0, "")
+    error = {403: {"", "insufficient_scope"}, 401: bearer}.get(seen.status or 0, "")
     if found := differences({"error": error}, seen.shown):
         raise here.failed(f"the challenge is not this request's own: {found[0]}", seen, question.expected)
 
