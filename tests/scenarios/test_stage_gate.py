@@ -1,7 +1,9 @@
 """The shipped HAProxy configuration, step by step, on every HAProxy of this host, with a puppet agent."""
 
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import puppet_gate
 import pytest
@@ -29,6 +31,25 @@ def test_a_header_that_only_the_gate_may_set_does_not_pass(world, name):
 
     assert answer.status == 200
     assert "forged" not in answer.body.decode()
+
+
+def _listed():
+    """Return the headers of the table in docs/haproxy.md, `*` filled in."""
+    page = (Path(__file__).parents[2] / "docs" / "haproxy.md").read_text("utf-8")
+    table = page.partition("## Headers that no client may send")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    return [name.replace("*", "anything") for row in rows for name in re.findall(r"`([^`]+)`", row)]
+
+
+@pytest.mark.parametrize("separator", "-_.")
+def test_no_header_of_the_documented_table_passes(world, separator):
+    names = [name.replace("-", separator) for name in _listed()]
+
+    answer = ask(world, headers=[*(f"{name}: forged" for name in names), "Cookie: mine", "DPoP: mine"])
+
+    assert len(names) > 40
+    assert "forged" not in answer.body.decode()
+    assert (answer.header("cookie"), answer.header("dpop")) == (["mine"], ["mine"])
 
 
 def test_other_headers_pass(world):
@@ -398,6 +419,24 @@ def test_a_record_is_json_whatever_the_client_sends(world):
     for line in world.haproxy.logs().splitlines():
         if line.startswith("{"):
             json.loads(line)
+
+
+@pytest.mark.parametrize("mark", ["iam-sts-v1.", "IAM-sts-v1%2e", "%69%61m-sts-v1.", "iam%2Dsts-v%252531."])
+@pytest.mark.parametrize("length", [300, 3000])
+def test_no_presigned_request_is_on_record(world, mark, length):
+    ask(world, f"/n-{length}/a-{mark}{'S' * length}%3D/end?x=1")
+    ask(world, host=f"{mark}{'S' * 200}")
+
+    assert record(world, path=f"/n-{length}/a-[token]/end")
+    until(lambda: any(line["host"].endswith("[token]") for line in world.haproxy.log_lines()))
+    assert "S" * 16 not in world.haproxy.logs()
+
+
+def test_a_host_of_dns_labels_is_recorded_whole(world):
+    host = f"{'a' * 63}.{'b' * 63}.example"
+    ask(world, "/host/whole", host=host)
+
+    assert record(world, path="/host/whole")["host"] == host
 
 
 # --- several agents ---------------------------------------------------------------------------------------

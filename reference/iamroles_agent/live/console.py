@@ -72,7 +72,9 @@ class Problems:
         self._logged[about] = problem
         if problem:
             log.error(
-                "live: %s. Streams are not cut there; they end at their expiry by HAProxy alone", problem
+                "live: %s. Streams are not cut there; HAProxy alone ends them at their expiry, but no "
+                "busy body of a backend without streams = true",
+                problem,
             )
         else:
             log.info("live: %s answers again", about)

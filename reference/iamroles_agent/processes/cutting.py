@@ -36,8 +36,9 @@ def cutting(gate: Gate, audit: Audit, metrics: Metrics, master: str | None) -> I
     """Cut streams while the block runs; give the cutter to it, if there is one."""
     if master is None:
         log.warning(
-            "live.master_socket is not set: open streams end at their expiry by HAProxy alone; a revocation, "
-            "a policy change or a lost key does not reach them"
+            "live.master_socket is not set: HAProxy alone ends open streams at their expiry, and cannot end "
+            "a busy body of a backend without streams = true; a revocation, a policy change or a lost key "
+            "ends no stream"
         )
         yield None
         return

@@ -12,6 +12,7 @@ received, headers keep order, spelling and repetition, body is its length in byt
 - `Accept: text/event-stream`: server-sent events, the first one the answer above, then one each 50 ms;
 - the query `after=300`: the answer comes 300 ms later;
 - the query `interim=1`: no answer, but interim responses (103), one each 50 ms;
+- the query `raw=SFRUUC8`: the answer is these bytes (base64url), and all that comes later is sent back;
 - the query `endless=1`: a body of a terabyte, 4 KiB each 50 ms; `chunked=1`: without a length; `quiet=1`: no
   more than one piece;
 - `/_control/counters`: `{"backend", "requests"}`, itself not counted.
@@ -26,6 +27,7 @@ import asyncio
 import functools
 import json
 import re
+from base64 import urlsafe_b64decode
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -41,6 +43,7 @@ _MAX_HEAD = 64 * 1024
 _PIECE_INTERVAL = 0.05
 _PIECE = b"." * 4096
 _AFTER = re.compile(r"[?&]after=([0-9]{1,5})(?:&|$)")
+_RAW = re.compile(r"[?&]raw=([A-Za-z0-9_-]+)(?:&|$)")
 
 
 class Backend:
@@ -60,7 +63,7 @@ class EchoProtocol(asyncio.Protocol):
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_HEAD)
         self._request: h11.Request
         self._body = 0
-        self._socket: WebSocketEcho | None = None
+        self._socket: WebSocketEcho | TunnelEcho | None = None
         self._timer: asyncio.TimerHandle | None = None
         """Runs while a late answer or an endless one is under way."""
         self._transport: asyncio.Transport
@@ -124,6 +127,11 @@ class EchoProtocol(asyncio.Protocol):
             return
         self._backend.requests += 1
         fields = {key.decode(): value.decode("latin-1") for key, value in self._request.headers}
+        if raw := _RAW.search(path):
+            self._transport.write(urlsafe_b64decode(raw[1] + "=" * (-len(raw[1]) % 4)))
+            self._socket = TunnelEcho()
+            self._echo(self._http.trailing_data[0])
+            return
         if fields.get("upgrade", "").lower() == "websocket":
             self._upgrade(fields.get("sec-websocket-key", ""))
             return
@@ -139,13 +147,13 @@ class EchoProtocol(asyncio.Protocol):
             kind = [("Content-Type", "text/event-stream"), ("Cache-Control", "no-store")]
             self._begin(200, kind)
             self._write(h11.Data(data=f"data: {json.dumps(report)}\n\n".encode()))
-            self._tick(1, None if quiet else lambda number: f"event: tick\ndata: {number}\n\n".encode())
+            self._tick(1, None if quiet else lambda n: h11.Data(data=f"event: tick\ndata: {n}\n\n".encode()))
         elif "endless=1" in path:
             self._begin(200, [] if "chunked=1" in path else [("Content-Length", "1099511627776")])
             self._write(h11.Data(data=_PIECE))
-            self._tick(1, None if quiet else lambda _number: _PIECE)
+            self._tick(1, None if quiet else lambda _number: h11.Data(data=_PIECE))
         elif "interim=1" in path:
-            self._tick(1, lambda _number: None)
+            self._tick(1, lambda _number: h11.InformationalResponse(status_code=103, headers=[]))
         elif late := _AFTER.search(path):
             self._timer = asyncio.get_running_loop().call_later(int(late[1]) / 1000, self._send_late, report)
         else:
@@ -174,15 +182,13 @@ class EchoProtocol(asyncio.Protocol):
         if data := self._http.send(event):
             self._transport.write(data)
 
-    def _tick(self, number: int, piece: Callable[[int], bytes | None] | None) -> None:
+    def _tick(self, number: int, piece: Callable[[int], h11.Event] | None) -> None:
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(_PIECE_INTERVAL, self._next_piece, number, piece)
 
-    def _next_piece(self, number: int, piece: Callable[[int], bytes | None] | None) -> None:
+    def _next_piece(self, number: int, piece: Callable[[int], h11.Event] | None) -> None:
         if piece is not None:
-            data = piece(number)
-            early = h11.InformationalResponse(status_code=103, headers=[])
-            self._write(early if data is None else h11.Data(data=data))
+            self._write(piece(number))
             self._tick(number + 1, piece)
 
     def _upgrade(self, key: str) -> None:
@@ -201,6 +207,15 @@ class EchoProtocol(asyncio.Protocol):
             self._transport.write(answer)
         if self._socket.closed:
             self._transport.close()
+
+
+class TunnelEcho:
+    """The server's side of a tunnel that sends back what comes, byte for byte."""
+
+    closed = False
+
+    def feed(self, data: bytes) -> bytes:
+        return data
 
 
 class WebSocketEcho:

@@ -24,7 +24,10 @@ from iamroles_scenarios.stage.reference import reference_agent
 
 PATIENCE = 30.0
 READER = "arn:aws:iam::111111111111:role/reader"
-ALONE = "Streams are not cut there; they end at their expiry by HAProxy alone"
+ALONE = (
+    "Streams are not cut there; HAProxy alone ends them at their expiry, but no busy body "
+    "of a backend without streams = true"
+)
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,16 @@ mutant("proxy.record-uncut", "PROXY-RECORD-001", "records the client's words who
     replaced(",bytes(0,260),", ","), replaced(",bytes(0,1024),", ",")
 )
 mutant("proxy.records-tokens", "PROXY-RECORD-002", "records a token that stands in the path")(
-    without("'regsub(")
+    replaced('regsub("(^|', 'regsub("x^(^|')
+)
+mutant("proxy.records-presigned", "PROXY-RECORD-003", "records a pre-signed request that stands in the path")(
+    replaced('regsub("(i|', 'regsub("x^(i|')
+)
+mutant("proxy.believes-certificates", "PROXY-SPOKEN-002", "passes a certificate of the client's own word")(
+    replaced("|client[^a-z0-9]cert.*|", "|")
+)
+mutant("proxy.tunnel-unasked", "PROXY-UPGRADE-002", "passes a 101 that answers no upgrade")(
+    without("iam_note_unasked")
 )
 mutant("proxy.believes-forwarded", "PROXY-SPOKEN-001", "passes the client's claims about who it speaks for")(
     without("http-request del-header ^(x[^a-z0-9]((http")

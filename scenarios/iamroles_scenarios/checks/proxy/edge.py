@@ -8,6 +8,7 @@ gate's.
 from __future__ import annotations
 
 import json
+from base64 import urlsafe_b64encode
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
@@ -165,16 +166,36 @@ def token_in_target(target: Target) -> None:
     with bench(target, "policy") as here:
         token = here.token()
         head, payload, signature = token.split(".")
-        targets = (
+        _must_not_record(
+            here,
+            (payload, signature),
             f"/orders/{token}",
             f"/orders/{head}%2E{payload}%2e{signature}",
             f"/orders/1?access_token={token}",
             f"/orders//{token}",
         )
-        for one in targets:
-            lines = (f"GET {one} HTTP/1.1", f"Host: {_HOST}")
-            line = _line(here, _send(here, token, *lines).port)
-            if line is None:
-                raise here.failed(f"HAProxy has no record of the request to {one[:12]}…")
-            if any(part in json.dumps(line) for part in (payload, signature)):
-                raise CheckFailed("a token from a request's target stands in HAProxy's record")
+
+
+@check("proxy.record.presigned", "PROXY-RECORD-003", lane="gate", features={"sts"})
+def presigned_in_path(target: Target) -> None:
+    """A pre-signed request that a client put into the path is not in HAProxy's record.
+
+    A short one and one with a long session token, which a record cuts; its dot and its letters encoded.
+    """
+    with bench(target, "policy") as here:
+        for more in ("", "&X-Amz-Security-Token=" + "FwoGZXIv" * 160):
+            request = f"https://sts.eu-west-1.amazonaws.com/?X-Amz-Signature={'5e' * 32}{more}".encode()
+            secret = urlsafe_b64encode(request).decode().rstrip("=")
+            begins = ("iam-sts-v1.", "iam-sts-v1%2E", "IAM-STS-V1%2e", "%69am%2Dsts-v1.")
+            targets = [f"/orders/{begin}{secret}" for begin in begins]
+            _must_not_record(here, (secret[60:100],), *targets, f"/orders/a-{begins[0]}{secret}?x={secret}")
+
+
+def _must_not_record(here: Bench, secrets: tuple[str, ...], *targets: str) -> None:
+    token = here.token()
+    for one in targets:
+        line = _line(here, _send(here, token, f"GET {one} HTTP/1.1", f"Host: {_HOST}").port)
+        if line is None:
+            raise here.failed(f"HAProxy has no record of the request to {one[:12]}…")
+        if any(secret in json.dumps(line) for secret in secrets):
+            raise CheckFailed("a credential from a request's target stands in HAProxy's record")
