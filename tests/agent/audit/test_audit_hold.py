@@ -8,9 +8,10 @@ import json
 import os
 import string
 import time
+from pathlib import Path
 
 import pytest
-from audit_support import child, decided, lines, opened, records, requests, written
+from audit_support import ASKED, child, decided, lines, opened, records, requests, written
 from hypothesis import given
 from hypothesis import strategies as st
 from invoking import ran, said
@@ -19,6 +20,7 @@ from waiting import until
 from iamroles_agent.audit import record
 from iamroles_agent.audit.chain import SEALED, Head, Tree
 from iamroles_agent.audit.file import LogFile, head_path, tree_of
+from iamroles_agent.audit.record import prepare
 from iamroles_agent.base.errors import StartError
 from iamroles_agent.base.identity import Decision
 from iamroles_agent.base.reasons import Reason
@@ -54,6 +56,19 @@ def refused(log, request_id, roles, text, *, credential, **about):
 
 
 class TestBounds:
+    def test_what_a_stranger_fills_is_what_docs_say(self, path):
+        """36 bytes on the wire: the page once said that they take as many on disk."""
+        log, nobody = opened(path), Decision(allow=False, reason=Reason.NO_CREDENTIALS)
+        asked = {"host": "ab.example", "path": "/", "policy_version": "sha256:" + "0" * 16}
+        shared = prepare(nobody, **(ASKED | asked))
+        for _ in range(2):
+            log.record(shared, "56e307bc-0d5b-4e0c-9d0b-0123456789ab", 40000, 12345)
+        log.close()
+
+        full, again = lines(path)[1:3]
+        page = (Path(__file__).parents[3] / "docs" / "audit.md").read_text()
+        assert f"{len(full)} bytes of audit ({len(again)} if it repeats)" in " ".join(page.split())
+
     @given(texts=st.lists(hostile, min_size=8, max_size=8), roles=st.lists(hostile, max_size=60))
     def test_a_line_is_short_whatever_was_sent_and_says_first_what_was_decided(
         self, tmp_path_factory, texts, roles
