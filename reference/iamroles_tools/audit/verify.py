@@ -46,7 +46,7 @@ class LogFinding:
     """1-based; 0: the end of the file."""
     message: str
     tail: int = 0
-    """Bytes at the end of the file, after its last record, that are no record."""
+    """Bytes at the end of the file, after its last record, that belong to no record."""
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line or 'end'}: {self.message}"
@@ -254,7 +254,7 @@ class _FileCheck:
             else "someone appended them, and the agent does not start on them. Keep a copy, then remove them"
         )
         after = f"record {span.seq}" if span else "no record"
-        message = f"{len(line)} bytes after {after} are no record: {remedy}"
+        message = f"{len(line)} bytes after {after} belong to no record: {remedy}"
         found = self._proof.found(self._path, self._number, message, tail=len(line))
         if span and half and not span.ended:
             span.torn = found

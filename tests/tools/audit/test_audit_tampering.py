@@ -268,7 +268,7 @@ class TestTheEnd:
             stream.write(tail)
 
         shown = said("audit verify", path, code=1)
-        assert f"{len(tail)} bytes after record 3 are no record" in shown
+        assert f"{len(tail)} bytes after record 3 belong to no record" in shown
         assert remedy in shown
         assert "WHOLE up to there: 3 records in 1 file" in shown
         if "cuts" in remedy:
@@ -293,7 +293,7 @@ class TestTheEnd:
         written(path, "b")
 
         shown = said("audit verify", *tmp_path.iterdir())
-        assert "11 bytes after record 2 are no record" in shown
+        assert "11 bytes after record 2 belong to no record" in shown
         assert "WHOLE: 5 records" in shown
 
     def test_half_a_line_under_the_pen_is_a_note(self, tmp_path):
