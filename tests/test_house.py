@@ -37,14 +37,14 @@ ROOMS = {
 }
 ARROWS = {"iamroles_agent": 40}
 LINES = {
-    "reference": 22_000,
+    "reference": 22_360,
     "scenarios": 29_270,
     "conformance": 9_500,
     "loadtests": 4_950,
     "benchmarks": 3_960,
-    "tests": 28_870,
+    "tests": 29_290,
 }
-TRUSTED_LINES = 17_000
+TRUSTED_LINES = 17_240
 """Of the agent: what an auditor must trust."""
 DATA_LINES = 19_790
 """Of TOML and JSON: code must not hide as data."""

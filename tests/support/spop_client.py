@@ -10,7 +10,8 @@ from spop_transcript import DENY, Talk, cut, frame, hello, notify, show
 from iamroles_agent.base.config import AgentSettings
 from iamroles_agent.base.identity import Decision
 from iamroles_agent.base.reasons import Reason
-from iamroles_agent.serving.server import ConnectionStats, Server
+from iamroles_agent.serving.metrics import ConnectionStats
+from iamroles_agent.serving.server import Server
 from iamroles_agent.spop import actions
 
 __all__ = ["Client", "DictatedGate", "HeldGate", "Talk", "frame", "notify", "serving", "talking", "until"]
@@ -67,10 +68,10 @@ class HeldGate(DictatedGate):
 
 
 @contextlib.asynccontextmanager
-async def serving(gate, **settings):
+async def serving(gate, *, tls=None, **settings):
     """A server on a port of its own; nothing of it may be left afterwards."""
     settings = {"listen": "127.0.0.1:0", "drain_timeout": "1s"} | settings
-    server = Server(gate, AgentSettings.model_validate(settings), stats=ConnectionStats())
+    server = Server(gate, AgentSettings.model_validate(settings), stats=ConnectionStats(), tls=tls)
     await server.start()
     try:
         yield server
@@ -88,12 +89,12 @@ class Client:
         """The frame that `receive` has shown last."""
 
     @classmethod
-    async def connect(cls, address, *, greet=True):
+    async def connect(cls, address, *, greet=True, tls=None):
         if address.startswith("unix:"):
             client = cls(*await asyncio.open_unix_connection(address.removeprefix("unix:")))
         else:
             host, _, port = address.rpartition(":")
-            client = cls(*await asyncio.open_connection(host.strip("[]"), int(port)))
+            client = cls(*await asyncio.open_connection(host.strip("[]"), int(port), ssl=tls))
         if greet:
             client.send(hello())
             assert (await client.receive()).startswith("AGENT-HELLO")

@@ -24,7 +24,8 @@ from iamroles_agent.control.slots import Timing
 from iamroles_agent.processes.link import Link
 from iamroles_agent.processes.supervisor import Supervisor
 from iamroles_agent.serving import accepting
-from iamroles_agent.serving.server import ConnectionStats, Server
+from iamroles_agent.serving.metrics import ConnectionStats
+from iamroles_agent.serving.server import Server
 from iamroles_agent.spop.actions import encode_verdict
 
 TIMING = Timing(prepare=1.5, switch=1.0)
@@ -51,7 +52,7 @@ class TellingWorker:
         link.up()
         await link.serve.wait()
         startup = self._startup
-        place = {"sock": startup.listener, "counts": startup.counts, "slot": startup.index}
+        place = {"socks": startup.listeners, "counts": startup.counts, "slot": startup.index}
         server = Server(self, self._settings, stats=connections, **place)
         await server.start()
         link.send(message("serving"))

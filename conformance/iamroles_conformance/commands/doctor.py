@@ -119,7 +119,7 @@ def _agent(spec: AgentSpec) -> Prerequisite:
     kind = "containers" if spec.image else "processes"
     if spec.address:
         try:
-            return Prerequisite("agent", good=True, said=f"runs at {spec.address}, {_asked(spec.address)}")
+            return Prerequisite("agent", good=True, said=_outside(spec.address))
         except (AgentFault, ValueError, OverflowError) as error:
             return _unfit(spec.address, error)
     try:
@@ -152,6 +152,12 @@ def _largest() -> WorldSpec:
         *(one.world for one in scenarios().values() if not one.features and not one.world.own),
     ]
     return max(worlds, key=lambda world: len(json.dumps(policy_of(world))))
+
+
+def _outside(address: str) -> str:
+    said = f"runs at {address}, {_asked(address)}"
+    plain = " over plain TCP, where HAProxy believes any process that binds this address"
+    return said if address.startswith("unix:") else said + plain
 
 
 def _asked(address: str) -> str:

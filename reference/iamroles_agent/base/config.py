@@ -64,19 +64,47 @@ class Model(BaseModel):
     )
 
 
+LISTEN = ("unix:/var/lib/haproxy/iamroles/agent.sock", "127.0.0.1:9901")
+"""Where the agent listens if `agent.listen` is left out. Debian's HAProxy sees the first from its chroot."""
+
+
+class AgentTls(Model):
+    """Mutual TLS on the TCP addresses of `listen`: HAProxy and the agent prove to each other who they are."""
+
+    certificate: str
+    """PEM file with the agent's certificate, its chain and key, relative to this file. Read again when it
+    changes."""
+    ca: str
+    """PEM file of the authorities that must have issued HAProxy's certificate, relative to this file. Read
+    again when it changes."""
+    names: list[str] = Field(default_factory=_none)
+    """DNS names of which HAProxy's certificate must carry one; none listed: any."""
+
+
 class AgentSettings(Model):
     """How the process runs; not part of the policy."""
 
-    listen: str = "127.0.0.1:9901"
-    """`host:port` (port 0: ephemeral) or `unix:/path`."""
+    listen: str | list[str] | None = None
+    """`unix:/path`, `host:port` (port 0: ephemeral), or a list of them. Left out:
+    `unix:/var/lib/haproxy/iamroles/agent.sock` and, as in former releases, 127.0.0.1:9901, as far as they can
+    be used."""
+    listen_group: str | None = None
+    """The group, by name or number, whose members may connect to the Unix sockets: HAProxy's. Left out: the
+    agent's own user alone."""
+    tls: AgentTls | None = None
+    """Mutual TLS on TCP addresses; left out: plain TCP, which proves nothing."""
     workers: int = Field(default=1, ge=1, le=256)
     """Processes that share the port."""
     max_frame_size: int = Field(default=16380, ge=256, le=1 << 20)
     """The largest SPOP frame that is agreed on, in bytes."""
     max_connections: int = Field(default=4096, ge=1)
-    """SPOP connections at a time; more are closed at once."""
+    """SPOP connections of a worker at a time. Another takes the place of the longest idle, or is closed at
+    once if none is idle."""
     handshake_timeout: Duration = 5.0
     """How long a connection may take until its HELLO."""
+    idle_timeout: Duration = Field(default=600.0, gt=0.0)
+    """A connection on which nothing was asked for this long is ended. Longer than HAProxy's own `timeout
+    idle` and `timeout server`."""
     drain_timeout: Duration = 10.0
     """How long SIGTERM waits for answers in flight."""
     state_dir: str | None = None
@@ -89,6 +117,12 @@ class AgentSettings(Model):
     """A decision that takes longer is answered `internal_error`."""
     shadow_policy: str | None = None
     """Another policy file, relative to this one: its different decisions are recorded, never enforced."""
+
+    @property
+    def addresses(self) -> list[str]:
+        """The addresses of `listen`, or `LISTEN`."""
+        listen = LISTEN if self.listen is None else self.listen
+        return [listen] if isinstance(listen, str) else list(listen)
 
 
 class LiveSettings(Model):

@@ -424,9 +424,10 @@ def _identity_header(header: config.IdentityHeader) -> Iterator[Fault]:
 def _whole(whole: Config) -> Iterator[Fault]:
     if not whole.issuers and not whole.sts:
         yield Fault("", "trusts nobody: neither [[issuers]] nor [[sts]]", "Add at least one")
-    if not _is_listen(whole.agent.listen):
-        remedy = 'Write "host:port", port 0 for any, or "unix:/path"'
-        yield Fault("agent.listen", f"{whole.agent.listen!r} is not an address", remedy)
+    for text in whole.agent.addresses or [""]:
+        if not _is_listen(text):
+            remedy = 'Write "unix:/path", or "host:port", port 0 for any'
+            yield Fault("agent.listen", f"{text!r} is not an address", remedy)
     if (text := whole.metrics.listen) and (text.startswith("unix:") or not _is_listen(text)):
         remedy = 'Write "host:port", port 0 for any'
         yield Fault("metrics.listen", f"{text!r} is not an address: metrics are served on TCP", remedy)

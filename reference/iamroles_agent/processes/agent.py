@@ -26,6 +26,8 @@ from iamroles_agent.processes.supervisor import Life, Supervisor
 from iamroles_agent.processes.watch import Watch
 from iamroles_agent.processes.worker import Worker
 from iamroles_agent.serving import listening
+from iamroles_agent.serving.bounded import RESERVED, raise_descriptors, room
+from iamroles_agent.serving.tls import Tls
 from iamroles_agent.tokens.authenticator import rules_of
 
 log = logging.getLogger("iamroles.agent")
@@ -64,6 +66,7 @@ class Agent:
         self._document, self._store = document, store
         self._local: socket.socket | None = None
         self._began = time.time()
+        self._tls: Tls | None = None
 
     @classmethod
     def read(cls, path: Path, state_dir: Path | None = None, *, take_over: bool = False) -> Agent:
@@ -98,7 +101,7 @@ class Agent:
                     "to take over, both agents need the same agent.state_dir: it hands over what is in force"
                 )
             socket_path = _beside(path, config.agent.control_socket) or state_dir / SOCKET
-            inherited = handover.take(socket_path, config.agent.listen)
+            inherited = handover.take(socket_path, config.agent.addresses)
         if store is None:
             store, restored = _opened(state_dir, None if inherited is None else inherited.lock)
         if store is None:
@@ -116,6 +119,15 @@ class Agent:
         Raises:
             StartError: see its text.
         """
+        raise_descriptors()
+        if (wanted := self.config.agent.max_connections) > room():
+            log.warning(
+                "agent.max_connections is %d, but a worker has descriptors for %d connections, and %d for "
+                "all else: the lower bound holds. Raise the hard limit (ulimit -Hn, systemd's LimitNOFILE)",
+                *(wanted, room(), RESERVED),
+            )
+        if (tls := self.config.agent.tls) is not None:
+            self._tls = Tls(tls, self.path.parent)
         kept = None if self._store is None else self._store.directory / SOCKET
         self._local_path = _beside(self.path, self.config.agent.control_socket) or kept
         if self._inherited is not None:
@@ -134,7 +146,7 @@ class Agent:
                 self,
                 saves=self._store is not None,
                 on_ready=self._ready,
-                listener=None if self._inherited is None else self._inherited.listener,
+                listeners=() if self._inherited is None else self._inherited.listeners,
             )
             try:
                 status = supervisor.run()
@@ -181,6 +193,7 @@ class Agent:
             startup,
             takes_over=self._inherited is not None,
             master=self._master(),
+            tls=self._tls,
         ).run()
 
     def _master(self) -> str | None:
@@ -199,7 +212,7 @@ class Agent:
                 "agent": __version__,
                 "pid": os.getppid(),
                 "started": self._began,
-                "listen": listening.address_of(startup.listener),
+                "listen": ", ".join(map(listening.address_of, startup.listeners)),
                 "state_dir": None if self._store is None else str(self._store.directory),
             }
         if (header := self.config.identity_header) is not None:

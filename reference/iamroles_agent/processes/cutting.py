@@ -27,7 +27,7 @@ log = logging.getLogger("iamroles.live")
 
 def name_of(config: Config) -> str:
     """This agent in tickets: its gate, and a hash that tells it from the gate's other agents."""
-    address = f"{socket.gethostname()} {config.agent.listen}"
+    address = f"{socket.gethostname()} {' '.join(config.agent.addresses)}"
     return f"{config.live.gate}/{hashlib.sha256(address.encode()).hexdigest()[:8]}"
 
 

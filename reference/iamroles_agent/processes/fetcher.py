@@ -171,7 +171,7 @@ class Fetcher:
             async with self._saving:
                 await asyncio.to_thread(self._store.write, self.link.document)
                 log.info("handing over to another agent")
-                sockets = self.startup.listener, self.local_socket.sock, self._store.descriptor
+                sockets = self.startup.listeners, self.local_socket.sock, self._store.descriptor
                 gone = await handover.give(reader, writer, *sockets)
                 if gone:
                     self.link.send(message("leave"))

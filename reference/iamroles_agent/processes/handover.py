@@ -1,7 +1,7 @@
 """A new release takes over: the running agent hands its sockets to the next one, and refuses no connection.
 
 The next agent reads its configuration, then asks on the local socket of the running agent for its listening
-socket. The sockets themselves travel (SCM_RIGHTS), so what waits in their queues is not lost; with them go
+sockets. The sockets themselves travel (SCM_RIGHTS), so what waits in their queues is not lost; with them go
 the local socket and the lock of the state directory. The next agent reads what is in force from the state
 directory, where the running agent has just saved it. When it is ready it says `taken`; only then does the
 running agent drain. If the next agent dies before that, the running one goes on as if nothing had happened.
@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,13 +28,15 @@ _PATIENCE = 30.0
 _LONGEST = 300.0
 """Seconds that the next agent may take until it is ready."""
 _SOCKETS = 3
+"""The fewest descriptors: a listening socket, the local socket, the lock; other listening sockets follow."""
+_MOST = 64
 
 
 @dataclass(slots=True)
 class Inheritance:
     """The sockets and the lock that the running agent handed over."""
 
-    listener: socket.socket
+    listeners: list[socket.socket]
     local: socket.socket
     lock: int
     _connection: socket.socket
@@ -49,12 +52,12 @@ class Inheritance:
         self._connection.close()
 
 
-def take(path: Path, listen: str) -> Inheritance | None:
+def take(path: Path, addresses: Sequence[str]) -> Inheritance | None:
     """Ask the agent that answers at `path` for its sockets; None if no agent does.
 
     Args:
         path: of the local socket.
-        listen: the address of the next agent; must be that of the running one.
+        addresses: where the next agent listens; one of them must be of the running one, which HAProxy asks.
 
     Raises:
         StartError: that agent does not hand over, and goes on.
@@ -68,7 +71,7 @@ def take(path: Path, listen: str) -> Inheritance | None:
         return None
     try:
         connection.sendall(json.dumps({"command": COMMAND}).encode() + b"\n")
-        line, descriptors, _, _ = socket.recv_fds(connection, 1 << 16, _SOCKETS)
+        line, descriptors, _, _ = socket.recv_fds(connection, 1 << 16, _MOST)
         if not line:
             raise ValueError("it ended the conversation; it may be stopping, try again")
         answer = json.loads(line)
@@ -78,14 +81,17 @@ def take(path: Path, listen: str) -> Inheritance | None:
     if "error" in answer or len(descriptors) < _SOCKETS:
         connection.close()
         raise _no(path, str(answer.get("error", "it sent no sockets")))
-    listener, local = (socket.socket(fileno=descriptor) for descriptor in descriptors[:2])
-    found = listening.address_of(listener)
-    if found != listen and not listen.endswith(":0"):
-        for sock in (listener, local, connection):
+    lock = descriptors.pop(2)
+    first, local, *others = (socket.socket(fileno=descriptor) for descriptor in descriptors)
+    listeners = [first, *others]
+    found = [listening.address_of(sock) for sock in listeners]
+    if not any(listening.same(address, listen) for address in found for listen in addresses):
+        for sock in (*listeners, local, connection):
             sock.close()
-        os.close(descriptors[2])
-        raise _no(path, f"it listens on {found}, but this agent must listen on {listen}")
-    return Inheritance(listener, local, descriptors[2], connection)
+        os.close(lock)
+        where = f"it listens on {', '.join(found)}, but this agent must listen on {', '.join(addresses)}"
+        raise _no(path, f"{where}: keep one of them until HAProxy asks at another")
+    return Inheritance(listeners, local, lock, connection)
 
 
 def _no(path: Path, why: str) -> StartError:
@@ -95,7 +101,7 @@ def _no(path: Path, why: str) -> StartError:
 async def give(
     reader: asyncio.StreamReader,
     writer: asyncio.StreamWriter,
-    listener: socket.socket,
+    listeners: Sequence[socket.socket],
     local: socket.socket,
     lock: int,
 ) -> bool:
@@ -106,7 +112,8 @@ async def give(
     """
     # A descriptor of our own: the stream's socket is not made for sending descriptors.
     with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as sock:
-        socket.send_fds(sock, [b"{}"], [listener.fileno(), local.fileno(), lock])
+        first, *others = (listener.fileno() for listener in listeners)
+        socket.send_fds(sock, [b"{}"], [first, local.fileno(), lock, *others])
     try:
         async with asyncio.timeout(_LONGEST):
             return await reader.readline() == _TAKEN

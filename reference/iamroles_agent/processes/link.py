@@ -33,7 +33,7 @@ class Startup:
     index: int
     document: Document
     channel: socket.socket
-    listener: socket.socket
+    listeners: list[socket.socket]
     """The agent's, which all workers accept from."""
     counts: memoryview
     """See `accepting.shared_counts`."""

@@ -22,6 +22,7 @@ from typing import Any
 
 from iamroles_agent.base.errors import StartError
 from iamroles_agent.serving import listening
+from iamroles_agent.serving.bounded import Bounded
 
 log = logging.getLogger("iamroles.local_socket")
 
@@ -69,11 +70,15 @@ class LocalSocket:
         self.sock = sock
         """The listening socket."""
         self._server: asyncio.Server | None = None
+        self._guests = Bounded()
 
     async def open(self) -> None:
         # A copy: a server that is closed closes its socket, and the next fetcher needs it.
         self._server = await asyncio.start_unix_server(
-            self._meet, sock=self.sock.dup(), limit=_LONGEST, **_KEEPS_PATH
+            lambda *streams: self._guests.begin(self._meet(*streams)),
+            sock=self.sock.dup(),
+            limit=_LONGEST,
+            **_KEEPS_PATH,
         )
 
     def close(self) -> None:

@@ -26,7 +26,7 @@ import signal
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -102,7 +102,7 @@ class Supervisor:
         crew: makes the members.
         timing: of the control plane.
         saves: whether there is a state directory.
-        listener: the socket of the agent that this one takes over from.
+        listeners: the sockets of the agent that this one takes over from.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Supervisor:
         timing: Timing | None = None,
         saves: bool = False,
         on_ready: Callable[[], None] = lambda: None,
-        listener: socket.socket | None = None,
+        listeners: Sequence[socket.socket] = (),
     ) -> None:
         self._settings, self._crew = settings, crew
         self._processes: dict[int, _Process] = {}
@@ -129,7 +129,8 @@ class Supervisor:
         )
         self._selector = selectors.DefaultSelector()
         self._on_ready = on_ready
-        self._listener = listener
+        self._inherited = {listening.address_of(sock): sock for sock in listeners}
+        self._listeners: list[socket.socket] = []
         self._counts = shared_counts(settings.workers)
         self._stop_at: float | None = None
         """Monotonic time at which members that still live are killed."""
@@ -146,10 +147,10 @@ class Supervisor:
         Raises:
             StartError: the agent did not start; no process of it is left.
         """
-        inherited = self._listener is not None
-        self._listener = self._listener or listening.bind(self._settings.listen)
-        listening.listen_on(self._listener)
-        self._address = listening.address_of(self._listener)
+        self._listeners = listening.open_all(self._settings, list(self._inherited.values()))
+        self._addresses = [listening.address_of(sock) for sock in self._listeners]
+        for text in listening.warnings(self._addresses, self._settings):
+            log.warning("%s", text)
         self._build_lock = os.memfd_create("iamroles-build")
         wake, waker = socket.socketpair()
         wake.setblocking(False)
@@ -166,10 +167,11 @@ class Supervisor:
             signal.set_wakeup_fd(-1)
             self._selector.close()
             os.close(self._build_lock)
-            for sock in (wake, waker, self._listener):
+            for sock in (wake, waker, *self._listeners):
                 sock.close()
-            if not self.plane.left and (self.plane.members.served or not inherited):
-                listening.remove_unix(self._address)
+            if not self.plane.left:
+                kept = () if self.plane.members.served else self._inherited
+                self._remove(address for address in self._addresses if address not in kept)
             self._out.drain(1.0)
         if self._failure:
             raise StartError(self._failure)
@@ -211,7 +213,8 @@ class Supervisor:
         if "ready" in line:
             line = {
                 "ready": True,
-                "address": self._address,
+                "address": self._addresses[0],
+                **({"addresses": self._addresses} if len(self._addresses) > 1 else {}),
                 "pid": os.getpid(),
                 "version": __version__,
                 "workers": self._settings.workers,
@@ -219,7 +222,12 @@ class Supervisor:
                 "in_force": self.plane.document.version,
             }
             self._on_ready()
+            self._remove(address for address in self._inherited if address not in self._addresses)
         self._out.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+
+    def _remove(self, addresses: Iterable[str]) -> None:
+        for address in addresses:
+            listening.remove_unix(address)
 
     # Processes
 
@@ -276,9 +284,9 @@ class Supervisor:
     def _live(self, effect: Fork, channel: socket.socket) -> int:
         """Run a child; returns its exit status."""
         index = effect.slot
-        assert self._listener is not None  # noqa: S101 - it is made before any child
         if index == LOADER:
-            self._listener.close()
+            for sock in self._listeners:
+                sock.close()
             return _load(self._crew, channel)
         with contextlib.suppress(OSError):
             name = "iamroles-fetcher" if index == FETCHER else f"iamroles-w{index}"
@@ -287,7 +295,7 @@ class Supervisor:
             index=index,
             document=self.plane.document,
             channel=channel,
-            listener=self._listener,
+            listeners=self._listeners,
             counts=self._counts,
             build_lock=self._build_lock,
             used=self.plane.used,

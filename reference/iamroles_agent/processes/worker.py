@@ -32,8 +32,9 @@ from iamroles_agent.processes.identity_keys import IDENTITY_KEYS, signing
 from iamroles_agent.processes.link import Body, Link, Startup
 from iamroles_agent.processes.remote import Remote
 from iamroles_agent.serving.gate import Gate
-from iamroles_agent.serving.metrics import Metrics
-from iamroles_agent.serving.server import ConnectionStats, Server
+from iamroles_agent.serving.metrics import ConnectionStats, Metrics
+from iamroles_agent.serving.server import Server
+from iamroles_agent.serving.tls import Tls
 from iamroles_agent.tokens.authenticator import Authenticator, rules_of
 from iamroles_agent.tokens.keys import KeySet
 
@@ -48,12 +49,19 @@ class Worker:
         startup: what it starts with.
         takes_over: whether a worker of another agent may still hold this one's audit file and metrics port.
         master: HAProxy's master CLI; None: the agent cuts no streams.
+        tls: of the TCP sockets.
     """
 
     def __init__(
-        self, config: Config, startup: Startup, *, takes_over: bool = False, master: str | None = None
+        self,
+        config: Config,
+        startup: Startup,
+        *,
+        takes_over: bool = False,
+        master: str | None = None,
+        tls: Tls | None = None,
     ) -> None:
-        self._master = master
+        self._master, self._tls = master, tls
         self._cutter: Cutter | None = None
         self.index, self.config, self.startup = startup.index, config, startup
         self._takes_over = takes_over
@@ -109,7 +117,7 @@ class Worker:
 
     async def _show_metrics(self) -> None:
         try:
-            address = self.metrics.serve()
+            address = await self.metrics.serve()
         except StartError:
             if not self._takes_over:
                 raise
@@ -136,10 +144,11 @@ class Worker:
         server = Server(
             self.gate,
             self.config.agent,
-            sock=self.startup.listener,
+            socks=self.startup.listeners,
             stats=self.connections,
             counts=self.startup.counts,
             slot=self.index,
+            tls=self._tls,
         )
         await server.start()
         self.link.send(message("serving"))
@@ -149,7 +158,7 @@ class Worker:
     async def _close(self) -> None:
         if self.authenticator is not None:
             await self.authenticator.close()
-        await asyncio.to_thread(self.metrics.close)
+        await self.metrics.close()
         await asyncio.to_thread(self.audit.close)
         self.link.close()
 

@@ -1,4 +1,4 @@
-"""Accepting connections: all workers listen on one socket, and each gets as many as the others.
+"""Accepting connections: all workers listen on the same sockets, and each gets as many as the others.
 
 HAProxy opens few connections and keeps them, so the worker that accepts one has its work for long. Each
 worker publishes its number of connections in memory that all share. A worker with the fewest accepts at once.
@@ -14,7 +14,7 @@ import mmap
 import os
 import select
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from iamroles_agent.serving.listening import BACKLOG
 
@@ -38,20 +38,20 @@ class Acceptor:
     """Accepts for one worker.
 
     Args:
-        sock: listening, not blocking.
+        socks: listening, not blocking.
         take: called with each connection's socket; the caller calls `closed` when that is over.
-        counts: of all workers that accept from `sock`; None: this one alone.
+        counts: of all workers that accept from `socks`; None: this one alone.
         slot: this worker's index in it.
     """
 
     def __init__(
         self,
-        sock: socket.socket,
+        socks: Sequence[socket.socket],
         take: Callable[[socket.socket], object],
         counts: memoryview | None = None,
         slot: int = 0,
     ) -> None:
-        self._sock, self._take = sock, take
+        self._socks, self._take = socks, take
         self._counts, self._slot = shared_counts(1) if counts is None else counts, slot
         self._late: dict[int, int] = {}
         """Numbers of workers that others waited for in vain, by slot."""
@@ -61,24 +61,28 @@ class Acceptor:
         self._listen()
 
     def stop(self) -> None:
-        """Accept what was left to others, then close the socket of this process."""
+        """Accept what was left to others, then close the sockets of this process."""
         if self._counts[self._slot]:
-            for _ in range(BACKLOG):  # a flood must not keep it from stopping
-                if not self._accept_one():
-                    break
+            for sock in self._socks:
+                for _ in range(BACKLOG):  # a flood must not keep it from stopping
+                    if not self._accept_one(sock):
+                        break
             self._pause()
             self._counts[self._slot] = 0
-            self._sock.close()
+            for sock in self._socks:
+                sock.close()
 
     def closed(self) -> None:
         if self._counts[self._slot]:
             self._counts[self._slot] -= 1
 
     def _listen(self) -> None:
-        self._loop.add_reader(self._sock, self._accept)
+        for sock in self._socks:
+            self._loop.add_reader(sock, self._accept, sock)
 
     def _pause(self) -> None:
-        self._loop.remove_reader(self._sock)
+        for sock in self._socks:
+            self._loop.remove_reader(sock)
         if self._timer is not None:
             self._timer.cancel()
 
@@ -95,15 +99,15 @@ class Acceptor:
             if number and number & _OPEN < mine and late.get(slot) != number
         }
 
-    def _accept(self) -> None:
+    def _accept(self, sock: socket.socket) -> None:
         if fewer := self._fewer():
             self._later(_TICK, self._wait, fewer, self._loop.time() + PATIENCE)
         else:
-            self._accept_one()
+            self._accept_one(sock)
 
-    def _accept_one(self) -> bool:
+    def _accept_one(self, listener: socket.socket) -> bool:
         try:
-            sock, _ = self._sock.accept()
+            sock, _ = listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
             return False
         except OSError as error:
@@ -116,7 +120,8 @@ class Acceptor:
 
     def _wait(self, fewer: dict[int, int], until: float) -> None:
         poller = select.poll()
-        poller.register(self._sock, select.POLLIN)
+        for sock in self._socks:
+            poller.register(sock, select.POLLIN)
         if self._fewer() and poller.poll(0):
             if self._loop.time() < until:
                 self._later(_TICK, self._wait, fewer, until)

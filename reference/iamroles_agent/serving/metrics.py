@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from iamroles_agent.base.config import MetricsSettings
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from iamroles_agent.audit.log import AuditState
     from iamroles_agent.live.cutter import Numbers
     from iamroles_agent.serving.scrape import MetricsServer
-    from iamroles_agent.serving.server import ConnectionStats
     from iamroles_agent.tokens import Authenticator
 
 BUCKETS = (
@@ -35,8 +35,30 @@ CUT_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
 """Upper bounds of the histogram of late cuts, seconds."""
 
 
+@dataclass(slots=True)
+class ConnectionStats:
+    """Counters since the start; `open` and `pending` are numbers of this moment."""
+
+    open: int = 0
+    pending: int = 0
+    """Decisions under way."""
+    accepted: int = 0
+    refused: int = 0
+    """Connections above `max_connections`."""
+    handshake_timeouts: int = 0
+    protocol_errors: int = 0
+    notifies: int = 0
+    recalled: int = 0
+    """NOTIFYs answered from the gate's memory, without parsing."""
+    judged: int = 0
+    failed: int = 0
+    """NOTIFYs answered `internal_error` here: timeout, exception, ambiguous question."""
+    forgotten: int = 0
+    """Decisions dropped because the peer vanished."""
+
+
 class Metrics:
-    """The numbers of a worker process. Call from the event loop's thread; scraping happens in another.
+    """The numbers of a worker process. Call from the event loop's thread; they are rendered in another.
 
     Args:
         settings: `[metrics]`.
@@ -81,9 +103,9 @@ class Metrics:
         self.revocations = 0
         self.audit: Callable[[], AuditState] | None = None
         self.health: Callable[[], tuple[bool, Mapping[str, Any]]] = lambda: (True, {})
-        """True if decisions can be made, and the body of `/healthz`; called in another thread."""
+        """True if decisions can be made, and the body of `/healthz`."""
         self.identity_keys: Callable[[], Mapping[str, Any]] | None = None
-        """The published keys of the identity header (RFC 7517), if it is on; as `health`."""
+        """The published keys of the identity header (RFC 7517), if it is on."""
         self._server: MetricsServer | None = None
 
     def decided(self, reason: Reason | None, seconds: float) -> None:
@@ -109,8 +131,8 @@ class Metrics:
         self.cut_buckets[bisect_left(CUT_BUCKETS, late)] += 1
         self.cut_seconds += late
 
-    def serve(self) -> str:
-        """Serve `/metrics`, `/healthz` and `/identity/jwks` on this worker's port, from a thread.
+    async def serve(self) -> str:
+        """Serve `/metrics`, `/healthz` and `/identity/jwks` on this worker's port, in its event loop.
 
         `/healthz` answers 200, or 503 while every answer would be `internal_error`, with what this worker
         knows of the agent, in JSON: the version in force, and how many workers have confirmed it.
@@ -125,10 +147,12 @@ class Metrics:
             return ""
         from iamroles_agent.serving.scrape import MetricsServer  # noqa: PLC0415 - it takes time to import
 
-        self._server = MetricsServer(self)
-        return self._server.address
+        server = MetricsServer(self)
+        address = await server.open()
+        self._server = server
+        return address
 
-    def close(self) -> None:
+    async def close(self) -> None:
         if self._server is not None:
-            self._server.close()
+            await self._server.close()
             self._server = None

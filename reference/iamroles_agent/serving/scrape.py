@@ -1,22 +1,21 @@
-"""Prometheus' view of the numbers in `metrics`, and the thread that serves it.
+"""Prometheus' view of the numbers in `metrics`, and the server of it in a worker's event loop.
 
-Loaded only if `metrics.listen` is set: `prometheus-client` brings an HTTP server and takes time to import.
+Loaded only if `metrics.listen` is set: `prometheus-client` takes time to import. Any process that reaches the
+port may ask, so connections, time and bytes of each are bounded, and how often the numbers are rendered.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
-import socket
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from itertools import accumulate
-from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any, cast
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
-from wsgiref.types import StartResponse, WSGIEnvironment
 
-from prometheus_client import make_wsgi_app
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -29,56 +28,87 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from iamroles_agent import __version__
 from iamroles_agent.base.errors import StartError
 from iamroles_agent.live.cutter import Numbers
+from iamroles_agent.serving.bounded import Bounded
+from iamroles_agent.serving.listening import address_of
 from iamroles_agent.serving.metrics import BUCKETS, CUT_BUCKETS, Metrics
 
 if TYPE_CHECKING:
     from iamroles_agent.audit.log import AuditState
+
+_LONGEST = 4096
+"""Bytes of a request."""
+_PATIENCE = 2.0
+"""Seconds for a request and its answer."""
+_APART = 0.1
+"""Seconds between two renderings, each of which takes some milliseconds of CPU."""
 
 
 class MetricsServer:
     """Serves `/metrics`, `/healthz` and `/identity/jwks` on a worker's port: see `Metrics.serve`."""
 
     def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-        host, _, port = metrics.settings.listen.rpartition(":")
+        self._metrics, self._registry = metrics, registry(metrics)
+        self._guests = Bounded()
+        self._rendering: asyncio.Task[bytes] | None = None
+        """The next rendering, which all share that ask before it begins."""
+        self._rendered = 0.0
+
+    async def open(self) -> str:
+        """Listen; returns the address.
+
+        Raises:
+            StartError: the port is busy or forbidden.
+        """
+        host, _, port = self._metrics.settings.listen.rpartition(":")
         host = host.strip("[]")
-        number = int(port) and int(port) + metrics.worker
+        number = int(port) and int(port) + self._metrics.worker
         try:
-            kind = _Http6Server if ":" in host else _HttpServer
-            self._server = make_server(host, number, self._app(), kind, _QuietHandler)
+            self._server = await asyncio.start_server(
+                lambda *streams: self._guests.begin(self._meet(*streams)), host, number, limit=_LONGEST
+            )
         except OSError as error:
             raise StartError(
                 f"metrics.listen {host}:{number} cannot be used: {error.strerror or error}. "
                 "Choose a free port; worker k uses the port plus k"
             ) from error
-        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
-        self._thread.start()
-        bound = self._server.server_port
-        self.address = f"[{host}]:{bound}" if ":" in host else f"{host}:{bound}"
+        return address_of(self._server.sockets[0])
 
-    def _app(self) -> Callable[[WSGIEnvironment, StartResponse], Iterable[bytes]]:
-        numbers, metrics = self._metrics, make_wsgi_app(registry(self._metrics))
+    async def close(self) -> None:
+        self._server.close()
+        await self._guests.end(0.0)
 
-        def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-            match environ.get("PATH_INFO"):
-                case "/healthz":
-                    healthy, about = numbers.health()
-                    status = "200 OK" if healthy else "503 Service Unavailable"
-                case "/identity/jwks" if numbers.identity_keys is not None:
-                    status, about = "200 OK", numbers.identity_keys()
-                case _:
-                    return cast("Iterable[bytes]", metrics(environ, start_response))
-            body = json.dumps(about).encode() + b"\n"
-            headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
-            start_response(status, headers)
-            return [body]
+    async def _meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer one request; the whole conversation has `_PATIENCE` seconds."""
+        with suppress(TimeoutError, OSError, EOFError, asyncio.LimitOverrunError):
+            try:
+                async with asyncio.timeout(_PATIENCE):
+                    method, _, rest = (await reader.readuntil(b"\r\n\r\n")).partition(b" ")
+                    status, kind, body = await self._answer(rest.split(b"?")[0].split(b" ")[0])
+                    head = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
+                    said = f"{head}Connection: close\r\n\r\n".encode()
+                    writer.write(said if method == b"HEAD" else said + body)
+                    writer.close()
+                    await writer.wait_closed()
+            finally:
+                writer.transport.abort()
 
-        return app
+    async def _answer(self, path: bytes) -> tuple[str, str, bytes]:
+        """Return status, media type and body."""
+        if path == b"/healthz":
+            healthy, about = self._metrics.health()
+            status = "200 OK" if healthy else "503 Service Unavailable"
+        elif path == b"/identity/jwks" and self._metrics.identity_keys is not None:
+            status, about = "200 OK", self._metrics.identity_keys()
+        else:
+            self._rendering = self._rendering or asyncio.create_task(self._render())
+            return "200 OK", CONTENT_TYPE_LATEST, await asyncio.shield(self._rendering)
+        return status, "application/json", json.dumps(about).encode() + b"\n"
 
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+    async def _render(self) -> bytes:
+        """Render in a thread, once in `_APART` seconds at most, however many ask."""
+        await asyncio.sleep(self._rendered + _APART - time.monotonic())
+        self._rendering, self._rendered = None, time.monotonic()
+        return await asyncio.to_thread(generate_latest, self._registry)
 
 
 def registry(metrics: Metrics) -> CollectorRegistry:
@@ -86,23 +116,6 @@ def registry(metrics: Metrics) -> CollectorRegistry:
     made = CollectorRegistry()
     made.register(_Scrape(metrics))
     return made
-
-
-class _HttpServer(ThreadingMixIn, WSGIServer):
-    """Gives each connection a thread, so that a silent client keeps no scrape waiting."""
-
-    daemon_threads = True
-
-
-class _Http6Server(_HttpServer):
-    address_family = socket.AF_INET6
-
-
-class _QuietHandler(WSGIRequestHandler):
-    timeout = 10.0
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as inherited
-        """Do not log scrapes."""
 
 
 class _Scrape(Collector):

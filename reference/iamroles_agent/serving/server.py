@@ -16,13 +16,17 @@ import asyncio
 import logging
 import select
 import socket
-from dataclasses import dataclass
+from collections.abc import Sequence
 from enum import IntEnum
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from iamroles_agent.base.config import AgentSettings
 from iamroles_agent.serving import listening
 from iamroles_agent.serving.accepting import Acceptor
+from iamroles_agent.serving.bounded import Bounded, room
+from iamroles_agent.serving.idle import Idle
+from iamroles_agent.serving.metrics import ConnectionStats
+from iamroles_agent.serving.tls import Tls
 from iamroles_agent.spop import actions as action_codec
 from iamroles_agent.spop.connection import (
     CheckRequested,
@@ -45,6 +49,8 @@ DRAIN_GRACE = 0.05
 """Seconds after SIGTERM in which connections, and then frames, already on their way are still taken."""
 GENTLY = 2.0
 """Seconds after a takeover in which a busy connection is not ended."""
+MAX_COMING = 64
+"""Connections in their TLS handshake at a time; if another comes, the oldest of them is ended."""
 _MOMENT = 0.1
 """Seconds without a question after which a goodbye is unlikely to cross one."""
 MAX_PENDING = 1024
@@ -53,37 +59,16 @@ MAX_PENDING = 1024
 log = logging.getLogger("iamroles.server")
 
 
-@dataclass(slots=True)
-class ConnectionStats:
-    """Counters since the start; `open` and `pending` are numbers of this moment."""
-
-    open: int = 0
-    pending: int = 0
-    """Decisions under way."""
-    accepted: int = 0
-    refused: int = 0
-    """Connections above `max_connections`."""
-    handshake_timeouts: int = 0
-    protocol_errors: int = 0
-    notifies: int = 0
-    recalled: int = 0
-    """NOTIFYs answered from the gate's memory, without parsing."""
-    judged: int = 0
-    failed: int = 0
-    """NOTIFYs answered `internal_error` here: timeout, exception, ambiguous question."""
-    forgotten: int = 0
-    """Decisions dropped because the peer vanished."""
-
-
 class Server:
-    """Answers HAProxy on one listening socket.
+    """Answers HAProxy on its listening sockets.
 
     Args:
         gate: decides; tests and benchmarks give fakes of its four methods.
         settings: address, limits and timeouts.
-        sock: a bound socket to use, which the caller owns; else `settings.listen` is bound.
+        socks: bound sockets to use, which the caller owns; else those of `settings.listen` are bound.
         stats: counters to fill; a new object if absent.
         counts, slot: see `Acceptor`.
+        tls: of the TCP sockets; None: plain TCP.
     """
 
     def __init__(
@@ -91,47 +76,53 @@ class Server:
         gate: Gate,
         settings: AgentSettings,
         *,
-        sock: socket.socket | None = None,
+        socks: Sequence[socket.socket] = (),
         stats: ConnectionStats | None = None,
         counts: memoryview | None = None,
         slot: int = 0,
+        tls: Tls | None = None,
     ) -> None:
         self.gate = gate
+        self.tls = tls
         self.settings = settings
         self.stats = stats or ConnectionStats()
         self.peers: set[_Peer] = set()
         self.address = ""
-        self._sock = sock
+        self._socks = socks
         self._counts, self._slot = counts, slot
         self._acceptor: Acceptor
-        self._coming: set[asyncio.Task[None]] = set()
+        self._coming = Bounded(MAX_COMING)
         self._emptied = asyncio.Event()
+        self.idle: Idle
+        self.most = min(settings.max_connections, room())
 
     async def start(self) -> str:
         """Listen.
 
         Returns:
-            The address with its real port: `127.0.0.1:40123`, `[::1]:40123` or `unix:/path`.
+            The first address with its real port: `127.0.0.1:40123`, `[::1]:40123` or `unix:/path`.
 
         Raises:
             StartError: the address is taken, unknown or forbidden.
         """
-        sock = self._sock or listening.bind(self.settings.listen)
-        listening.listen_on(sock)
-        self.address = listening.address_of(sock)
-        self._acceptor = Acceptor(sock, self._accepted, self._counts, self._slot)
+        socks = self._socks or listening.open_all(self.settings)
+        self.address = listening.address_of(socks[0])
+        self._acceptor = Acceptor(socks, self._accepted, self._counts, self._slot)
+        self.idle = Idle(self.peers, self.settings.idle_timeout)
         return self.address
 
     def _accepted(self, sock: socket.socket) -> None:
-        task = asyncio.get_running_loop().create_task(self._connect(sock))
-        self._coming.add(task)
-        task.add_done_callback(self._coming.discard)
+        self._coming.begin(self._connect(sock))
 
     async def _connect(self, sock: socket.socket) -> None:
+        how: dict[str, Any] = {}
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(lambda: _Peer(self), sock)
-        except OSError as error:
-            log.warning("a connection could not be taken: %s", error)
+            if self.tls is not None and sock.family != socket.AF_UNIX:
+                how = {"ssl": self.tls.context(), "ssl_handshake_timeout": self.settings.handshake_timeout}
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: _Peer(self), sock, **how)
+        except (OSError, asyncio.CancelledError) as error:
+            why = str(error) or "others waited for their handshake"
+            log.warning("a connection could not be taken: %s", why)
             sock.close()
             self._acceptor.closed()
 
@@ -147,10 +138,10 @@ class Server:
         # A connection that was made before this process heard of the end is still accepted and answered.
         await asyncio.sleep(DRAIN_GRACE)
         self._acceptor.stop()
-        if self._sock is None:
+        self.idle.stop()
+        if not self._socks:
             listening.remove_unix(self.address)
-        if self._coming:
-            await asyncio.wait(self._coming)
+        await self._coming.end(LINGER)
         if gently:
             await self._leave()
         for peer in tuple(self.peers):
@@ -227,25 +218,40 @@ class _Peer(asyncio.Protocol):
         self._farewell: asyncio.TimerHandle | None = None
         self._life = _Life.SERVING
         self._half_closed = False
+        self._secure = False
+        """Whether it is TLS."""
         self._writing_paused = False
+        self.seen, self.since = 0, self._loop.time()
+        """Questions at the last look of `idle`, and the time since which there were as many."""
 
     # What the transport calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport = cast("asyncio.Transport", transport)  # uvloop's own class
-        self._name = _name_of(transport.get_extra_info("peername"))
+        self._name = listening.name_of(transport.get_extra_info("peername"))
         self._stats.accepted += 1
-        if len(self._server.peers) >= self._server.settings.max_connections:
-            self._stats.refused += 1
-            log.warning("refused %s: %d connections are open", self._name, len(self._server.peers))
-            self._life = _OVER
-            self._connection.disconnect(Status.RESOURCES, "too many connections")
-            transport.write(self._connection.data_to_send())
-            transport.close()
+        tls = self._server.tls
+        if transport.get_extra_info("ssl_object") is not None and tls is not None:
+            self._secure = True
+            if not tls.accepts(transport.get_extra_info("peercert")):
+                log.warning("refused %s: its certificate carries no name of agent.tls.names", self._name)
+                self._refuse("unknown certificate")
+                return
+        peers, most = self._server.peers, self._server.most
+        if len(peers) >= most and not self._server.idle.make_room():
+            log.warning("refused %s: %d connections are open, agent.max_connections", self._name, len(peers))
+            self._refuse("too many connections")
             return
         self._server.peers.add(self)
         self._stats.open += 1
         self._handshake = self._loop.call_later(self._server.settings.handshake_timeout, self._no_handshake)
+
+    def _refuse(self, why: str) -> None:
+        self._stats.refused += 1
+        self._life = _OVER
+        self._connection.disconnect(Status.RESOURCES, why)
+        self._transport.write(self._connection.data_to_send())
+        self._transport.close()
 
     def data_received(self, data: bytes) -> None:
         if self._life is _OVER:
@@ -266,7 +272,7 @@ class _Peer(asyncio.Protocol):
     def eof_received(self) -> bool:
         """Half-closed: what was asked is still answered (SPOP-BYE-005)."""
         self._half_closed = True
-        return bool(self._pending) and self._life is not _OVER
+        return bool(self._pending) and self._life is not _OVER and not self._secure
 
     def pause_writing(self) -> None:
         """HAProxy reads too slowly: read no more questions from it."""
@@ -415,7 +421,10 @@ class _Peer(asyncio.Protocol):
         if data and not self._transport.is_closing():
             self._transport.write(data)
             if self._life is _OVER and not self._half_closed:
-                self._transport.write_eof()
+                if self._secure:  # TLS has no half of a connection; `close` waits for HAProxy's end
+                    self._transport.close()
+                else:
+                    self._transport.write_eof()
 
     def _regulate(self) -> None:
         """Read while HAProxy takes our answers and not too much is under way, and on to any end."""
@@ -453,11 +462,11 @@ class _Peer(asyncio.Protocol):
         elif self._half_closed:
             self._end()
 
-    def say_goodbye(self) -> None:
+    def say_goodbye(self, why: str = "the agent is stopping") -> None:
         """End the connection from this side."""
         if self._life is _OVER:
             return
-        self._connection.disconnect(Status.NORMAL, "the agent is stopping")
+        self._connection.disconnect(Status.NORMAL, why)
         self._end()
         self._flush()
 
@@ -486,12 +495,3 @@ class _Peer(asyncio.Protocol):
         self._stats.forgotten += len(pending)
         for task in pending:
             task.cancel()
-
-
-def _name_of(peer: object) -> str:
-    """A peer in the log; a Unix socket's has no name."""
-    match peer:
-        case (str(host), int(port), *_):
-            return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        case _:
-            return "the peer of a Unix socket"

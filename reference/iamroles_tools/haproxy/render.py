@@ -11,8 +11,10 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.resources import files
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,14 @@ class Settings:
 
     agents: tuple[str, ...]
     """`host:port` or `unix:/path`, at least one."""
+    agent_ca: str | None = None
+    """PEM file of the authorities that must have issued the agents' certificates, on TCP."""
+    agent_certificate: str | None = None
+    """PEM file with HAProxy's own certificate and key, for the agents."""
+    agent_name: str | None = None
+    """DNS name in the agents' certificates; None: each agent's own host name."""
+    chroot: str | None = None
+    """HAProxy's `chroot`, from inside of which it sees Unix sockets."""
     bind: str | None = None
     stats_socket: str | None = None
     log: str | None = None
@@ -51,7 +61,9 @@ class Settings:
     def presets(self) -> dict[str, str]:
         """Return the given settings by the name of their environment variable."""
         given = {
-            name: value for name, value in asdict(self).items() if name != "agents" and value is not None
+            name: value
+            for name, value in asdict(self).items()
+            if value is not None and name != "chroot" and not name.startswith("agent")
         }
         return {f"IAM_{name.upper()}": str(value) for name, value in given.items()}
 
@@ -107,11 +119,16 @@ def _preset(text: str, values: dict[str, str]) -> str:
 
 
 def _routes(config: Config, settings: Settings, source: str) -> str:
-    agents = {f"IAM_AGENT_{index}": _address(agent) for index, agent in enumerate(settings.agents, 1)}
+    agents = {f"IAM_AGENT_{index}": agent for index, agent in enumerate(settings.agents, 1)}
     head = _shipped("agents.cfg").format(
         source=source.replace("\n", " "),
-        presets="\n".join(f'    presetenv {name} "{address}"' for name, address in agents.items()),
-        servers="\n".join(f'    server agent-{index} "${{{name}}}"' for index, name in enumerate(agents, 1)),
+        presets="\n".join(
+            f'    presetenv {name} "{_address(agent, settings.chroot)}"' for name, agent in agents.items()
+        ),
+        servers="\n".join(
+            f'    server agent-{index} "${{{name}}}"{_agent_tls(settings, agent)}'
+            for index, (name, agent) in enumerate(agents.items(), 1)
+        ),
         lua=_shipped("lua.cfg") if any(backend.streams for backend in config.backends) else "",
     )
     if any(backend.renew for backend in config.backends):
@@ -146,8 +163,21 @@ def _tls(backend: Backend, server: str) -> str:
     return f"{words} crt {tls.certificate}" if tls.certificate else words
 
 
-def _address(agent: str) -> str:
-    return f"unix@{agent.removeprefix('unix:')}" if agent.startswith("unix:") else agent
+def _agent_tls(settings: Settings, agent: str) -> str:
+    """Return the words of a `server` line by which HAProxy believes an agent on TCP, and is believed."""
+    if settings.agent_ca is None or agent.startswith("unix:"):
+        return ""
+    name = settings.agent_name or agent.rpartition(":")[0]
+    words = f" ssl ssl-min-ver TLSv1.2 verify required ca-file {settings.agent_ca} verifyhost {name}"
+    return f"{words} crt {settings.agent_certificate}"
+
+
+def _address(agent: str, chroot: str | None) -> str:
+    """Return an address in HAProxy's words, as it sees that from inside its chroot."""
+    path = agent.removeprefix("unix:")
+    if path != agent and chroot is not None:
+        path = f"/{Path(path).relative_to(chroot)}"
+    return agent if path == agent else f"unix@{path}"
 
 
 def _problems(config: Config, settings: Settings, source: str) -> Iterator[Problem]:
@@ -167,11 +197,7 @@ def _problems(config: Config, settings: Settings, source: str) -> Iterator[Probl
                 yield Problem(source, f"{key}.servers[{number}]", f"{server!r} is not an address", _ADDRESSES)
         for fault in tls_faults(key, backend):
             yield Problem(source, fault.key, fault.message, fault.remedy)
-    for agent in settings.agents:
-        if not (_is_host_port(agent) or re.fullmatch(r"unix:/[A-Za-z0-9._/-]{1,100}", agent)):
-            yield Problem(_OPTIONS, "--agent", f"{agent!r} is not an address to connect to", _ADDRESSES)
-    if not settings.agents:
-        yield Problem(_OPTIONS, "--agent", "no agent to ask", _ADDRESSES)
+    yield from _agent_problems(settings)
     if settings.timeout_processing and not _TIME.fullmatch(settings.timeout_processing):
         wrong = f"{settings.timeout_processing!r} is not a time for HAProxy"
         yield Problem(_OPTIONS, "--timeout-processing", wrong, "Write `500ms` or `2s`")
@@ -182,9 +208,41 @@ def _problems(config: Config, settings: Settings, source: str) -> Iterator[Probl
             yield Problem(_OPTIONS, option, f"{value!r} cannot stand in HAProxy's configuration", remedy)
 
 
+def _agent_problems(settings: Settings) -> Iterator[Problem]:
+    for agent in settings.agents:
+        path = agent.removeprefix("unix:")
+        if not (_is_host_port(agent) or re.fullmatch(r"unix:/[A-Za-z0-9._/-]{1,100}", agent)):
+            yield Problem(_OPTIONS, "--agent", f"{agent!r} is not an address to connect to", _ADDRESSES)
+        elif path != agent and settings.chroot and not Path(path).is_relative_to(settings.chroot):
+            wrong = f"{path} is not below {settings.chroot}, so HAProxy cannot reach it"
+            yield Problem(_OPTIONS, "--chroot", wrong, "Let the agent listen below it, or leave --chroot out")
+        elif path == agent and settings.agent_ca and not settings.agent_name and _is_ip(agent):
+            wrong = f"{agent} is not a DNS name, which the agent's certificate could carry"
+            yield Problem(_OPTIONS, "--agent-name", wrong, "Give the name in the agent's certificate")
+    if (settings.agent_ca is None) != (settings.agent_certificate is None):
+        wrong = "of --agent-ca and --agent-certificate only one is given"
+        yield Problem(
+            _OPTIONS, "--agent-ca", wrong, "HAProxy and agent prove who they are to each other: give both"
+        )
+    if not settings.agents:
+        yield Problem(_OPTIONS, "--agent", "no agent to ask", _ADDRESSES)
+    for option in ("agent_ca", "agent_certificate", "agent_name", "chroot"):
+        value = getattr(settings, option)
+        if value is not None and not re.fullmatch(r"[A-Za-z0-9._/-]{1,200}", value):
+            wrong = f"{value!r} cannot stand in HAProxy's configuration"
+            remedy = "Use up to 200 letters, digits, '.', '_', '/' and '-'"
+            yield Problem(_OPTIONS, f"--{option.replace('_', '-')}", wrong, remedy)
+
+
 def _is_host_port(text: str) -> bool:
     found = _HOST_PORT.fullmatch(text)
     return found is not None and 0 < int(found["port"]) < 65536
+
+
+def _is_ip(address: str) -> bool:
+    with suppress(ValueError):
+        return bool(ip_address(address.rpartition(":")[0].strip("[]")))
+    return False
 
 
 @click.command("render")
@@ -194,7 +252,18 @@ def _is_host_port(text: str) -> bool:
     "--agent",
     "agents",
     multiple=True,
-    help="Where an agent listens: host:port or unix:/path; several for redundancy. Default: `agent.listen`.",
+    help="Where an agent listens: host:port or unix:/path; several for redundancy. Default: the "
+    "first of `agent.listen`.",
+)
+@click.option(
+    "--agent-ca",
+    metavar="FILE",
+    help="For agents on TCP with [agent.tls]: authorities that must have issued the agents' certificates.",
+)
+@click.option("--agent-certificate", metavar="FILE", help="HAProxy's certificate and key, for the agents.")
+@click.option("--agent-name", help="DNS name in the agents' certificates. Default: the host of --agent.")
+@click.option(
+    "--chroot", metavar="DIRECTORY", help="HAProxy's chroot: Unix sockets are written as seen inside."
 )
 @click.option("--bind", help="Where HAProxy listens (IAM_BIND).")
 @click.option("--stats-socket", help="HAProxy's Runtime API socket (IAM_STATS_SOCKET).")
@@ -211,7 +280,7 @@ def render(path: Path, output: Path, agents: tuple[str, ...], **choices: Any) ->
     """
     with ends_if_unsound():
         config = load(path)
-        settings = Settings(agents or (config.agent.listen,), **choices)
+        settings = Settings(agents or tuple(config.agent.addresses[:1]), **choices)
         texts = configuration(config, settings, source=path.name)
     try:
         write(texts, output)

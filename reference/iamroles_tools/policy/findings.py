@@ -20,6 +20,7 @@ class Kind(StrEnum):
     UNUSED = "unused"
     LETTER_CASE = "letter-case"
     UNRECORDED = "unrecorded"
+    UNPROVEN = "unproven"
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ The kinds:
 - *unused*: a role, group, backend or scope that no rule names.
 - *letter-case*: a deny that servers undo if they ignore the letter case of paths.
 - *unrecorded*: decisions that may leave no record.
+- *unproven*: plain TCP where HAProxy and the agent meet, on which any local user may answer or ask.
 
 Each question visits the zones of the policy once (`policy.zones`). Within a zone, a class of roles has an
 ordered list of grants, each a set of cells. One pass down that list finds the winner of each cell. One pass
@@ -53,6 +54,7 @@ def lint(config: Config, written: Config | None = None) -> list[Finding]:
         *lint_wide.unused_groups(written or config),
         *lint_wide.letter_case(config),
         *lint_wide.unrecorded(config),
+        *lint_wide.unproven(config),
     ]
     return sorted(findings, key=_position)
 

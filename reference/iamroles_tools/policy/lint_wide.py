@@ -225,3 +225,22 @@ def _in_other_case(policy: Policy, deny: Deny, grant: Grant) -> tuple[str, Reque
 def _assertable(config: Config, arn: RoleArn) -> bool:
     trusted = [issuer.accounts for issuer in config.issuers] + [sts.accounts for sts in config.sts]
     return any(not accounts or arn.account in accounts for accounts in trusted)
+
+
+def unproven(config: Config) -> Iterator[Finding]:
+    """Find plain TCP between HAProxy and the agent, unless it is the default that former releases had."""
+    if config.agent.listen is not None and config.agent.tls is None:
+        for address in config.agent.addresses:
+            if not address.startswith("unix:"):
+                message = (
+                    "is plain TCP: any local user who binds it while the agent is away is believed, and sees "
+                    "bearer tokens; who can connect gets a signed identity for any `src`"
+                )
+                remedy = "Listen on a Unix socket, or set [agent.tls] (docs/haproxy.md)"
+                yield Finding(Kind.UNPROVEN, "agent.listen", address, message, remedy)
+    master = config.live.master_socket
+    if master is not None and ":" in master and "/" not in master:
+        message = "is HAProxy's master CLI on TCP: any local user has HAProxy's admin level there"
+        yield Finding(
+            Kind.UNPROVEN, "live.master_socket", master, message, "Let `haproxy -S` name a Unix socket"
+        )

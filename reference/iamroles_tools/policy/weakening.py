@@ -1,21 +1,25 @@
 """How a change of each setting weakens the gate: one row for each key of the tables that hold no rules.
 
 A row of two words lists the values from strong to weak. The other rows: `more` and `less` say which
-direction weakens (no value means no limit), `lost` that to drop the value does, `socket` that to leave a Unix
-socket for TCP does. `either`: a reviewer must look at the change, whatever its direction. `never`: no change
+direction weakens (no value means no limit), `lost` that to drop the value does, `socket` that to listen on
+TCP too does. `either`: a reviewer must look at the change, whatever its direction. `never`: no change
 makes a difference to what the gate protects.
 """
 
 from __future__ import annotations
 
+import json
 import re
 
 WEAKENS = {
     "agent.listen": "socket",
+    "agent.listen_group": "either",
+    "agent.tls": "lost",
     "agent.workers": "never",
     "agent.max_frame_size": "never",
     "agent.max_connections": "more",
     "agent.handshake_timeout": "more",
+    "agent.idle_timeout": "more",
     "agent.drain_timeout": "never",
     "agent.state_dir": "lost",
     "agent.control_socket": "either",
@@ -41,7 +45,7 @@ WEAKENS = {
     "metrics.listen": "either",
 }
 ABSENT = "(absent)"
-_NOTHING = {ABSENT, "null", '""', '"none"'}
+_NOTHING = {ABSENT, "null", "[]", '""', '"none"'}
 
 
 def weakens(key: str, old: str, new: str) -> bool | None:
@@ -50,16 +54,16 @@ def weakens(key: str, old: str, new: str) -> bool | None:
     `old` and `new` are written as JSON, durations as `90s`. A key of another table needs no row: a
     reviewer must look at it.
     """
-    row = WEAKENS.get(key, "either")
+    row = WEAKENS.get(key) or WEAKENS.get(key.rpartition(".")[0], "either")
     match row:
         case "never":
             return None
         case "either":
             return False
         case "lost":
-            return new in _NOTHING
+            return new in _NOTHING and old not in _NOTHING
         case "socket":
-            return old.startswith('"unix:') and not new.startswith('"unix:')
+            return _on_tcp(new) and not _on_tcp(old)
         case "more" | "less":
             if ABSENT in (old, new):
                 return False
@@ -67,6 +71,13 @@ def weakens(key: str, old: str, new: str) -> bool | None:
             return after > before if row == "more" else after < before
     order = row.split()
     return order.index(new) > order.index(old)
+
+
+def _on_tcp(listen: str) -> bool:
+    addresses = None if listen == ABSENT else json.loads(listen)
+    if isinstance(addresses, str):
+        addresses = [addresses]
+    return addresses is None or any(not address.startswith("unix:") for address in addresses)
 
 
 def _number(text: str) -> float:

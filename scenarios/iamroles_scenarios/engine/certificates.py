@@ -1,14 +1,18 @@
-"""HAProxy's certificate: made, replaced while people connect, and looked at."""
+"""HAProxy's certificate: made, replaced while people connect, and looked at; and an authority of our own."""
 
 from __future__ import annotations
 
 import socket
 import ssl
 import time
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from iamroles_scenarios.base.errors import AgentFault, HarnessFault
 from iamroles_scenarios.jose.keys import SigningKey
@@ -120,3 +124,31 @@ def proxy_fault(agent: AgentSpec, message: str) -> Exception:
     if "render" in agent.haproxy:
         return AgentFault(message)
     return HarnessFault(f"HAProxy with the shipped configuration, not the agent: {message}")
+
+
+class Authority:
+    """Issues certificates for DNS names."""
+
+    def __init__(self) -> None:
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "iamroles test authority")])
+        issued = self._certificate(self._name, self._key, x509.BasicConstraints(ca=True, path_length=0))
+        self.public = issued.public_bytes(Encoding.PEM).decode()
+        """Its own certificate, PEM."""
+
+    def issue(self, name: str) -> str:
+        """Return a certificate for a name, and its key, PEM."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        issued = self._certificate(subject, key, x509.SubjectAlternativeName([x509.DNSName(name)]))
+        private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        return (issued.public_bytes(Encoding.PEM) + private).decode()
+
+    def _certificate(
+        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, extension: x509.ExtensionType
+    ) -> x509.Certificate:
+        now = datetime.now(UTC)
+        builder = x509.CertificateBuilder().subject_name(subject).issuer_name(self._name)
+        builder = builder.serial_number(x509.random_serial_number()).public_key(key.public_key())
+        builder = builder.not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
+        return builder.add_extension(extension, critical=False).sign(self._key, hashes.SHA256())

@@ -232,6 +232,32 @@ def test_a_new_agent_takes_over_without_a_lost_question(tmp_path, server, worker
         old.stdout.close()
 
 
+def test_take_overs_move_from_tcp_to_a_unix_socket_without_a_lost_question(tmp_path, server):
+    """At any time HAProxy asks at an address that the agent before and the next agent both have."""
+    path = tmp_path / "spop" / "agent.sock"
+    with running(tmp_path, server, 2) as agent, ExitStack() as held:
+        token, tcp, unix = token_of(server.url), agent.address, f"unix:{path}"
+        asker = Asker(agent, token)
+        asker.start()
+        for listen, asked_at in (([unix, tcp], unix), (unix, unix), ([unix, tcp], tcp), (tcp, tcp)):
+            old, heard = agent.process, len(asker.answers)
+            held.callback(old.stdout.close)
+            agent.write(agent={**agent.world["agent"], "listen": listen})
+            agent.start("--take-over")
+            agent.address = asked_at
+            assert old.wait(PATIENCE) == 0
+            until(lambda heard=heard: len(asker.answers) > heard + 50)
+            assert agent.status()["listen"] == (listen if isinstance(listen, str) else ", ".join(listen))
+            assert path.is_socket() is (unix in listen)
+            if listen == unix:
+                with pytest.raises(ConnectionRefusedError):
+                    connect(tcp)
+        asker.ending = True
+        asker.join()
+        assert (asker.lost, set(asker.answers)) == (0, {True})
+        assert agent.ended(signal.SIGTERM) == 0
+
+
 def test_a_new_agent_that_does_not_get_ready_changes_nothing(tmp_path, server):
     with running(tmp_path, server, 2) as agent:
         token, old = token_of(server.url), agent.process
@@ -283,7 +309,7 @@ def test_an_agent_that_hangs_up_cannot_be_taken_over_from(tmp_path):
         old.bind(str(tmp_path / "agent.sock"))
         old.listen()
         with ThreadPoolExecutor() as pool:
-            taken = pool.submit(handover.take, tmp_path / "agent.sock", "127.0.0.1:9")
+            taken = pool.submit(handover.take, tmp_path / "agent.sock", ["127.0.0.1:9"])
             connection, _ = old.accept()
             connection.recv(1)
             connection.shutdown(socket.SHUT_WR)

@@ -26,7 +26,7 @@ class Worker:
         self.taken: list[socket.socket] = []
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.listener.setblocking(False)
-        self.acceptor = Acceptor(self.listener, self.taken.append, self.counts, 0)
+        self.acceptor = Acceptor([self.listener], self.taken.append, self.counts, 0)
         self.clients: list[socket.socket] = []
         self.counts[0] += 1
 

@@ -1,9 +1,11 @@
 """Prometheus's format, and that the Grafana dashboard asks for existing metrics only."""
 
+import asyncio
 import json
 import re
 import socket
 import urllib.request
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -15,9 +17,10 @@ from iamroles_agent.audit.log import Audit, AuditState
 from iamroles_agent.base.config import AuditSettings, Config, MetricsSettings
 from iamroles_agent.base.errors import StartError
 from iamroles_agent.base.reasons import Reason
-from iamroles_agent.serving.metrics import BUCKETS, Metrics
+from iamroles_agent.serving import scrape
+from iamroles_agent.serving.bounded import MOST
+from iamroles_agent.serving.metrics import BUCKETS, ConnectionStats, Metrics
 from iamroles_agent.serving.scrape import registry
-from iamroles_agent.serving.server import ConnectionStats
 from iamroles_agent.tokens import Authenticator
 
 DASHBOARD = Path(__file__).parents[3] / "reference" / "grafana" / "iamroles.json"
@@ -108,12 +111,77 @@ def test_everything_else(metrics):
     assert ("policy", "sha256:feed") in info
 
 
-def test_served_over_http(metrics):
-    with urllib.request.urlopen(f"http://{metrics.serve()}/metrics", timeout=10) as answer:
-        text = answer.read().decode()
-    metrics.close()
+async def test_served_over_http(metrics):
+    def fetched(url):
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return answer.read().decode()
+
+    text = await asyncio.to_thread(fetched, f"http://{await metrics.serve()}/metrics")
+    await metrics.close()
 
     assert 'iamroles_decisions_total{reason="",verdict="allow"} 0.0' in text
+
+
+@asynccontextmanager
+async def served(metrics):
+    host, _, port = (await metrics.serve()).rpartition(":")
+    yield host, int(port)
+    await metrics.close()
+
+
+async def asked(address, request):
+    reader, writer = await asyncio.open_connection(*address)
+    writer.write(request)
+    try:
+        return await reader.read()
+    except ConnectionResetError:
+        return b""
+    finally:
+        writer.close()
+
+
+async def test_strangers_that_hold_connections_keep_nobody_out(metrics, caplog):
+    """Each gets as far as it likes: silent, a byte, half a request, an answer that it does not read."""
+    said = (b"", b"G", b"GET /metrics HTTP/1.1\r\n", b"GET /metrics HTTP/1.1\r\n\r\n")
+    async with served(metrics) as address:
+        held = []
+        for number in range(4 * MOST):
+            held.append((await asyncio.open_connection(*address))[1])
+            held[-1].write(said[number % 4])
+        assert (await asked(address, b"GET /healthz HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 200 OK")
+        assert b"iamroles_decisions_total" in await asked(address, b"GET /metrics HTTP/1.1\r\n\r\n")
+        assert len(metrics._server._guests._tasks) <= MOST
+        for writer in held:
+            writer.close()
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    "request_", [b"", b"G", b"\xff" * 9000, b"GET", b"G /healthz HTTP/1.1\r\nA: b"], ids=range(5)
+)
+async def test_a_request_that_does_not_end_is_ended(metrics, caplog, monkeypatch, request_):
+    monkeypatch.setattr(scrape, "_PATIENCE", 0.05)
+    async with served(metrics) as address:
+        assert await asked(address, request_) == b""
+    assert caplog.records == []
+
+
+async def test_many_scrapes_are_rendered_once(metrics, monkeypatch):
+    rendered = []
+    monkeypatch.setattr(scrape, "generate_latest", lambda found: rendered.append(found) or b"numbers")
+    monkeypatch.setattr(scrape, "_APART", 0.2)
+    async with served(metrics) as address:
+        answers = await asyncio.gather(*(asked(address, b"GET / HTTP/1.0\r\n\r\n") for _ in range(MOST)))
+
+    assert {answer.rpartition(b"\r\n\r\n")[2] for answer in answers} == {b"numbers"}
+    assert len(rendered) <= 2
+
+
+async def test_a_head_request_gets_no_body(metrics):
+    async with served(metrics) as address:
+        said = await asked(address, b"HEAD /metrics HTTP/1.1\r\n\r\n")
+
+    assert said.endswith(b"Connection: close\r\n\r\n")
 
 
 def test_the_audit_log_reports_its_own_state(metrics, tmp_path):
@@ -124,24 +192,24 @@ def test_the_audit_log_reports_its_own_state(metrics, tmp_path):
     log.close()
 
 
-def test_nothing_is_served_unless_asked():
-    assert Metrics(MetricsSettings()).serve() == ""
+async def test_nothing_is_served_unless_asked():
+    assert await Metrics(MetricsSettings()).serve() == ""
 
 
-def test_each_worker_has_the_port_after_the_one_before():
+async def test_each_worker_has_the_port_after_the_one_before():
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     second = Metrics(MetricsSettings(listen=f"127.0.0.1:{port - 1}"), worker=1)
 
-    assert second.serve() == f"127.0.0.1:{port}"
-    second.close()
+    assert await second.serve() == f"127.0.0.1:{port}"
+    await second.close()
 
 
-def test_a_busy_port_is_said():
+async def test_a_busy_port_is_said():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(StartError, match=rf"metrics\.listen 127\.0\.0\.1:{port} cannot be used"):
-            Metrics(MetricsSettings(listen=f"127.0.0.1:{port}")).serve()
+            await Metrics(MetricsSettings(listen=f"127.0.0.1:{port}")).serve()
 
 
 def _served(numbers):

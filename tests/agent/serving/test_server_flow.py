@@ -6,6 +6,8 @@ import pytest
 from spop_client import Client, DictatedGate, HeldGate, serving, talking, until
 from spop_transcript import ALLOW, ALLOWED, DENIED, DENY, FAILED, KNOWN, hello, notify
 
+from iamroles_agent.serving import idle
+
 BYE = "AGENT-DISCONNECT 0/0 FIN status-code=0 message=b'the agent is stopping'"
 
 
@@ -42,6 +44,42 @@ class TestLimits:
             clients[0] = await Client.connect(server.address)
             for client in clients:
                 await client.close()
+
+    async def test_when_all_are_taken_the_longest_idle_gives_its_place(self, monkeypatch):
+        monkeypatch.setattr(idle, "IDLE", 0.0)
+        gate = DictatedGate()
+        async with serving(gate, max_connections=3) as server:
+            oldest, asking, _ = clients = [await Client.connect(server.address) for _ in range(3)]
+            await asyncio.sleep(0.005)  # until the loop's clock has moved
+            for client in clients[1:]:
+                client.send(notify())
+                await client.receive()
+            clients.append(await Client.connect(server.address))
+            bye = "AGENT-DISCONNECT 0/0 FIN status-code=0 message=b'another connection needs the place'"
+            assert await oldest.receive_all() == [bye]
+            asking.send(notify(ids=(2, 1)))
+            assert await asking.receive() == f"ACK 2/1 FIN {DENIED}"
+            assert server.stats.refused == 0
+            for client in clients:
+                await client.close()
+
+    async def test_a_connection_that_waits_for_its_answer_is_not_idle(self, monkeypatch):
+        monkeypatch.setattr(idle, "IDLE", 0.0)
+        gate = HeldGate()
+        async with serving(gate, max_connections=1) as server:
+            client = await Client.connect(server.address)
+            client.send(notify())
+            await until(lambda: gate.asked)
+            server.idle._longest = 0.0
+            server.idle._look()
+            other = await Client.connect(server.address, greet=False)
+            assert "too many connections" in await other.receive()
+            gate.gone_on.set()
+            assert await client.receive() == f"ACK 1/1 FIN {DENIED}"
+            server.idle._look()
+            assert "nothing was asked for long" in await client.receive()
+            for one in (client, other):
+                await one.close()
 
     async def test_a_burst_of_connections(self):
         async with serving(DictatedGate()) as server:

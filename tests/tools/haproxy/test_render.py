@@ -1,5 +1,6 @@
 """Rendering HAProxy's configuration: what is written, what is refused, and that HAProxy takes it."""
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -13,6 +14,7 @@ from policies import grant, text
 from iamroles_agent.base.config import Backend, BackendTls, Config
 from iamroles_agent.base.errors import ConfigError
 from iamroles_scenarios.base.errors import StageError
+from iamroles_scenarios.engine.certificates import Authority
 from iamroles_scenarios.stage import haproxies
 from iamroles_tools.haproxy import render
 
@@ -214,3 +216,56 @@ def test_tls_of_a_configuration_made_in_code_cannot_add_words():
 
     with pytest.raises(ConfigError, match=r"backends\[0\].tls.ca"):
         render.configuration(Config(version=1, backends=[backend]), render.Settings(("a:1",)))
+
+
+TLS = ("--agent-ca", "agent-ca.pem", "--agent-certificate", "proxy.pem")
+
+
+@pytest.mark.parametrize("binary", binaries())
+def test_an_agent_on_tcp_must_prove_its_name_and_a_unix_socket_is_seen_from_the_chroot(tmp_path, binary):
+    agents = "--agent", "agent:1", "--agent", "10.0.0.1:2", "--agent", "unix:/var/lib/haproxy/x/a.sock"
+    result, output = run(tmp_path, *agents, *TLS, "--agent-name", "a.test", "--chroot", "/var/lib/haproxy")
+    assert result.exit_code == 0, result.output
+    authority = Authority()
+    (output / "agent-ca.pem").write_text(authority.public)
+    (output / "proxy.pem").write_text(authority.issue("proxy.test"))
+
+    found = (output / "iam-routes.cfg").read_text()
+    words = " ssl ssl-min-ver TLSv1.2 verify required ca-file agent-ca.pem verifyhost a.test crt proxy.pem"
+    assert re.findall(r"^    server agent(.*)", found, re.MULTILINE) == [
+        f'-1 "${{IAM_AGENT_1}}"{words}',
+        f'-2 "${{IAM_AGENT_2}}"{words}',
+        '-3 "${IAM_AGENT_3}"',
+    ]
+    assert 'presetenv IAM_AGENT_3 "unix@/x/a.sock"' in found
+    assert check(binary, output).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (
+            ("--agent", "unix:/run/a.sock", "--chroot", "/var/lib/haproxy"),
+            "/run/a.sock is not below",
+        ),
+        (("--agent", "10.0.0.1:9901", *TLS), "--agent-name: 10.0.0.1:9901 is not a DNS name"),
+        (("--agent", "[::1]:9901", *TLS), "is not a DNS name"),
+        (("--agent", "a:1", *TLS[:2]), "of --agent-ca and --agent-certificate only one"),
+        (
+            ("--agent", "a:1", *TLS, "--agent-name", "a verify none"),
+            "cannot stand in HAProxy's",
+        ),
+    ],
+)
+def test_options_that_would_not_prove_who_answers_are_refused(tmp_path, options, why):
+    result, output = run(tmp_path, *options)
+
+    assert (result.exit_code, output.exists()) == (2, False)
+    assert why in result.output
+
+
+def test_the_first_address_of_the_agent_is_asked_by_default(tmp_path):
+    policy = json.loads(policy_of()) | {"agent": {"listen": ["unix:/run/a.sock", "127.0.0.1:9901"]}}
+    _, output = run(tmp_path, policy=json.dumps(policy))
+
+    assert re.findall(r"IAM_AGENT_\d (.*)", (output / "iam-routes.cfg").read_text()) == ['"unix@/run/a.sock"']

@@ -352,6 +352,8 @@ STRONG_AND_WEAK = [
     ("audit.keep", None, "1MB"),
     ("audit.keep", "20GB", "1MB"),
     ("agent.listen", "unix:/run/iamroles/agent.sock", "127.0.0.1:9901"),
+    ("agent.listen", "unix:/run/iamroles/agent.sock", ["unix:/run/iamroles/agent.sock", "127.0.0.1:9901"]),
+    ("agent.listen", ["unix:/run/a.sock", "unix:/run/b.sock"], None),
     ("agent.state_dir", "state", None),
     ("live.master_socket", "/run/master.sock", None),
     ("limits.max_lifetime", "1h", None),
@@ -379,6 +381,17 @@ def test_to_drop_the_signed_identity_weakens():
 
     assert {item.key for item in diff(signed, policy()).settings if item.weaker} == {"identity_header.issuer"}
     assert not [item for item in diff(policy(), signed).settings if item.weaker]
+
+
+def test_to_drop_tls_or_the_names_that_it_asks_for_weakens():
+    listen, tls = {"listen": "10.0.0.1:9901"}, {"certificate": "agent.pem", "ca": "ca.pem"}
+    plain, any_name, one_name = (
+        policy(agent=listen | more) for more in ({}, {"tls": tls}, {"tls": {**tls, "names": ["proxy.test"]}})
+    )
+
+    for strong, weak in ((one_name, any_name), (any_name, plain)):
+        assert any(item.weaker for item in diff(strong, weak).settings)
+        assert not any(item.weaker for item in diff(weak, strong).settings)
 
 
 def test_more_workers_are_no_difference_but_are_shown():

@@ -351,3 +351,19 @@ def test_decisions_without_a_record_are_a_finding(audit):
 
     [finding] = [item for item in lint(config) if item.kind is Kind.UNRECORDED]
     assert (finding.key, finding.note) == (f"audit.{name}", False)
+
+
+@pytest.mark.parametrize(
+    ("tables", "named"),
+    [
+        ({}, []),
+        ({"agent": {"listen": "unix:/run/a.sock"}, "live": {"master_socket": "/run/m.sock"}}, []),
+        ({"agent": {"listen": ["unix:/run/a.sock", "127.0.0.1:1"]}}, ["127.0.0.1:1"]),
+        ({"agent": {"listen": "127.0.0.1:1", "tls": {"certificate": "a", "ca": "b"}}}, []),
+        ({"live": {"master_socket": "127.0.0.1:2"}}, ["127.0.0.1:2"]),
+    ],
+)
+def test_plain_tcp_between_haproxy_and_the_agent_is_named(tables, named):
+    config = Config.model_validate({"version": 1, **tables})
+
+    assert [item.subject for item in lint(config) if item.kind == "unproven"] == named

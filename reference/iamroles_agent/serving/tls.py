@@ -1,0 +1,78 @@
+"""Mutual TLS on TCP sockets (`[agent.tls]`): HAProxy and the agent prove to each other who they are.
+
+A secret in the answer would not do: an impostor that is asked has seen the client's token by then, and any
+process that may connect could ask the agent for the secret.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from iamroles_agent.base.config import AgentTls
+from iamroles_agent.base.errors import StartError
+
+log = logging.getLogger("iamroles.server")
+
+
+class Tls:
+    """The certificate to show, and the certificates to accept, as the files say at this moment.
+
+    Args:
+        settings: `[agent.tls]`.
+        beside: the directory to which its paths are relative.
+
+    Raises:
+        StartError: a file cannot be used.
+    """
+
+    def __init__(self, settings: AgentTls, beside: Path) -> None:
+        self._certificate, self._ca = beside / settings.certificate, beside / settings.ca
+        self._names = {name.lower() for name in settings.names}
+        self._stamp = self._look()
+        self._context = self._load()
+
+    def context(self) -> ssl.SSLContext:
+        """Return the context of a new connection, made again if a file has changed and all are good."""
+        if (stamp := self._look()) != self._stamp:
+            self._stamp = stamp
+            try:
+                self._context = self._load()
+            except StartError as error:
+                log.error("%s; the certificates before it stay in force", error)
+            else:
+                log.info("the certificates of agent.tls were read again")
+        return self._context
+
+    def accepts(self, certificate: Mapping[str, Any] | None) -> bool:
+        """Look whether a peer's certificate, which an authority of `ca` issued, carries one of the names."""
+        found = (certificate or {}).get("subjectAltName", ())
+        return not self._names or any(kind == "DNS" and name.lower() in self._names for kind, name in found)
+
+    def _look(self) -> list[tuple[int, ...]]:
+        stamp: list[tuple[int, ...]] = []
+        for path in (self._certificate, self._ca):
+            try:
+                about = path.stat()
+            except OSError:
+                stamp.append(())
+            else:
+                stamp.append((about.st_ino, about.st_size, about.st_mtime_ns))
+        return stamp
+
+    def _load(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.verify_mode = ssl.CERT_REQUIRED
+        key, path, what = "certificate", self._certificate, "one certificate, its chain and key, in PEM"
+        try:
+            context.load_cert_chain(path, password="")
+            key, path, what = "ca", self._ca, "certificates of authorities, in PEM"
+            context.load_verify_locations(path)
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or getattr(error, "reason", None) or error
+            raise StartError(f"agent.tls.{key}: {path}: {why}. It must hold {what}") from None
+        return context

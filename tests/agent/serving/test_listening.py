@@ -1,0 +1,197 @@
+"""Listening sockets: who may connect, and who cannot take their place."""
+
+import errno
+import fcntl
+import logging
+import os
+import socket
+import stat
+import threading
+
+import pytest
+
+from iamroles_agent.base import config
+from iamroles_agent.base.config import AgentSettings
+from iamroles_agent.base.errors import StartError
+from iamroles_agent.serving import listening
+
+
+def settings(*listen, **more):
+    return AgentSettings(listen=list(listen), **more)
+
+
+@pytest.fixture
+def opened():
+    held: list[socket.socket] = []
+
+    def opens(*listen, inherited=(), **more):
+        found = listening.open_all(settings(*listen, **more), inherited)
+        held.extend(found)
+        return found
+
+    yield opens
+    for sock in held:
+        sock.close()
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "run" / "agent.sock"
+
+
+def test_the_group_may_connect_and_nobody_else(opened, path):
+    group = next((number for number in os.getgroups() if number != os.getegid()), os.getegid())
+    opened(f"unix:{path}", listen_group=str(group))
+
+    for about, mode in ((path.stat(), 0o660), (path.parent.stat(), 0o750)):
+        assert (stat.S_IMODE(about.st_mode), about.st_gid) == (mode, group)
+
+
+@pytest.mark.parametrize("mask", [0, 0o022, 0o077])
+def test_without_a_group_others_never_may(opened, path, mask):
+    before = os.umask(mask)
+    try:
+        opened(f"unix:{path}")
+        assert os.umask(mask) == mask
+    finally:
+        os.umask(before)
+
+    assert stat.S_IMODE(path.stat().st_mode) & 0o007 == 0
+
+
+def test_an_unknown_group_is_named_with_the_remedy(opened, path):
+    with pytest.raises(StartError, match=r"agent\.listen_group: this host has no group 'no-such'.*HAProxy"):
+        opened(f"unix:{path}", listen_group="no-such")
+
+
+def test_a_group_of_others_is_named_with_the_remedy(opened, path, monkeypatch):
+    def refuse(*_about, **_how):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "chown", refuse)
+    with pytest.raises(StartError, match=r"'0' in agent\.listen_group is not a group of this user"):
+        opened(f"unix:{path}", listen_group="0")
+
+
+def test_a_directory_that_is_missing_is_named(opened, tmp_path):
+    with pytest.raises(StartError, match=r"the directory .*/a/b does not exist; make it"):
+        opened(f"unix:{tmp_path}/a/b/agent.sock")
+
+
+def test_a_stale_socket_is_replaced(opened, path):
+    opened(f"unix:{path}")[0].close()
+    opened(f"unix:{path}")
+
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+
+
+def test_a_live_agent_whose_queue_is_full_is_not_replaced(opened, path):
+    path.parent.mkdir()
+    with socket.socket(socket.AF_UNIX) as live, socket.socket(socket.AF_UNIX) as waiting:
+        live.bind(str(path))
+        live.listen(0)
+        waiting.connect(str(path))
+        with pytest.raises(StartError, match="another process listens there"):
+            opened(f"unix:{path}")
+
+
+@pytest.mark.parametrize("kind", ["file", "link to a file", "link to nothing", "directory"])
+def test_anything_else_in_its_place_stays(opened, path, kind):
+    path.parent.mkdir()
+    precious = path.parent / "precious"
+    precious.write_text("precious")
+    match kind:
+        case "file":
+            precious.rename(path)
+        case "directory":
+            path.mkdir()
+        case _:
+            path.symlink_to(precious if kind == "link to a file" else "nowhere")
+    with pytest.raises(StartError, match="a file that is not a socket is there"):
+        opened(f"unix:{path}")
+
+    assert path.is_symlink() or path.is_dir() or path.read_text() == "precious"
+
+
+def test_of_agents_that_start_at_once_over_a_stale_socket_one_starts(opened, path):
+    opened(f"unix:{path}")[0].close()
+    begin, outcomes = threading.Barrier(8), []
+
+    def start():
+        begin.wait()
+        try:
+            outcomes.append(opened(f"unix:{path}"))
+        except StartError as error:
+            outcomes.append(str(error))
+
+    threads = [threading.Thread(target=start) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert sum(isinstance(outcome, list) for outcome in outcomes) == 1
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+
+
+def test_a_directory_that_others_keep_locked_does_not_stop_the_start(opened, path, monkeypatch, caplog):
+    monkeypatch.setattr(listening, "_PATIENCE", 0.05)
+    path.parent.mkdir()
+    held = os.open(path.parent, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    opened(f"unix:{path}")
+    os.close(held)
+
+    assert "keeps" in caplog.text
+
+
+@pytest.mark.parametrize(("mode", "warned"), [(0o750, False), (0o777, True), (0o1777, True)])
+def test_a_directory_in_which_others_could_bind_is_warned_of(path, mode, warned):
+    path.parent.mkdir()
+    path.parent.chmod(mode)
+    said = list(listening.warnings([f"unix:{path}"], settings()))
+
+    assert [str(path.parent) in text for text in said] == [True] * warned
+
+
+@pytest.mark.parametrize(("mode", "warned"), [(0o777, True), (0o1777, False)])
+def test_a_directory_above_in_which_others_could_rename_is_warned_of(path, mode, warned):
+    (path.parent / "own").mkdir(parents=True)
+    path.parent.chmod(mode)
+    said = list(listening.warnings([f"unix:{path.parent}/own/agent.sock"], settings()))
+
+    assert [str(path.parent) in text for text in said] == [True] * warned
+
+
+def test_plain_tcp_is_warned_of_and_tls_is_not():
+    tls = config.AgentTls(certificate="a", ca="b")
+    (said,) = listening.warnings(["127.0.0.1:9901"], settings())
+
+    assert "believes any process that binds it while the agent is away" in said
+    assert list(listening.warnings(["127.0.0.1:9901"], settings(tls=tls))) == []
+
+
+def test_the_default_serves_what_can_be_used(path, monkeypatch, caplog):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = f"127.0.0.1:{taken.getsockname()[1]}"
+        monkeypatch.setattr(config, "LISTEN", (f"unix:{path}", port))
+        (found,) = listening.open_all(AgentSettings())
+        assert f"cannot listen on {port}: another process listens there" in caplog.text
+        with pytest.raises(StartError, match=r"agent.sock: another.*; cannot listen on 127"):
+            listening.open_all(AgentSettings())
+    assert listening.address_of(found) == f"unix:{path}"
+    caplog.clear()
+    (other,) = listening.open_all(AgentSettings())  # the former release is gone, another agent is not
+    assert (listening.address_of(other), f"{path}: another process" in caplog.text) == (port, True)
+    for sock in (found, other):
+        sock.close()
+    assert {record.levelno for record in caplog.records} == {logging.WARNING}
+
+
+def test_if_one_of_a_list_cannot_be_used_none_is(opened, path):
+    with pytest.raises(StartError, match=r"192\.0\.2\.1:1: it is not an address of this host"):
+        opened(f"unix:{path}", "192.0.2.1:1")
+
+    assert not path.exists()
