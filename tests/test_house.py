@@ -42,11 +42,11 @@ LINES = {
     "conformance": 9_500,
     "loadtests": 4_950,
     "benchmarks": 3_960,
-    "tests": 29_290,
+    "tests": 29_360,
 }
 TRUSTED_LINES = 17_240
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 19_790
+DATA_LINES = 19_840
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""
