@@ -13,8 +13,7 @@ import re
 import secrets
 import stat
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from errno import EFBIG, EINVAL, EISDIR, ELOOP, EPERM
 from pathlib import Path
 
@@ -52,7 +51,7 @@ def read(path: Path, limit: int, *, follow: bool = True, private: bool = False) 
             raise _fault(EPERM, path, f"it belongs to user {found.st_uid}, and everybody may write it")
         content = b"" if found.st_size > limit else file.read(limit + 1)
         if max(found.st_size, len(content)) > limit:
-            raise _fault(EFBIG, path, f"it is larger than {_size(limit)}")
+            raise _fault(EFBIG, path, f"it is larger than {limit >> 20} MiB")
     return content
 
 
@@ -138,16 +137,6 @@ def lock(path: Path, within: float = 0.0) -> int:
         raise
 
 
-@contextmanager
-def locked(path: Path, within: float) -> Iterator[None]:
-    """Hold a lock file while the block runs; raises as `lock`."""
-    descriptor = lock(path, within)
-    try:
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def holder(path: Path) -> int | None:
     """Find the process that holds a file's lock, as the kernel lists it; None if it lists none."""
     try:
@@ -218,10 +207,6 @@ def _like(path: Path, descriptor: int, mode: int) -> int:
             whose = f"user {found.st_uid} and group {found.st_gid}"
             raise _fault(EPERM, path, f"it belongs to {whose}: do it as that user, or as root") from None
     return stat.S_IMODE(found.st_mode)
-
-
-def _size(limit: int) -> str:
-    return f"{limit >> 20} MiB" if limit >= 1 << 20 else f"{limit} bytes"
 
 
 def _fault(number: int, path: Path, what: str) -> OSError:

@@ -178,7 +178,7 @@ def _edited(config: Path, file: Path | None, known: Known) -> Iterator[tuple[Pat
     path = file or _file(config)
     real = Path(os.path.realpath(path))
     try:
-        with files.locked(real.with_name(f".{real.name}.lock"), _LOCKED):
+        with os.fdopen(files.lock(real.with_name(f".{real.name}.lock"), _LOCKED)):
             found = _read(path)
             yield path, found
             now = time.time()

@@ -97,8 +97,7 @@ class Fetcher:
                 self.local_socket.commands["status"] = self._status
                 if self._store is not None:
                     self.local_socket.conversations[handover.COMMAND] = self._hand_over
-                if self.watch is not None:
-                    self.local_socket.commands["revocations"] = partial(self._revocations, self.watch)
+                self.local_socket.commands["revocations"] = self._revocations
                 await self.local_socket.open()
             if self._store is not None:
                 self.spawn(self._keep_saved(self._store))
@@ -150,8 +149,10 @@ class Fetcher:
             self._unsaved.set()
         return {**self.about, "save_error": error, **await self.link.status(), "now": now}
 
-    async def _revocations(self, watch: Watch, question: Body) -> Body:
+    async def _revocations(self, question: Body) -> Body:
         """Report which revocations are in force, and for what; with an `id` in the question, of this one."""
+        if (watch := self.watch) is None:
+            return {"error": "this agent was started without `live.revocations`: restart it"}
         listed = await watch.answer(question)
         try:
             async with asyncio.timeout(_PARENT):

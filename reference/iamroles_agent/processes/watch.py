@@ -14,6 +14,8 @@ from iamroles_agent.live.revocations import NONE, from_part, read, to_part
 from iamroles_agent.processes.link import Body, Link, LinkLost
 
 _PAUSE = 0.25
+_AGAIN = 2.0
+"""Seconds until what failed for another reason than the file's content is tried again."""
 
 log = logging.getLogger("iamroles.live")
 
@@ -40,18 +42,20 @@ class Watch:
         """The file's stamp at the last look."""
         self._taken = False
         """True if the file as last seen is in force in all workers, or is a problem."""
+        self._again = False
+        """True if the problem may go without another file."""
 
     async def run(self) -> None:
         """Look, for as long as the fetcher lives."""
         while True:
             stamp = _stamp(self._path)
-            if stamp != self._seen:
-                self._taken = False
-                self.problem = await self._take(stamp)
+            if stamp != self._seen or self._again:
+                self._taken = self._again = False
+                known, self.problem = self.problem, await self._take(stamp)
                 self._seen, self._taken = stamp, True
-                if self.problem:
+                if self.problem and self.problem != known:
                     log.error("%s\nthe revocations in force stay in force", self.problem)
-            await asyncio.sleep(_PAUSE)
+            await asyncio.sleep(_AGAIN if self._again else _PAUSE)
 
     async def answer(self, question: Body) -> Body:
         """List the revocations in force, or look for an `id`; `settled`: as the file stands now."""
@@ -68,6 +72,7 @@ class Watch:
         try:
             found = NONE if stamp is None else await asyncio.to_thread(read, self._path)
         except ConfigError as error:
+            self._again = isinstance(error.__cause__, OSError)  # perhaps the disk, or a lack of descriptors
             return str(error)
         if found is NONE:  # also if it went between the look and the reading: that lifts no revocation
             return "" if REVOCATIONS not in self._link.document.parts else f"{self._path} is gone"
@@ -78,6 +83,7 @@ class Watch:
         except LinkLost:
             return ""
         if not outcome["done"]:
+            self._again = True
             return f"{self._path} could not be put in force: {outcome['error']}"
         log.info("revocations of %s are in force in %s workers", self._path, outcome.get("confirmed"))
         return ""

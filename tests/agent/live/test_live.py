@@ -222,6 +222,28 @@ async def test_a_change_cuts_what_it_forbids_and_nothing_else(proxy):
     assert proxy.streams[8].ended is None
 
 
+async def test_a_change_is_judged_once_all_workers_were_read_and_what_must_end_has_ended(proxy):
+    cutter, seen = proxy.cutter(lambda *_: Ends(0, REVOKED)), []
+
+    async def look():
+        await cutter.look()
+        seen.append((cutter.numbers.judged == cutter.changes, cutter.numbers.problem))
+
+    await look()
+    proxy.streams[7] = Row(4711, 2000)
+    cutter.revoked()
+    proxy.answer = lambda command: "" if "sess" in command else Proxy.answer(proxy, command)  # not found
+    await look()
+    proxy.silent = True
+    await look()
+    proxy.silent = False
+    del proxy.answer
+    await look()
+
+    assert seen == [(True, ""), (False, ""), (False, "/m: no answer within 2 s"), (True, "")]
+    assert [cut.cause for cut in proxy.cuts] == [REVOKED]
+
+
 async def test_a_revocation_leaves_what_else_was_judged(proxy):
     asked, refused = [], Ends(0, REVOKED)
     proxy.streams = {7: Row(4711, 9000)}
