@@ -227,7 +227,7 @@ mutant("wire.no-handshake-timeout", "SPOP-LIFE-006", "keeps connections that say
     settings(handshake_timeout=3600.0)
 )
 mutant("wire.all-interfaces", "SPOP-LIFE-007", "listens on all interfaces")(
-    around(listening, "bind")(lambda sound, listen: sound(listen.replace("127.0.0.1", "0.0.0.0"))),
+    around(listening, "bind")(lambda sound, at, *how: sound(at.replace("127.0.0.1", "0.0.0.0"), *how)),
     around(listening, "address_of")(lambda sound, sock: sound(sock).replace("0.0.0.0", "127.0.0.1")),
 )
 mutant("wire.reads-on", "SPOP-UNREAD-002", "takes questions from a peer that reads nothing, keeps answers")(
