@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections import deque
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from spop_transcript import disconnect, hello, notify
 
-from benchmarks.schedules.loop import Loop, Pipe
+from benchmarks.schedules.loop import Job, Loop, Pipe
 from benchmarks.schedules.world import (
     MARKS,
     Asked,
@@ -103,7 +104,19 @@ class Issuer:
         self.keys = {address(mark): frozenset({(0, 0), (1, 0)}) for mark in range(MARKS)}
         self.mood = "good"
 
-    def get(self, url: str, **about: Any) -> Answer:
+    async def get(self, url: str, *, seconds: float, **about: Any) -> Answer:
+        """Answer when the schedule says so."""
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        loop.jobs.append(Job(future, lambda: self._answer(url)))  # type: ignore[attr-defined]
+        try:
+            async with asyncio.timeout(2 * seconds + 1.0):
+                answer: Answer = await future
+        except TimeoutError:
+            raise TransportError("the answer took too long") from None
+        return answer
+
+    def _answer(self, url: str) -> Answer:
         if self.mood == "down":
             raise TransportError("cannot connect")
         if self.mood == "failing":

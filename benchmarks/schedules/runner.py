@@ -10,7 +10,6 @@ found, or a seed does not play the same schedule again.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import dataclasses
 import functools
@@ -30,7 +29,6 @@ from typing import Any
 from benchmarks.schedules.agent import Agent
 from benchmarks.schedules.checks import finish
 from benchmarks.schedules.events import EVENTS, FAULTS, Choice, deliver, pass_time
-from benchmarks.schedules.loop import Job
 from benchmarks.schedules.mutants import MUTANTS, planted
 from iamroles_agent.base.errors import ConfigError
 from iamroles_agent.control import policy_part
@@ -39,8 +37,7 @@ from iamroles_agent.control.document import Part
 from iamroles_agent.policy.compiled import Policy
 from iamroles_agent.processes import fetcher, worker
 from iamroles_agent.serving import gate
-from iamroles_agent.tokens import authenticator, jwks, keys
-from iamroles_agent.tokens.transport import TransportError
+from iamroles_agent.tokens import authenticator, keys
 
 LENGTH = 60
 """Choices of a schedule."""
@@ -146,16 +143,6 @@ def virtual() -> Iterator[None]:
     be started in the loop that happens to run, and a seed would not play the same schedule again.
     """
 
-    async def away(work: Callable[[], Any], patience: float | None = None) -> Any:
-        loop = asyncio.get_running_loop()
-        future = loop.create_future()
-        loop.jobs.append(Job(future, work))  # type: ignore[attr-defined]
-        try:
-            async with asyncio.timeout(patience):
-                return await future
-        except TimeoutError:
-            raise TransportError("no end of it within its time: left behind") from None
-
     def once(make: Callable[..., Any], name: Callable[..., Any]) -> Callable[..., Any]:
         """Make it once for each name."""
         made: dict[Any, Any] = {}
@@ -184,7 +171,6 @@ def virtual() -> Iterator[None]:
 
     patches: list[tuple[Any, str, Any]] = [
         (worker, "_exclusive", lambda _lock: contextlib.nullcontext()),
-        (jwks, "in_thread", away),
         (fetcher, "Transport", lambda: None),
         (policy_part, "decode", build),
         (policy_part, "decode_base", once(policy_part.decode_base, lambda part: part.digest)),

@@ -17,7 +17,7 @@ Four conditions decide when the set is fetched:
   fetched in vain is remembered, in a bounded table, and its fetches become ever rarer.
 
 All fetches of an issuer share one flight, and every token that needs the outcome awaits it. Issuers share
-nothing here: a slow issuer delays only its own tokens. All but the download runs on the event loop.
+nothing here: a slow issuer delays only its own tokens.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from iamroles_agent.base.config import Issuer, KeySettings
 from iamroles_agent.tokens.encoding import decode_object
 from iamroles_agent.tokens.keyring import Keyring
 from iamroles_agent.tokens.keys import KeySet, KeySetError
-from iamroles_agent.tokens.transport import Transport, TransportError, check_url, in_thread
+from iamroles_agent.tokens.transport import Transport, TransportError, check_url
 
 _log = logging.getLogger(__name__)
 
@@ -197,8 +197,7 @@ class KeySource(Keyring):
         self._changed = False
         began = self._monotonic()
         try:
-            # Discovery and the set: two exchanges, and some time for a resolver.
-            document = await in_thread(self._download, 2 * self.settings.timeout + 1.0)
+            document = await self._download()
             self._take(document, KeySet.parse(document, self._keys), began)
         except (TransportError, KeySetError) as error:
             self._failed(str(error))
@@ -235,22 +234,20 @@ class KeySource(Keyring):
         if not self._closed:
             self._renewal = asyncio.get_running_loop().call_later(max(delay, 0.05), self._launch)
 
-    # In a thread from here on.
-
-    def _download(self) -> dict[str, Any]:
+    async def _download(self) -> dict[str, Any]:
         uri = self._jwks_uri
         now = self._monotonic()
         if self.issuer.jwks_uri is None and (
             uri is None or self.failures or now - self._discovered_at >= self.settings.refresh
         ):
-            uri = self._discover()
+            uri = await self._discover()
             self._jwks_uri, self._discovered_at = uri, now
         assert uri is not None  # noqa: S101 - configured or discovered
-        return self._get(uri)
+        return await self._get(uri)
 
-    def _discover(self) -> str:
+    async def _discover(self) -> str:
         """Discover the set's URL (OpenID Connect Discovery 1.0 section 4); the document names this issuer."""
-        document = self._get(self.issuer.issuer.rstrip("/") + "/.well-known/openid-configuration")
+        document = await self._get(self.issuer.issuer.rstrip("/") + "/.well-known/openid-configuration")
         if document.get("issuer") != self.issuer.issuer:
             raise TransportError("the discovery document is of another issuer")
         uri = document.get("jwks_uri")
@@ -258,11 +255,11 @@ class KeySource(Keyring):
             raise TransportError("the discovery document has no jwks_uri")
         return uri
 
-    def _get(self, url: str) -> dict[str, Any]:
+    async def _get(self, url: str) -> dict[str, Any]:
         check_url(url, insecure_http=self.issuer.insecure_http)
         headers = {"Accept": "application/json"}
-        answer = self._transport.get(
-            url, timeout=self.settings.timeout, max_bytes=MAX_DOCUMENT, headers=headers
+        answer = await self._transport.get(
+            url, seconds=self.settings.timeout, max_bytes=MAX_DOCUMENT, headers=headers
         )
         if answer.status != 200:
             raise TransportError(f"status {answer.status}")

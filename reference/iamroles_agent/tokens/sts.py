@@ -19,11 +19,10 @@ import asyncio
 import logging
 import re
 import time
-from calendar import timegm
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from datetime import datetime
 from urllib.parse import parse_qsl, quote, urlsplit
 
 from iamroles_agent.base.clocks import Clock
@@ -33,7 +32,7 @@ from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.tokens.admission import MAX_WAIT, Admission
 from iamroles_agent.tokens.encoding import decode_base64url
 from iamroles_agent.tokens.sts_answer import Caller, Rejected, Unavailable, read_answer
-from iamroles_agent.tokens.transport import Transport, TransportError, check_url, in_thread
+from iamroles_agent.tokens.transport import Transport, TransportError, check_url
 
 _log = logging.getLogger(__name__)
 
@@ -180,7 +179,7 @@ def _check_values(values: dict[str, str], endpoint: Sts) -> int:
     if values["x-amz-signedheaders"].split(";") != wanted:
         raise _rejected(f"the signed headers are not exactly {';'.join(wanted)}")
     try:
-        return timegm(time.strptime(date, "%Y%m%dT%H%M%SZ"))
+        return int(datetime.fromisoformat(date).timestamp())
     except ValueError:
         raise _rejected("X-Amz-Date is not a date") from None
 
@@ -367,9 +366,9 @@ class StsVerifier:
         self.counts["asked"] += 1
         try:
             url = check_url(question.url(), insecure_http=endpoint.insecure_http)
-            seconds, headers = endpoint.timeout, question.headers()
-            get = partial(self._transport.get, url, max_bytes=_MAX_ANSWER, headers=headers)
-            caller = read_answer(await in_thread(partial(get, timeout=seconds), seconds + 1.0))
+            headers, seconds = question.headers(), endpoint.timeout
+            get = self._transport.get(url, headers=headers, seconds=seconds, max_bytes=_MAX_ANSWER)
+            caller = read_answer(await get)
         except (TransportError, Unavailable) as error:
             throttled = isinstance(error, Unavailable) and error.throttled
             self.counts["throttled" if throttled else "unavailable"] += 1

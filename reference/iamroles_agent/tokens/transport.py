@@ -1,13 +1,12 @@
-"""HTTP to issuers and STS: one bounded GET, off the event loop.
+"""HTTP to issuers and STS: one bounded GET on kept connections.
 
-`http.client` blocks, so each call has a thread of its own. In a pool of threads a few dead issuers could
-occupy all of them; the single flight of each issuer already bounds their number, and STS has its own limit.
-They are daemon threads: a server that never answers must not keep the agent from ending.
+The connections belong to the event loop, so a flood of calls costs no threads, and one deadline holds for a
+whole exchange: for connecting, the TLS handshake, the head and the body together. A server that drips bytes
+never extends it, because the connection is aborted when it comes.
 
-One deadline holds for a whole exchange. A socket's own timeout starts again with each byte, so a server that
-drips its headers, its TLS handshake or its body would never reach it. So a watch knows the socket of each
-exchange and shuts it down at the deadline; the waiting thread then fails. A resolver that hangs has no
-socket: its thread is abandoned, and the next flight begins.
+Only the resolver blocks. It runs in a thread of its own for each connection: in a pool a few names that hang
+could occupy all threads. It is a daemon thread, abandoned at the deadline, and cannot keep the agent from
+ending.
 """
 
 from __future__ import annotations
@@ -15,23 +14,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import http.client
-import os
-import select
+import re
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 _T = TypeVar("_T")
-_CHUNK = 65536
 _IDLE = 64
 """Connections that are kept for the next exchange."""
+_MAX_HEAD = 65536
+"""Bytes of a status line with its headers, of the size of a chunk, and of trailers."""
+_MAX_INTERIM, _MAX_CHUNKS = 8, 4096
+_FRAMING = (b"transfer-encoding", b"content-length")
+_STATUS = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [^\r\n]*)?")
+_VISIBLE = re.compile(r"[!-~](?:[ -~]*[!-~])?")
+_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\r\n]*)?")
 
 
 class TransportError(Exception):
@@ -68,99 +70,80 @@ def check_url(url: str, *, insecure_http: bool) -> str:
     return url
 
 
-class _Exchange:
-    """One request and its answer, with the socket that they travel on."""
+class _Connection(asyncio.Protocol):
+    """A connection to a server: what the server sent and nobody has read yet."""
 
-    def __init__(self, deadline: float) -> None:
-        self.deadline = deadline
-        self.over = False
-        """True if the deadline came first."""
-        self._lock = threading.Lock()
-        self._sock: socket.socket | None = None
-
-    def travels_on(self, sock: socket.socket) -> None:
-        """Note the socket, by a copy of its descriptor, because TLS takes over the original."""
-        with self._lock:
-            self._forget()
-            self._sock = socket.socket(fileno=os.dup(sock.fileno()))
-            if self.over:
-                self._cut()
-
-    def end(self) -> None:
-        """Forget the socket: the exchange is over."""
-        with self._lock:
-            self._forget()
-
-    def cut(self) -> None:
-        with self._lock:
-            self.over = True
-            self._cut()
-
-    def _cut(self) -> None:
-        if self._sock is not None:
-            with contextlib.suppress(OSError):
-                self._sock.shutdown(socket.SHUT_RDWR)
-
-    def _forget(self) -> None:
-        if self._sock is not None:
-            self._sock.close()
-            self._sock = None
-
-
-class _Watch:
-    """Cuts exchanges at their deadline, in a thread that lives while there are any."""
+    transport: asyncio.Transport
+    asked = True
+    """False while it is kept for the next exchange."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._open: set[_Exchange] = set()
-        self._watching = False
+        self._received = bytearray()
+        self._end: Exception | None = None
+        self._more: asyncio.Future[None] | None = None
 
-    def begin(self, deadline: float) -> _Exchange:
-        exchange = _Exchange(deadline)
-        with self._changed:
-            self._open.add(exchange)
-            if not self._watching:
-                self._watching = True
-                threading.Thread(target=self._run, name="iamroles-deadlines", daemon=True).start()
-            self._changed.notify()
-        return exchange
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
 
-    def end(self, exchange: _Exchange) -> None:
-        with self._changed:
-            self._open.discard(exchange)
-        exchange.end()
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        self._wake()
+        if not self.asked:
+            self.transport.abort()
 
-    def _run(self) -> None:
-        with self._changed:
-            while self._open:
-                now = time.monotonic()
-                for exchange in [exchange for exchange in self._open if exchange.deadline <= now]:
-                    self._open.discard(exchange)
-                    exchange.cut()
-                soonest = min((exchange.deadline for exchange in self._open), default=now)
-                self._changed.wait(max(soonest - now, 0.001))
-            self._watching = False
+    def eof_received(self) -> None:
+        self._end = self._end or TransportError("the answer ended early")
+        self._wake()
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end = exc or self._end
+        self.eof_received()
 
-class _Connection(http.client.HTTPConnection):
-    """A connection that reports the socket of its exchange."""
+    def _wake(self) -> None:
+        if self._more is not None and not self._more.done():
+            self._more.set_result(None)
 
-    sock: socket.socket | None
-    exchange: _Exchange
+    @property
+    def spoilt(self) -> bool:
+        """True if nothing may be asked on it: the server closed it, or sent something unasked."""
+        return self._end is not None or bool(self._received) or self.transport.is_closing()
 
-    def connect(self) -> None:
-        try:
-            super().connect()
-        except TimeoutError:
-            raise
-        except OSError:
-            raise TransportError("cannot connect") from None
-        assert self.sock is not None  # noqa: S101 - just connected
-        self.exchange.travels_on(self.sock)
+    async def more(self) -> None:
+        """Wait for more bytes, or for the end.
 
+        Raises:
+            Exception: there was an end already.
+        """
+        if self._end is not None:
+            raise self._end
+        self._more = asyncio.get_running_loop().create_future()
+        await self._more
 
-class _TlsConnection(http.client.HTTPSConnection, _Connection):
-    """A TLS connection; the handshake belongs to the exchange."""
+    async def line(self, end: bytes = b"\r\n") -> bytes:
+        """Read up to these bytes, and drop them."""
+        seen = 0
+        while (at := self._received.find(end, seen)) < 0:
+            seen = max(0, len(self._received) - len(end) + 1)
+            if seen > _MAX_HEAD:
+                raise TransportError(f"a head above {_MAX_HEAD} bytes")
+            await self.more()
+        found = await self.take(at + len(end))
+        return found[:at]
+
+    async def take(self, size: int) -> bytes:
+        """Read this many bytes."""
+        while len(self._received) < size:
+            await self.more()
+        found = bytes(self._received[:size])
+        del self._received[:size]
+        return found
+
+    async def rest(self, most: int) -> bytes:
+        """Read to the server's end of the connection, or more than this many bytes."""
+        with contextlib.suppress(TransportError):
+            while len(self._received) <= most:
+                await self.more()
+        return bytes(self._received)
 
 
 def _authorities() -> ssl.SSLContext:
@@ -184,122 +167,178 @@ class Transport:
     def __init__(self) -> None:
         self._idle: list[tuple[str, _Connection]] = []
         """By scheme, host and port; the longest idle first."""
-        self._lock = threading.Lock()
-        self._watch = _Watch()
 
-    def get(
-        self, url: str, *, timeout: float, max_bytes: int, headers: Mapping[str, str] | None = None
+    async def get(
+        self, url: str, *, seconds: float, max_bytes: int, headers: Mapping[str, str] | None = None
     ) -> Answer:
-        """GET a URL that `check_url` passed; block for at most `timeout` seconds, unless a resolver hangs.
+        """GET a URL that `check_url` passed, with one deadline for all of it.
 
         A body longer than `max_bytes` is an error, and is not read.
 
         Raises:
             TransportError: no complete answer.
         """
-        exchange = self._watch.begin(time.monotonic() + timeout)
-        try:
-            answer = self._exchange(exchange, url, timeout, max_bytes, headers)
-        except TransportError:
-            if not exchange.over:
-                raise
-        finally:
-            self._watch.end(exchange)
-        if exchange.over:  # a cut answer can look like a short whole answer
-            raise TransportError("the answer took too long")
-        return answer
-
-    def _exchange(
-        self, exchange: _Exchange, url: str, timeout: float, max_bytes: int, headers: Mapping[str, str] | None
-    ) -> Answer:
         parts = urlsplit(url)
-        origin = f"{parts.scheme}://{parts.netloc}"
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        connection = self._kept(origin)
-        if connection is None:
-            host, port = parts.hostname or "", parts.port
-            connection = (
-                _TlsConnection(host, port or 443, context=_authorities())
-                if parts.scheme == "https"
-                else _Connection(host, port or 80)
-            )
-        connection.exchange, connection.timeout = exchange, timeout
-        finished = False
+        fields = {"Host": parts.netloc, "Accept-Encoding": "identity", "User-Agent": "iamroles-agent"}
+        fields |= headers or {}
+        if (
+            not all(map(_VISIBLE.fullmatch, fields.values()))
+            or " " in target
+            or not _VISIBLE.fullmatch(target)
+        ):
+            raise TransportError("a URL or header that cannot be sent")
+        lines = [f"GET {target} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items()), "", ""]
+        request = "\r\n".join(lines).encode()
         try:
-            if connection.sock is not None:
-                connection.sock.settimeout(timeout)
-                exchange.travels_on(connection.sock)
-            connection.request("GET", target, headers={"User-Agent": "iamroles-agent", **(headers or {})})
-            with connection.getresponse() as response:
-                body = self._read(response, max_bytes)
-            finished = connection.sock is not None
-        except (http.client.HTTPException, OSError, ValueError) as error:
+            async with asyncio.timeout(seconds):
+                return await self._exchange(parts.scheme, parts.netloc, request, max_bytes)
+        except TimeoutError:
+            raise TransportError("the answer took too long") from None
+        except OSError as error:
             raise TransportError(_cause(error)) from None
-        finally:
-            if finished:
-                self._keep(origin, connection)
-            else:
-                connection.close()
-        kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-        return Answer(response.status, kind, body)
 
-    @staticmethod
-    def _read(response: http.client.HTTPResponse, max_bytes: int) -> bytes:
-        body = bytearray()
-        while chunk := response.read1(_CHUNK):
-            body += chunk
-            if len(body) > max_bytes:
-                raise TransportError(f"an answer above {max_bytes} bytes")
-        if response.length:  # `read1` does not report an early end
-            raise http.client.IncompleteRead(bytes(body), response.length)
-        return bytes(body)
+    async def _exchange(self, scheme: str, place: str, request: bytes, max_bytes: int) -> Answer:
+        origin = f"{scheme}://{place}"
+        connection = self._kept(origin) or await _connect(origin)
+        connection.asked, finished = True, False
+        try:
+            connection.transport.write(request)
+            answer, finished = await _read(connection, max_bytes)
+        finally:
+            if finished and not connection.spoilt:
+                connection.asked = False
+                self._idle.append((origin, connection))
+                if len(self._idle) > _IDLE:
+                    self._idle.pop(0)[1].transport.abort()
+            else:
+                connection.transport.abort()
+        return answer
 
     def _kept(self, origin: str) -> _Connection | None:
         """Return the last used connection to an origin that is still open."""
-        with self._lock:
-            for at in reversed(range(len(self._idle))):
-                if self._idle[at][0] == origin:
-                    _, connection = self._idle.pop(at)
-                    if not _readable(connection):
-                        return connection
-                    connection.close()
+        for at in reversed(range(len(self._idle))):
+            if self._idle[at][0] == origin:
+                _, connection = self._idle.pop(at)
+                if not connection.spoilt:
+                    return connection
+                connection.transport.abort()
         return None
 
-    def _keep(self, origin: str, connection: _Connection) -> None:
-        with self._lock:
-            self._idle.append((origin, connection))
-            if len(self._idle) > _IDLE:
-                self._idle.pop(0)[1].close()
-
     def close(self) -> None:
-        with self._lock:
-            while self._idle:
-                self._idle.pop()[1].close()
+        while self._idle:
+            self._idle.pop()[1].transport.abort()
 
 
-def _readable(connection: _Connection) -> bool:
-    """Return whether an idle connection is readable: the server closed it, or sent something unasked."""
-    assert connection.sock is not None  # noqa: S101 - it is kept open
-    poll = select.poll()
-    poll.register(connection.sock, select.POLLIN)
-    return bool(poll.poll(0))
+async def _connect(origin: str) -> _Connection:
+    """Connect to the first address of a server that accepts.
+
+    Raises:
+        TransportError: nothing accepts there.
+        OSError: the TLS handshake failed.
+    """
+    parts = urlsplit(origin)
+    host, tls = parts.hostname or "", parts.scheme == "https"
+
+    def prepare() -> tuple[list[Any], ssl.SSLContext | None]:
+        port = parts.port or (443 if tls else 80)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        return [address for *_, address in found], _authorities() if tls else None
+
+    loop = asyncio.get_running_loop()
+    try:
+        addresses, context = await in_thread(prepare)
+    except OSError:
+        raise TransportError("cannot connect") from None
+    for address in addresses:
+        try:
+            _, connection = await loop.create_connection(
+                _Connection, *address[:2], ssl=context, server_hostname=host if tls else None
+            )
+        except ssl.SSLError:
+            raise
+        except OSError:
+            continue
+        return connection
+    raise TransportError("cannot connect")
+
+
+async def _read_head(connection: _Connection) -> tuple[bool, int, dict[bytes, bytes]]:
+    """Return whether the answer is of HTTP/1.1, its status and its headers; skip interim answers."""
+    for _ in range(_MAX_INTERIM):
+        first, _, rest = (await connection.line(b"\r\n\r\n")).partition(b"\r\n")
+        started = _STATUS.fullmatch(first)
+        if started is None:
+            break
+        fields: dict[bytes, bytes] = {}
+        for line in rest.split(b"\r\n") if rest else ():
+            name, colon, value = line.partition(b":")
+            name, value = name.lower(), value.strip(b" \t")
+            if not colon or (fields.setdefault(name, value) != value and name in _FRAMING):
+                raise TransportError("a malformed header in the answer")
+        status = int(started[2])
+        if status >= 200:
+            return started[1] == b"1", status, fields
+    raise TransportError("not an answer of HTTP/1")
+
+
+async def _read(connection: _Connection, max_bytes: int) -> tuple[Answer, bool]:
+    """Read an answer to a GET (RFC 9112 section 6.3).
+
+    Returns:
+        The answer, and whether the connection can be asked again.
+    """
+    keep, status, fields = await _read_head(connection)
+    keep = keep and b"close" not in fields.get(b"connection", b"").lower()
+    coding, length = map(fields.get, _FRAMING)
+    if status in (204, 304):
+        body = b""
+    elif coding is not None:
+        if coding.lower() != b"chunked" or length is not None:
+            raise TransportError("an answer whose length is ambiguous")
+        body = await _read_chunks(connection, max_bytes)
+    elif length is not None:
+        if not length.isdigit() or len(length) > 18:
+            raise TransportError("an answer whose length is ambiguous")
+        if int(length) > max_bytes:
+            raise TransportError(f"an answer above {max_bytes} bytes")
+        body = await connection.take(int(length))
+    else:
+        body, keep = await connection.rest(max_bytes), False
+    if len(body) > max_bytes:
+        raise TransportError(f"an answer above {max_bytes} bytes")
+    kind = fields.get(b"content-type", b"").partition(b";")[0].strip().lower().decode("latin-1")
+    return Answer(status, kind, body), keep
+
+
+async def _read_chunks(connection: _Connection, max_bytes: int) -> bytes:
+    body = bytearray()
+    for _ in range(_MAX_CHUNKS):
+        size = _SIZE.fullmatch(await connection.line())
+        length = int(size[1], 16) if size else -1
+        if length > max_bytes - len(body):
+            raise TransportError(f"an answer above {max_bytes} bytes")
+        if length > 0:
+            body += await connection.take(length)
+        last = await connection.line()
+        if length == 0:  # trailers follow
+            while last:
+                last = await connection.line()
+            return bytes(body)
+        if length < 0 or last:
+            break
+    raise TransportError("a malformed chunk in the answer")
 
 
 def _cause(error: Exception) -> str:
     """Describe an error without the URL, which may hold a credential."""
-    if isinstance(error, TimeoutError):
-        return "timed out"
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not accepted: {error.verify_message}"
     return type(error).__name__
 
 
-async def in_thread(work: Callable[[], _T], patience: float | None = None) -> _T:
-    """Run blocking work in a daemon thread and await its result.
-
-    Raises:
-        TransportError: the work took longer than `patience` seconds; its thread is abandoned.
-    """
+async def in_thread(work: Callable[[], _T]) -> _T:
+    """Await blocking work in a daemon thread, which is abandoned if the wait is cancelled."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[_T] = loop.create_future()
 
@@ -318,14 +357,8 @@ async def in_thread(work: Callable[[], _T], patience: float | None = None) -> _T
             result = work()
         except BaseException as error:  # noqa: BLE001 - delivered to the awaiting task
             failure = error
-        try:
+        with contextlib.suppress(RuntimeError):  # the loop ended first: nothing awaits
             loop.call_soon_threadsafe(deliver, result, failure)
-        except RuntimeError:
-            return  # the loop ended first: nothing awaits
 
-    threading.Thread(target=run, name="iamroles-http", daemon=True).start()
-    try:
-        async with asyncio.timeout(patience):
-            return await future
-    except TimeoutError:
-        raise TransportError("it did not end in time: its thread is abandoned") from None
+    threading.Thread(target=run, name="iamroles-resolver", daemon=True).start()
+    return await future

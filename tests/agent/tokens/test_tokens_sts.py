@@ -398,14 +398,14 @@ class Stuck:
     """A transport whose STS answers only those who sign with a good key; every other call hangs."""
 
     def __init__(self, good):
-        self.good, self.asked, self.release = good, [], threading.Event()
+        self.good, self.asked, self.release = good, [], asyncio.Event()
 
-    def get(self, url, **_options):
+    async def get(self, url, **_options):
         key_id = dict(parse_qsl(urlsplit(url).query))["X-Amz-Credential"].partition("/")[0]
         self.asked.append(key_id)
         if key_id in self.good:
             return Answer(200, "application/json", as_json())
-        self.release.wait(20)
+        await self.release.wait()
         return Answer(403, "text/xml", error_xml("InvalidClientTokenId"))
 
 

@@ -1,5 +1,6 @@
 """The transport against servers that speak raw bytes: what it keeps, takes for whole, and says."""
 
+import asyncio
 import contextlib
 import itertools
 import os
@@ -8,12 +9,16 @@ import ssl
 import threading
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from spop_client import until
 
 from iamroles_agent.tokens import transport as module
 from iamroles_agent.tokens.transport import Transport, TransportError
 from iamroles_scenarios.engine.certificates import Certificate, ProxyCertificates
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: Application/JSON; charset=utf-8\r\nContent-Length: 2\r\n\r\n{}"
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 CLOSING = OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
 
 
@@ -51,22 +56,24 @@ class Server:
         self.closed.set()
 
 
-def get(transport, server, path="/keys", host="127.0.0.1", scheme="http", **about):
-    return transport.get(
-        f"{scheme}://{host}:{server.port}{path}", **{"timeout": 5.0, "max_bytes": 1000, **about}
+async def get(transport, server, path="/keys", host="127.0.0.1", scheme="http", **about):
+    return await transport.get(
+        f"{scheme}://{host}:{server.port}{path}", **{"seconds": 5.0, "max_bytes": 1000, **about}
     )
 
 
 @pytest.fixture
 def transport():
-    with contextlib.closing(Transport()) as made:
-        yield made
+    return Transport()
 
 
-def test_a_connection_is_kept_and_asked_again(transport):
+async def test_a_connection_is_kept_and_asked_again(transport):
     server = Server(OK, OK)
 
-    answers = [get(transport, server, "/a?b=%2f"), get(transport, server, "", headers={"X-One": "1"})]
+    answers = [
+        await get(transport, server, "/a?b=%2f"),
+        await get(transport, server, "", headers={"X-One": "1"}),
+    ]
 
     assert [(each.status, each.content_type, each.body) for each in answers] == [
         (200, "application/json", b"{}")
@@ -82,125 +89,171 @@ def test_a_connection_is_kept_and_asked_again(transport):
     assert "X-One: 1" in server.requests[1]
 
 
-def test_the_host_may_be_named_by_who_signed_it(transport):
+async def test_the_host_may_be_named_by_who_signed_it(transport):
     server = Server(OK)
 
-    get(transport, server, headers={"Host": "sts.eu-west-1.amazonaws.com"})
+    await get(transport, server, headers={"Host": "sts.eu-west-1.amazonaws.com"})
 
     assert server.requests[0].count("Host:") == 1
     assert "Host: sts.eu-west-1.amazonaws.com\r\n" in server.requests[0]
 
 
-def test_two_places_share_no_connection(transport):
+async def test_two_places_share_no_connection(transport):
     one, two = Server(OK, OK), Server(OK)
 
     for server in (one, two, one):
-        get(transport, server)
+        await get(transport, server)
 
     assert (one.came_on, two.came_on) == ([1, 1], [1])
 
 
 @pytest.mark.parametrize("first", [CLOSING, OK.replace(b"HTTP/1.1", b"HTTP/1.0")], ids=["close", "http-1.0"])
-def test_a_connection_that_the_server_closes_is_not_kept(transport, first):
+async def test_a_connection_that_the_server_closes_is_not_kept(transport, first):
     server = Server(first, OK)
 
-    assert get(transport, server).body == get(transport, server).body == b"{}"
+    assert [(await get(transport, server)).body for _ in range(2)] == [b"{}"] * 2
     assert server.came_on == [1, 2]
 
 
-def test_a_connection_that_ended_while_it_was_idle_is_not_asked(transport):
+async def test_a_connection_that_ended_while_it_was_idle_is_not_asked(transport):
     server = Server(OK, OK)
-    get(transport, server)
+    await get(transport, server)
     [(_, idle)] = transport._idle
-    idle.sock.shutdown(socket.SHUT_WR)
-    assert server.closed.wait(5)
+    server.socks[0].shutdown(socket.SHUT_WR)
+    await until(lambda: idle.spoilt)
 
-    assert get(transport, server).body == b"{}"
+    assert (await get(transport, server)).body == b"{}"
     assert server.came_on == [1, 2]
 
 
-def test_what_was_not_asked_for_is_no_answer(transport):
+async def test_what_was_not_asked_for_is_no_answer(transport):
     """It would be taken for the next question's."""
     server = Server(OK, OK)
-    get(transport, server)
+    await get(transport, server)
+    [(_, idle)] = transport._idle
     server.socks[0].sendall(OK.replace(b"{}", b"[]"))
+    await until(lambda: idle.spoilt)
 
-    assert get(transport, server).body == b"{}"
+    assert (await get(transport, server)).body == b"{}"
     assert server.came_on == [1, 2]
 
 
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{", "IncompleteRead"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\nConnection: close\r\n\r\n{", "IncompleteRead"),
-        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{", "IncompleteRead"),
-        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n", "IncompleteRead"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{", "ended early"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\nConnection: close\r\n\r\n{", "ended early"),
+        (CHUNKED + b"5\r\n{", "ended early"),
+        (CHUNKED + b"1\r\n{\r\n", "ended early"),
+        (CHUNKED + b"2\r\n{}x\r\n0\r\n\r\n{}", "malformed chunk"),
+        (CHUNKED + b"+2\r\n{}\r\n0\r\n\r\nx", "malformed chunk"),
+        (CHUNKED + b"ffffffff\r\nx", "an answer above 1000 bytes"),
+        (CHUNKED + b"1\r\nx\r\n" * 1001 + b"x", "an answer above 1000 bytes"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 2000\r\n\r\n" + b"x" * 2000, "an answer above 1000 bytes"),
         (b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 2000, "an answer above 1000 bytes"),
-        (b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 200 + b"\r\n", "HTTPException"),
-        (b"HTTP/1.1 200 OK\r\nA: " + b"b" * 70000 + b"\r\n\r\n", "LineTooLong"),
-        (b"SSH-2.0-x\r\n", "BadStatusLine"),
-        (b"", "RemoteDisconnected"),
+        (b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 20_000, "a head above 65536 bytes"),
+        (b"HTTP/1.1 200 OK\r\nA: " + b"b" * 70000, "a head above 65536 bytes"),
+        (b"HTTP/1.1 200 OK\r\nAb\r\n\r\nx", "malformed header"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}x", "malformed header"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: +2\r\n\r\n{}x", "ambiguous"),
+        (CHUNKED.replace(b"\r\n\r\n", b"\r\nContent-Length: 2\r\n\r\n") + b"2\r\n{}", "ambiguous"),
+        (CHUNKED.replace(b"chunked", b"gzip, chunked") + b"2\r\n{}", "ambiguous"),
+        (b"HTTP/1.1 103 Early Hints\r\n\r\n" * 9 + OK + b"x", "not an answer of HTTP/1"),
+        (b"SSH-2.0-x\r\n\r\nx", "not an answer of HTTP/1"),
+        (b"", "ended early"),
     ],
-    ids=["short", "short-closing", "short-chunk", "no-last-chunk", "large", "large-open", "headers", "line",
-         "other", "nothing"],
+    ids=["short", "short-closing", "short-chunk", "no-last-chunk", "long-chunk", "odd-chunk", "large-chunk",
+         "many-chunks", "large", "large-open", "headers", "line", "no-header", "two-lengths", "odd-length",
+         "both", "coding", "interim", "other", "nothing"],
 )  # fmt: skip
-def test_what_is_not_whole_is_no_answer(transport, answer, said):
+async def test_what_is_not_whole_is_no_answer(transport, answer, said):
     server = Server(answer, OK)
 
     with pytest.raises(TransportError, match=said):
-        get(transport, server)
-    assert get(transport, server).body == b"{}"
+        await get(transport, server)
+    assert (await get(transport, server)).body == b"{}"
     assert server.came_on == [1, 2]
 
 
-def test_chunks_are_read(transport):
-    chunks = b"1\r\n{\r\n1\r\n}\r\n0\r\n\r\n"
-    server = Server(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks)
+@pytest.mark.parametrize(
+    "answer",
+    [
+        CHUNKED + b"1\r\n{\r\n1;x=y\r\n}\r\n0\r\n\r\n",
+        CHUNKED + b"2\r\n{}\r\n0\r\nDigest: x\r\n\r\n",
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + OK,
+        b"HTTP/1.1 200\r\nContent-Length:2\r\nContent-Length: 2\r\n\r\n{}",
+    ],
+    ids=["chunks", "trailers", "interim", "no-reason"],
+)
+async def test_what_is_whole_is_read(transport, answer):
+    server = Server(answer)
 
-    assert get(transport, server).body == b"{}"
+    assert (await get(transport, server)).body == b"{}"
 
 
-def test_the_next_version_of_ip(transport):
+@given(st.data())
+def test_an_answer_in_pieces_is_the_same(data):
+    """Where the pieces are cut changes nothing, and an answer that is cut short counts as none."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
+    whole = data.draw(st.sampled_from([head, CHUNKED + b"2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n"]))
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(whole)), max_size=5)))
+    missing = data.draw(st.integers(0, len(whole)))
+
+    async def play():
+        connection = module._Connection()
+        reading = asyncio.ensure_future(module._read(connection, 100))
+        for start, end in itertools.pairwise([0, *cuts, len(whole)]):
+            connection.data_received(whole[start : min(end, len(whole) - missing)])
+            await asyncio.sleep(0)
+        connection.eof_received()
+        return (await reading)[0].body
+
+    if missing:
+        with pytest.raises(TransportError, match="ended early"):
+            asyncio.run(play())
+    else:
+        assert asyncio.run(play()) == b"hello"
+
+
+async def test_the_next_version_of_ip(transport):
     try:
         server = Server(OK, host="::1")
     except OSError:
         pytest.skip("this host has no IPv6")
 
-    get(transport, server, host="[::1]")
+    await get(transport, server, host="[::1]")
 
     assert f"Host: [::1]:{server.port}\r\n" in server.requests[0]
 
 
-def test_nobody_there_and_nobody_who_answers(transport):
+async def test_nobody_there_and_nobody_who_answers(transport):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         with pytest.raises(TransportError, match=r"timed out|took too long"):
-            transport.get(f"http://127.0.0.1:{port}/", timeout=0.1, max_bytes=1)
+            await transport.get(f"http://127.0.0.1:{port}/", seconds=0.1, max_bytes=1)
     with pytest.raises(TransportError, match="cannot connect"):
-        transport.get(f"http://127.0.0.1:{port}/", timeout=5.0, max_bytes=1)
+        await transport.get(f"http://127.0.0.1:{port}/", seconds=5.0, max_bytes=1)
     with pytest.raises(TransportError, match="cannot connect"):
-        transport.get("http://nobody.invalid/", timeout=5.0, max_bytes=1)
+        await transport.get("http://nobody.invalid/", seconds=5.0, max_bytes=1)
 
 
-def test_kept_connections_are_bounded(transport, monkeypatch):
+async def test_kept_connections_are_bounded(transport, monkeypatch):
     monkeypatch.setattr(module, "_IDLE", 2)
     servers = [Server(OK, OK) for _ in range(3)]
     for server in servers:
-        get(transport, server)
+        await get(transport, server)
 
-    assert servers[0].closed.wait(5)
+    assert await asyncio.to_thread(servers[0].closed.wait, 5)
     assert len(transport._idle) == 2
 
 
 @pytest.mark.parametrize("path", ["/a b", "/a\r\nX: 1", "/ü"])
-def test_a_target_that_is_no_uri_is_not_sent(transport, path):
+async def test_a_target_that_is_no_uri_is_not_sent(transport, path):
     with pytest.raises(TransportError):
-        get(transport, Server(OK), path)
+        await get(transport, Server(OK), path)
 
 
-def test_a_certificate_must_be_of_an_authority(transport, monkeypatch, tmp_path):
+async def test_a_certificate_must_be_of_an_authority(transport, monkeypatch, tmp_path):
     site, shown = ProxyCertificates(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     (pem,) = site.files.values()
     (tmp_path / "site.pem").write_text(pem)
@@ -208,9 +261,9 @@ def test_a_certificate_must_be_of_an_authority(transport, monkeypatch, tmp_path)
     server = Server(OK, OK, tls=shown)
 
     with pytest.raises(TransportError, match="its certificate is not accepted: self-signed"):
-        get(transport, server, scheme="https")
+        await get(transport, server, scheme="https")
     monkeypatch.setattr(module, "_authorities", lambda: site.tls)
-    assert get(transport, server, scheme="https").body == get(transport, server, scheme="https").body == b"{}"
+    assert [(await get(transport, server, scheme="https")).body for _ in range(2)] == [b"{}"] * 2
     assert server.came_on == [2, 2]
 
 

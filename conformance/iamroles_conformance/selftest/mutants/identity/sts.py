@@ -7,6 +7,7 @@ import json
 import re
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
@@ -198,17 +199,15 @@ def sts_account_unread(_error: Any, answer: Any) -> Any:
 
 @mutant("identity.sts-redirect", "STS-REDIRECT-001", "follows a redirect of STS")
 @around(Transport, "get")
-def sts_redirect(sound: Any, self: Any, url: str, *, headers: Any = None, **how: Any) -> Any:
-    answer = sound(self, url, headers=headers, **how)
+async def sts_redirect(sound: Any, self: Any, url: str, *, headers: Any = None, **how: Any) -> Any:
+    answer = await sound(self, url, headers=headers, **how)
     if not 300 <= answer.status < 400 or "x-iam-edge" not in (headers or {}):
         return answer
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.netloc, timeout=5)
     connection.request("GET", f"/?{parts.query}", headers=dict(headers))
     target = connection.getresponse().headers["Location"]
-    request = urllib.request.Request(target, headers={"Accept": "application/json"})  # noqa: S310
-    with urllib.request.urlopen(request, timeout=5) as second:  # noqa: S310
-        return Answer(200, "application/json", second.read())
+    return await sound(self, target, headers={"Accept": "application/json"}, **how)
 
 
 mutant("identity.sts-any-type", "STS-ANSWER-001", "believes an answer of any content type")(
@@ -225,9 +224,13 @@ _refused_sources: set[str] = set()
 
 
 @mutant("identity.sts-blocks", "STS-TIMEOUT-001", "waits for STS and for nothing else")
-@around(sts, "in_thread")
-async def sts_blocks(_sound: Any, work: Any, *_timeout: Any) -> Any:
-    return work()
+@around(Transport, "get")
+async def sts_blocks(sound: Any, self: Any, url: str, *, headers: Any = None, **how: Any) -> Any:
+    if "Host" in (headers or {}):
+        request = urllib.request.Request(url, headers=headers)  # noqa: S310
+        with suppress(OSError), urllib.request.urlopen(request, timeout=how["seconds"]) as answer:  # noqa: S310, ASYNC210
+            return Answer(answer.status, answer.headers.get_content_type(), answer.read())
+    return await sound(self, url, headers=headers, **how)
 
 
 @mutant("identity.sts-trouble-remembered", "STS-THROTTLE-002", "blames the credential for an STS's failure")

@@ -2,42 +2,47 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextvars import ContextVar
 from typing import Any
 
 from iamroles_agent.base.reasons import Reason, Refusal
-from iamroles_agent.tokens import jwks, sts, transport
+from iamroles_agent.tokens import transport
 from iamroles_agent.tokens.authenticator import Authenticator
 from iamroles_agent.tokens.keys import KeySet
-from iamroles_agent.tokens.transport import Transport, in_thread
-from iamroles_conformance.selftest.mutants.override import after, around, setting
+from iamroles_agent.tokens.transport import Answer, Transport, TransportError
+from iamroles_conformance.selftest.mutants.override import around, rescue
 from iamroles_conformance.selftest.registry import Override, mutant
 
 _LONG = 3600.0
 """Seconds, longer than any check waits."""
 
 
-def _patient(module: Any) -> Override:
-    """Wait for a thread to its end, however long it takes."""
-    return setting(module, "in_thread", lambda work, _patience=None: in_thread(work))
-
-
-@around(transport._Connection, "getresponse")
-def _at_leisure(sound: Any, self: Any) -> Any:
-    sock, response = self.sock, sound(self)
-    self.exchange.deadline += _LONG
-    sock.settimeout(_LONG)
-    return response
+_hurry: ContextVar[float] = ContextVar("_hurry")
+"""Seconds of the timeout that a mutant lifted."""
 
 
 def _unhurried(chosen: str) -> Override:
     """Lift the timeout of calls with this text in their URL or headers."""
 
     @around(Transport, "get")
-    def get(sound: Any, self: Any, url: str, *, timeout: float, **how: Any) -> Any:
+    async def get(sound: Any, self: Any, url: str, *, seconds: float, **how: Any) -> Any:
         named = chosen in url or chosen in (how.get("headers") or {})
-        return sound(self, url, timeout=_LONG if named else timeout, **how)
+        _hurry.set(seconds)
+        return await sound(self, url, seconds=_LONG if named else seconds, **how)
 
     return get
+
+
+def _within(of: Any, name: str) -> Override:
+    """Bound a part of an exchange by the timeout that was lifted."""
+
+    @around(of, name)
+    async def bounded(sound: Any, *arguments: Any) -> Any:
+        async with asyncio.timeout(_hurry.get()):
+            return await sound(*arguments)
+
+    return bounded
 
 
 @mutant("identity.one-key-a-kid", "JWKS-SET-006", "knows one key for each kid")
@@ -48,20 +53,22 @@ def _first_of_kid(_sound: Any, self: Any, kid: str | None, alg: str) -> Any:
 
 
 mutant("identity.waits-for-drips", "JWKS-DRIP-001", "restarts its timeout with each byte of a key server")(
-    setting(transport._Exchange, "cut", lambda _self: None)
+    _unhurried("http"), _within(transport._Connection, "more")
 )
 mutant("identity.waits-for-bodies", "DERIVED-WAIT-001", "waits without end for an answer that has begun")(
-    _at_leisure, _patient(jwks)
+    _unhurried("http"), _within(transport, "_connect"), _within(transport, "_read_head")
 )
 mutant("identity.waits-for-discovery", "DERIVED-WAIT-001", "bounds the fetch of key sets, not of discovery")(
-    _unhurried("openid-configuration"), _patient(jwks)
+    _unhurried("openid-configuration")
 )
-mutant("identity.waits-for-sts", "DERIVED-WAIT-002", "waits for STS as long as it takes")(
-    _unhurried("Host"), _patient(sts)
-)
-mutant("identity.cut-is-whole", "DERIVED-WAIT-002", "takes an answer that it cut off itself for a refusal")(
-    after(Transport, "_exchange")(lambda _self, exchange, *_: setattr(exchange, "over", False))
-)
+mutant("identity.waits-for-sts", "DERIVED-WAIT-002", "waits for STS as long as it takes")(_unhurried("Host"))
+
+
+@mutant("identity.cut-is-whole", "DERIVED-WAIT-002", "takes an answer that it cut off itself for a refusal")
+@rescue(Transport, "get", TransportError)
+def cut_is_whole(error: Any, *_asked: Any, **_how: Any) -> Any:
+    return Answer(403, "text/xml", b"") if "too long" in str(error) else None
+
 
 # --- refusals that outlive a reload
 
