@@ -37,14 +37,14 @@ ROOMS = {
 }
 ARROWS = {"iamroles_agent": 40}
 LINES = {
-    "reference": 22_360,
+    "reference": 22_457,
     "scenarios": 29_270,
     "conformance": 9_500,
     "loadtests": 4_950,
-    "benchmarks": 3_960,
-    "tests": 29_360,
+    "benchmarks": 3_975,
+    "tests": 29_766,
 }
-TRUSTED_LINES = 17_240
+TRUSTED_LINES = 17_331
 """Of the agent: what an auditor must trust."""
 DATA_LINES = 19_840
 """Of TOML and JSON: code must not hide as data."""

@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 from iamroles_agent.base.clocks import Clock
 from iamroles_agent.base.config import Issuer, KeySettings, Sts
 from iamroles_agent.base.identity import Identity, RoleArn
 from iamroles_agent.base.reasons import Reason, Refusal
-from iamroles_agent.processes.link import Link, LinkLost
+from iamroles_agent.processes.link import Body, Link, LinkLost
 from iamroles_agent.tokens.authenticator import Signal
 from iamroles_agent.tokens.keyring import Keyring, source_of
 from iamroles_agent.tokens.keys import KeySet
-from iamroles_agent.tokens.sts import StsVerifier, read_credential
+from iamroles_agent.tokens.sts import Flights, Question, Queue, StsVerifier, read_credential
 
 KEYS, STS = "keys", "sts"
 """Topics of questions to the fetcher."""
+_BOUNDS = {"calls": 64, "kept": 16, "per_flow": 8}
+"""Of the questions of a worker about one STS. For a source as in the fetcher, for all of them more than its
+calls, so that it chooses among the sources."""
 
 
 class RemoteKeys(Keyring):
@@ -61,35 +64,58 @@ class RemoteKeys(Keyring):
 class RemoteProver:
     """STS through the fetcher.
 
+    Anyone can write a credential that only STS can tell from a good one. So here already a source has a
+    limited number of questions under way, and waits with the others in its turn: a flood costs neither the
+    parent nor the fetcher, and their other callers find them idle. The fetcher has the last word.
+
     Args:
         link: to the fetcher.
         endpoints: the policy's `[[sts]]`.
         clock: epoch seconds.
         counts: the fetcher's calls by outcome.
+        queues: those of earlier policies, by name; taken over and added to.
     """
 
     def __init__(
-        self, link: Link, endpoints: list[Sts], clock: Callable[[], float], counts: dict[str, int]
+        self,
+        link: Link,
+        endpoints: list[Sts],
+        clock: Callable[[], float],
+        counts: dict[str, int],
+        queues: dict[str, Queue],
     ) -> None:
         self._link, self._clock = link, clock
         self._by_host = {host: endpoint for endpoint in endpoints for host in endpoint.hosts}
         self.counts = counts
+        self._queues, self._flights = queues, Flights()
+        for endpoint in endpoints:
+            queues.setdefault(endpoint.name, Queue(time.monotonic, **_BOUNDS))
 
     async def verify(self, token: bytes, digest: bytes, source: str = "") -> tuple[Identity, bool]:
         """Verify as `StsVerifier.verify`; refuse here what cannot be a credential."""
-        del digest
-        read_credential(token, self._by_host, self._clock())
+        question = read_credential(token, self._by_host, self._clock())
+        # A signature that counts once has no second question that could share its answer.
+        name: Hashable = object() if question.endpoint.replay_cache else digest
+        return await self._flights.join(name, lambda: self._ask(token, question, source))
+
+    async def _ask(self, token: bytes, question: Question, source: str) -> tuple[Identity, bool]:
+        queue = self._queues[question.endpoint.name]
+        ticket = await queue.admit(question.key_id, source)
+        answer: Body = {}
         try:
             answer = await self._link.ask(STS, {"token": token.decode("latin-1"), "source": source})
         except LinkLost as error:
             raise Refusal(Reason.STS_UNAVAILABLE, str(error)) from None
+        finally:
+            queue.done(ticket, proved="identity" in answer)
         if "identity" in answer:
             return identity_of(answer["identity"]), bool(answer["reusable"])
         reason = answer.get("reason", Reason.STS_UNAVAILABLE)
         raise Refusal(Reason(reason), str(answer.get("detail", answer.get("error", ""))))
 
     async def close(self) -> None:
-        """Do nothing: the fetcher owns what could be closed."""
+        """End the questions under way."""
+        await self._flights.close()
 
 
 class Remote:
@@ -104,6 +130,7 @@ class Remote:
         self.link, self._clock = link, clock
         self._sets: dict[str, tuple[KeySet, float]] = {}
         self._rings: dict[str, RemoteKeys] = {}
+        self._queues: dict[str, Queue] = {}
         self.counts: dict[str, int] = dict.fromkeys(
             ("asked", "accepted", "rejected", "throttled", "unavailable"), 0
         )
@@ -130,7 +157,7 @@ class Remote:
 
     def prover(self, endpoints: list[Sts], former: object) -> RemoteProver:
         del former
-        return RemoteProver(self.link, endpoints, self._clock, self.counts)
+        return RemoteProver(self.link, endpoints, self._clock, self.counts, self._queues)
 
     def close(self) -> None:
         """Do nothing: the fetcher owns what could be closed."""

@@ -20,9 +20,10 @@ import logging
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Coroutine, Hashable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any, TypeVar, cast
 from urllib.parse import parse_qsl, quote, urlsplit
 
 from iamroles_agent.base.clocks import Clock
@@ -35,6 +36,7 @@ from iamroles_agent.tokens.sts_answer import Caller, Rejected, Unavailable, read
 from iamroles_agent.tokens.transport import Transport, TransportError, check_url
 
 _log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 PREFIX = b"iam-sts-v1."
 MAX_CREDENTIAL = 4096
@@ -192,47 +194,84 @@ class _Backoff:
     resume_at: float = 0.0
 
 
-class _Endpoint:
-    """The order of calls to one STS, and the pauses after failures.
+class Flights:
+    """Lets equal questions share one answer, and ends with their asker."""
 
-    Strangers can make STS throttle. So their failures pause strangers alone; a failure of a known key pauses
-    all.
+    def __init__(self) -> None:
+        self._flights: dict[Hashable, asyncio.Task[Any]] = {}
+
+    async def join(self, ticket: Hashable, ask: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
+        """Return the answer to the question of this name, which is asked unless it is under way.
+
+        Raises:
+            Refusal: as `ask`; `sts_unavailable`, the asker is closing.
+        """
+        flight = self._flights.get(ticket)
+        if flight is None:
+            flight = self._flights[ticket] = asyncio.get_running_loop().create_task(ask())
+            flight.add_done_callback(lambda done: self._landed(ticket, done))
+        try:
+            return cast("_T", await asyncio.shield(flight))
+        except asyncio.CancelledError:
+            if flight.cancelled():
+                raise Refusal(Reason.STS_UNAVAILABLE, "the agent is closing") from None
+            raise
+
+    def _landed(self, ticket: Hashable, flight: asyncio.Task[Any]) -> None:
+        self._flights.pop(ticket, None)
+        if not flight.cancelled():
+            flight.exception()  # retrieved, also if every waiter has gone
+
+    async def close(self) -> None:
+        """End all; their waiters get `sts_unavailable`."""
+        flights = list(self._flights.values())
+        for flight in flights:
+            flight.cancel()
+        await asyncio.gather(*flights, return_exceptions=True)
+
+
+class Queue:
+    """Lets questions about credentials wait for their turn, in the order of `Admission`.
+
+    Args:
+        monotonic: the clock.
+        bounds: of `Admission`.
     """
 
-    def __init__(self, monotonic: Clock) -> None:
-        self.admission = Admission(monotonic)
-        self.backoffs = {True: _Backoff(), False: _Backoff()}
-        """For known keys, and for strangers."""
+    def __init__(self, monotonic: Clock, **bounds: int) -> None:
+        self.admission = Admission(monotonic, **bounds)
         self._waiting: dict[Hashable, asyncio.Future[bool]] = {}
 
-    async def admit(self, digest: bytes, key_id: str, source: str) -> None:
-        """Wait until a question may be asked; `done` must follow.
+    async def admit(self, key_id: str, source: str) -> object:
+        """Wait until a question may be asked, and return its ticket; `done` must follow.
 
         Raises:
             Refusal: `sts_unavailable`, too many questions wait.
         """
-        admitted = self._waiting[digest] = asyncio.get_running_loop().create_future()
-        self.admission.ask(digest, key_id, source)
+        ticket = object()
+        admitted = self._waiting[ticket] = asyncio.get_running_loop().create_future()
+        self.admission.ask(ticket, key_id, source)
         try:
             self._carry_out()
             async with asyncio.timeout(MAX_WAIT):
                 granted = await asyncio.shield(admitted)
         except (TimeoutError, asyncio.CancelledError) as error:
             if admitted.done() and admitted.result():
-                self.done(digest, proved=False)
-            self.admission.withdraw(digest)
+                self.done(ticket, proved=False)
+            self.admission.withdraw(ticket)
             self._carry_out()
             if isinstance(error, asyncio.CancelledError):
                 raise
             granted = False
         finally:
-            del self._waiting[digest]
+            del self._waiting[ticket]
         if not granted:
             raise Refusal(Reason.STS_UNAVAILABLE, "too many questions wait for STS")
+        return ticket
 
-    def done(self, digest: bytes, *, proved: bool) -> None:
+    def done(self, ticket: object, *, proved: bool) -> None:
         """End the call of a question."""
-        self.admission.done(digest, proved=proved)
+        self.admission.done(ticket, proved=proved)
         self._carry_out()
 
     def _carry_out(self) -> None:
@@ -240,6 +279,19 @@ class _Endpoint:
         for tickets, granted in ((start, True), (refuse, False)):
             for ticket in tickets:
                 self._waiting[ticket].set_result(granted)
+
+
+class _Endpoint(Queue):
+    """The order of calls to one STS, and the pauses after failures.
+
+    Strangers can make STS throttle. So their failures pause strangers alone; a failure of a known key pauses
+    all.
+    """
+
+    def __init__(self, monotonic: Clock) -> None:
+        super().__init__(monotonic)
+        self.backoffs = {True: _Backoff(), False: _Backoff()}
+        """For known keys, and for strangers."""
 
 
 class StsVerifier:
@@ -257,7 +309,7 @@ class StsVerifier:
         self._urls = {endpoint.name: endpoint.endpoint for endpoint in endpoints}
         self._state = {name: _Endpoint(monotonic) for name in self._urls}
         self._transport, self._clock, self._monotonic = transport, clock, monotonic
-        self._flights: dict[bytes, asyncio.Task[Identity]] = {}
+        self._flights = Flights()
         self._rejected: OrderedDict[bytes, tuple[float, str]] = OrderedDict()
         self._used: OrderedDict[str, int] = OrderedDict()
         self.on_used: Callable[[str, int], None] = lambda _signature, _until: None
@@ -276,10 +328,7 @@ class StsVerifier:
 
     async def close(self) -> None:
         """End the calls in flight; their waiters get `sts_unavailable`."""
-        flights = list(self._flights.values())
-        for flight in flights:
-            flight.cancel()
-        await asyncio.gather(*flights, return_exceptions=True)
+        await self._flights.close()
 
     async def verify(self, token: bytes, digest: bytes, source: str = "") -> tuple[Identity, bool]:
         """Verify a credential, with its prefix and its SHA-256.
@@ -300,26 +349,13 @@ class StsVerifier:
             self._use(question, now)
         if (known := self._rejected.get(digest)) and self._monotonic() < known[0]:
             raise _rejected(known[1])
-        flight = self._flights.get(digest)
-        if flight is None:
-            flight = asyncio.get_running_loop().create_task(self._ask(question, digest, source))
-            self._flights[digest] = flight
-            flight.add_done_callback(lambda done: self._landed(digest, done))
         try:
-            return await asyncio.shield(flight), not once
-        except asyncio.CancelledError:
-            if flight.cancelled():
-                raise Refusal(Reason.STS_UNAVAILABLE, "the agent is closing") from None
-            raise
+            identity = await self._flights.join(digest, lambda: self._ask(question, digest, source))
         except Refusal as refusal:
             if once and refusal.reason is Reason.STS_UNAVAILABLE:
                 self._used.pop(question.signature, None)  # it was never judged: it may be used again
             raise
-
-    def _landed(self, digest: bytes, flight: asyncio.Task[Identity]) -> None:
-        self._flights.pop(digest, None)
-        if not flight.cancelled():
-            flight.exception()  # retrieved, also if every waiter has gone
+        return identity, not once
 
     def _use(self, question: Question, now: float) -> None:
         """Note that a signature is used (STS-REPLAY-001); forget expired signatures."""
@@ -341,7 +377,7 @@ class StsVerifier:
         state = self._state[question.endpoint.name]
         known = state.admission.knows(question.key_id, source)
         self._pausing(state, known=known)
-        await state.admit(digest, question.key_id, source)
+        ticket = await state.admit(question.key_id, source)
         proved = False
         try:
             self._pausing(state, known=known)  # another call may have failed meanwhile
@@ -353,7 +389,7 @@ class StsVerifier:
                 self._remember(digest, str(error))
             raise _rejected(str(error)) from None
         finally:
-            state.done(digest, proved=proved)
+            state.done(ticket, proved=proved)
         self.counts["accepted"] += 1
         return self._identity(question, caller, digest)
 

@@ -15,6 +15,7 @@ from hostile_requests import (
     retained,
     search,
 )
+from programs import module
 
 TRIES = 400
 
@@ -82,3 +83,12 @@ def test_a_stranger_asks_for_one_signature_check_at_most(target):
 
 def test_cost_for_each_byte():
     assert Cost(1000, seconds=1e-3).each == 1000.0
+
+
+def test_the_table_of_strangers_has_every_kind_and_lets_nobody_in():
+    done = module("benchmarks.strangers", "--seconds", 0, "--rounds", 1, "--flood", 3)
+    lines = done.stdout.splitlines()
+
+    assert done.stderr == ""
+    assert len([line for line in lines if " times " in line]) == 15, done.stdout
+    assert sum(" served" in line for line in lines) == 6

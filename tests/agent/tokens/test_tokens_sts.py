@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from policies import document, grant
+from spop_client import until
 from spop_transcript import variables
 from sts_support import (
     ARN,
@@ -356,6 +357,22 @@ async def test_a_question_in_flight_survives_a_reload_and_is_judged_by_the_new_p
         assert agent.recall(credential(GOOD)) is None
 
 
+async def test_a_credential_may_be_in_flight_before_and_after_a_reload():
+    """The queue goes on, so the two questions have tickets of their own."""
+    with stuck() as (transport, former):
+        first = asyncio.create_task(asked(former, signed_by("AKIA0000000000000001"), "a"))
+        await until(lambda: len(transport.asked) == 1)
+        entry = Sts(name="sts", endpoint="https://sts.test", hosts=[HOST], binding_value=EDGE)
+        verifier = StsVerifier([entry], transport, clock=Clock())
+        verifier.succeed(former)
+        second = asyncio.create_task(asked(verifier, signed_by("AKIA0000000000000001"), "a"))
+        await until(lambda: len(transport.asked) == 2)
+        transport.release.set()
+
+        assert await asyncio.gather(first, second) == ["sts_rejected"] * 2
+        assert verifier._state["sts"].admission.flying == 0
+
+
 async def test_http_is_for_tests_only():
     with playing(insecure_http=False) as (server, agent):
         assert await reason(agent, credential(GOOD)) == "sts_unavailable"
@@ -462,11 +479,11 @@ async def test_a_flood_leaves_nothing_behind():
         for task in forged[:50]:
             task.cancel()
         transport.release.set()
-        await asyncio.gather(*forged, *verifier._flights.values(), return_exceptions=True)
+        await asyncio.gather(*forged, *verifier._flights._flights.values(), return_exceptions=True)
         await asyncio.sleep(0)  # the last flights land
         state = verifier._state["sts"]
         assert (state.admission.waiting, state.admission.flying, state._waiting) == (0, 0, {})
-        assert verifier._flights == {}
+        assert verifier._flights._flights == {}
 
 
 async def test_names_of_the_query_are_ascii_before_their_case_is_dropped():
