@@ -260,9 +260,10 @@ def same_name(target: Target) -> None:
 def no_secrets(target: Target) -> None:
     """No token, signature, security token or secret is in the agent's log.
 
-    Of good credentials and of bad ones, because a log says most about what the agent refuses.
+    Of good credentials and of bad ones, because a log says most about what the agent refuses; and where a
+    client puts them that they do not belong.
     """
-    with bench(target, WORLD, flow="secrets") as here:
+    with bench(target, WORLD, "identity.caller.secrets", own=True, flow="secrets") as here:
         keys = here.session()
         tokens = [here.token("corp", sub="secretive", **change) for change in _CHANGES]
         credentials = [here.credential(keys, **change) for change in _CREDENTIAL_CHANGES]
@@ -270,6 +271,11 @@ def no_secrets(target: Target) -> None:
             here.ask(text)
         here.ask("", authorization=[f"Bearer {tokens[0]} {tokens[0]}"])
         here.ask("", authorization=[f"Basic {tokens[0]}"])
+        for text in (tokens[0], credentials[0]):
+            here.ask(text, path=f"/orders/{text}")
+            here.ask(text, role=text[:600])
+        if target.agent.runs:  # an agent may write late, but not after its end
+            here.world.agent.stop()
         logs = here.world.agent.logs()
         hidden = {"the secret": keys.secret_access_key, "the security token": keys.session_token or ""}
         for text in tokens:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+from iamroles_agent.audit import redaction
 from iamroles_agent.base.identity import RoleArn
 from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.spop.connection import Connection
@@ -226,6 +227,11 @@ def role_case(sound: Any, text: str) -> Any:
 def mapping_with_path(sound: Any, text: str) -> Any:
     arn = sound(text)
     return replace(arn, name=text.partition(":role/")[2]) if ":role/" in text else arn
+
+
+mutant("identity.logs-misplaced", "PRINCIPAL-SECRET-001", "logs a credential that stands in a path")(
+    around(redaction, "redacted")(lambda _sound, text: text)
+)
 
 
 @mutant("identity.logs-tokens", "PRINCIPAL-SECRET-001", "logs the credentials that it refuses")
