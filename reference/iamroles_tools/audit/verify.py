@@ -130,11 +130,6 @@ class Proof:
     def records(self) -> int:
         return sum(span.records for span in self.spans.values())
 
-    @property
-    def tails(self) -> list[LogFinding]:
-        """The findings, if all of them are about bytes after a last record; else nothing."""
-        return self.findings if all(found.tail for found in self.findings) else []
-
     def found(self, path: Path, line: int, message: str, *, tail: int = 0) -> LogFinding:
         finding = LogFinding(str(path), line, message, tail)
         self.findings.append(finding)

@@ -240,8 +240,8 @@ def _as_text(proof: Proof) -> Iterator[str]:
         yield f"NOT PROVEN: {count}"
     elif proof.whole:
         yield f"WHOLE: {count}, nothing removed, changed, inserted or reordered"
-    elif proof.tails:
-        yield f"WHOLE up to {'there' if len(proof.tails) == 1 else 'these places'}: {count}, but bytes follow"
+    elif all(found.tail for found in proof.findings):
+        yield f"WHOLE up to there: {count}, but bytes follow"
     else:
         yield f"NOT WHOLE: {count}, {len(proof.findings)} finding{'s' * (len(proof.findings) != 1)}"
 

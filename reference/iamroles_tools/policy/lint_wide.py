@@ -174,47 +174,31 @@ def unrecorded(config: Config) -> Iterator[Finding]:
 
 def letter_case(config: Config) -> Iterator[Finding]:
     """Yield denies that narrow a grant by path: a path in other letter case is granted, and not denied."""
-    policy = Policy(config)
-    wide: dict[str, list[tuple[int, Grant]]] = {}
-    for index, grant in enumerate(config.grants):
-        if grant.match == "prefix" and not grant.shadow:
-            wide.setdefault(grant.path.rstrip("/"), []).append((index, grant))
+    policy, remedy = (
+        Policy(config),
+        "Grant what may be reached alone; or see that servers tell letter case apart",
+    )
     for number, deny in enumerate(config.denies):
-        for index, grant in () if deny.shadow else _around(deny, wide):
-            if (found := _in_other_case(policy, deny, grant)) is None:
-                continue
-            role, witness = found
-            message = f"does not hold where servers ignore letter case: {grant.id} opens {witness.path}"
-            remedy = (
-                "Grant only what may be reached, without a deny; or see that servers tell letter case apart"
-            )
-            yield Finding(
-                Kind.LETTER_CASE, f"denies[{number}]", deny.id, message, remedy, role, witness,
-                {grant.id: f"grants[{index}]"}, note=True,
-            )  # fmt: skip
-            break
-
-
-def _around(deny: Deny, wide: dict[str, list[tuple[int, Grant]]]) -> Iterator[tuple[int, Grant]]:
-    """Yield the grants whose path lies above a deny's."""
-    path = deny.path.rstrip("/")
-    while path:
-        path = path.rpartition("/")[0]
-        yield from wide.get(path, ())
+        for index, grant in enumerate(config.grants):
+            below = grant.match == "prefix" and deny.path.startswith(grant.path.rstrip("/") + "/")
+            found = below and not (deny.shadow or grant.shadow) and _in_other_case(policy, deny, grant)
+            if found:
+                message = f"does not hold where servers ignore letter case: {grant.id} opens {found[1].path}"
+                key, others = f"denies[{number}]", {grant.id: f"grants[{index}]"}
+                yield Finding(Kind.LETTER_CASE, key, deny.id, message, remedy, *found, others, note=True)
+                break
 
 
 def _in_other_case(policy: Policy, deny: Deny, grant: Grant) -> tuple[str, Request] | None:
     """Return a role and a request of the grant that differs from a denied request by letter case alone."""
     shared = [role for role in grant.roles if role in deny.roles or "*" in deny.roles]
     held = shared[:1] or [grant.roles[0], deny.roles[0]]
-    refused, granted = Region.from_rule(deny), Region.from_rule(grant)
-    if not refused.meets(granted):
+    try:
+        request = witness_in_both(Region.from_rule(deny), Region.from_rule(grant))
+    except ValueError:  # they do not meet
         return None
-    request = witness_in_both(refused, granted)
     above = len(grant.path.rstrip("/"))
-    other = re.sub(
-        "%..|[A-Za-z]", lambda one: one[0] if one[0][0] == "%" else one[0].swapcase(), request.path[above:]
-    )
+    other = re.sub("(?<!%)(?<!%.)[A-Za-z]", lambda letter: letter[0].swapcase(), request.path[above:])
     swapped = replace(request, path=request.path[:above] + other)
     arns = [str(min(policy.arns_named(role))) for role in held]
     differs = swapped.path != request.path

@@ -1,4 +1,4 @@
-"""How a change of each setting weakens the gate: one row for each key of the tables that hold no rules.
+"""How a change of each setting weakens the gate: each key of the tables that hold no rules has a row.
 
 A row of two words lists the values from strong to weak. The other rows: `more` and `less` say which
 direction weakens (no value means no limit), `lost` that to drop the value does, `socket` that to listen on
@@ -11,39 +11,20 @@ from __future__ import annotations
 import json
 import re
 
-WEAKENS = {
-    "agent.listen": "socket",
-    "agent.listen_group": "either",
-    "agent.tls": "lost",
-    "agent.workers": "never",
-    "agent.max_frame_size": "never",
-    "agent.max_connections": "more",
-    "agent.handshake_timeout": "more",
-    "agent.idle_timeout": "more",
-    "agent.drain_timeout": "never",
-    "agent.state_dir": "lost",
-    "agent.control_socket": "either",
-    "agent.decision_timeout": "never",
-    "agent.shadow_policy": "never",
-    "audit.path": "lost",
-    "audit.on_error": '"deny" "allow"',
-    "audit.sync": "more",
-    "audit.keep": "less",
-    "audit.required": "true false",
-    "identity_header.issuer": "lost",
-    "identity_header.lifetime": "more",
-    "identity_header.rotate": "more",
-    "keys.refresh": "more",
-    "keys.cooldown": "less",
-    "keys.max_stale": "more",
-    "keys.timeout": "more",
-    "limits.max_lifetime": "more",
-    "limits.max_token_bytes": "more",
-    "live.master_socket": "lost",
-    "live.revocations": "lost",
-    "live.gate": "either",
-    "metrics.listen": "either",
+_KEYS = {
+    "more": "agent.max_connections agent.handshake_timeout agent.idle_timeout audit.sync "
+    "identity_header.lifetime identity_header.rotate keys.refresh keys.max_stale keys.timeout "
+    "limits.max_lifetime limits.max_token_bytes",
+    "less": "audit.keep keys.cooldown",
+    "lost": "agent.tls agent.state_dir audit.path identity_header.issuer live.master_socket live.revocations",
+    "socket": "agent.listen",
+    "true false": "audit.required",
+    '"deny" "allow"': "audit.on_error",
+    "either": "agent.listen_group agent.control_socket live.gate metrics.listen",
+    "never": "agent.workers agent.max_frame_size agent.drain_timeout agent.decision_timeout "
+    "agent.shadow_policy",
 }
+WEAKENS = {key: row for row, keys in _KEYS.items() for key in keys.split()}
 ABSENT = "(absent)"
 _NOTHING = {ABSENT, "null", "[]", '""', '"none"'}
 

@@ -326,9 +326,11 @@ def test_several_workers_on_one_pipe_tear_no_line(captured):
 def test_a_stream_cut_or_added_to_is_found(captured):
     texts = lines(captured)
     records = [at for at, text in enumerate(texts) if text.startswith(b"{")]
-    for at in records[5:-5:41]:
+    last = {json.loads(texts[at])["writer"]: at for at in records}
+    for at in [
+        at for at in records[5:-5:41] if at not in last.values()
+    ]:  # only a head shows that an end is gone
         captured.write_bytes(b"".join(texts[:at] + texts[at + 1 :]))
-        # Complete, because it may be the last record of a worker that was done early.
         assert not verify([captured], mixed=True, complete=True).whole, at
         captured.write_bytes(b"".join([*texts[:at], texts[records[3]], *texts[at:]]))
         assert not verify([captured], mixed=True).whole, at

@@ -48,13 +48,6 @@ def test_a_token_is_still_named_by_its_hash():
     assert redacted(f"/a/{token}/b") == f"/a/[redacted {credential_hash(token)}]/b"
 
 
-@pytest.mark.parametrize("dot", ["%2e", "%2E"])
-def test_an_encoded_dot_is_a_dot(dot):
-    token = mint(claims()).replace(".", dot)
-
-    assert token.split(dot)[1] not in redacted(f"/a/{token}")
-
-
 @pytest.mark.parametrize(
     "text",
     [
@@ -89,16 +82,6 @@ def test_the_cost_of_a_byte_is_flat(unit):
 @given(st.text(max_size=400), st.integers(64, 300))
 def test_what_is_shown_fits_as_json(text, limit):
     assert len(quoted(shown(text, limit))) - 2 <= limit
-
-
-@pytest.mark.parametrize("at", [0, 100, 590, 1100, 1190])
-def test_a_cut_never_shows_half_a_token(at):
-    token = mint(claims())
-
-    text = shown("/" * at + token + "/" * 4000, 600)
-
-    assert not any(token[n : n + 12] in text for n in range(len(token) - 12))
-    assert text.endswith("]")
 
 
 def test_short_text_is_shown_as_it_is():

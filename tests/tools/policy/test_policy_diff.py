@@ -357,8 +357,6 @@ STRONG_AND_WEAK = [
     ("agent.state_dir", "state", None),
     ("live.master_socket", "/run/master.sock", None),
     ("limits.max_lifetime", "1h", None),
-    ("limits.max_token_bytes", 4096, 8192),
-    ("keys.max_stale", "1h", "7d"),
 ]
 
 
