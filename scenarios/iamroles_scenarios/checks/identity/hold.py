@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import threading
+import time
+from typing import Any
 
+from iamroles_scenarios.checks.derived.world import iam_check
 from iamroles_scenarios.checks.identity.caller import WORLD
 from iamroles_scenarios.declarations.results import check
-from iamroles_scenarios.engine.bench import ALLOWED, Bench, bench, beside, refused
+from iamroles_scenarios.engine.answers import ALLOW
+from iamroles_scenarios.engine.bench import (
+    ALLOWED,
+    Bench,
+    SpopQuestion,
+    bench,
+    beside,
+    own_bench,
+    own_suffix,
+    refused,
+)
 from iamroles_scenarios.engine.target import Target
+from iamroles_scenarios.wire.asker import Asker
 
 _RECOVERY = 15.0
 """Seconds, times the scale, in which the agent takes the keys of a server that answers again."""
@@ -16,6 +30,9 @@ _GIVE_UP = 9.0
 _GIVEN_UP = refused("keys_unavailable", "key_unknown", "internal_error", status=[503, 401])
 _FORGED, _GOOD = 120, 12
 """Credentials of the flood, and of the caller that must be served beside it."""
+_CROWD, _SLOW, _PROMPT, _POLL = 60, 1.0, 1.9, 0.02
+"""Forged credentials at once, seconds of STS for each, and seconds, times the scale, in which the newcomer
+must be served."""
 _SHUT_OUT = refused("sts_rejected", "sts_unavailable", "token_expired", status=[401, 503])
 
 
@@ -58,6 +75,42 @@ def forged(target: Target) -> None:
             for number in range(_GOOD):
                 good = here.credential(here.reader, expires=500 + number)
                 here.expect(f"the caller beside the flood, {number + 1} of {_GOOD}", good, ALLOWED)
+
+
+@check("identity.hold.newcomer", "STS-FLOOD-002", features={"sts"})
+def newcomer(target: Target) -> None:
+    """A caller whom STS never confirmed is served beside a flood from another address.
+
+    STS takes a second for each forged credential, and no longer than usual for the caller's. Both come over
+    SPOP, so that the judge chooses their addresses.
+    """
+    suffix = own_suffix()
+    hosts = [f"{name}{suffix}.sts.example" for name in ("forged", "newcomer")]
+    override = {"sts": [{"name": "forged", "hosts": hosts}]}
+    with own_bench(target, WORLD, suffix, override=override, flow="forged") as here:
+        keys = here.session()
+        bad = [here.credential(keys, secret="wrong", expires=60 + number) for number in range(_CROWD)]  # noqa: S106
+        here.sts_fault("slow", seconds=_SLOW)
+
+        def flood(stranger: Bench, _ended: threading.Event) -> None:
+            with Asker(stranger.world.agent.spop_address, timeout=here.seconds(_CROWD * _SLOW)) as asker:
+                asker.actions_of([(_question(one, "192.0.2.1"), None) for one in bad], window=_CROWD)
+
+        with beside(here, flood, 1), here.asking():
+            try:
+                good, began = here.credential(keys, host=hosts[1]), time.monotonic()
+                while here.sts_calls() == 0 and time.monotonic() - began < here.seconds(_RECOVERY):
+                    time.sleep(_POLL)
+                began = time.monotonic()
+                here.ask_all([SpopQuestion("the newcomer", _question(good, "192.0.2.2"), ALLOW)], again=False)
+                if (took := time.monotonic() - began) > here.seconds(_PROMPT):
+                    raise here.failed(f"the newcomer waited {took:.1f} s, at most {_PROMPT:g} s")
+            finally:
+                here.sts_clear()
+
+
+def _question(credential: str, source: str) -> dict[str, Any]:
+    return iam_check(credential, path="/orders/1", src=source)
 
 
 @check("identity.hold.shared-kid", "JWKS-SET-006", features={"oidc"})

@@ -14,12 +14,14 @@ from urllib.parse import urlsplit
 
 from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.processes import remote
+from iamroles_agent.serving import gate
 from iamroles_agent.tokens import sts, sts_answer
+from iamroles_agent.tokens.admission import Admission
 from iamroles_agent.tokens.encoding import decode_base64url
 from iamroles_agent.tokens.sts import _PARAMETERS, Question, StsVerifier
 from iamroles_agent.tokens.sts_answer import Caller, Rejected, Unavailable, _read_caller
 from iamroles_agent.tokens.transport import Answer, Transport
-from iamroles_conformance.selftest.mutants.override import around, rescue, setting
+from iamroles_conformance.selftest.mutants.override import after, around, rescue, setting
 from iamroles_conformance.selftest.registry import Override, mutant
 
 # --- a credential, taken apart
@@ -245,6 +247,12 @@ async def sts_trouble_remembered(sound: Any, self: Any, question: Any, digest: b
         raise
 
 
+def _to_the_end(flows: Any, ticket: Any) -> None:
+    for flow in flows:
+        if ticket in flow.waiting:
+            flow.waiting.move_to_end(ticket, last=False)
+
+
 @mutant("identity.sts-blocks-sources", "STS-FLOOD-001", "blocks an address that sent one forged credential")
 @around(StsVerifier, "verify")
 async def _blocking(sound: Any, self: Any, token: bytes, digest: bytes, source: str = "") -> Any:
@@ -257,6 +265,10 @@ async def _blocking(sound: Any, self: Any, token: bytes, digest: bytes, source: 
         raise
 
 
+mutant("identity.sts-one-queue", "STS-FLOOD-002", "has one queue for strangers, first come, first served")(
+    setting(gate, "client_network", lambda _address: ""),
+    after(Admission, "ask")(lambda self, ticket, _key, _source: _to_the_end(self._flows.values(), ticket)),
+)
 mutant("identity.sts-throttled-is-401", "STS-THROTTLE-001", "takes throttling for a verdict on the caller")(
     setting(sts_answer, "_THROTTLING", frozenset())
 )
