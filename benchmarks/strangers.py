@@ -37,10 +37,9 @@ async def run(here, options):
     for name in ("none", "signature ES256", FORGED):
         for source in (ELSEWHERE, FLOODER):
             count = 0 if name == "none" else options.flood
-            waits, took = await flooded(here, made[name], count, source, SOUND)
+            waits, took = await flooded(here, made[name], count, source, callers=SOUND, pause=options.pause)
             served = f"{len(waits)} of {SOUND} served, {percentiles(waits)}"
-            each = f"; {took:.0f} us for each of the flood" if count else ""
-            sys.stdout.write(f"{count} x {name}, {source}: {served}{each}\n")
+            sys.stdout.write(f"{count} x {name}, {source}: {served}; {took:.0f} us a request\n")
     sys.stdout.write(f"STS was asked {FakeSts.asked} times\n")
     return missed
 
@@ -50,7 +49,8 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=2.0, help="for each search")
     parser.add_argument("--rounds", type=int, default=7, help="of the two that take turns")
-    parser.add_argument("--flood", type=int, default=400)
+    parser.add_argument("--flood", type=int, default=400, help="connections")
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds between two requests of each")
     options = parser.parse_args()
 
     async def with_sts():

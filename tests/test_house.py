@@ -42,7 +42,7 @@ LINES = {
     "conformance": 9_500,
     "loadtests": 4_950,
     "benchmarks": 3_975,
-    "tests": 29_766,
+    "tests": 29_799,
 }
 TRUSTED_LINES = 17_331
 """Of the agent: what an auditor must trust."""

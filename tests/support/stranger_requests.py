@@ -138,8 +138,8 @@ async def worst(here, make, seconds, chance):
     return max(kept)[1]
 
 
-async def flooded(here, make, count, source, callers):
-    """Return seconds that callers wait for their first verdict, if they are served, and CPU of a flood's."""
+async def flooded(here, make, count, source, *, callers, pause):
+    """Return seconds that callers wait for their first verdict, if they are served, and CPU of all."""
     ended, sent = False, 0
 
     async def flood():
@@ -148,6 +148,7 @@ async def flooded(here, make, count, source, callers):
         while not ended:
             await caller.ask(request(*make("")))
             sent += 1
+            await asyncio.sleep(pause)
 
     floods, waits, sound = [asyncio.create_task(flood()) for _ in range(count)], [], Caller(here, source)
     await asyncio.sleep(count and 1.0)
@@ -156,7 +157,7 @@ async def flooded(here, make, count, source, callers):
         message, start = request(presigned("SOUND"), "/orders/1"), time.perf_counter()
         if await sound.ask(message) == 200:
             waits.append(time.perf_counter() - start)
-    took = (_spent(here) - before) / max(sent - began, 1)
+    took = (_spent(here) - before) / (sent - began + callers)
     ended = True
     await asyncio.gather(*floods)
     return waits, took * 1e6

@@ -237,6 +237,34 @@ async def test_nobody_there_and_nobody_who_answers(transport):
         await transport.get("http://nobody.invalid/", seconds=5.0, max_bytes=1)
 
 
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_a_call_that_is_given_up_leaves_no_connection(transport, scheme):
+    """Also in the midst of a TLS handshake, where nothing belongs to the transport yet."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"{scheme}://127.0.0.1:{silent.getsockname()[1]}/"
+        with pytest.raises(TransportError, match="took too long"):
+            await transport.get(url, seconds=0.2, max_bytes=1)
+        came, _ = silent.accept()
+        came.settimeout(10)
+
+        def sent():
+            with came, contextlib.suppress(ConnectionResetError):
+                while came.recv(4096):
+                    pass
+
+        await asyncio.to_thread(sent)  # the other end is closed, or this times out
+    assert transport._idle == []
+
+
+async def test_what_comes_on_an_idle_connection_ends_it_at_once(transport):
+    """A server that goes on sending fills no memory."""
+    server = Server(OK)
+    await get(transport, server)
+    [(_, idle)] = transport._idle
+    server.socks[0].sendall(b"x")
+    await until(idle.transport.is_closing)
+
+
 async def test_kept_connections_are_bounded(transport, monkeypatch):
     monkeypatch.setattr(module, "_IDLE", 2)
     servers = [Server(OK, OK) for _ in range(3)]
