@@ -19,6 +19,8 @@ from pathlib import Path
 
 _OPEN = os.O_CLOEXEC | os.O_NONBLOCK
 _PAUSE = 0.05
+_HANDED = "/dev/stdin", "/dev/fd/", "/proc/self/fd/"
+"""Places of pipes that whoever started this command gave to it; no stranger can put a FIFO there."""
 _KINDS = {stat.S_IFDIR: "directory", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
 
 
@@ -30,22 +32,21 @@ class HeldError(OSError):
         self.pid = pid
 
 
-def read(path: Path, limit: int, *, follow: bool = True, private: bool = False) -> bytes:
+def read(path: Path, limit: int, *, own: bool = False) -> bytes:
     """Read a regular file whole, without waiting.
 
     Args:
         path: of the file.
         limit: the most bytes that it may have.
-        follow: whether it may be a link.
-        private: whether it must belong to this user alone.
+        own: whether it must belong to this user alone, and must not be a link.
 
     Raises:
         OSError: it cannot be read, is not a regular file, is too large, or strangers may write it.
     """
-    descriptor = _opened(path, os.O_RDONLY | (0 if follow else os.O_NOFOLLOW))
+    descriptor = _opened(path, os.O_NOFOLLOW if own else os.O_RDONLY)
     with os.fdopen(descriptor, "rb") as file:
         found = os.fstat(descriptor)
-        if private:
+        if own:
             check_private(path, found)
         elif found.st_uid not in (0, os.geteuid()) and found.st_mode & stat.S_IWOTH:
             raise _fault(EPERM, path, f"it belongs to user {found.st_uid}, and everybody may write it")
@@ -155,9 +156,8 @@ def check_private(path: Path, found: os.stat_result) -> None:
     """
     if found.st_uid != os.geteuid():
         raise _fault(EPERM, path, f"{path.name} belongs to user {found.st_uid}")
-    if found.st_mode & 0o077:
-        mode = f"(mode {stat.S_IMODE(found.st_mode):04o})"
-        raise _fault(EPERM, path, f"others may read or write {path.name} {mode}")
+    if mode := found.st_mode & 0o077:
+        raise _fault(EPERM, path, f"others may read or write {path.name} (mode {mode:04o} for them)")
 
 
 def _opened(path: Path, flags: int, mode: int = 0) -> int:
@@ -168,7 +168,11 @@ def _opened(path: Path, flags: int, mode: int = 0) -> int:
             raise _fault(ELOOP, path, "it is a link") from None
         raise
     try:
-        _check_regular(path, os.fstat(descriptor))
+        found = os.fstat(descriptor)
+        if stat.S_ISFIFO(found.st_mode) and str(path).startswith(_HANDED):
+            os.set_blocking(descriptor, True)
+        else:
+            _check_regular(path, found)
     except BaseException:
         os.close(descriptor)
         raise
@@ -199,13 +203,11 @@ def _like(path: Path, descriptor: int, mode: int) -> int:
     except FileNotFoundError:
         return mode
     _check_regular(path, found)
-    mine = os.fstat(descriptor)
-    if (mine.st_uid, mine.st_gid) != (found.st_uid, found.st_gid):
-        try:
-            os.fchown(descriptor, found.st_uid, found.st_gid)
-        except PermissionError:
-            whose = f"user {found.st_uid} and group {found.st_gid}"
-            raise _fault(EPERM, path, f"it belongs to {whose}: do it as that user, or as root") from None
+    try:
+        os.fchown(descriptor, found.st_uid, found.st_gid)
+    except PermissionError:
+        whose = f"user {found.st_uid} and group {found.st_gid}"
+        raise _fault(EPERM, path, f"it belongs to {whose}: do it as that user, or as root") from None
     return stat.S_IMODE(found.st_mode)
 
 

@@ -165,7 +165,7 @@ class Store:
         )
 
     def _read(self, name: str, limit: int) -> bytes:
-        return files.read(self.directory / name, limit, follow=False, private=True)
+        return files.read(self.directory / name, limit, own=True)
 
     def write(self, document: Document, *, running: bool = True) -> None:
         """Save a document, durably.

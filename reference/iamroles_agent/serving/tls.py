@@ -12,8 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from iamroles_agent.base import files
 from iamroles_agent.base.config import AgentTls
 from iamroles_agent.base.errors import StartError
+
+_MAX_BYTES = 4 << 20
 
 log = logging.getLogger("iamroles.server")
 
@@ -69,8 +72,10 @@ class Tls:
         context.verify_mode = ssl.CERT_REQUIRED
         key, path, what = "certificate", self._certificate, "one certificate, its chain and key, in PEM"
         try:
+            files.read(path, _MAX_BYTES)  # OpenSSL would wait for a FIFO, and all requests with it
             context.load_cert_chain(path, password="")
             key, path, what = "ca", self._ca, "certificates of authorities, in PEM"
+            files.read(path, _MAX_BYTES)
             context.load_verify_locations(path)
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or getattr(error, "reason", None) or error

@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from iamroles_agent.base.files import write as write_file
 from iamroles_agent.base.reasons import Reason
 from iamroles_tools.audit import proving
 from iamroles_tools.audit.checkpoint import (
@@ -198,9 +199,7 @@ def checkpoint(*, files: tuple[Path, ...], signers: tuple[Path, ...], name: str,
             notes[target] = note
             signed.append(f"{target}: {note.splitlines()[1]} batches")
         for target, note in notes.items():
-            beside = target.with_name(target.name + ".new")
-            beside.write_text(note, "utf-8")
-            beside.replace(target)
+            write_file(target, note.encode())
         click.echo("\n".join(signed))
 
 

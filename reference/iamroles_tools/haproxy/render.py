@@ -7,9 +7,7 @@ first. `iam-routes.cfg` holds the agents and the policy's backends. A backend na
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -22,6 +20,7 @@ import click
 
 from iamroles_agent.base.config import Backend, Config
 from iamroles_agent.base.errors import ConfigError, Problem
+from iamroles_agent.base.files import write as write_file
 from iamroles_agent.commands.shared import end, ends_if_unsound
 from iamroles_agent.policy.checks import tls_faults
 from iamroles_agent.policy.load import load
@@ -100,15 +99,7 @@ def write(texts: dict[str, str], output: Path) -> None:
     """
     output.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
-        descriptor, temporary = tempfile.mkstemp(dir=output, prefix=f".{name}.")
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-                os.fchmod(file.fileno(), 0o644)
-            Path(temporary).replace(output / name)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_file(output / name, text.encode())
 
 
 def _preset(text: str, values: dict[str, str]) -> str:

@@ -536,11 +536,6 @@ def test_it_is_said_that_no_sts_credential_is_spared(tmp_path, issuers, policy, 
     assert ("aws:TokenIssueTime" in done.output) is warned
 
 
-def test_milliseconds_are_not_a_moment(tmp_path):
-    line = "revoke add --role a --issued-before 1700000000000 --config x --file"
-    assert "not milliseconds" in ran(line, tmp_path / "r.toml", code=2).output
-
-
 def test_a_cut_is_found_by_cause_and_person():
     about = {"cause": "revoked", "principal": "alice", "role": str(READER)}
     record = {"kind": "event", "event": "cut", "time": "2026-01-01T00:00:00Z", "about": about}

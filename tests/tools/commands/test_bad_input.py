@@ -90,6 +90,10 @@ def test_a_file_that_cannot_be_understood_is_named(place, name, command, monkeyp
         (f"revoke add --config {EXAMPLE} --file r.toml --role raeder", "did you mean 'reader'?"),
         (f"revoke add --config {EXAMPLE} --file r.toml --credential 0123456789abcdef", "sha256:"),
         (f"revoke add --config {EXAMPLE} --file r.toml --principal=", "matches nobody"),
+        (
+            f"revoke add --config {EXAMPLE} --file r.toml --role reader --issued-before 1700000000000",
+            "not milli",
+        ),
     ],
 )
 def test_an_option_that_cannot_be_meant_is_refused(place, command, said, monkeypatch):
