@@ -47,6 +47,7 @@ PROMISES = {
     "to take over, both agents need the same agent.state_dir: it hands over what is in force": [
         "test_a_new_agent_that_does_not_get_ready_changes_nothing",
     ],
+    "%s; the certificates before it stay in force": ["test_certificates_rotate_without_a_lost_question"],
     "issuer %s: %d keys in force": ["test_keys_outlive_a_new_cooldown_while_the_issuer_is_down"],
     "kept in ": [
         "test_what_is_not_on_the_disk_is_not_said_to_be_kept",
@@ -58,7 +59,7 @@ PROMISES = {
         "test_bytes_after_the_last_record_are_said",
         "test_a_file_that_is_gone_is_found",
     ],
-    "WHOLE up to ": ["test_bytes_after_the_last_record_are_said"],
+    "WHOLE up to there: ": ["test_bytes_after_the_last_record_are_said"],
     "healthy": ["test_health_checks_fail_while_nothing_can_be_decided"],
 }
 METRICS = "serving/scrape.py"
