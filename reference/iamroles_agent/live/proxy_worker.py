@@ -43,7 +43,8 @@ RENEW_AHEAD = 10
 LAST = 3.0
 """Seconds before its end from which on any agent renews a stream, not only that which let it in."""
 WAIT = 0.3
-"""Seconds that a request which waits for its answer has before it is cut: most are over by themselves."""
+"""Seconds from a look that saw a request wait beyond its end until it is cut. Most end by themselves, and then
+HAProxy gives their pointer to the next request: only what has waited for long is safe to cut."""
 SETTLE = 5.0
 """Seconds after a change in which all streams are read at each look: longer than a verdict is under way."""
 UNLISTED = 65.0
@@ -82,6 +83,8 @@ class _Due:
     ends: Ends
     cut_at: float = 0.0
     """Epoch seconds: when this agent cuts it, if it still lives."""
+    seen: float = 0.0
+    """Epoch seconds: when it was first seen to wait beyond its end; 0: not yet."""
     done: bool = False
     missed: int = 0
     """Looks at which HAProxy did not show it."""
@@ -272,8 +275,11 @@ class ProxyWorker:
                 due = self.due[stream.key] = _Due(ends)
             elif due.ends.cause == EXPIRED or due.ends.at > ends.at:
                 due.ends = ends
-            grace = WAIT if stream.waits else GRACE if ends.cause == EXPIRED else 0.0
-            due.cut_at = due.ends.at + grace + (0.0 if stream.let_in_by(cutter.name) else NEIGHBOUR)
+            begin, grace = due.ends.at, GRACE if ends.cause == EXPIRED else 0.0
+            if stream.waits:
+                due.seen = due.seen or now * (now >= begin)
+                begin, grace = max(begin, due.seen), WAIT
+            due.cut_at = begin + grace + (0.0 if stream.let_in_by(cutter.name) else NEIGHBOUR)
             if not due.done and now >= due.cut_at:
                 overdue.append(stream)
         if overdue and overdue[0].waits and not self._whole:

@@ -105,6 +105,9 @@ async def test_a_request_that_waits_is_cut_by_a_change_and_at_its_end(proxy):
 
     proxy.now = 2000 + WAIT + 0.1
     await cutter.look()
+    assert ended(proxy) == [7], "HAProxy may be about to end it, and to give its pointer to another"
+    proxy.now += WAIT + 0.1
+    await cutter.look()
     cuts = [(cut.stream.number, cut.cause, cut.stream.src, cut.stream.port) for cut in proxy.cuts]
     assert cuts == [(7, REVOKED, "2001:db8::1", 0), (8, EXPIRED, "2001:db8::1", 0)]
 
