@@ -43,7 +43,7 @@ RENEW_AHEAD = 10
 LAST = 3.0
 """Seconds before its end from which on any agent renews a stream, not only that which let it in."""
 WAIT = 0.3
-"""Seconds from a look that saw a request wait beyond its end until it is cut. Most end by themselves, and then
+"""Seconds from a look that saw a request wait beyond its end until it is cut. Most end by themselves, and
 HAProxy gives their pointer to the next request: only what has waited for long is safe to cut."""
 SETTLE = 5.0
 """Seconds after a change in which all streams are read at each look: longer than a verdict is under way."""

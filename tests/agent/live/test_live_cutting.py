@@ -116,7 +116,7 @@ async def test_what_streams_is_judged_by_its_own_entry_and_not_as_a_request_that
     """Its end was moved in the table of long streams alone."""
     proxy.streams, proxy.waits = {7: Row(4711, 3000)}, {7: Row(4711, 2000)}
     cutter = proxy.cutter(by_expiry)
-    for proxy.now in (1990.0, 1999.0, 2000.4, 2001.0, 2900.0):
+    for proxy.now in (1990.0, 1999.0, 2000.4, 2001.0, 2900.0, 2901.0):
         await cutter.look()
 
     assert not proxy.cuts
