@@ -28,6 +28,7 @@ def reference_agent() -> AgentSpec:
                 "identity": True,
                 "live": True,
                 "renew": True,
+                "proof": True,
             },
         },
         Path(__file__),

@@ -20,6 +20,9 @@ SHIPPED = (
 )
 """The default of `[haproxy] render` in `agent.toml`: the shipped configuration. The agent's address
 is not known yet while it runs; IAM_AGENT_1 brings it when HAProxy starts."""
+AGENT_CA, AGENT_NAME, PROXY_CERTIFICATE = "agent-ca.pem", "agent.iamroles.test", "proxy.pem"
+"""In a world with `agent.tls`: files beside HAProxy's own, and the name in the agent's certificate."""
+_PROVEN = ("--agent-ca", AGENT_CA, "--agent-name", AGENT_NAME, "--agent-certificate", PROXY_CERTIFICATE)
 ENTRY = ("haproxy.cfg", "iam-routes.cfg")
 """The files HAProxy is started on, in this order; the second may be absent."""
 
@@ -43,6 +46,12 @@ def refusal(log: str) -> str:
     if len(said) > _LONGEST:
         said = f"{said[: _LONGEST // 2]} … {said[-_LONGEST // 2 :]}"
     return said + (f" (and {len(placed) - 1} more)" if len(placed) > 1 else "")
+
+
+def _proven(document: Mapping[str, Any]) -> bool:
+    """Return whether the agent must prove itself; a document that is broken on purpose may hold anything."""
+    settings = document.get("agent")
+    return isinstance(settings, dict) and "tls" in settings
 
 
 class Renderer:
@@ -70,7 +79,9 @@ class Renderer:
             StageError: the same of the shipped one.
         """
         # Of a valid policy the shipped configuration takes the backends alone; of a vendor's who knows.
-        facts = document.get("backends", []) if self._command == SHIPPED else document
+        facts: Any = document
+        if self._command == SHIPPED:
+            facts = document.get("backends", []), _proven(document)
         key = json.dumps(facts, sort_keys=True)
         with self._lock:
             if key not in self._known:
@@ -85,6 +96,8 @@ class Renderer:
             program, *words = self._command
             argv = [find_program(program, self._directory)]
             argv += [word.format(world=world, output=output) for word in words]
+            if words[-len(SHIPPED) + 1 :] == list(SHIPPED[1:]) and _proven(document):  # a mutant's as well
+                argv += _PROVEN
             fault = ProxyFileError if self.own else StageError
             try:
                 done = subprocess.run(  # noqa: S603 - agent.toml's command

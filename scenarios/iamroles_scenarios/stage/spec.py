@@ -26,6 +26,7 @@ FEATURES = {
     "sts": "true or false",
     "live": "true or false",
     "renew": "true or false",
+    "proof": "true or false",
     "limits": "true or false",
     "workers": "true or false",
     "pair": "true or false; left out, it is true with the shipped HAProxy configuration",

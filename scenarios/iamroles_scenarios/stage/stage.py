@@ -107,7 +107,7 @@ class Stage:
             settings: HAProxy's settings by environment variable, e.g. {"IAM_TIMEOUT_PROCESSING": "500ms"},
                 over those of `[haproxy.settings]` in `agent.toml`; {"IAM_LOG_LEVEL": "emerg"} silences its
                 record. IAM_BIND holds what follows the address, e.g. "ssl crt site.pem".
-            files: texts by name, beside HAProxy's own files.
+            files: texts by name, beside HAProxy's own files and the agent's world file.
             between: what stands between HAProxy and the agent, e.g. a `relay.Relay`; its caller ends it.
             late: HAProxy starts when it is first asked for, and may fail then.
 

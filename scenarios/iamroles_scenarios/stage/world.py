@@ -293,6 +293,8 @@ class World:
         if renderer is not None:
             self._place_haproxy(renderer, settings, files or {})
         self._between = between
+        for name, text in (files or {}).items():
+            self.agent.put(name, text)
         self.agent.write(self.document, "" if self._haproxy is None else self._haproxy.master)
         try:
             self.agent.start()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ssl
 from typing import Any
 
-from iamroles_agent.serving.server import _Peer
+from iamroles_agent.serving.server import Server, _Peer
+from iamroles_agent.serving.tls import Tls
 from iamroles_conformance.selftest.mutants.edits import pairs_in, replaced, without
 from iamroles_conformance.selftest.mutants.gate import one_behind, stays_down
-from iamroles_conformance.selftest.mutants.override import before
+from iamroles_conformance.selftest.mutants.override import around, before, setting
 from iamroles_conformance.selftest.mutants.wire.connections import settings
 from iamroles_conformance.selftest.registry import mutant
+from iamroles_tools.haproxy import render
 
 # --- HAProxy's configuration at its edge: hosts, queries, the record, headers of the client
 
@@ -56,6 +59,13 @@ mutant("proxy.adds-upgrade", "PROXY-UPGRADE-001", "adds Connection: upgrade to e
 # --- connections, health, pairs of agents
 
 
+def _asks_no_certificate(sound: Any, self: Any) -> ssl.SSLContext:
+    self._names = set()
+    context: ssl.SSLContext = sound(self)
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
 @before(_Peer, "connection_made")
 def _newest_only(self: Any, _transport: Any) -> None:
     for peer in tuple(self._server.peers):
@@ -93,4 +103,23 @@ mutant("proxy.connects-only", "PROXY-HEALTH-002", "only connects as a health che
 mutant("proxy.stays-down", "PROXY-HEALTH-003", "never takes an agent back that was out")(stays_down)
 mutant("proxy.first-come", "PROXY-LEAK-001", "tags a connection's requests with the first principal")(
     replaced(_TAG, f"{_KEEP}\n{_TAG.replace('txn.iam.principal', 'sess.iam_who')}")
+)
+
+# --- who answers, and who asks
+
+mutant("proxy.proof-any-authority", "PROXY-PROOF-001", "believes any certificate of the agent's")(
+    replaced(" verify required", " verify none", name="iam-routes.cfg")
+)
+mutant("proxy.proof-any-name", "PROXY-PROOF-001", "believes any name of the agent's authority")(
+    replaced(" verifyhost agent.iamroles.test", "", name="iam-routes.cfg")
+)
+mutant("proxy.proof-plain", "PROXY-PROOF-001", "ignores agent.tls: speaks plain SPOP, and renders it")(
+    around(render, "_agent_tls")(lambda _sound, _settings, _agent: ""),
+    before(Server, "_connect")(lambda self, _sock: setattr(self, "tls", None)),
+)
+mutant("proxy.asker-any-authority", "PROXY-PROOF-002", "answers a peer without a certificate")(
+    around(Tls, "context")(_asks_no_certificate)
+)
+mutant("proxy.asker-any-name", "PROXY-PROOF-002", "answers any name of the authority")(
+    setting(Tls, "accepts", lambda _self, _certificate: True)
 )

@@ -172,6 +172,7 @@ def fault_bench(
     override: Mapping[str, Any] | None = None,
     sts: str = "",
     between: Callable[[str, str], str] | None = None,
+    files: Mapping[str, str] | None = None,
     suffix: str = "",
     start: bool = True,
 ) -> Iterator[FaultBench]:
@@ -181,7 +182,7 @@ def fault_bench(
         target: agent and stage.
         override: merged over the policy.
         sts: an endpoint that the agent asks for the bench's host of STS.
-        between: see `Stage.world`.
+        between, files: see `Stage.world`.
         suffix: what the names of its issuers end in, if they must be known before.
         start: wait until callers are served.
     """
@@ -190,7 +191,7 @@ def fault_bench(
         edge = {"binding_header": "x-iam-edge", "binding_value": EDGE, "insecure_http": True}
         override = {"sts": [{**table, **edge}]}
     settings = {"IAM_TIMEOUT_PROCESSING": f"{round(2000 * target.scale)}ms"}
-    how: dict[str, Any] = {"settings": settings, "between": between}
+    how: dict[str, Any] = {"settings": settings, "between": between, "files": files}
     with (
         own_bench(target, "orders", suffix, override=override, **how) as world,
         closing(FaultBench(target, world.loan, "fault")) as here,

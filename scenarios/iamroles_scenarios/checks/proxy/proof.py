@@ -1,0 +1,131 @@
+"""Who answers HAProxy, and who may ask the agent: mutual TLS, as the world's `agent.tls` says (SPEC.md 11.6).
+
+The suite's own authority issues both certificates. An impostor takes the agent's address while the agent is
+dead, and a stranger asks the agent in HAProxy's place.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+
+from iamroles_scenarios.checks.fault.fixture import FAULTY, FaultBench, fault_bench
+from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.engine.certificates import Authority
+from iamroles_scenarios.engine.target import Target
+from iamroles_scenarios.stage.impostor import Impostor
+from iamroles_scenarios.stage.rendering import AGENT_CA, AGENT_NAME, PROXY_CERTIFICATE
+from iamroles_scenarios.wire.codec import Value
+from iamroles_scenarios.wire.frames import Frame, FrameType, as_hello, encode_kv
+
+_PROXY_NAME = "proxy.iamroles.test"
+_TLS = {"certificate": "agent.pem", "ca": AGENT_CA, "names": [_PROXY_NAME]}
+_TRIED = 10.0
+"""Seconds, times the scale, within which a health check reaches an impostor."""
+_ANSWER = 5.0
+"""Seconds, times the scale, for the agent's answer to a HELLO."""
+
+
+@contextmanager
+def _proven(target: Target) -> Iterator[tuple[FaultBench, Impostor, Authority]]:
+    """Yield a world whose agent and proxy prove to each other who they are."""
+    authority, impostors = Authority(), list[Impostor]()
+    files = {
+        "agent.pem": authority.issue(AGENT_NAME),
+        AGENT_CA: authority.public,
+        PROXY_CERTIFICATE: authority.issue(_PROXY_NAME),
+    }
+    with ExitStack() as stack:
+
+        def between(host: str, agent: str) -> str:
+            impostors.append(stack.enter_context(Impostor(host, agent, backend="orders-rw")))
+            return impostors[0].address
+
+        bench = fault_bench(target, override={"agent": {"tls": _TLS}}, between=between, files=files)
+        here = stack.enter_context(bench)
+        yield here, impostors[0], authority
+
+
+def _context(side: int, pem: str = "") -> ssl.SSLContext:
+    """Return a context that shows this certificate, and takes any."""
+    context = ssl.SSLContext(side)
+    if side == ssl.PROTOCOL_TLS_CLIENT:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    if pem:
+        with tempfile.NamedTemporaryFile("w", suffix=".pem") as file:
+            file.write(pem)
+            file.flush()
+            context.load_cert_chain(file.name)
+    return context
+
+
+@check("proxy.proof.impostor", "PROXY-PROOF-001", features={"proof"}, long=True)
+def impostor(target: Target) -> str:
+    """A process that takes the dead agent's address is not believed, and is shown no token.
+
+    It lets everybody in: over plain SPOP, and over TLS with a certificate of another authority, or of the
+    right authority for another name.
+    """
+    with _proven(target) as (here, stranger, authority):
+        here.world.agent.kill()
+        kinds = {
+            "plain SPOP": None,
+            "another authority's certificate": Authority().issue(AGENT_NAME),
+            "another name's certificate": authority.issue("www.iamroles.test"),
+        }
+        for kind, pem in kinds.items():
+            stranger.takes_over(None if pem is None else _context(ssl.PROTOCOL_TLS_SERVER, pem))
+            if not stranger.wait_tried(here.seconds(_TRIED)):
+                raise here.failed(f"an impostor with {kind}: no health check came to it")
+            for question in here.people:
+                seen = here.send(question)
+                if seen is not None and (seen.allow or seen.status not in FAULTY):
+                    raise here.failed(f"an impostor with {kind} was believed", seen)
+            if stranger.asked:
+                raise here.failed(f"an impostor with {kind} was asked: it saw tokens")
+        stranger.leaves()
+        here.world.agent.start()
+        here.must_recover("impostor")
+        return here.remark
+
+
+@check("proxy.proof.asker", "PROXY-PROOF-002", features={"proof"})
+def asker(target: Target) -> None:
+    """The agent answers the proxy alone: a peer without the proxy's certificate gets no AGENT-HELLO."""
+    with _proven(target) as (here, _, authority):
+        proxy = _context(ssl.PROTOCOL_TLS_CLIENT, authority.issue(_PROXY_NAME))
+        if not _greeted(here, proxy):
+            raise here.failed("a peer with the proxy's certificate: no AGENT-HELLO")
+        for kind, context in {
+            "without TLS": None,
+            "without a certificate": _context(ssl.PROTOCOL_TLS_CLIENT),
+            "with another authority's certificate": _context(
+                ssl.PROTOCOL_TLS_CLIENT, Authority().issue(_PROXY_NAME)
+            ),
+            "with another name's certificate": _context(
+                ssl.PROTOCOL_TLS_CLIENT, authority.issue("www.iamroles.test")
+            ),
+        }.items():
+            if _greeted(here, context):
+                raise here.failed(f"a peer {kind} got an AGENT-HELLO")
+
+
+def _greeted(here: FaultBench, context: ssl.SSLContext | None) -> bool:
+    """Say HELLO to the agent; return whether it answers with one."""
+    host, _, port = here.world.agent.spop_address.rpartition(":")
+    items: dict[str, Value] = {
+        "supported-versions": "2.0",
+        "max-frame-size": 16380,
+        "capabilities": "pipelining",
+    }
+    hello = Frame(FrameType.HAPROXY_HELLO, payload=encode_kv(as_hello(items))).encode()
+    with suppress(OSError), ExitStack() as stack:
+        line = stack.enter_context(socket.create_connection((host, int(port)), here.seconds(_ANSWER)))
+        if context is not None:
+            line = stack.enter_context(context.wrap_socket(line))
+        line.sendall(hello)
+        return line.recv(5)[4:] == bytes((FrameType.AGENT_HELLO,))
+    return False
