@@ -105,7 +105,7 @@ mutant("proxy.first-come", "PROXY-LEAK-001", "tags a connection's requests with 
     replaced(_TAG, f"{_KEEP}\n{_TAG.replace('txn.iam.principal', 'sess.iam_who')}")
 )
 
-# --- who answers, and who asks
+# --- which process answers, and which may ask
 
 mutant("proxy.proof-any-authority", "PROXY-PROOF-001", "believes any certificate of the agent's")(
     replaced(" verify required", " verify none", name="iam-routes.cfg")

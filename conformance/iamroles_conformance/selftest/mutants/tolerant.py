@@ -8,7 +8,7 @@ from typing import Any
 from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.policy import compiled
 from iamroles_agent.processes import remote
-from iamroles_agent.serving import gate
+from iamroles_agent.serving import gate, idle
 from iamroles_agent.spop import actions, frames, messages, values
 from iamroles_agent.spop.actions import VariableScope, set_var, unset_var
 from iamroles_agent.spop.values import DataType
@@ -16,6 +16,10 @@ from iamroles_agent.tokens import authenticator, claims, jws, keys, sts
 from iamroles_conformance.selftest.mutants import edits as edit
 from iamroles_conformance.selftest.mutants.override import around, before, rescue, setting
 from iamroles_conformance.selftest.registry import mutant
+
+mutant("tolerant.displaces", "", "ends an idle connection at once in favour of one above the limit")(
+    setting(idle, "IDLE", 0.0)
+)
 
 
 @mutant("tolerant.huge-times", "", "reads integers past 2^53, and then refuses the lifetime")

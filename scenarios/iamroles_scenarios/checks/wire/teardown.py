@@ -21,7 +21,16 @@ from iamroles_scenarios.base.family import descriptors
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.wire.client import Connection, question
 from iamroles_scenarios.wire.frames import Frame, FrameType, disconnect, encode_kv, prefixed
-from iamroles_scenarios.wire.judge import DEADLINE, QUIET, connected, eventually, must_live, probe, session
+from iamroles_scenarios.wire.judge import (
+    DEADLINE,
+    QUIET,
+    JudgedConnection,
+    connected,
+    eventually,
+    must_live,
+    probe,
+    session,
+)
 from iamroles_scenarios.wire.target import Process, WireTarget
 
 _ERROR_LINE = re.compile(
@@ -285,20 +294,36 @@ async def _refuses(address: str) -> bool:
 
 
 @check("wire.life.connection-limit", "SPOP-LIFE-005", features={"limits"})
-async def connection_limit(target: WireTarget) -> None:
-    """Connections above the limit are refused at once, those below it served."""
+async def connection_limit(target: WireTarget) -> str:
+    """Connections above the limit are refused at once, or an idle one ends for them; the rest is served."""
     async with launched(target, {"max_connections": 4}) as process, AsyncExitStack() as stack:
         address = process.spop_address
         held = [await stack.enter_async_context(session(target, address=address)) for _ in range(4)]
         async with connected(target, address) as extra:
-            await extra.must_end("a connection above the limit", *range(1, 14))
-        for connection in held:
-            await connection.must_serve()
+            over = None
+            try:
+                await extra.must_end("a connection above the limit", *range(1, 14))
+            except CheckFailed as failure:
+                over = failure
+        gone = [connection for connection in held if not await _serves(connection)]
+        if len(gone) == 1:
+            return "an idle connection ended in favour of the one above the limit"
+        if over or gone:
+            raise over or gone[0].fail(f"{len(gone)} connections below the limit ended")
         held.pop().close()
         seen: list[str] = []
         if not await eventually(target, lambda: _accepts(address, seen)):
             tried = f"{len(seen)} were tried; the last: {seen[-1] if seen else 'no answer'}"
             raise held[0].fail(f"a connection was freed, but no new one is served ({tried})")
+    return ""
+
+
+async def _serves(connection: JudgedConnection) -> bool:
+    try:
+        await connection.must_serve()
+    except (CheckFailed, WireError):
+        return False
+    return True
 
 
 @check("wire.life.handshake-timeout", "SPOP-LIFE-006")
