@@ -44,7 +44,7 @@ LINES = {
     "benchmarks": 3_975,
     "tests": 29_799,
 }
-TRUSTED_LINES = 17_331
+TRUSTED_LINES = 17_340
 """Of the agent: what an auditor must trust."""
 DATA_LINES = 19_860
 """Of TOML and JSON: code must not hide as data."""
