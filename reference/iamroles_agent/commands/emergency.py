@@ -68,12 +68,16 @@ class Settings:
         return self._path.parent / name
 
     @property
+    def state_dir(self) -> Path | None:
+        name = self.text("agent", "state_dir")
+        return None if name is None else self._path.parent / name
+
+    @property
     def socket(self) -> Path | None:
         """The local socket of the agent with this configuration; None if it has no socket."""
         if (name := self.text("agent", "control_socket")) is not None:
             return self._path.parent / name
-        name = self.text("agent", "state_dir")
-        return None if name is None else self._path.parent / name / SOCKET
+        return None if self.state_dir is None else self.state_dir / SOCKET
 
 
 class Known:

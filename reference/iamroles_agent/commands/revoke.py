@@ -9,7 +9,7 @@ import secrets
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from iamroles_agent.base import files
 from iamroles_agent.base.errors import ConfigError, closest
 from iamroles_agent.commands.emergency import Known, Settings
 from iamroles_agent.commands.shared import end, ends_if_unsound, policy_option
+from iamroles_agent.control.store import LOCK
 from iamroles_agent.live.revocations import Revocation, Revocations, read, write
 from iamroles_agent.processes import local_socket
 from iamroles_agent.processes.in_force import InForce
@@ -82,16 +83,11 @@ def add(
     members = {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
     members |= {"id": name or f"r-{secrets.token_hex(4)}", "added": round(time.time(), 3)}
     known = _known(config)
-    if issued_before is not None:
-        issued_before = issued_before.strip()
+    if issued_before == "now":
+        members["issued_before"] = time.time() + known.leeway(members["issuers"])
+    elif issued_before is not None:
         is_number = re.fullmatch(r"\d+(\.\d+)?", issued_before, re.ASCII) is not None
-        members["issued_before"] = (
-            time.time() + known.leeway(members["issuers"])
-            if issued_before == "now"
-            else float(issued_before)
-            if is_number
-            else issued_before
-        )
+        members["issued_before"] = float(issued_before) if is_number else issued_before
     try:
         row = Revocation.model_validate(members)
     except ValidationError as error:
@@ -196,28 +192,27 @@ def _edited(config: Path, file: Path | None, known: Known) -> Iterator[tuple[Pat
 
 def _wait(config: Path, name: str, *, present: bool) -> None:
     """Wait until the agent of this host has the change in force, and report."""
-    try:
-        address = Settings(config).socket
-    except ConfigError:
-        address = None
+    address = state_dir = None
+    with suppress(ConfigError):
+        settings = Settings(config)
+        address, state_dir = settings.socket, settings.state_dir
     if address is None:
         click.echo(
             f"This command cannot tell whether an agent has it in force ({config} names no agent.state_dir): "
             "see the agent's log or audit"
         )
         return
-    began = time.monotonic()
+    began, unknown = time.monotonic(), "iamroles revoke: NOT known to be in force"
     while True:
         try:
             answer = local_socket.ask(address, {"command": "revocations", "id": name})
         except local_socket.NoAgentError as error:
+            if state_dir is not None and (pid := files.holder(state_dir / LOCK)) is not None:
+                end(1, f"{unknown}: process {pid} uses {state_dir}, and nobody answers at {address}")
             click.echo(f"No agent answers at {address} ({error.strerror}): an agent reads it when it starts")
             return
         except (OSError, ValueError) as error:
-            end(
-                1,
-                f"iamroles revoke: NOT known to be in force: the agent at {address} cannot be asked: {error}",
-            )
+            end(1, f"{unknown}: the agent at {address} cannot be asked: {error}")
         # A problem of a file that the agent has not read again since is one of before.
         if problem := answer.get("error") or (answer.get("settled") and answer.get("problem")):
             end(1, f"iamroles revoke: NOT in force: {problem}")
@@ -225,16 +220,11 @@ def _wait(config: Path, name: str, *, present: bool) -> None:
             found, workers = InForce(**answer["enforced"]), answer["workers"]
             settled = answer["settled"] and answer["listed"] is present and not found.requests
         except (KeyError, TypeError):
-            end(1, f"iamroles revoke: NOT known to be in force: what answers at {address} is not this agent")
+            end(1, f"{unknown}: what answers at {address} is not this agent")
         waited = time.monotonic() - began
         if waited > _WITHIN or (settled and (found.everywhere or (found.broken and waited > _MENDED))):
             break
         time.sleep(0.05)
-    _report(found, settled=settled, workers=workers)
-
-
-def _report(found: InForce, *, settled: bool, workers: int) -> None:
-    """Print for what a change is in force; leave with 1 if it must be and is not."""
     if not settled:
         why = found.requests or "the agent has not taken up the file"
         end(1, f"iamroles revoke: NOT in force after {_WITHIN:g} s: {why}; see the agent's log")

@@ -31,7 +31,7 @@ from iamroles_agent.base.errors import StartError
 from iamroles_agent.control.document import Document, Part
 
 _INDEX = "in-force.json"
-_LOCK = "lock"
+LOCK = "lock"
 _FORMAT = 1
 _MAX_INDEX = 4 << 20
 _MAX_PART = 64 << 20
@@ -93,7 +93,7 @@ class Store:
                 half.unlink()
 
     def _locked(self) -> int:
-        path = self.directory / _LOCK
+        path = self.directory / LOCK
         try:
             return files.lock(path)
         except files.HeldError as error:
@@ -103,7 +103,7 @@ class Store:
                 "one, take over from it (--take-over), or name another directory in agent.state_dir"
             ) from None
         except OSError as error:
-            raise self._unusable(f"{_LOCK}: {error.strerror or error}") from None
+            raise self._unusable(f"{LOCK}: {error.strerror or error}") from None
 
     @property
     def descriptor(self) -> int:

@@ -97,16 +97,6 @@ OPERATORS |= {"rendered"}
 MADE_EMPTY = {"lock of the command", "lock of the state", "head of the audit", "rendered"}
 
 
-def fifo(path):
-    path.unlink()
-    os.mkfifo(path)
-
-
-def directory(path):
-    path.unlink()
-    path.mkdir()
-
-
 def link(path):
     moved = path.rename(path.with_name("elsewhere"))
     path.symlink_to(moved)
@@ -123,8 +113,8 @@ def stranger(path):
 
 
 PLAYS = {
-    "FIFO": (fifo, "FIFO"),
-    "directory": (directory, "directory"),
+    "FIFO": (lambda path: path.unlink() or os.mkfifo(path), "FIFO"),
+    "directory": (lambda path: path.unlink() or path.mkdir(), "directory"),
     "empty": (lambda path: path.write_bytes(b""), ""),
     "link": (link, "link"),
     "huge": (huge, "larger than"),

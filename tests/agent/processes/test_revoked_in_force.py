@@ -111,11 +111,9 @@ def test_a_wrong_file_is_not_in_force_in_status_and_health(start):
 
 def test_a_fifo_in_place_of_the_file_holds_nothing_up(start):
     agent = start()
-    file = agent.directory / "r.toml"
-    os.mkfifo(file)
+    os.mkfifo(agent.directory / "r.toml")
     until(lambda: "it is a FIFO" in agent.log())
-    file.unlink()
-
+    (agent.directory / "r.toml").unlink()
     assert "in force for new requests" in agent.revoke("add --principal eve", 0)
 
 
@@ -160,6 +158,19 @@ def test_an_agent_whose_parent_stands_still_is_not_said_to_be_absent(start, monk
     os.kill(agent.process.pid, signal.SIGCONT)
 
 
+def test_an_agent_whose_socket_was_removed_is_not_said_to_be_absent(start):
+    agent = start()
+    (agent.directory / "state" / "agent.sock").unlink()
+
+    assert f"process {agent.process.pid} uses" in agent.revoke("add --principal eve", 1)
+
+
+def configured(directory):
+    path = directory / "w.toml"
+    path.write_text('[agent]\nstate_dir = "s"\n[live]\nrevocations = "r.toml"\n')
+    return path
+
+
 def answering(path, answer):
     """Listen at a path, and answer one question."""
     path.parent.mkdir(mode=0o755, exist_ok=True)
@@ -178,17 +189,14 @@ def answering(path, answer):
 
 @pytest.mark.parametrize("answer", [b"", b"garbage\n", b"[]\n", b'{"settled": true}\n', b'{"error": "no"}\n'])
 def test_an_answer_that_makes_no_sense_is_not_taken_for_an_absent_agent(tmp_path, answer):
-    path = tmp_path / "w.toml"
-    path.write_text('[agent]\nstate_dir = "s"\n[live]\nrevocations = "r.toml"\n')
     answering(tmp_path / "s" / "agent.sock", answer)
 
-    assert "NOT" in ran("revoke add --principal eve --config", path, code=1).output
+    assert "NOT" in ran("revoke add --principal eve --config", configured(tmp_path), code=1).output
 
 
 @as_root
 def test_another_user_who_answers_is_not_believed(tmp_path):
-    path = tmp_path / "w.toml"
-    path.write_text('[agent]\nstate_dir = "s"\n[live]\nrevocations = "r.toml"\n')
+    path = configured(tmp_path)
     (tmp_path / "s").mkdir()
     let_in(tmp_path)
     (tmp_path / "s").chmod(0o777)
@@ -202,8 +210,7 @@ def test_another_user_who_answers_is_not_believed(tmp_path):
 
 @pytest.mark.parametrize("kind", ["absent", "refused"])
 def test_only_a_socket_that_is_absent_or_refuses_is_no_agent(tmp_path, kind):
-    path = tmp_path / "w.toml"
-    path.write_text('[agent]\nstate_dir = "s"\n[live]\nrevocations = "r.toml"\n')
+    path = configured(tmp_path)
     if kind == "refused":
         (tmp_path / "s").mkdir()
         with socket.socket(socket.AF_UNIX) as left:
