@@ -37,14 +37,14 @@ ROOMS = {
 }
 ARROWS = {"iamroles_agent": 40}
 LINES = {
-    "reference": 22_457,
-    "scenarios": 29_270,
+    "reference": 22_580,
+    "scenarios": 29_295,
     "conformance": 9_500,
     "loadtests": 4_950,
     "benchmarks": 3_975,
-    "tests": 29_799,
+    "tests": 30_062,
 }
-TRUSTED_LINES = 17_340
+TRUSTED_LINES = 17_470
 """Of the agent: what an auditor must trust."""
 DATA_LINES = 19_860
 """Of TOML and JSON: code must not hide as data."""

@@ -20,7 +20,7 @@ from pathlib import Path
 _OPEN = os.O_CLOEXEC | os.O_NONBLOCK
 _PAUSE = 0.05
 _HANDED = "/dev/stdin", "/dev/fd/", "/proc/self/fd/"
-"""Places of pipes that whoever started this command gave to it; no stranger can put a FIFO there."""
+"""Places of pipes that the caller of this command gave to it; no stranger can put a FIFO there."""
 _KINDS = {stat.S_IFDIR: "directory", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
 
 

@@ -6,14 +6,22 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from iamroles_agent.base.config import Issuer, Sts
 from iamroles_agent.base.identity import Identity
 from iamroles_agent.live.revocations import Revocations
 from iamroles_agent.live.ticket import Ticket, TicketError
 from iamroles_agent.policy.compiled import Policy
-from iamroles_agent.tokens.grounds import lost
+from iamroles_agent.tokens.grounds import accepted_now, lost
 from iamroles_agent.tokens.keys import Key
 
 EXPIRED, REVOKED, POLICY_CHANGED, KEY_REMOVED, UNKNOWN = "expired", "revoked", "policy", "key", "unknown"
+_LOST = {
+    "iss": "issuer's URL",
+    "alg": "algorithm",
+    "typ": "type",
+    "begin": "time of issue",
+    "rules": "claims as they were read: what they say now is not known without the token",
+}
 CAUSES = (EXPIRED, REVOKED, POLICY_CHANGED, KEY_REMOVED, UNKNOWN)
 """Why a stream was cut; `unknown`: its ticket cannot be judged again."""
 
@@ -94,29 +102,34 @@ def judge(
             return Ends(0, REVOKED, f"revocation {revocation.id} of the credential that prolonged it")
     if before is not None and before.cause == EXPIRED:
         return before
-    if (gone := _gone(identity, policy, sources)) is not None:
+    if (gone := _gone(identity, policy, sources, now)) is not None:
         return gone
+    if isinstance(entry := _entry(identity, policy), Issuer):
+        identity = accepted_now(identity, entry)
     if found.request is None:
         return Ends(0, UNKNOWN, "the request was too long to be kept")
     decision = policy.decide(identity, found.request, now=now)
     if not decision.allow:
         if now >= expires or str(decision.reason) == "token_expired":
-            return Ends(expires, EXPIRED)
+            return Ends(min(expires, decision.expires or expires), EXPIRED)
         return Ends(0, POLICY_CHANGED, f"now refused: {decision.reason}")
     if (decision.role, decision.backend) != (found.role, found.backend):
         return Ends(0, POLICY_CHANGED, "now allowed in another role or to another backend only")
     return Ends(min(expires, decision.expires or expires), EXPIRED)
 
 
-def _gone(identity: Identity, policy: Policy, sources: Mapping[str, Keys]) -> Ends | None:
+def _entry(identity: Identity, policy: Policy) -> Issuer | Sts | None:
+    entries: list[Issuer | Sts] = [*policy.config.issuers, *policy.config.sts]
+    return next((one for one in entries if one.name == identity.issuer), None)
+
+
+def _gone(identity: Identity, policy: Policy, sources: Mapping[str, Keys], now: float) -> Ends | None:
     """Find why a stream's credential would not be accepted again, whatever it asks for."""
-    name = identity.issuer
-    issuer = next((one for one in policy.config.issuers if one.name == name), None)
-    if issuer is None:
-        known = any(sts.name == name for sts in policy.config.sts)
-        return None if known else Ends(0, POLICY_CHANGED, f"issuer {name} is no longer trusted")
+    name, entry = identity.issuer, _entry(identity, policy)
+    if entry is None:
+        return Ends(0, POLICY_CHANGED, f"issuer {name} is no longer trusted")
     source = sources.get(name)
-    kind = lost(identity.grounds, issuer, None if source is None else source.keys)
+    kind = lost(identity, entry, policy.config.limits, None if source is None else source.keys, now)
     if kind == "key":
         return Ends(0, KEY_REMOVED, f"{name} no longer has this key {identity.key_id!r}")
-    return Ends(0, POLICY_CHANGED, f"{name} no longer accepts its {kind}") if kind else None
+    return Ends(0, POLICY_CHANGED, f"{name} no longer accepts its {_LOST.get(kind, kind)}") if kind else None

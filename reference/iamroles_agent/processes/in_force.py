@@ -59,7 +59,7 @@ def of(summary: Mapping[str, Any]) -> InForce:
 
 
 def of_cutter(cutter: Cutter | None, version: int) -> dict[str, Any]:
-    """Report, in worker 0, what its cutter has judged; without a cutter, that there is none."""
+    """Report, in worker 0, what its cutter has judged; without a cutter, that it is missing."""
     if cutter is None:
         return {"configured": False}
     numbers = cutter.numbers

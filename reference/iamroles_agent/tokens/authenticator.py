@@ -264,8 +264,8 @@ class Authenticator:
         key = issuer.keys.lookup(kid, alg) or await issuer.keys.obtain(kid, alg)
         if not key.verifier(alg)(jws.signature, jws.signing_input):
             raise Refusal(Reason.SIGNATURE_INVALID, f"the {alg} signature does not verify")
-        name = "sha256:" + digest[:8].hex()
-        return issuer.rules.identity(jws.payload, jws.header, self._clock(), name, key_ground(key)), key, True
+        name, proof = "sha256:" + digest[:8].hex(), (key_ground(key), f"size:{len(token)}")
+        return issuer.rules.identity(jws.payload, jws.header, self._clock(), name, proof), key, True
 
     def _issuer_of(self, jws: Jws) -> _Issuer:
         iss = jws.payload.get("iss")

@@ -13,11 +13,18 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-from iamroles_agent.base.config import ClaimPath, Issuer, Limits
+from iamroles_agent.base.config import Issuer, Limits
 from iamroles_agent.base.errors import ConfigError, Problem
 from iamroles_agent.base.identity import Identity, RoleArn
 from iamroles_agent.base.reasons import Reason, Refusal
-from iamroles_agent.tokens.grounds import MOST_AUDIENCES, ground, token_grounds
+from iamroles_agent.tokens.grounds import (
+    MOST_AUDIENCES,
+    claim_paths,
+    ground,
+    rules_ground,
+    token_grounds,
+    types_of,
+)
 from iamroles_agent.tokens.jws import Header
 from iamroles_agent.tokens.keys import ALGORITHMS
 
@@ -40,10 +47,6 @@ _identity = tuple.__new__
 
 # Interned: 100,000 identities of a few roles share a few objects. Only verified tokens get here.
 role_arn = lru_cache(maxsize=4096)(RoleArn.parse)
-
-
-def _path(claim: ClaimPath | None) -> tuple[str, ...]:
-    return () if claim is None else (claim,) if isinstance(claim, str) else tuple(claim)
 
 
 def _finder(path: tuple[str, ...]) -> Callable[[Payload], Any]:
@@ -94,23 +97,21 @@ class ClaimRules:
         self.issuer = issuer
         self.name, self._url = issuer.name, issuer.issuer
         self.algorithms = frozenset(issuer.algorithms)
-        types = {typ.lower().removeprefix("application/") for typ in issuer.types}
-        self.types = frozenset(types & {"at+jwt"} if issuer.profile == "rfc9068" else types)
-        """Accepted `typ`, as `Header.typ` is written."""
+        self.types = types_of(issuer)
+        self._rules = rules_ground(issuer)
         self._profile = issuer.profile
         self._leeway = issuer.leeway
         self._lifetime = min(issuer.max_lifetime, limits.max_lifetime or issuer.max_lifetime)
         self._audiences = frozenset(issuer.audiences)
         self._client_ids = frozenset(issuer.client_ids)
         self._accounts = frozenset(issuer.accounts)
-        roles, preferred = issuer.roles_claim, issuer.preferred_role_claim
-        if issuer.profile == "cognito" and "roles_claim" not in issuer.model_fields_set:
-            roles, preferred = "cognito:roles", preferred or "cognito:preferred_role"
-        self._find_roles = _finder(_path(roles))
-        self._find_preferred = _finder(_path(preferred)) if preferred else None
-        self._find_scope = _finder(_path(issuer.scope_claim)) if issuer.scope_claim else None
-        self._find_session = _finder(_path(issuer.session_claim or "jti"))
-        self._find_principal = _finder(_path(issuer.principal_claim))
+        paths = claim_paths(issuer)
+        self._find_roles = _finder(paths["roles_claim"])
+        preferred, scope = paths["preferred_role_claim"], paths["scope_claim"]
+        self._find_preferred = _finder(preferred) if preferred else None
+        self._find_scope = _finder(scope) if scope else None
+        self._find_session = _finder(paths["session_claim"])
+        self._find_principal = _finder(paths["principal_claim"])
         self._role_sets: dict[tuple[str, ...], tuple[RoleArn, ...]] = {}
         self._scope_sets: dict[str, frozenset[str]] = {}
         self._audience: Callable[[Payload], tuple[str, ...]] = (
@@ -133,17 +134,17 @@ class ClaimRules:
                 "Use principal_tags",
             )
             for key in ("roles_claim", "preferred_role_claim", "scope_claim")
-            if "request_tags" in _path(getattr(self.issuer, key))
+            if "request_tags" in claim_paths(self.issuer)[key]
         ]
         if problems:
             raise ConfigError(problems)
 
     def identity(
-        self, payload: Payload, header: Header, now: float, credential: str, key: str = ""
+        self, payload: Payload, header: Header, now: float, credential: str, proof: tuple[str, ...] = ()
     ) -> Identity:
         """Judge the claims of a verified token, whose `iss` is already matched.
 
-        `credential` is its name for the audit, `key` the ground of the key that proved it.
+        `credential` is its name for the audit, `proof` the grounds of the token itself: its key, its size.
 
         Raises:
             Refusal: the first reason, in the order of SPEC.md section 4.
@@ -156,6 +157,10 @@ class ClaimRules:
         if profile == "rfc9068":
             _check_rfc9068(payload, iat)
         end = exp + self._leeway
+        life = f"exp:{exp}" if iat is None else f"life:{exp - iat}"
+        more = (*audience, ground("typ", header.typ), self._rules, life, *proof)
+        if payload.get("nbf", 0) > now:
+            more = (*more, f"nbf:{payload['nbf']}")
         principal = _label(self._find_principal(payload), "the principal claim")
         session = self._find_session(payload)
         session = "" if session is None else _label(session, "the session claim")
@@ -172,7 +177,7 @@ class ClaimRules:
             Identity,
             (
                 *(self.name, principal, session, roles, int(end), iat, preferred, scopes, credential),
-                *(header.kid or "", None, token_grounds(self._url, header.alg, audience, key)),
+                *(header.kid or "", None, token_grounds(self._url, header.alg, more)),
             ),
         )
 

@@ -32,6 +32,7 @@ from iamroles_agent.base.identity import Identity, RoleArn
 from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.tokens.admission import MAX_WAIT, Admission
 from iamroles_agent.tokens.encoding import decode_base64url
+from iamroles_agent.tokens.grounds import sts_grounds
 from iamroles_agent.tokens.sts_answer import Caller, Rejected, Unavailable, read_answer
 from iamroles_agent.tokens.transport import Transport, TransportError, check_url
 
@@ -71,6 +72,7 @@ class Question:
     """A credential taken apart: the parts that may travel to STS."""
 
     endpoint: Sts
+    scheme: str
     host: str
     """The signed Host: exactly one of the policy's `hosts`."""
     key_id: str
@@ -132,6 +134,7 @@ def read_credential(token: bytes, endpoints: dict[str, Sts], now: float) -> Ques
         raise Refusal(Reason.TOKEN_EXPIRED, f"signed {now - signed_at:.0f} s ago, good for {LIFETIME}")
     return Question(
         endpoint,
+        parts.scheme,
         parts.netloc,
         values["x-amz-credential"].partition("/")[0],
         signed_at,
@@ -448,4 +451,5 @@ class StsVerifier:
             credential=f"sha256:{digest.hex()[:16]}",
             key_id=question.key_id,
             check_again=int(self._clock() + question.endpoint.recheck),
+            grounds=sts_grounds(question.endpoint, f"{question.scheme}://{question.host}"),
         )

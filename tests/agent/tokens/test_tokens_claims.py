@@ -58,7 +58,10 @@ def test_identity():
         scopes=frozenset({"a", "b"}),
         credential="sha256:x",
         key_id="k1",
-        grounds=(ground("iss", issuer().issuer), ground("alg", "ES256"), ground("aud", claims()["aud"])),
+        grounds=(
+            *(ground("iss", issuer().issuer), ground("alg", "ES256"), ground("aud", claims()["aud"])),
+            *(ground("typ", "jwt"), identity.grounds[4], "life:310"),
+        ),
     )
 
 

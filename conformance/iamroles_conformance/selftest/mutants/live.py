@@ -53,7 +53,9 @@ mutant("live.proxys-own-clock", "LIVE-CLOCK-001", "uses the proxy's clock, which
 def _lost(edit: Any) -> Override:
     """Change which ground a stream is found to have lost: `edit(found, keys)`."""
     return around(judging, "lost")(
-        lambda sound, grounds, issuer, keys: edit(sound(grounds, issuer, keys), keys)
+        lambda sound, identity, entry, limits, keys, now: edit(
+            sound(identity, entry, limits, keys, now), keys
+        )
     )
 
 
@@ -89,6 +91,12 @@ mutant("live.any-of-several-keys", "LIVE-KEY-002", "looks for no stream's key wh
 )
 mutant("live.audience-unseen", "LIVE-POLICY-002", "does not judge issuer, audience and algorithm again")(
     _lost(lambda found, _keys: "key" if found == "key" else "")
+)
+mutant("live.settings-unseen", "LIVE-POLICY-003", "judges accounts, lifetime and type once")(
+    _lost(lambda found, _keys: "" if found in ("account", "lifetime", "typ") else found)
+)
+mutant("live.claims-unseen", "LIVE-POLICY-003", "goes by the claims that were read when a stream began")(
+    _lost(lambda found, _keys: "" if found == "rules" else found)
 )
 mutant("live.deaf", "LIVE-POLICY-001 LIVE-KEY-001 LIVE-REVOKE-001", "judges no open stream a second time")(
     setting(Cutter, "changed", lambda self: None),

@@ -7,7 +7,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from iamroles_scenarios.checks.live.fixture import AFTER, FEW, SHAPES, SOCKET, WITHIN, LiveBench, live_bench
+from iamroles_scenarios.checks.live.fixture import (
+    AFTER,
+    FEW,
+    IDLE_SOCKET,
+    SHAPES,
+    SOCKET,
+    WITHIN,
+    LiveBench,
+    live_bench,
+)
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation
 from iamroles_scenarios.engine.bench import EDGE, refused
@@ -111,6 +120,47 @@ def audience(target: Target) -> None:
         here.must_last(staying, "a reload that keeps one of its audiences")
 
 
+_STRICTER: dict[str, dict[str, Any]] = {
+    "accounts": {"accounts": ["222222222222"]},
+    "max_lifetime": {"max_lifetime": "60s"},
+    "types": {"types": ["at+jwt"]},
+    "profile": {"profile": "rfc9068"},
+    "scope_claim": {"scope_claim": "absent"},
+    "roles_claim": {"roles_claim": "absent"},
+    "principal_claim": {"principal_claim": "absent"},
+    "session_claim": {"session_claim": "roles"},
+}
+"""Settings by which an issuer's tokens are accepted no longer, each of an issuer of its own."""
+
+
+@check("live.issuer.ends", "LIVE-POLICY-003", "LIVE-KEEP-001", features={"live", "reload"})
+def stricter(target: Target) -> None:
+    """A policy by which an issuer's tokens would be refused ends their streams, whichever setting says so.
+
+    One issuer for each setting. The first reload lets more in, and ends nothing.
+    """
+    issuers = [
+        {"name": name, "issuer": f"{{idp}}/{name}", "insecure_http": True, "audiences": ["edge"],
+         "algorithms": ["RS256", "ES256"]}
+        for name in _STRICTER
+    ]  # fmt: skip
+    with live_bench(target, "live.issuer", own=True, issuers=issuers) as here:
+        staying = here.open(IDLE_SOCKET, here.token(exp="+15m"))
+        going = {name: here.open(IDLE_SOCKET, here.token(name, exp="+15m")) for name in _STRICTER}
+        document = copy.deepcopy(here.loan.policy)
+        for entry in document["issuers"]:
+            entry |= {"max_lifetime": "2h", "accounts": ["111111111111", "222222222222"]}
+        here.must_reload(document, "it lets more in")
+        here.must_last([staying, *going.values()], "a reload that lets more in", 2 * AFTER)
+        for entry, setting in zip(document["issuers"][1:], _STRICTER.values(), strict=True):
+            entry.update(setting)
+        here.must_reload(document, "it lets less in")
+        for name, stream in going.items():
+            here.must_end([stream], f"a reload by which `{name}` refuses its token")
+            here.expect(name, stream.token, Expectation(allow=False), path="/plain/a")
+        here.must_last([staying], "a reload that is about other issuers")
+
+
 _KINDS: dict[str, dict[str, Any]] = {
     "role": {"roles": ["reader"]},
     "principal": {"principals": ["alice"]},
@@ -168,7 +218,7 @@ _GUEST = {
 def issuer(target: Target) -> None:
     """A revocation that names an issuer ends what this issuer vouched for, and nothing of another issuer.
 
-    The same principal in both; first the principal of one issuer, then the issuer alone.
+    The same principal in both; first the principal of an issuer, then the issuer alone.
     """
     with live_bench(target, "live.issuer", revoking=True, issuers=[_GUEST]) as here:
         kinds: list[dict[str, Any]] = [{"principals": ["alice"]}, {}]

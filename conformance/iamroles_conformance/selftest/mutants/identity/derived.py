@@ -72,7 +72,7 @@ mutant("identity.derived-greater-lifetime", "DERIVED-KEY-002", "takes the greate
     _ruled("_lifetime", lambda _, issuer, limits: max(issuer.max_lifetime, limits.max_lifetime or 0.0))
 )
 mutant("identity.derived-cognito-roles", "DERIVED-KEY-002", "reads Cognito's roles where others have them")(
-    _ruled("_find_roles", lambda _, issuer, __: claims._finder(claims._path(issuer.roles_claim)))
+    _ruled("_find_roles", lambda _, issuer, __: claims._finder((issuer.roles_claim,)))
 )
 mutant("identity.derived-sts-accounts", "DERIVED-KEY-003", "does not hold an STS endpoint to its `accounts`")(
     any_account
