@@ -7,6 +7,8 @@ One HAProxy of this host, one agent, one echo backend, all on loopback. Busy Web
 arrives; all other ends are read by this process, so they are upper bounds. `--idle 0`: busy ones alone.
 `--rounds`: requests to a backend without streams, by the shipped rules and by the same rules without those
 of this subject, in turns; HAProxy's CPU for each, and their ratio. `--busy 0`: that alone.
+`--short 64`: on so many connections a client sends short chunked uploads without end, each of which leaves an
+entry that has ended; meanwhile ten streams of others are revoked, a second apart, and once more without them.
 """
 
 import argparse
@@ -230,7 +232,7 @@ async def measure(options, here):
     idle = await group(options.idle, here.token(exp="+10m"), "/live/reader")
     few = await group(100, here.token(roles=["writer"], exp="+10m"), "/live/writer")
     world.agent.put("r.toml", "")
-    await asyncio.sleep(70)  # what a start or a change costs is over
+    await asyncio.sleep(10)  # what a start or a change costs is over
     before, began = {name: cpu_of(pid) for name, pid in parts.items()}, time.monotonic()
     await asyncio.sleep(20)
     took = time.monotonic() - began
@@ -254,6 +256,41 @@ async def measure(options, here):
         task.cancel()
 
 
+async def uploads(proxy, token, done):
+    """Send short chunked uploads on a connection of its own; `done` counts them."""
+    reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
+    fields = f"Host: g\r\nAuthorization: Bearer {token}\r\nTransfer-Encoding: chunked"
+    head = f"POST /plain/a HTTP/1.1\r\n{fields}\r\n\r\n"
+    while True:
+        writer.write(head.encode())
+        await asyncio.sleep(0.005)  # else it is whole when its head is, and no stream
+        writer.write(b"1\r\nx\r\n0\r\n\r\n")
+        await reader.readuntil(b"}")
+        done.append(1)
+
+
+async def beside_uploads(here, connections):
+    """Print how late ten revoked streams end while somebody else sends short uploads."""
+    gate, done, took, rows = asyncio.Semaphore(8), [], [], []
+    head = [SOCKET.head("/live/reader", here.token(sub=f"v{n}", exp="+10m")) for n in range(10)]
+    streams = [await asked(here.world.proxy, gate, one, b" 101 ") for one in head]
+    token = here.token(sub="other", exp="+10m")
+    tasks = [asyncio.create_task(uploads(here.world.proxy, token, done)) for _ in range(connections)]
+    began = time.monotonic()
+    for n, stream in enumerate(streams):
+        await asyncio.sleep(1)
+        rows += [f'[[revocations]]\nid = "{n}"\nprincipals = ["v{n}"]\n']
+        at = time.time()
+        here.world.agent.put("r.toml", "".join(rows))
+        took.append(await end_of(*stream) - at)
+    rate = len(done) / (time.monotonic() - began)
+    for task in tasks:
+        task.cancel()
+    print(
+        f"10 streams, each revoked beside {rate:.0f} short uploads a second: {percentiles(took)}", flush=True
+    )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--busy", type=int, default=1000)
@@ -261,10 +298,14 @@ def main():
     parser.add_argument("--life", type=int, default=15, help="seconds that the expiring tokens live")
     parser.add_argument("--haproxy", default=None)
     parser.add_argument("--rounds", type=int, default=0, help="pairs of requests without streams")
+    parser.add_argument("--short", type=int, default=0, help="connections with short uploads")
     options = parser.parse_args()
     with standing(options.haproxy) as target:
         if options.rounds:
             cost(target, options.rounds)
+        for connections in (options.short, 0) if options.short else ():
+            with own_bench(target, "live", override=QUIET) as here:
+                asyncio.run(beside_uploads(here, connections))
         if not options.busy:
             return
         with own_bench(target, "live", override=QUIET) as here:
