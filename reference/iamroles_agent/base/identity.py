@@ -79,8 +79,8 @@ class Identity(NamedTuple):
 
     @property
     def dated_by_caller(self) -> bool:
-        """True if the caller chose `issued_at`: an STS request, which rests on none of a token's grounds."""
-        return not self.grounds
+        """True if the caller chose `issued_at`: an STS request, which has no issuer's URL as its ground."""
+        return not any(found.startswith("iss:") for found in self.grounds)
 
     @property
     def believed_until(self) -> int:

@@ -255,3 +255,10 @@ def test_an_issuer_that_becomes_an_sts_endpoint_of_its_name_ends_its_streams():
     identity = identity_of(CLAIMS, policy_of(ISSUER), THEN)
 
     assert judged(identity, policy_of(STS | {"name": "corp"}, kind="sts")).cause == POLICY_CHANGED
+
+
+def test_the_caller_chose_the_date_of_a_pre_signed_request_and_of_no_token():
+    caller = caller_of(credential(), policy_of(STS, kind="sts"), THEN)
+
+    assert caller.dated_by_caller
+    assert not identity_of(CLAIMS, policy_of(ISSUER), THEN).dated_by_caller
