@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import re
 from json.encoder import encode_basestring_ascii as quoted
+from urllib.parse import unquote
 
 _DOT = r"(?:\.|%2[Ee])"
 _LONG = r"[A-Za-z0-9_-]{16,}+"
@@ -33,8 +34,6 @@ _OTHER = re.compile(
     r"|(?i:bearer(?:\s|%20|\+)++[A-Za-z0-9._~/=-][A-Za-z0-9._~+/=-]{7,}+)"
 )
 _MARKS = ("iam-sts-v1", "x-amz-", "bearer")
-_ESCAPED = re.compile(r"%(?:2[5DdEe]|3[0-9]|4[1-9A-Fa-f]|5[0-9AaFf]|6[1-9A-Fa-f]|7[0-9Aa])")
-"""Characters that a client had no reason to encode, and `%` itself."""
 _DEEP = 3
 """How often a text may be encoded and is still searched."""
 _TOKEN_CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-.%"  # noqa: S105
@@ -55,9 +54,9 @@ def redacted(text: str) -> str:
     A text whose credential shows only when it is decoded is given back decoded.
     """
     struck, plain = _struck(text), text
-    for _ in range(_DEEP if "%" in text else 0):
-        plain, changed = _ESCAPED.subn(lambda found: chr(int(found[0][1:], 16)), plain)
-        if not changed:
+    for _ in range(_DEEP):
+        encoded, plain = plain, unquote(plain, "latin-1") if "%" in plain else plain
+        if plain == encoded:
             break
         if (found := _struck(plain)) != plain:
             return found
