@@ -38,7 +38,7 @@ ROOMS = {
 ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 22_580,
-    "scenarios": 29_295,
+    "scenarios": 29_299,
     "conformance": 9_500,
     "loadtests": 4_950,
     "benchmarks": 4_011,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import math
 import os
+import re
 import socket
 import struct
 import threading
@@ -23,6 +24,7 @@ KINDS: tuple[Kind, ...] = ("websocket", "events", "download", "upload")
 """Those that are long when they begin; `interim` waits, and gets interim responses (1xx) alone."""
 BEAT = 0.02
 """Seconds between two pieces of a busy stream."""
+_FINAL = re.compile(rb"^HTTP/1\.1 [2-5]", re.MULTILINE)
 _CONNECT = 5.0
 _LATE = 15.0
 """Seconds that a reader may be late on a busy host."""
@@ -225,6 +227,8 @@ class Stream(ObservedStream):
                     break
                 if piece:
                     self.last = self.looked = came
+                    if self.shape.kind == "interim" and _FINAL.search(piece):
+                        break  # HAProxy 2.6 keeps the connection after the answer
                     if not self._answered.is_set():
                         head += piece
                         if b"\r\n\r\n" in head:
