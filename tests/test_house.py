@@ -42,9 +42,9 @@ LINES = {
     "conformance": 9_500,
     "loadtests": 4_950,
     "benchmarks": 4_011,
-    "tests": 30_062,
+    "tests": 30_091,
 }
-TRUSTED_LINES = 17_470
+TRUSTED_LINES = 17_483
 """Of the agent: what an auditor must trust."""
 DATA_LINES = 19_860
 """Of TOML and JSON: code must not hide as data."""

@@ -4,9 +4,9 @@ The connections belong to the event loop, so a flood of calls costs no threads, 
 whole exchange: for connecting, the TLS handshake, the head and the body together. A server that drips bytes
 never extends it, because the connection is aborted when it comes.
 
-Only the resolver blocks. It runs in a thread of its own for each connection: in a pool a few names that hang
-could occupy all threads. It is a daemon thread, abandoned at the deadline, and cannot keep the agent from
-ending.
+Only the resolver blocks. It runs in a thread of its own for each server: in a pool a few names that hang
+could occupy all threads. Calls of one moment share it. It is a daemon thread, abandoned at the deadline, and
+cannot keep the agent from ending.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 _T = TypeVar("_T")
+_Resolved = tuple[list[Any], ssl.SSLContext | None]
 _IDLE = 64
 """Connections that are kept for the next exchange."""
 _MAX_HEAD = 65536
@@ -167,6 +168,7 @@ class Transport:
     def __init__(self) -> None:
         self._idle: list[tuple[str, _Connection]] = []
         """By scheme, host and port; the longest idle first."""
+        self._resolving: dict[str, asyncio.Task[_Resolved]] = {}
 
     async def get(
         self, url: str, *, seconds: float, max_bytes: int, headers: Mapping[str, str] | None = None
@@ -200,7 +202,7 @@ class Transport:
 
     async def _exchange(self, scheme: str, place: str, request: bytes, max_bytes: int) -> Answer:
         origin = f"{scheme}://{place}"
-        connection = self._kept(origin) or await _connect(origin)
+        connection = self._kept(origin) or await self._connect(origin)
         connection.asked, finished = True, False
         try:
             connection.transport.write(request)
@@ -215,6 +217,55 @@ class Transport:
                 connection.transport.abort()
         return answer
 
+    async def _connect(self, origin: str) -> _Connection:
+        """Connect to the first address of a server that accepts.
+
+        Raises:
+            TransportError: nothing accepts there.
+            OSError: the TLS handshake failed.
+        """
+        parts = urlsplit(origin)
+        tls = parts.scheme == "https"
+        try:
+            addresses, context = await self._resolve(origin, parts.hostname or "", parts.port, tls=tls)
+        except OSError:
+            raise TransportError("cannot connect") from None
+        for address in addresses:
+            try:
+                _, connection = await asyncio.get_running_loop().create_connection(
+                    _Connection, *address[:2], ssl=context, server_hostname=parts.hostname if tls else None
+                )
+            except ssl.SSLError:
+                raise
+            except OSError:
+                continue
+            return connection
+        raise TransportError("cannot connect")
+
+    async def _resolve(self, origin: str, host: str, port: int | None, *, tls: bool) -> _Resolved:
+        """Find a server's addresses, and the authorities to trust; calls of one moment share a thread."""
+
+        def resolve() -> _Resolved:
+            found = socket.getaddrinfo(host, port or (443 if tls else 80), type=socket.SOCK_STREAM)
+            return [address for *_, address in found], _authorities() if tls else None
+
+        def ended(one: asyncio.Task[_Resolved]) -> None:
+            if self._resolving.get(origin) is one:
+                del self._resolving[origin]
+            if not one.cancelled():
+                one.exception()  # retrieved, also if every call was given up
+
+        task = self._resolving.get(origin)
+        if task is None:
+            task = self._resolving[origin] = asyncio.get_running_loop().create_task(in_thread(resolve))
+            task.add_done_callback(ended)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if self._resolving.get(origin) is task:
+                del self._resolving[origin]  # it hangs: the next call begins with another thread
+            raise
+
     def _kept(self, origin: str) -> _Connection | None:
         """Return the last used connection to an origin that is still open."""
         for at in reversed(range(len(self._idle))):
@@ -228,39 +279,6 @@ class Transport:
     def close(self) -> None:
         while self._idle:
             self._idle.pop()[1].transport.abort()
-
-
-async def _connect(origin: str) -> _Connection:
-    """Connect to the first address of a server that accepts.
-
-    Raises:
-        TransportError: nothing accepts there.
-        OSError: the TLS handshake failed.
-    """
-    parts = urlsplit(origin)
-    host, tls = parts.hostname or "", parts.scheme == "https"
-
-    def prepare() -> tuple[list[Any], ssl.SSLContext | None]:
-        port = parts.port or (443 if tls else 80)
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        return [address for *_, address in found], _authorities() if tls else None
-
-    loop = asyncio.get_running_loop()
-    try:
-        addresses, context = await in_thread(prepare)
-    except OSError:
-        raise TransportError("cannot connect") from None
-    for address in addresses:
-        try:
-            _, connection = await loop.create_connection(
-                _Connection, *address[:2], ssl=context, server_hostname=host if tls else None
-            )
-        except ssl.SSLError:
-            raise
-        except OSError:
-            continue
-        return connection
-    raise TransportError("cannot connect")
 
 
 async def _read_head(connection: _Connection) -> tuple[bool, int, dict[bytes, bytes]]:

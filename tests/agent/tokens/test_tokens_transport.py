@@ -256,6 +256,30 @@ async def test_a_call_that_is_given_up_leaves_no_connection(transport, scheme):
     assert transport._idle == []
 
 
+async def test_calls_that_wait_for_a_name_share_a_thread_and_leave_it_at_their_deadline(
+    transport, monkeypatch
+):
+    """However many credentials a stranger forges while the resolver hangs."""
+    server, asked, hang = Server(OK), [], threading.Event()
+    resolve = socket.getaddrinfo
+
+    def getaddrinfo(*name, **how):
+        asked.append(name)
+        if len(asked) == 1:
+            hang.wait(30)
+        return resolve(*name, **how)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    calls = [get(transport, server, seconds=0.1) for _ in range(16)]
+    given_up = await asyncio.gather(*calls, return_exceptions=True)
+
+    assert {str(error) for error in given_up} == {"the answer took too long"}
+    assert len(asked) == 1
+    assert (await get(transport, server)).body == b"{}"
+    assert transport._resolving == {}
+    hang.set()
+
+
 async def test_what_comes_on_an_idle_connection_ends_it_at_once(transport):
     """A server that goes on sending fills no memory."""
     server = Server(OK)

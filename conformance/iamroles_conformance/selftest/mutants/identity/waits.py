@@ -56,7 +56,7 @@ mutant("identity.waits-for-drips", "JWKS-DRIP-001", "restarts its timeout with e
     _unhurried("http"), _within(transport._Connection, "more")
 )
 mutant("identity.waits-for-bodies", "DERIVED-WAIT-001", "waits without end for an answer that has begun")(
-    _unhurried("http"), _within(transport, "_connect"), _within(transport, "_read_head")
+    _unhurried("http"), _within(Transport, "_connect"), _within(transport, "_read_head")
 )
 mutant("identity.waits-for-discovery", "DERIVED-WAIT-001", "bounds the fetch of key sets, not of discovery")(
     _unhurried("openid-configuration")
