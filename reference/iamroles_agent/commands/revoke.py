@@ -81,7 +81,11 @@ def add(
     enforce it; 2 for wrong input; 3 if the file cannot be written.
     """
     members = {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
-    members |= {"id": name or f"r-{secrets.token_hex(4)}", "added": round(time.time(), 3)}
+    members["id"] = name or f"r-{secrets.token_hex(4)}"
+    if (
+        members["credentials"] and issued_before is None
+    ):  # else nobody needs it, and agents of before refuse it
+        members["added"] = round(time.time(), 3)
     known = _known(config)
     if issued_before == "now":
         members["issued_before"] = time.time() + known.leeway(members["issuers"])

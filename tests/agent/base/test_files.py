@@ -1,6 +1,5 @@
 """Each file that the agent or a command opens, against what may stand in its place."""
 
-import fcntl
 import json
 import os
 import stat
@@ -252,10 +251,7 @@ def test_a_lock_is_for_its_user_alone_and_one_of_a_former_release_becomes_so(ope
     lock.unlink()
     with played_by(STRANGER):
         lock.touch(0o600)
-        held = lock.open("rb")
-        fcntl.flock(held, fcntl.LOCK_EX)
     done = ran("revoke add --principal q --config x --file", file, code=3)
-    held.close()
     assert "user 65534, who may hold it: remove it" in done.output
 
 

@@ -518,8 +518,10 @@ def test_what_has_expired_goes_with_the_next_write(tmp_path):
     assert "1 revocations went" in text
     assert "and the leeway for the issuers' clocks" in text
     assert "STS" not in text
-    stands, new = read(path).rows
-    assert (stands.id, new.id, new.issued_before - now >= 30) == ("stands", "new", True)
+    ran("revoke add --credential sha256:0123456789abcdef --id one --config", world)
+    stands, new, one = read(path).rows
+    assert (stands.id, new.id, new.added, new.issued_before - now >= 30) == ("stands", "new", None, True)
+    assert one.added >= now - 1
 
 
 @pytest.mark.parametrize(
