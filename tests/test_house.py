@@ -44,7 +44,7 @@ LINES = {
     "benchmarks": 4_011,
     "tests": 30_091,
 }
-TRUSTED_LINES = 17_483
+TRUSTED_LINES = 17_487
 """Of the agent: what an auditor must trust."""
 DATA_LINES = 19_860
 """Of TOML and JSON: code must not hide as data."""
