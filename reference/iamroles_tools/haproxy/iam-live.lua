@@ -14,7 +14,8 @@
 -- The wake-up. `filter.wake_time` sets the moment at which HAProxy calls again, data or none. It does not reset
 -- it: a call at that moment that neither sets it anew nor raises an error is repeated at once, some 100,000
 -- times a second, until HAProxy's watchdog aborts the process. So every call of `check` ends in one or the other.
--- Raising an error resets it (`http_reply_and_close` of HAProxy, the same from 2.6 to 3.4).
+-- Raising an error resets it (`http_reply_and_close` of HAProxy, the same from 2.6 to 3.4). A message that has ended is
+-- looked at no more, so `http_end` must move the moment away, or HAProxy 2.8 to 3.2 repeat that as fast.
 --
 -- The clock. `core.now()` and HAProxy's timers are monotonic: they ignore a step of the system's clock, and each
 -- stretch beyond 0.1 s in which the host did not let HAProxy run. They stay behind by that for ever. The fetch
@@ -31,16 +32,26 @@ Live.__index = Live
 local FIRST, LAST = 40, 10
 -- Milliseconds between two looks at the clock.
 local LONGEST = 60000
+-- Milliseconds, 12 days: HAProxy has no word for never.
+local NEVER = 2 ^ 30
 
 function Live:new()
   return setmetatable({}, Live)
 end
 
--- Both directions, once their headers have passed the rules.
+-- Each direction once its headers have passed the rules, and a tunnel's both once the server has agreed to it: until
+-- then `timeout server` ends a request that waits for its answer.
 function Live:http_headers(txn, message)
-  if txn:get_var("txn.iam_live") ~= nil or txn:get_var("txn.iam_tunnel") ~= nil then
+  if txn:get_var("txn.iam_live") ~= nil then
     filter.register_data_filter(self, message.channel)
+    if txn:get_var("txn.iam_tunnel") ~= nil and message.channel:is_resp() then
+      filter.register_data_filter(self, txn.req)
+    end
   end
+end
+
+function Live:http_end(txn, message)
+  filter.wake_time(NEVER)
 end
 
 local function check(self, txn)
