@@ -29,7 +29,6 @@ class HeldError(OSError):
 
     def __init__(self, path: Path, pid: int | None) -> None:
         super().__init__(EPERM, "another process" if pid is None else f"process {pid}", str(path))
-        self.pid = pid
 
 
 def read(path: Path, limit: int, *, own: bool = False) -> bytes:

@@ -226,7 +226,8 @@ def _wait(config: Path, name: str, *, present: bool) -> None:
         except (KeyError, TypeError):
             end(1, f"{unknown}: what answers at {address} is not this agent")
         waited = time.monotonic() - began
-        if waited > _WITHIN or (settled and (found.everywhere or (found.broken and waited > _MENDED))):
+        done = not found.streams or not found.reached or (found.broken and waited > _MENDED)
+        if waited > _WITHIN or (settled and done):
             break
         time.sleep(0.05)
     if not settled:

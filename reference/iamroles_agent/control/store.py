@@ -97,10 +97,10 @@ class Store:
         try:
             return files.lock(path)
         except files.HeldError as error:
-            pid = "" if error.pid is None else f" (process {error.pid})"
             raise StartError(
-                f"the state directory {self.directory} cannot be used: another agent uses it{pid}. Stop that "
-                "one, take over from it (--take-over), or name another directory in agent.state_dir"
+                f"the state directory {self.directory} cannot be used: another agent uses it "
+                f"({error.strerror}). Stop that one, take over from it (--take-over), or name another directory "
+                "in agent.state_dir"
             ) from None
         except OSError as error:
             raise self._unusable(f"{LOCK}: {error.strerror or error}") from None

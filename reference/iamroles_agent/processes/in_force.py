@@ -30,10 +30,6 @@ class InForce:
     reached: bool
     """True if the configuration lets the agent cut streams."""
 
-    @property
-    def everywhere(self) -> bool:
-        return not self.requests and not (self.streams and self.reached)
-
     def said(self) -> dict[str, str]:
         """Say it of requests and streams apart, in a few words each."""
         streams = "NOT in force" if self.reached else "not in force"
