@@ -98,8 +98,9 @@ class Store:
             return files.lock(path)
         except files.HeldError as error:
             raise StartError(
-                f"the state directory {self.directory} cannot be used: another agent uses it ({error.strerror}). "
-                "Stop that one, take over from it (--take-over), or name another directory in agent.state_dir"
+                f"the state directory {self.directory} cannot be used: another agent uses it "
+                f"({error.strerror}). Stop that one, take over from it (--take-over), or name another "
+                "directory in agent.state_dir"
             ) from None
         except OSError as error:
             raise self._unusable(f"{LOCK}: {error.strerror or error}") from None
