@@ -34,6 +34,7 @@ class Box(Part):
         files: contents by path, put there before it starts.
         env: its environment.
         labels: on the container.
+        folder: its working directory; None: the image's.
 
     Raises:
         StageError: the engine cannot create or start it.
@@ -51,6 +52,7 @@ class Box(Part):
         files: Mapping[str, str],
         env: Mapping[str, str],
         labels: Mapping[str, str],
+        folder: str | None = None,
     ) -> None:
         self.name = name
         api = engine.api
@@ -60,6 +62,7 @@ class Box(Part):
                 list(command) or None,
                 environment=dict(env),
                 labels=dict(labels),
+                working_dir=folder,
                 stdin_open=True,  # a mock that ends with its standard input must not end at once
                 host_config=api.create_host_config(
                     network_mode=network,

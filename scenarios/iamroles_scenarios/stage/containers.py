@@ -110,6 +110,7 @@ class Net:
         *,
         files: Mapping[str, str] | None = None,
         env: Mapping[str, str] | None = None,
+        folder: str | None = None,
     ) -> Box:
         return Box(
             self.client,
@@ -121,6 +122,7 @@ class Net:
             files=files or {},
             env=env or {},
             labels=self.labels,
+            folder=folder,
         )
 
 
@@ -214,7 +216,10 @@ class HaproxyBox:
             "IAM_BIND": f"{self.host}:{_PORT} {settings.get('IAM_BIND', '')}".strip(),
             "IAM_STATS_SOCKET": f"ipv4@{self.host}:{_RUNTIME_PORT}",
         }
-        box = self._net.start("haproxy", self._image, command, self.host, files=placed, env=env)
+        folder = f"{HOME}/haproxy"  # see `HaproxyProcess.start`
+        box = self._net.start(
+            "haproxy", self._image, command, self.host, files=placed, env=env, folder=folder
+        )
         return HaproxyRun(box, lambda command: ask(f"{self.host}:{_RUNTIME_PORT}", command))
 
     def close(self) -> None:

@@ -118,7 +118,8 @@ class HaproxyProcess:
             "IAM_BIND": f"fd@{self._socket.fileno()} {settings.get('IAM_BIND', '')}".strip(),
             "IAM_STATS_SOCKET": str(control),
         }
-        part = Child("haproxy", argv, self._guard, env=env, fds=[self._socket.fileno()])
+        # HAProxy 2.6 looks for a server's certificate in the working directory, whatever `default-path` says.
+        part = Child("haproxy", argv, self._guard, env=env, fds=[self._socket.fileno()], cwd=folder)
         return HaproxyRun(part, lambda command: ask(str(control), command))
 
     def close(self) -> None:
