@@ -190,7 +190,7 @@ class Agent:
             index=effect.slot,
             document=self.plane.document,
             channel=Ear(),  # type: ignore[arg-type]
-            listeners=[],
+            listeners=[Ear()],  # type: ignore[list-item]
             counts=shared_counts(max(effect.slot, 0) + 1),
             build_lock=0,
             used=self.plane.used,

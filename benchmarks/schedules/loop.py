@@ -10,6 +10,7 @@ import heapq
 import socket
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from tokens_support import Clock
@@ -202,7 +203,7 @@ class Loop(asyncio.BaseEventLoop):
         return self.pipe, protocol
 
     def add_reader(self, ear: Any, callback: Any, *args: Any) -> None:
-        self.ear, self.accept = ear, callback
+        self.ear, self.accept = ear, partial(callback, *args)
 
     def remove_reader(self, ear: Any) -> bool:
         self.accept = None
