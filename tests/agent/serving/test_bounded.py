@@ -1,0 +1,77 @@
+"""Bounds of what strangers can take: conversations at a time, and descriptors."""
+
+import asyncio
+import json
+import resource
+
+import pytest
+from spop_client import DictatedGate, serving, until
+
+from iamroles_agent.processes import local_socket
+from iamroles_agent.serving.bounded import MOST, Bounded, raise_descriptors, room
+
+
+@pytest.fixture
+def limit():
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield lambda soft: resource.setrlimit(resource.RLIMIT_NOFILE, (soft, before[1]))
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+async def test_the_oldest_conversation_ends_for_another():
+    begun, ended = [], []
+
+    async def talk(name):
+        begun.append(name)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(name)
+
+    bounded = Bounded(2)
+    for name in "abcd":
+        bounded.begin(talk(name))
+        await until(lambda name=name: name in begun)
+    assert ended == ["a", "b"]
+    await bounded.end(0.0)
+    await until(lambda: len(ended) == 4)
+
+
+@pytest.mark.parametrize(("soft", "connections"), [(4096, 3840), (300, 75), (100, 25)])
+def test_connections_leave_descriptors_for_all_else(limit, soft, connections):
+    limit(soft)
+
+    assert room() == connections
+
+
+def test_the_agent_takes_the_descriptors_that_the_system_allows(limit):
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit(300)
+    raise_descriptors()
+
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+
+
+async def test_fewer_descriptors_than_connections_lower_the_bound(limit):
+    limit(300)
+    async with serving(DictatedGate(), max_connections=4096) as server:
+        assert server.most == 75
+
+
+async def test_silent_peers_of_the_local_socket_keep_no_command_out(tmp_path):
+    async def status(_question):
+        return {"pid": 7}
+
+    sock = local_socket.bind(tmp_path / "agent.sock")
+    here = local_socket.LocalSocket(sock)
+    here.commands["status"] = status
+    await here.open()
+    silent = [await asyncio.open_unix_connection(tmp_path / "agent.sock") for _ in range(2 * MOST)]
+    reader, writer = await asyncio.open_unix_connection(tmp_path / "agent.sock")
+    writer.write(b'{"command": "status"}\n')
+
+    assert json.loads(await reader.readline()) == {"pid": 7}
+    for _, one in [*silent, (reader, writer)]:
+        one.close()
+    here.close()
+    sock.close()
