@@ -256,6 +256,8 @@ class ProxyWorker:
     async def _judge_all(self, found: list[Stream], successors: Successors) -> None:
         cutter, now = self._cutter, self._cutter.clock()
         overdue: list[Stream] = []
+        sooner: list[str] = []
+        """For HAProxy: the filter must know, and a look."""
         for number, stream in enumerate(found):
             if number % _AT_ONCE == 0:
                 await asyncio.sleep(0)  # decisions for HAProxy go on meanwhile
@@ -263,9 +265,8 @@ class ProxyWorker:
             if ends.cause == UNKNOWN and not self._whole and stream.ends <= stream.expires:
                 ends = Ends(stream.ends, EXPIRED)  # nothing has changed since it was allowed
             if ends.cause == EXPIRED and ends.at < stream.ends:
-                # The filter must know, and a look.
                 table = WAITING if stream.waits else TABLE
-                await self.console.ask(f"set table {table} key {stream.key} data.gpt0 {int(ends.at)}")
+                sooner.append(f"set table {table} key {stream.key} data.gpt0 {int(ends.at)}")
             due = self.due.get(stream.key)
             if ends.at > now + AHEAD + 1:
                 if due is not None and not due.done:
@@ -282,15 +283,10 @@ class ProxyWorker:
             due.cut_at = begin + grace + (0.0 if stream.let_in_by(cutter.name) else NEIGHBOUR)
             if not due.done and now >= due.cut_at:
                 overdue.append(stream)
-        if overdue and overdue[0].waits and not self._whole:
-            # A stream that was prolonged, or turned out long just now, is judged by its other entry.
-            long = await parsed(streams, await self.console.ask(f"show table {TABLE} data.conn_cur gt 0"))
-            known = {stream.number for stream in long}
-            for stream in [stream for stream in overdue if stream.number in known]:
-                overdue.remove(stream)
-                del self.due[stream.key]
         if overdue:
             await self._cut_all(overdue)
+        for start in range(0, len(sooner), _TOGETHER):
+            await self.console.tell(sooner[start : start + _TOGETHER])
 
     def _ends(self, stream: Stream, successors: Successors, now: float) -> Ends:
         """When a stream ends, by what is in force; judged once for each end that HAProxy was given."""
@@ -372,6 +368,13 @@ class ProxyWorker:
 
     async def _cut_all(self, overdue: list[Stream]) -> None:
         cutter, began = self._cutter, self._cutter.clock()
+        if overdue[0].waits and not self._whole:
+            # A stream that was prolonged, or turned out long just now, is judged by its other entry.
+            long = await parsed(streams, await self.console.ask(f"show table {TABLE} data.conn_cur gt 0"))
+            known = {stream.number for stream in long}
+            for stream in [stream for stream in overdue if stream.number in known]:
+                overdue.remove(stream)
+                del self.due[stream.key]
 
         def ended(stream: Stream) -> None:
             due = self.due[stream.key]

@@ -52,7 +52,7 @@ async def shut(
         stop: whether to leave the rest to the next look.
     """
     for find in (_by_address, _by_number):
-        if find is _by_address and all(stream.waits for stream in wanted):
+        if all(stream.waits for stream in wanted) and (find is _by_address or not wanted):
             continue
         where = await find(consoles[0])
         shares = [wanted[at :: len(consoles)] for at in range(len(consoles))]

@@ -228,3 +228,19 @@ async def test_what_is_left_of_a_look_is_looked_at_soon(proxy):
     proxy.waits, proxy.streams = {8: Row(4711, 9000)}, {}
     await cutter.look()
     assert cutter._pause() == pytest.approx(WAIT)
+
+
+async def test_ends_that_a_policy_moved_are_told_to_haproxy_after_the_cuts(proxy):
+    proxy.streams = {n: Row(4711 + n, 9000) for n in range(300)}
+    proxy.streams[500] = Row(4710, 9000, ticket=of("bob"))
+    judge = revoking("bob")
+
+    def sooner(*question):
+        found = judge(*question)
+        return found if found.cause == REVOKED else Ends(8000, EXPIRED)
+
+    await proxy.cutter(sooner).look()
+
+    cut = next(at for at, command in enumerate(proxy.asked) if command.startswith("shutdown"))
+    assert not any(command.startswith("set table") for command in proxy.asked[:cut])
+    assert {row.ends for n, row in proxy.streams.items() if n != 500} == {8000}

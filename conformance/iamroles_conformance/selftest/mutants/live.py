@@ -25,7 +25,7 @@ from iamroles_tools.haproxy import render
 
 # --- when a stream ends by itself
 
-# It cuts nothing either: the agent judges streams again for a minute after its start, and would end these.
+# It cuts nothing either: the agent judges streams again for seconds after its start, and would end these.
 mutant(
     "live.ends-a-minute-late", "LIVE-EXPIRY-001 LIVE-EXPIRY-002 LIVE-IDLE-001", "ends streams a minute late"
 )(
