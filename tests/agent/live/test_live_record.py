@@ -42,11 +42,13 @@ def test_where_streams_may_not_live_the_remedy_is_told(here, kind, what):
     assert said == (403, "streams_off", f"{what} need streams = true in backend plain of the policy")
 
 
-@pytest.mark.parametrize("kind", ["upload", "download", "websocket"])
-def test_a_stream_without_room_for_its_entry_is_refused(here, kind):
+@pytest.mark.parametrize(
+    ("kind", "expire"), [("upload", "5s"), ("download", "5s"), ("websocket", "5s"), ("download", "1s")]
+)
+def test_a_stream_without_room_for_its_entry_is_refused(here, kind, expire):
     haproxy = here.world.haproxy
     haproxy._files["haproxy.cfg"] = haproxy._files["haproxy.cfg"].replace(
-        "len 2600 size 100k", "len 2600 size 1"
+        f"len 2600 size 100k expire {expire}", f"len 2600 size 1 expire {expire}"
     )
     haproxy.reload()
     with ExitStack() as stack:
