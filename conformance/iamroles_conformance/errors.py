@@ -18,6 +18,8 @@ class ExitCode(IntEnum):
     """In the command or a file it names; click's own code."""
     STAGE_FAULT = 3
     """The stage, or the agent on it, cannot be used: nothing was judged."""
+    UNTESTABLE = 6
+    """Nothing failed, but some checks could not be judged, because the host was late above all."""
     INTERRUPTED = 130
     """By Ctrl-C or SIGTERM: what was played until then is reported, and says nothing about the rest."""
 

@@ -252,6 +252,8 @@ def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
     if run.stage is not None:
         lines[0] += f", HAProxy {run.haproxy_version or 'not needed'}"
         lines.append(f"iamroles: {run.stage.why}")
+    if run.host:
+        lines.append(f"iamroles: {run.host}")
     return lines
 
 
@@ -269,7 +271,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
         found = report.document(_subject(config), config.stash[_RUN], results)
         statement = found["statement"]
-        for line in (*found["findings"], statement["sentence"], *statement["beside"], *found["not_produced"]):
+        for line in (
+            *found["findings"],
+            *found["host"],
+            statement["sentence"],
+            *statement["beside"],
+            *found["not_produced"],
+        ):
             terminalreporter.write_line(line)
 
 
@@ -281,6 +289,11 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if run is None:
         return
     run.close()
+    verdicts = [result.verdict.value for _, result in config.stash[_RESULTS]]
+    if session.exitstatus == pytest.ExitCode.TESTS_FAILED and session.testsfailed == verdicts.count(
+        "untestable"
+    ):
+        session.exitstatus = ExitCode.UNTESTABLE
     directory, evidence = (config.getoption(f"--iamroles-{name}") for name in ("report", "evidence"))
     results = config.stash[_RESULTS]
     if (directory or evidence) and results and _has_all(config):

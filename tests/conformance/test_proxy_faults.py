@@ -115,7 +115,7 @@ def test_a_configuration_that_does_not_take_tls_is_told_what_it_must_do(tmp_path
         "file = pathlib.Path(output, 'haproxy.cfg')\nfile.write_text(file.read_text().replace('[*]', ''))\n"
     )
     render.write_text(render.read_text() + one_word)
-    told = said(f"{RUN} --check=fire.certificate --grade=strict", f"--agent={agent}", code=1)
+    told = said(f"{RUN} --check=fire.certificate --grade=strict", f"--agent={agent}", code=6)
 
     assert "HAProxy's configuration must split IAM_BIND into words" in told
 

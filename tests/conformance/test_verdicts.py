@@ -113,7 +113,7 @@ def test_a_connection_that_the_agent_closed_is_shown_with_the_agents_log():
     check = next(iter(plan(["gate-spop"])))
 
     def play():
-        uses(SimpleNamespace(agent=agent, haproxy_ended=lambda: None))
+        uses(SimpleNamespace(agent=agent, haproxy_ended=lambda: None, host_pids=[]))
         raise WireError("the agent closed the connection (RST)")
 
     (result,) = judged([check], play)

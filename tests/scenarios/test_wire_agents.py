@@ -9,7 +9,8 @@ from contextlib import contextmanager
 import pytest
 from mock_process import running
 
-from iamroles_scenarios.base.errors import UnreachableError, WireError
+from iamroles_scenarios.base import lateness
+from iamroles_scenarios.base.errors import SilenceError, UnreachableError, WireError
 from iamroles_scenarios.checks.plan import plan
 from iamroles_scenarios.declarations.results import Check, Verdict
 from iamroles_scenarios.declarations.scenario import PlannedCheck
@@ -97,7 +98,7 @@ QUICK = {
 def test_each_check_ends_with_a_verdict_on_the_agent(behaviour):
     chosen = [check for check in plan(["wire"]) if check.id in QUICK]
     with blunt(behaviour, "--delay", "2") as address:
-        results = lane.run(WireTarget(address, time_scale=0.1), chosen, twice=False)
+        results = lane.run(WireTarget(address, time_scale=0.1), chosen, replays=False)
 
     assert [result.check for result in results] == [check.id for check in chosen]
     assert {result.verdict for result in results} <= {Verdict.PASS, Verdict.FAIL}
@@ -131,20 +132,22 @@ def test_a_fault_of_the_suite_is_never_the_agents():
     assert "a bug of ours" in result.message
 
 
-def test_silence_of_a_few_is_judged_twice():
+@pytest.mark.parametrize(("gap", "scales"), [(0.7, [1.0, 2.0]), (0.0, [1.0])])
+def test_silence_is_judged_again_if_the_judge_was_late_and_only_then(gap, scales, monkeypatch):
     calls = []
 
-    async def late(target):
-        calls.append(target.time_scale)
+    async def silent_once(target):
+        calls.append(target.seconds(1.0))
         if len(calls) == 1:
-            raise TimeoutError
+            raise SilenceError("nothing came")
 
     seen = []
-    [result] = lane.run(WireTarget("127.0.0.1:1"), [planned(late)], on_result=seen.append)
+    monkeypatch.setattr(lateness, "delay", lambda *_: lateness.Delay(gap, 0.0))
+    [result] = lane.run(WireTarget("127.0.0.1:1"), [planned(silent_once)], on_result=seen.append)
 
-    assert result.verdict is Verdict.PASS
-    assert calls == [1.0, lane.PATIENCE]
-    assert seen == [result]
+    assert calls == scales
+    assert result.verdict is (Verdict.PASS if gap else Verdict.FAIL)
+    assert (len(result.again), seen) == (len(scales) - 1, [result])
 
 
 # --- the fuzzer -------------------------------------------------------------------------------------------

@@ -15,9 +15,11 @@ import click
 from iamroles_conformance.commands.options import Command, judges
 from iamroles_conformance.errors import ExitCode
 from iamroles_conformance.reports import bundle, explain, report
+from iamroles_conformance.reports.statement import untestable
 from iamroles_conformance.subject import Subject
 from iamroles_scenarios.checks.plan import named_by
 from iamroles_scenarios.commands.values import Length, OutputPath
+from iamroles_scenarios.declarations.catalogue import Grade
 from iamroles_scenarios.declarations.results import CheckResult, Verdict
 from iamroles_scenarios.declarations.scenario import PlannedCheck
 from iamroles_scenarios.engine.jobs import by_importance
@@ -92,16 +94,28 @@ def run(
     totals = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
     click.echo(f"{totals} in {found['seconds']} s")
     statement = found["statement"]
-    for line in (*found["findings"], statement["sentence"], *statement["beside"], *found["not_produced"]):
+    for line in (
+        *found["findings"],
+        *found["host"],
+        statement["sentence"],
+        *statement["beside"],
+        *found["not_produced"],
+    ):
         click.echo(line)
     if missing := found["not_played"]:
         why = f"the budget of {budget:g} s is over" if over else "interrupted"
         click.echo(f"{why}: {len(missing)} of {len(planned)} checks were not played{_by_family(missing)}")
         if not over:
             sys.exit(ExitCode.INTERRUPTED)
-    if only_the_stage(result for _, result in pairs):
-        sys.exit(ExitCode.STAGE_FAULT)
-    sys.exit(ExitCode.PASSED if found["passed"] else ExitCode.FAILED)
+    sys.exit(_code(found, [result for _, result in pairs], subject.grade))
+
+
+def _code(found: report.Document, results: list[CheckResult], grade: Grade) -> ExitCode:
+    if only_the_stage(results):
+        return ExitCode.STAGE_FAULT
+    if untestable([result.verdict.value for result in results], grade):
+        return ExitCode.UNTESTABLE
+    return ExitCode.PASSED if found["passed"] else ExitCode.FAILED
 
 
 def _by_family(names: list[str]) -> str:
@@ -170,3 +184,5 @@ def _introduce(started: Run) -> None:
     click.echo(f"judging {started.agent.name} {started.agent.version}".rstrip() + haproxy)
     if started.stage is not None:
         click.echo(started.stage.why)
+    if started.host:
+        click.echo(started.host)

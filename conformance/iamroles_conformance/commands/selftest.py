@@ -22,6 +22,7 @@ from iamroles_conformance.subject import default_agent_toml
 from iamroles_scenarios.checks.plan import plan
 from iamroles_scenarios.commands.values import Number
 from iamroles_scenarios.declarations.catalogue import catalogue
+from iamroles_scenarios.engine.attempts import stretched
 from iamroles_scenarios.stage import KINDS, AgentSpec, open_stage
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
@@ -87,7 +88,7 @@ def selftest(
         return
     with ForkServer() as server, open_stage(kind, haproxy=haproxy) as stage:
         spec = replace(AgentSpec.load(default_agent_toml()), popen=server.start)
-        run = Selftest(stage, spec, scale=time_scale)
+        run = Selftest(stage, spec, scale=time_scale * stretched()[0])
         if tolerant:
             sys.exit(_tolerate(run, chosen, jobs, only_together=together))
         bare = [] if names else uncovered(families or FAMILIES, chosen)
@@ -118,6 +119,9 @@ def _judge(
     failed = [outcome for outcome in outcomes if not outcome.caught]
     for name in bare:
         click.echo(f"{'NO MUTANT':10} {name}: {catalogue()[name].text}")
+    alone = [outcome.mutant.id for outcome in outcomes if outcome.caught and outcome.alone]
+    if alone:
+        click.echo(f"survived beside others, and were caught when judged alone: {', '.join(alone)}")
     click.echo(
         f"{len(outcomes)} mutants, {len(outcomes) - len(failed)} caught, {len(failed)} not; "
         f"{time.monotonic() - started:.1f} s"
@@ -175,7 +179,8 @@ def line(outcome: MutantResult) -> str:
     if outcome.caught:
         by = sorted({check for checks in outcome.killed.values() for check in checks})
         shown = f"{by[0]} and {len(by) - 1} more" if len(by) > 1 else by[0]
-        return f"{'caught':10} {mutant.id:34} {mutant.title} — {shown}"
+        alone = ", only when judged alone" * outcome.alone
+        return f"{'caught':10} {mutant.id:34} {mutant.title} — {shown}{alone}"
     text = f"{'SURVIVED':10} {mutant.id:34} {mutant.title}\n{'':10}   "
     if outcome.trouble:
         return text + f"could not be judged: {outcome.trouble}"

@@ -56,7 +56,7 @@ def line(results: Iterable[tuple[str, CheckResult]], about: dict[str, Any]) -> s
     for name, result in results:
         wait = result.narrowest
         narrowest = [wait.what, round(wait.took, 4), round(wait.bound, 4)] if wait else None
-        checks[name] = [result.verdict.value, result.tries, narrowest]
+        checks[name] = [result.verdict.value, 1 + len(result.again), narrowest]
     return json.dumps({**about, "checks": checks}) + "\n"
 
 

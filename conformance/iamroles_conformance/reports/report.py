@@ -39,6 +39,8 @@ SCHEMA = 1
 SPEC = 1
 """The version of SPEC.md that was judged."""
 Document = dict[str, Any]
+_NAMED = 5
+"""Checks that a finding names."""
 _RED = ("fail", "untestable", "harness-error", "known-failure", "departure", "warning")
 
 
@@ -86,11 +88,21 @@ def document(
             without_secrets(text)
             for text in findings(result for _, result in pairs) + (load.sentences() if load else [])
         ],
+        "host": [without_secrets(text) for text in [run.host, *_late(checks)] if text],
         "not_played": sorted({check.name for check in run.planned} - {check["name"] for check in checks}),
         "not_produced": not_produced([check.name for check in run.planned]),
         **_derived(checks),
         "checks": checks,
     }
+
+
+def _late(checks: list[Document]) -> list[str]:
+    """Say what was played again because the host was late, and which checks had it often."""
+    late = [check for check in checks if check.get("again")]
+    named = ", ".join(f"{check['name']} ({check['again'][0]})" for check in late[:_NAMED])
+    more = f" and {len(late) - _NAMED} more" if len(late) > _NAMED else ""
+    again = "played again with longer times, because the host was late"
+    return [f"{len(late)} of {len(checks)} checks were {again}: {named}{more}"] if late else []
 
 
 def _derived(checks: list[Document]) -> Document:
@@ -123,6 +135,8 @@ def _check(check: PlannedCheck, result: CheckResult) -> Document:
         "message": without_secrets(result.message),
         "seconds": round(result.seconds, 3),
     }
+    if result.again:
+        found["again"] = list(result.again)
     if result.verdict not in (Verdict.PASS, Verdict.NOT_APPLICABLE):
         found["evidence"] = {
             "sent": without_secrets(evidence.sent),
@@ -216,6 +230,10 @@ def as_junit(found: Document) -> str:
         case = ET.SubElement(
             suite, "testcase", classname=_class_name(check), name=check["name"], time=str(check["seconds"])
         )
+        if again := check.get("again"):
+            properties = ET.SubElement(case, "properties")
+            for why in again:
+                ET.SubElement(properties, "property", name="played again", value=_printable(why))
         kind = _JUNIT.get(check["verdict"])
         if kind is not None:
             counts[kind] += 1

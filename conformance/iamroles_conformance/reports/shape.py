@@ -81,6 +81,7 @@ class _Document(_Model):
     seeds: dict[str, Any] | None = None
     statement: _Statement
     findings: list[str] | None = None
+    host: list[str] | None = None
     not_played: list[str] | None = None
     not_produced: list[str] | None = None
     totals: dict[str, int]

@@ -29,6 +29,12 @@ _RED = {Verdict.FAIL.value, Verdict.WARNING.value, Verdict.DEPARTURE.value}
 _JUDGED = {_PASS, Verdict.KNOWN_FAILURE.value, *_RED}
 
 
+def untestable(verdicts: Sequence[str], grade: Grade) -> bool:
+    """Decide if a run ends with a code of its own: nothing failed, but some checks could not be judged."""
+    judged = [verdict for verdict in verdicts if verdict != Verdict.UNTESTABLE.value]
+    return len(judged) < len(verdicts) and (not judged or holds(judged, grade))
+
+
 def holds(verdicts: Sequence[str], grade: Grade) -> bool:
     """Decide if a run may end with exit code 0: something was played, and nothing of the grade failed."""
     bad = {verdict.value for verdict in Verdict if not verdict.good}

@@ -80,6 +80,8 @@ class MutantResult:
     """Why it could not be judged, or proves nothing."""
     red: dict[str, str] = field(default_factory=dict)
     """Messages of the checks that turned red, and of those of `ALIVE` that did not pass."""
+    alone: bool = False
+    """True if it survived beside other mutants, and was judged again by itself."""
 
     @property
     def survived(self) -> list[str]:
@@ -126,7 +128,7 @@ class Selftest:
     def baseline(self, chosen: Sequence[Mutant]) -> list[CheckResult]:
         """Play the sound agent. Return the results that are not PASS; these checks will kill nothing."""
         checks = self._and(set(ALIVE), self.checks_for({name for found in chosen for name in found.kills}))
-        red = self._failing_twice(self._mutated([]), checks, (Verdict.PASS,))
+        red = self._failing(self._mutated([]), checks, (Verdict.PASS,))
         self._unsound = {result.check for result in red}
         return red
 
@@ -140,8 +142,8 @@ class Selftest:
     ) -> list[MutantResult]:
         """Judge mutants, and return the outcomes in the order given.
 
-        On a busy host a mutant that shows by its timing alone may survive. Survivors are judged again, one at
-        a time, at the end.
+        Side by side, a mutant whose timing alone shows it may survive. So survivors are judged again at the
+        end, each by itself; the outcome says so (`MutantResult.alone`).
         """
 
         def report(outcome: MutantResult) -> MutantResult:
@@ -158,7 +160,7 @@ class Selftest:
             found = dict(zip(order, pool.map(first, [chosen[at] for at in order]), strict=True))
         for at in order:
             if not found[at].caught:
-                found[at] = report(self.judge(chosen[at], whole=whole))
+                found[at] = report(replace(self.judge(chosen[at], whole=whole), alone=True))
         return [found[at] for at in sorted(found)]
 
     def judge(self, mutant: Mutant, *, explain: bool = True, whole: bool = False) -> MutantResult:
@@ -204,21 +206,13 @@ class Selftest:
         """Return the MUSTs of `core` that accuse a twin with these behaviours of `registry.permitted`."""
         checks = [check for check in self._planned if check.must and check.grade == "core"]
         fine = (Verdict.PASS, Verdict.NOT_APPLICABLE)
-        red = self._failing_twice(self._mutated(behaviours), checks, fine)
+        red = self._failing(self._mutated(behaviours), checks, fine)
         return [Accusation(one.check, one.verdict.value, one.message) for one in red]
 
-    def _failing_twice(
+    def _failing(
         self, spec: AgentSpec, checks: list[PlannedCheck], fine: tuple[Verdict, ...]
     ) -> list[CheckResult]:
-        """Play checks, and those that fail a second time: a busy host fails once, a wrong check each time."""
-        red: list[CheckResult] = []
-        for _ in range(2):
-            red = [result for result in self._whole(spec, checks) if result.verdict not in fine]
-            failing = {result.check for result in red}
-            checks = [check for check in checks if check.id in failing]
-            if not checks:
-                break
-        return red
+        return [result for result in self._whole(spec, checks) if result.verdict not in fine]
 
     def _explained(self, outcome: MutantResult, spec: AgentSpec, results: list[CheckResult]) -> MutantResult:
         """Add to a survivor which other checks catch it, or what kept its own from judging."""
@@ -288,10 +282,10 @@ class Selftest:
         chosen = {check.id for check in checks}
         for job in sorted(jobs_of(checks), key=lambda job: _CHEAPEST.index(job.lane)):
             lane: Lane = "gate" if job.through_proxy else "gate-spop"
-            target = Target(lane, self._stage, spec, worlds, self._scale)
+            target = Target(lane, self._stage, spec, worlds, self._scale, replays=False)
             if job.lane == "wire":
                 with wire_target(target) as pointed:
-                    found = wire_lane.run(pointed, job.checks, twice=False)
+                    found = wire_lane.run(pointed, job.checks, replays=False)
             else:
                 found = job.play(target)
             yield [result for result in found if result.check in chosen]

@@ -95,8 +95,8 @@ class Recording:
         self.keeps = keeps
         self.narrowest: Wait | None = None
         """The wait that came nearest to its bound."""
-        self.tries = 1
-        """How often it was played until its result held."""
+        self.timed = False
+        """True if a life, a bound or a wait was stretched by the scale, or the agent was silent."""
         self._started = time.monotonic()
         self._exchanges = _Ends()
         self._connections = _Ends()
@@ -161,10 +161,10 @@ def waited(what: str, took: float, bound: float) -> None:
         found.waited(Wait(what, took, bound))
 
 
-def tried_again() -> None:
-    """Note that what went before does not count: it is played once more."""
+def timed() -> None:
+    """Note that time decides here: if the host was late meanwhile, a failure proves nothing."""
     if (found := _current.get()) is not None:
-        found.tries += 1
+        found.timed = True
 
 
 def carried(function: Callable[_P, _T]) -> Callable[_P, _T]:

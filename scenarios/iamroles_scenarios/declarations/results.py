@@ -67,8 +67,10 @@ class CheckResult:
     """The traffic, if the run keeps it; of a scenario, for all its checks. Without secrets."""
     narrowest: Wait | None = None
     """The wait that came nearest to its bound."""
-    tries: int = 1
-    """How often it was played until this result held."""
+    late: str = ""
+    """Why this result proves nothing: the host was late; "" if it was not."""
+    again: tuple[str, ...] = ()
+    """Why it was played again with longer times, for each time."""
 
 
 @dataclass(frozen=True, slots=True)

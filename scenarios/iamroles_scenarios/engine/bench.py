@@ -130,7 +130,7 @@ class Bench:
             client.close()
 
     def seconds(self, seconds: float) -> float:
-        return seconds * self.target.scale
+        return self.target.seconds(seconds)
 
     @staticmethod
     def now() -> int:
@@ -138,14 +138,19 @@ class Bench:
         return int(time.time())
 
     @staticmethod
-    def in_time(moment: float, what: str) -> None:
+    def in_time(moment: float, what: str, at: float | None = None) -> None:
         """Hold the judge to a moment, epoch seconds, that its own step had to come before.
+
+        Args:
+            moment: which.
+            what: names the step.
+            at: when the step was done; None: now.
 
         Raises:
             TooSlow: it came later, so the agent is not to blame: the check is played again with longer times.
         """
-        if (late := time.time() + EARLY - moment) > 0:
-            raise TooSlow(f"the judge was {late:.1f} s late for {what}; raise the time scale")
+        if (late := (time.time() if at is None else at) + EARLY - moment) > 0:
+            raise TooSlow(f"the judge was {late:.1f} s late for {what}")
 
     def failed(
         self,

@@ -115,7 +115,7 @@ class Events:
             case "adopt":
                 issuer.adopt()
             case "slow":
-                issuer.fault("jwks", "slow", seconds=step.seconds * self._target.scale)
+                issuer.fault("jwks", "slow", seconds=self._target.seconds(step.seconds))
             case "mend":
                 issuer.clear("jwks")
             case "replace":
@@ -137,7 +137,7 @@ class Events:
                 time.sleep(left + CLOCK_MARGIN)
             return
         issuer = self._target.worlds.issuer(self._place.issuer(step.fetched))
-        seconds = EVENT_DEADLINE * self._target.scale
+        seconds = self._target.seconds(EVENT_DEADLINE)
         try:
             issuer.wait_for("jwks", self._fetches.get(issuer.name, 0) + 1, seconds)
         except WaitTimeoutError as error:
@@ -148,7 +148,7 @@ class Events:
         policy = stripped(merged(self._place.policy, self._place.own(step.override)), step.without)
         for world in self._place.worlds:
             try:
-                answer = world.agent.reload(policy, within=EVENT_DEADLINE * self._target.scale)
+                answer = world.agent.reload(policy, within=self._target.seconds(EVENT_DEADLINE))
             except StageError as error:
                 raise AgentFault(f"the agent did not say what came of the reload: {error.message}") from error
             self._answered(step, answer)

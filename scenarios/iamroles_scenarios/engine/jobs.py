@@ -6,20 +6,19 @@ checks side by side by itself and is one job.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 
-from iamroles_scenarios.base.errors import SelectionError, TooSlow, Untestable
+from iamroles_scenarios.base.errors import SelectionError
 from iamroles_scenarios.declarations.planning import planned
 from iamroles_scenarios.declarations.results import CheckResult
 from iamroles_scenarios.declarations.scenario import PROXY_LANES, PlannedCheck, Scenario
+from iamroles_scenarios.engine.attempts import attempted
 from iamroles_scenarios.engine.play import play
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.verdicts import judged, lacking, passed
 from iamroles_scenarios.stage import AgentSpec
-
-_ATTEMPTS = 4
 
 
 @dataclass(eq=False, slots=True)
@@ -65,20 +64,16 @@ def called(check: PlannedCheck, target: Target) -> CheckResult:
     assert function is not None  # noqa: S101 - planned as one
     if missing := target.lacks(check.features):
         return lacking(check, missing)
-    [result] = judged(
-        [check], lambda: [passed(check, _in_time(function.run, target))], transcripts=target.transcripts
-    )
-    return result
 
+    def play(slower: Target) -> list[CheckResult]:
+        return judged(
+            [check],
+            lambda: [passed(check, function.run(slower))],
+            scale=slower.scale,
+            transcripts=target.transcripts,
+        )
 
-def _in_time(play: Callable[[Target], object], target: Target) -> object:
-    """Play a check; if the suite itself was late for it, play it again with doubled times."""
-    for slower in target.attempts(_ATTEMPTS):
-        try:
-            return play(slower)
-        except TooSlow as error:
-            late = error
-    raise Untestable(str(late)) from late
+    return attempted(target, play)[0]
 
 
 def validate(agent: AgentSpec, checks: list[PlannedCheck]) -> None:

@@ -19,6 +19,7 @@ from iamroles_scenarios.base.errors import AgentFault, CheckFailed, Evidence, Ha
 from iamroles_scenarios.declarations.results import CheckResult, Verdict, tails
 from iamroles_scenarios.declarations.scenario import Expectation, PlannedCheck, RequestSpec, Scenario, Step
 from iamroles_scenarios.declarations.timeline import BEGIN
+from iamroles_scenarios.engine.attempts import attempted
 from iamroles_scenarios.engine.certificates import proxy_fault
 from iamroles_scenarios.engine.credentials import readable
 from iamroles_scenarios.engine.events import Events
@@ -34,7 +35,6 @@ from iamroles_scenarios.engine.verdicts import blamed, judged, lacking, passed
 from iamroles_scenarios.engine.worlds import Loan
 from iamroles_scenarios.traffic.polling import NANO
 
-_ATTEMPTS = 3
 _POLL = 0.05
 """Seconds between two questions of an expectation that has time to come true."""
 _VARIANT = 80
@@ -76,32 +76,38 @@ def play(scenario: Scenario, target: Target, watcher: Watcher | None = None) -> 
     if missing:
         return [lacking(check, missing) for check in checks]
     watcher = watcher or Watcher()
-    return judged(checks, lambda: _played(scenario, target, watcher), transcripts=target.transcripts)
+
+    def play_at(slower: Target) -> list[CheckResult]:
+        return judged(
+            checks,
+            lambda: _played(scenario, slower, watcher),
+            scale=slower.scale,
+            transcripts=target.transcripts,
+        )
+
+    return attempted(target, play_at)
 
 
 def _played(scenario: Scenario, target: Target, watcher: Watcher) -> list[CheckResult]:
-    for attempt, slower in enumerate(target.attempts(_ATTEMPTS)):
-        with _world(scenario, slower, attempt) as loan:
-            playing = _Playing(scenario, slower, loan, watcher)
-            playing.run()
-            results = [playing.verdict(check) for check in scenario.planned(target.lane)]
-            if any(result.verdict is Verdict.FAIL for result in results):
-                ended(loan.worlds, ENDING)  # a closed world cannot say it
-        if not isinstance(playing.fault, TooSlow):
-            break
+    with _world(scenario, target) as loan:
+        playing = _Playing(scenario, target, loan, watcher)
+        playing.run()
+        results = [playing.verdict(check) for check in scenario.planned(target.lane)]
+        if any(result.verdict is Verdict.FAIL for result in results):
+            ended(loan.worlds, ENDING)  # a closed world cannot say it
     return results
 
 
 @contextmanager
-def _world(scenario: Scenario, target: Target, attempt: int) -> Iterator[Loan]:
+def _world(scenario: Scenario, target: Target) -> Iterator[Loan]:
     """Lend the world: of its own for each playing of a timeline, which leaves nothing as it was."""
     owner = owner_of(scenario, target.lane)
     if scenario.traffic is None:
         with target.worlds.borrow(scenario.world, owner) as loan:
             yield loan
         return
-    name = f"{owner}-{attempt}" if attempt else owner
-    tls, signed = scenario.traffic.tls, scenario.traffic.signed * target.scale
+    name = f"{owner}-{target.scale:g}"  # each playing has its own
+    tls, signed = scenario.traffic.tls, target.seconds(scenario.traffic.signed)
     with closing(target.worlds.start_own(scenario.world, name, tls=tls, signed=signed)) as loan:
         yield loan
 
@@ -166,8 +172,8 @@ class _Playing:
             if self._target.lane in self._scenario.checks[name].lanes
         }
         patience = max((item.within or 0.0 for item in expectations.values()), default=0.0)
-        scale = self._target.scale
-        deadline = time.monotonic() + patience * scale
+        bound = self._target.seconds(patience) if patience else 0.0
+        deadline = time.monotonic() + bound
         with_reason = any(item.reason is not None for item in expectations.values())
         while True:
             seen = player.ask(request, token.text if token else "", with_reason=with_reason)
@@ -179,9 +185,7 @@ class _Playing:
                 break
             time.sleep(_POLL)
         if patience and not any(differences.values()):
-            recording.waited(
-                "an answer as expected", patience * scale - (deadline - time.monotonic()), patience * scale
-            )
+            recording.waited("an answer as expected", bound - (deadline - time.monotonic()), bound)
         self._watcher.saw(step, seen, [text for each in differences.values() for text in each])
         where = f"step {number}" + (f" ({step.note})" if step.note else "")
         where += "".join(f", {text}" for text in _variant(step, request))
@@ -195,7 +199,7 @@ class _Playing:
         hopeful = any(item.allow or item.status == 200 for item in expectations.values())
         if token is not None and token.short and hopeful and not seen.allow and seen.at >= token.expires:
             late = f"the token lived until {token.expires}, the answer came at {seen.at:.1f}"
-            raise TooSlow(f"{late}; raise the time scale")
+            raise TooSlow(late)
         if token is not None and token.short and hopeful and seen.allow:
             recording.waited(
                 "an answer before a token's end", seen.at - token.minted, token.expires - token.minted

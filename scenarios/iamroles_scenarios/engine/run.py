@@ -18,6 +18,7 @@ from iamroles_scenarios.declarations.planning import current
 from iamroles_scenarios.declarations.results import CheckResult
 from iamroles_scenarios.declarations.scenario import Lane, PlannedCheck, WorldSpec
 from iamroles_scenarios.engine import wire_lane
+from iamroles_scenarios.engine.attempts import stretched
 from iamroles_scenarios.engine.background_load import BackgroundLoad
 from iamroles_scenarios.engine.jobs import Job, jobs_of, validate
 from iamroles_scenarios.engine.play import owner_of
@@ -95,6 +96,8 @@ class Run:
         self._worlds: Worlds | None = None
         self.background_load: BackgroundLoad | None = None
         """The traffic beside the checks, if it was asked for."""
+        self.host = ""
+        """What the run does because its host is busy; "" for nothing."""
         self._pool: ThreadPoolExecutor | None = None
         self._jobs = jobs_of(planned)
         self._job_of = {(check.id, check.lane): job for job in self._jobs for check in job.checks}
@@ -125,6 +128,7 @@ class Run:
 
     def _open_worlds(self) -> None:
         if self.stage is None:
+            self._stretch()
             self.stage = open_stage(self.options.stage, self.options.require, self.options.haproxy)
         through_proxy = any(job.through_proxy for job in self._jobs)
         haproxy = through_proxy or bool(self.options.load)
@@ -170,6 +174,10 @@ class Run:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _stretch(self) -> None:
+        factor, self.host = stretched()
+        self.options = replace(self.options, scale=self.options.scale * factor)
 
     # --- results -------------------------------------------------------------------------------------------
 

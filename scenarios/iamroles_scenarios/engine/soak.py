@@ -117,7 +117,7 @@ def _opened(target: Target, owner: str) -> Loan:
         if features.get(feature):
             override = merged(override, more)
     spec = spec.model_copy(update={"override": override, "agents": 2 if features.get("pair") else 1})
-    signed = walk().signed * target.scale if features.get("identity") else 0.0
+    signed = target.seconds(walk().signed) if features.get("identity") else 0.0
     try:
         return target.worlds.start_own(spec, owner, signed=signed, tls=walk().tls)
     except Untestable:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
@@ -28,12 +27,17 @@ class Target:
     transcripts: bool = False
     """True if results keep the traffic, also of checks that pass."""
 
-    def attempts(self, most: int) -> Iterator[Self]:
-        """Yield this target for a first attempt, and with doubled times for each other."""
-        for attempt in range(most):
-            if attempt:
-                recording.tried_again()
-            yield replace(self, scale=self.scale * 2**attempt)
+    replays: bool = True
+    """False: a failure counts at once, whether the host was late or not."""
+
+    def seconds(self, seconds: float) -> float:
+        """Return a life, a bound or a wait, stretched for this host."""
+        recording.timed()
+        return seconds * self.scale
+
+    def stretched(self, factor: float) -> Self:
+        """Return the same target with longer times."""
+        return replace(self, scale=self.scale * factor)
 
     def lacks(self, features: list[str] | frozenset[str]) -> list[str]:
         """Return the features among these that the agent declares not to have."""

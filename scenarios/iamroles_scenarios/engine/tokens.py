@@ -81,7 +81,7 @@ class Mint:
         lives = recipe.pop("lives", None)
         now = time.time()
         if lives is not None:
-            recipe["exp"] = math.ceil(now + seconds(lives) * self._target.scale)
+            recipe["exp"] = math.ceil(now + self._target.seconds(seconds(lives)))
         wanted = [recipe.get("issuer", DEFAULT_ISSUER), recipe.get("signer", DEFAULT_ISSUER), DEFAULT_ISSUER]
         issuers = {issuer: self._target.worlds.issuer(self._place.issuer(issuer)) for issuer in wanted}
         recipe = _located(recipe, {name: issuer.url for name, issuer in issuers.items()})

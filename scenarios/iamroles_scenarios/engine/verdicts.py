@@ -4,11 +4,13 @@
    are FAIL. So is an agent that ends, or never gets ready, under a policy that SPEC.md allows: the stage then
    gives the agent's log and no other. Everything else that goes wrong is a HARNESS_ERROR of the suite.
 2. `explained`: the agent or HAProxy ended by itself meanwhile, which is the cause of all that was judged.
-3. `recorded`: how long it took, how near a wait came to its bound, what was sent and seen.
-4. `reported`: what the result is for this vendor. Of an agent that already runs, UNTESTABLE does not apply;
+3. `held_late`: did the host keep the judge, the agent or HAProxy from running, more than the stretched times
+   allow for? Then a failure in which time counted proves nothing yet (`attempts` plays it again).
+4. `recorded`: how long it took, how near a wait came to its bound, what was sent and seen.
+5. `reported`: what the result is for this vendor. Of an agent that already runs, UNTESTABLE does not apply;
    a failure of a SHOULD is a warning, of `strict` alone a departure; then comes the list of known failures.
 
-Every lane applies the first three, so no lane is kinder than another. Only `Run` applies the last one: the
+Every lane applies the first four, so no lane is kinder than another. Only `Run` applies the last one: the
 self-test counts failures as they are. No other module changes a result.
 """
 
@@ -19,7 +21,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from iamroles_scenarios.base import recording
+from iamroles_scenarios.base import lateness, recording
 from iamroles_scenarios.base.errors import (
     AgentFault,
     CheckFailed,
@@ -27,6 +29,7 @@ from iamroles_scenarios.base.errors import (
     Inapplicable,
     ProxyFileError,
     StageError,
+    TooSlow,
     Untestable,
     WireFormatError,
 )
@@ -38,20 +41,30 @@ from iamroles_scenarios.stage import AgentSpec
 
 _AGENT, _PROXY = "agent", "haproxy"
 """Their parts in the stage's logs."""
+_GAP, _SHARE = 0.1, 0.05
+"""Seconds, and part of the time, for which even times that are not stretched leave room."""
+_SHORTEST = 0.5
+"""Seconds of the shortest bound of a check."""
 _TRACE = 60
 """Lines of what was sent and seen that a failure without a trace of its own shows."""
 
 
 def judged(
-    checks: Sequence[PlannedCheck], play: Callable[[], list[CheckResult]], *, transcripts: bool = False
+    checks: Sequence[PlannedCheck],
+    play: Callable[[], list[CheckResult]],
+    *,
+    scale: float = 1.0,
+    transcripts: bool = False,
 ) -> list[CheckResult]:
-    """Play checks and return their results after the first three steps.
+    """Play checks and return their results after the first four steps.
 
     Args:
         checks: what is played.
         play: plays them; what it raises ended all of them.
+        scale: by which times are stretched.
         transcripts: the results keep the traffic, also of checks that pass.
     """
+    lateness.start()
     began = time.monotonic()
     with recording.recorded(keeps=True) as found, watched() as worlds:
         try:
@@ -61,9 +74,13 @@ def judged(
         failed = any(result.verdict is Verdict.FAIL for result in results)
         if (ending := ended(worlds, ENDING if failed else 0.0)) is not None:
             results = [explained(result, ending) for result in results]
-        elif failed and worlds and (log := worlds[-1].agent.logs()):  # may say why a connection was closed
-            for result in (one for one in results if one.verdict is Verdict.FAIL):
-                result.evidence.logs.update(tails({_AGENT: log}) | result.evidence.logs)
+        elif failed:
+            if worlds and (log := worlds[-1].agent.logs()):  # may say why a connection was closed
+                for result in (one for one in results if one.verdict is Verdict.FAIL):
+                    result.evidence.logs.update(tails({_AGENT: log}) | result.evidence.logs)
+            if found.timed:
+                about = lateness.delay(began, [pid for world in worlds for pid in world.host_pids])
+                results = [held_late(result, about, scale) for result in results]
     seconds = time.monotonic() - began
     return [recorded(result, found, seconds, transcripts=transcripts) for result in results]
 
@@ -98,12 +115,15 @@ def blamed(check: PlannedCheck, error: Exception, beside: Evidence | None = None
         case WireFormatError():
             return _result(check, Verdict.FAIL, f"the agent's answer is malformed: {error.message}", beside)
         case AgentFault():
+            recording.timed()  # silence above all
             evidence = replace(beside, trace=error.trace or beside.trace)
             return _result(check, Verdict.FAIL, error.message, evidence)
         case Inapplicable():
             return lacking(check, [str(error)])
         case Untestable():
             return _result(check, Verdict.UNTESTABLE, str(error))
+        case TooSlow():
+            return replace(_result(check, Verdict.UNTESTABLE, str(error)), late=str(error))
         case StageError():
             evidence = Evidence(sent=f"world file: {error.world}" * bool(error.world), logs=error.logs)
             if set(error.logs) != {_AGENT} and not isinstance(error, ProxyFileError):
@@ -151,6 +171,22 @@ def explained(result: CheckResult, ending: Ending) -> CheckResult:
     )
 
 
+def held_late(result: CheckResult, about: lateness.Delay, scale: float) -> CheckResult:
+    """Return a failure with why the host was too late for it, if it was: more than `scale` makes up for.
+
+    Times that are stretched by four leave three quarters of them to wait in. What was late by less than that
+    had its whole time beside it, so the failure stands: a late host acquits nobody for ever.
+    """
+    if result.verdict is not Verdict.FAIL:
+        return result
+    late = ""
+    if about.gap > _GAP + _SHORTEST * (scale - 1):
+        late = f"the judge did not run for {about.gap:.1f} s"
+    elif about.share > max(_SHARE, 1 - 1 / scale):
+        late = f"the judge, the agent or HAProxy waited for a CPU or disk for {about.share:.0%} of the time"
+    return replace(result, late=late)
+
+
 def recorded(
     result: CheckResult, found: recording.Recording, seconds: float, *, transcripts: bool
 ) -> CheckResult:
@@ -164,7 +200,6 @@ def recorded(
         seconds=seconds,
         transcript=text if transcripts else "",
         narrowest=found.narrowest,
-        tries=found.tries,
     )
 
 

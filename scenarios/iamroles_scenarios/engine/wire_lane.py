@@ -4,9 +4,8 @@ Every check ends by its deadline with a verdict. What the agent did wrong is FAI
 never answered included; what the suite did wrong (any other exception) is a HARNESS_ERROR and never the
 agent's. Failures come last: only then is it known whether the agent itself has ended, which explains them.
 
-Deadlines are short because an agent's answers are; but sixteen checks at once, on a host with other work, can
-make a sound agent late. So if a few checks failed by silence alone, they are judged once more, nearly alone
-and with more patience, and the second verdict holds. If many did, the agent is silent.
+Deadlines are short because an agent's answers are. What the host was late for is judged again when all others
+are through: side by side, with longer times (`attempts`).
 """
 
 from __future__ import annotations
@@ -17,24 +16,21 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from iamroles_scenarios.base import recording
+from iamroles_scenarios.base import lateness, recording
 from iamroles_scenarios.base.errors import Evidence, SilenceError
 from iamroles_scenarios.declarations.results import CheckResult, Verdict, tails
 from iamroles_scenarios.declarations.scenario import PlannedCheck
+from iamroles_scenarios.engine.attempts import STRETCHES, settled
 from iamroles_scenarios.engine.setups import Ending, in_words, refuses
-from iamroles_scenarios.engine.verdicts import blamed, explained, lacking, passed, recorded
+from iamroles_scenarios.engine.verdicts import blamed, explained, held_late, lacking, passed, recorded
 from iamroles_scenarios.wire.client import Connection
 from iamroles_scenarios.wire.judge import opened
 from iamroles_scenarios.wire.target import WireTarget
 
-_CONCURRENCY = 16
-"""Checks side by side."""
+_CONCURRENCY, _NEARLY_ALONE = 16, 4
+"""Checks side by side; and of those that are judged again."""
 CHECK_DEADLINE = 25.0
 """Seconds, before scaling, after which a check that still runs is a failure of the agent."""
-FEW = 24
-"""Failures by silence that are judged again; more cannot be an accident."""
-PATIENCE = 2.0
-"""Deadlines are multiplied by this the second time."""
 
 
 def _ignored(_result: CheckResult) -> None: ...
@@ -46,7 +42,7 @@ def run(
     *,
     on_result: Callable[[CheckResult], None] = _ignored,
     on_failure: Callable[[CheckResult], None] = _ignored,
-    twice: bool = True,
+    replays: bool = True,
     over: Callable[[], bool] = lambda: False,
     transcripts: bool = False,
 ) -> list[CheckResult]:
@@ -57,12 +53,13 @@ def run(
         chosen: checks of this lane.
         on_result: called with each result once it is final.
         on_failure: called with each failure at once, before it is known whether the agent has ended.
-        twice: judge a few failures by silence again (see the module).
+        replays: judge again what the host was late for.
         over: asked before each check; once it says yes, no more are begun, and those have no result.
         transcripts: the results keep the traffic, also of checks that pass.
     """
+    lateness.start()
     lane = _WireLane(target, on_result, on_failure, over, transcripts)
-    return asyncio.run(lane.run(chosen, twice=twice))
+    return asyncio.run(lane.run(chosen, STRETCHES if replays else STRETCHES[:1]))
 
 
 @dataclass(slots=True)
@@ -74,26 +71,23 @@ class _WireLane:
     transcripts: bool
     found: dict[str, CheckResult] = field(default_factory=dict)
 
-    async def run(self, chosen: Sequence[PlannedCheck], *, twice: bool) -> list[CheckResult]:
-        silent: list[PlannedCheck] = []
+    async def run(self, chosen: Sequence[PlannedCheck], stretches: Sequence[float]) -> list[CheckResult]:
+        again: dict[str, list[str]] = {check.id: [] for check in chosen}
+        late = list(chosen)
 
-        async def first(check: PlannedCheck) -> None:
-            result, by_silence = await self._judged(self.target, check)
-            if by_silence and twice:
-                silent.append(check)
-                self.found[check.id] = result
+        async def one(check: PlannedCheck) -> None:
+            result = await self._judged(target, check)
+            if result.late and stretch < STRETCHES[-1] and len(stretches) > 1:
+                again[check.id].append(result.late)
+                late.append(check)
             else:
-                self._keep(result)
+                self._keep(settled(result, again[check.id]) if len(stretches) > 1 else result)
 
-        async def again(check: PlannedCheck) -> None:
-            second, _ = await self._judged(patient, check)
-            kept = self.found[check.id] if second.verdict is Verdict.FAIL else second
-            self._keep(replace(kept, tries=2))
-
-        await self._side_by_side(_CONCURRENCY, [partial(first, check) for check in chosen])
-        patient = replace(self.target, time_scale=self.target.time_scale * PATIENCE)
-        if len(silent) <= FEW:
-            await self._side_by_side(4, [partial(again, check) for check in silent])
+        for stretch in stretches:
+            target = replace(self.target, time_scale=self.target.time_scale * stretch)
+            jobs = [partial(one, check) for check in late]
+            late = []
+            await self._side_by_side(_CONCURRENCY if stretch == 1 else _NEARLY_ALONE, jobs)
         self._explain()
         return [self.found[check.id] for check in chosen if check.id in self.found]
 
@@ -121,26 +115,23 @@ class _WireLane:
 
         await asyncio.gather(*map(one, jobs))
 
-    async def _judged(self, target: WireTarget, check: PlannedCheck) -> tuple[CheckResult, bool]:
-        """Return one check's result, and whether the agent's silence alone is the reason for it."""
+    async def _judged(self, target: WireTarget, check: PlannedCheck) -> CheckResult:
         assert check.function is not None  # noqa: S101 - the lane has no scenarios
         if missing := sorted(check.features - target.features):
-            return lacking(check, missing), False
+            return lacking(check, missing)
         connections: list[Connection] = []
         opened.set(connections)
         began = time.monotonic()
-        silent = False
         with recording.recorded(keeps=self.transcripts) as found:
             try:
                 result = passed(
                     check, await _within(target.seconds(CHECK_DEADLINE), check.function.run(target))
                 )
             except Exception as error:  # noqa: BLE001 - `blamed` says whose fault it is
-                evidence = _evidence(connections, target)
-                result, silent = blamed(check, error, evidence), _by_silence(error)
-        seconds = time.monotonic() - began
-        result = recorded(result, found, seconds, transcripts=self.transcripts)
-        return result, silent and result.verdict is Verdict.FAIL
+                result = blamed(check, error, _evidence(connections, target))
+        if found.timed and result.verdict is Verdict.FAIL:
+            result = held_late(result, lateness.delay(began, [target.pid]), target.time_scale)
+        return recorded(result, found, time.monotonic() - began, transcripts=self.transcripts)
 
 
 async def _within(limit: float, work: Awaitable[object]) -> object:
@@ -149,14 +140,6 @@ async def _within(limit: float, work: Awaitable[object]) -> object:
             return await work
     except TimeoutError as error:
         raise SilenceError(f"the agent kept the check busy for {limit:g} s") from error
-
-
-def _by_silence(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, SilenceError | TimeoutError):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _evidence(connections: list[Connection], target: WireTarget) -> Evidence:

@@ -126,7 +126,7 @@ def _slow(target: Target, loan: Loan) -> Callable[[], Mapping[str, Any]]:
     issuer, numbers = target.worlds.issuer(loan.issuer("slow")), itertools.count(1)
 
     def question() -> Mapping[str, Any]:
-        issuer.fault("jwks", "slow", seconds=_SLOW * target.scale)
+        issuer.fault("jwks", "slow", seconds=target.seconds(_SLOW))
         key = issuer.add_key("ES256", kid=f"slow-{next(numbers)}")
         recipe = {"issuer": "slow", "key": key.kid, "roles": ["reader"]}
         return _question(_token(target, loan, recipe), "/orders/1")
@@ -139,7 +139,7 @@ def _slow_sts(target: Target, loan: Loan) -> Callable[[], Mapping[str, Any]]:
 
     def question() -> Mapping[str, Any]:
         host = f"wire-slow{loan.suffix}.sts.example"
-        target.stage.cloud.fault(f"GetCallerIdentity@{host}", "slow", seconds=_SLOW * target.scale)
+        target.stage.cloud.fault(f"GetCallerIdentity@{host}", "slow", seconds=target.seconds(_SLOW))
         return _question(_presigned(target, loan, "wire-slow"), "/orders/1")
 
     return question

@@ -17,6 +17,7 @@ from iamroles_scenarios.base.errors import ProxyFileError, StageError
 from iamroles_scenarios.stage.agent_handle import AgentHandle
 from iamroles_scenarios.stage.composer import Composer
 from iamroles_scenarios.stage.kind import HaproxyPlace, HaproxyRun, StageKind
+from iamroles_scenarios.stage.part import Part
 from iamroles_scenarios.stage.rendering import Renderer, refusal
 from iamroles_scenarios.stage.spec import AgentSpec
 
@@ -139,6 +140,11 @@ class HaproxyHandle:
         said = refusal(log) if "refused" in what else "the file must use IAM_STATS_SOCKET (docs/stage.md)"
         what = what.replace("its configuration.", f"what `{self._renderer.own}` wrote:")
         return ProxyFileError(f"{what} {said}", {"haproxy": log})
+
+    @property
+    def parts(self) -> list[Part]:
+        """What runs or ran of it, a part for each generation."""
+        return [run.part for run in self._runs]
 
     @property
     def host_pid(self) -> int | None:
@@ -361,6 +367,12 @@ class World:
     def haproxy_ended(self) -> int | None:
         """HAProxy's exit code, where it ended by itself; None without HAProxy too."""
         return None if self._haproxy is None else self._haproxy.ended()
+
+    @property
+    def host_pids(self) -> list[int | None]:
+        """The first processes of the agent and HAProxy, as this host numbers them, ended ones too."""
+        runs = [] if self._haproxy is None else self._haproxy.parts
+        return [self.agent.host_pid, *(part.host_pid for part in runs)]
 
     def logs(self) -> dict[str, str]:
         found = {"agent": self.agent.logs()}

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import socket
 import struct
+import time
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Self, cast
 
 from iamroles_scenarios.base import recording
-from iamroles_scenarios.base.errors import SilenceError, UnreachableError, WireError, WireFormatError
+from iamroles_scenarios.base.errors import SilenceError, TooSlow, UnreachableError, WireError, WireFormatError
 from iamroles_scenarios.wire.codec import Typed, Value
 from iamroles_scenarios.wire.codec import address as ip
 from iamroles_scenarios.wire.frames import (
@@ -43,6 +44,8 @@ MAX_UNREAD = 4 << 20
 """Bytes kept unread before reading pauses."""
 _TIMEOUT = 2
 """The status code of SPOE.txt section 3.3 for "a timeout occurred"."""
+_SENDING = 2.0
+"""Seconds in which the judge must have sent what it sends in pieces; agents wait for a HELLO for longer."""
 MAX_FRAMES = 2000
 """Frames that `ended` reads before it calls them a flood."""
 
@@ -142,7 +145,11 @@ class Connection:
             frames: frames, or bytes as they are (length prefix and all).
             piece: send in pieces of so many bytes, each in a segment of its own.
             gap: seconds between pieces.
+
+        Raises:
+            TooSlow: the judge took so long that an agent may have given the connection up.
         """
+        began = time.monotonic()
         raw = b"".join(frame if isinstance(frame, bytes) else frame.encode() for frame in frames)
         how = "" if piece is None else f" [in pieces of {piece}]"
         self.transcript.add(TO_AGENT, raw, how)
@@ -153,6 +160,8 @@ class Connection:
             self._transport.write(raw[start : start + (piece or len(raw))])
             if piece is not None:
                 await asyncio.sleep(gap)
+            if (late := time.monotonic() - began) > _SENDING + gap * start:
+                raise TooSlow(f"the judge took {late:.1f} s to send {start} of {len(raw)} bytes")
         with suppress(TimeoutError):
             await asyncio.wait_for(self._pipe.writable.wait(), self.timeout)
 

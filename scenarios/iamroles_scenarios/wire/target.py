@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from iamroles_scenarios.base import recording
+
 
 class Process(Protocol):
     """A freshly started agent that a check may end: its own process, its own port, the same policy.
@@ -69,4 +71,5 @@ class WireTarget:
     launch: Launcher | None = None
 
     def seconds(self, seconds: float) -> float:
+        recording.timed()
         return seconds * self.time_scale

@@ -84,15 +84,15 @@ def isolation(target: Target) -> None:
     with _cold(target) as here:
         keys = here.issuer("dead")
         before = keys.counters().get("discovery", 0)
-        keys.wait_for("discovery", before + 1, 10.0 * target.scale)  # the agent has just tried again
+        keys.wait_for("discovery", before + 1, target.seconds(10.0))  # the agent has just tried again
         stuck = [Pending(here.another(), here.token("dead", key="ES256", sub=f"d{n}")) for n in range(5)]
-        time.sleep(_ON_ITS_WAY * target.scale)
+        time.sleep(target.seconds(_ON_ITS_WAY))
         for number in range(5):
             token = here.token("sound", key="ES256", sub=f"guest-{number}")
             here.expect("a sound issuer beside a dead one", token, ALLOWED, prompt=_PROMPT)
         keys.clear()
         for question in stuck:
-            question.answer(15.0 * target.scale)
+            question.answer(target.seconds(15.0))
 
 
 @check("identity.cold.mix-up", "JWKS-DISCOVERY-001", features={"oidc"})

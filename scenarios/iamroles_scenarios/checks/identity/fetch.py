@@ -51,7 +51,7 @@ def listening() -> closing[Listener]:
 
 def must_be_silent(here: Bench, listener: Listener, evil: IssuerHandle | None, what: str) -> None:
     """Fail if the agent called one of them; wait a little for a call that comes after the answer."""
-    time.sleep(_QUIET * here.target.scale)
+    time.sleep(here.target.seconds(_QUIET))
     calls = {"listener": listener.calls(), **(evil.counters() if evil else {})}
     if any(calls.values()):
         raise here.failed(f"{what} made the agent call: {calls}", expected="no call")

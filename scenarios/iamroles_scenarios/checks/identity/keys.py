@@ -118,8 +118,8 @@ def _refused_whole(target: Target, spoils: dict[str, Spoil]) -> None:
         marks = {name: keys.counters().get("jwks", 0) for name, keys in issuers.items()}
         for name, keys in issuers.items():
             # The first fetch from now may have begun before; the second gets the spoilt set.
-            keys.wait_for("jwks", marks[name] + 2, 10.0 * target.scale)
-            keys.wait_for("jwks-done", marks[name] + 1, 10.0 * target.scale)
+            keys.wait_for("jwks", marks[name] + 2, target.seconds(10.0))
+            keys.wait_for("jwks-done", marks[name] + 1, target.seconds(10.0))
             here.expect(f"{name}: the old key, after the bad set", old[name], ALLOWED)
             fresh = here.token(name, key=new[name].kid)
             here.expect(f"{name}: a new key out of the bad set", fresh, _NOT_TAKEN)
@@ -213,7 +213,7 @@ def outage(target: Target) -> None:
 def _asked(here: Bench, keys: IssuerHandle) -> None:
     """Wait until the agent asks the issuer once more, for discovery or keys."""
     before = sum(keys.counters().values())
-    deadline = time.monotonic() + 10.0 * here.target.scale
+    deadline = time.monotonic() + here.target.seconds(10.0)
     while sum(keys.counters().values()) <= before:
         if time.monotonic() > deadline:
             raise here.failed("the agent did not try to renew its keys within 10 s; refresh is 1 s")

@@ -73,14 +73,14 @@ def unnoticed(target: Target) -> None:
         keys.fault("jwks", "stall", times=1)
         try:
             stuck = [Pending(here.another(), _stray(here, "stall")) for _ in range(3)]
-            keys.wait_for("jwks", before + 1, 10.0 * target.scale)
+            keys.wait_for("jwks", before + 1, target.seconds(10.0))
             for number in range(5):
                 token = here.token("stall", key="ES256", sub=f"guest-{number}")
                 here.expect("a known key beside a stalled fetch", token, ALLOWED, prompt=_PROMPT)
         finally:
             keys.clear()
         for question in stuck:
-            question.answer(15.0 * target.scale)
+            question.answer(target.seconds(15.0))
 
 
 @check("identity.kids.herd", "JWKS-FETCH-002", features={"oidc"})
@@ -95,10 +95,10 @@ def herd(target: Target) -> None:
         key = keys.add_key("ES256")
         tokens = [here.token("herd", key=key.kid, sub=f"guest-{number}") for number in range(_HERD)]
         before = _fetches(here, "herd")
-        keys.fault("jwks", "slow", seconds=0.8 * target.scale)
+        keys.fault("jwks", "slow", seconds=target.seconds(0.8))
         try:
             waiting = [Pending(here.another(), token) for token in tokens]
-            seen = [question.answer(15.0 * target.scale) for question in waiting]
+            seen = [question.answer(target.seconds(15.0)) for question in waiting]
         finally:
             keys.clear()
         if lost := [answer for answer in seen if not answer.allow]:

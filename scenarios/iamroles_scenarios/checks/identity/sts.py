@@ -31,7 +31,7 @@ _READER = {
 def _disbelieved(here: Bench, what: str, **recipe: Any) -> None:  # noqa: ANN401 - recipes hold anything
     """Ask with credentials that STS would refuse, until the agent asks STS; it must believe none of them."""
     before = here.sts_calls()
-    deadline = time.monotonic() + _RECOVERY * here.target.scale
+    deadline = time.monotonic() + here.target.seconds(_RECOVERY)
     while here.sts_calls() == before:
         forged = here.credential(here.reader, secret="wrong", expires=_next(), **recipe)  # noqa: S106
         here.expect(what, forged, _NOT_BELIEVED)
@@ -254,7 +254,7 @@ def stalled(target: Target) -> None:
         finally:
             here.sts_clear()
         for question in stuck:
-            question.answer(15.0 * target.scale)
+            question.answer(target.seconds(15.0))
 
 
 @check("identity.sts.stalled-proxy", "STS-TIMEOUT-001", lane="gate", features={"sts"})

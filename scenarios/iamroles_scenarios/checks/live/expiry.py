@@ -25,7 +25,7 @@ from iamroles_scenarios.engine.target import Target
 
 LIFE = 6.0
 HALT = 1.5
-"""Seconds for which the proxy is frozen."""
+"""Seconds, times the scale, for which the proxy is frozen: more than `AFTER`."""
 
 
 @check("live.expiry.ends", "LIVE-EXPIRY-001", "LIVE-IDLE-001", features={"live"})
@@ -97,9 +97,10 @@ def halted(target: Target) -> None:
         lasting = here.open(SOCKET, here.token(exp="+15m"))
         short = here.open_short(EVERY, LIFE)
         worker = here.world.haproxy.worker
-        here.in_time(min(stream.expires for stream in short) - HALT, "the halt of the proxy")
+        halt = here.seconds(HALT)  # more than the stretched time in which streams must be over
+        here.in_time(min(stream.expires for stream in short) - halt, "the halt of the proxy")
         here.world.haproxy.send_to(worker, signal.SIGSTOP)
-        time.sleep(HALT)
+        time.sleep(halt)
         here.world.haproxy.send_to(worker, signal.SIGCONT)
         here.must_expire(short)
         here.must_last([lasting], "the end of others")

@@ -60,7 +60,7 @@ class LiveBench(Bench):
 
     def stretched(self, seconds: float) -> float:
         """Return the seconds that a stream may live, on a slow host more."""
-        return min(seconds * min(self.target.scale, _STRETCH), _LONGEST)
+        return min(self.target.seconds(seconds), seconds * _STRETCH, _LONGEST)
 
     def end(self, seconds: float = LIFE) -> int:
         """Return a token's `exp`: epoch seconds."""

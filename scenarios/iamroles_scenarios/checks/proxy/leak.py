@@ -55,7 +55,7 @@ def _answer(here: Bench, question: HttpQuestion, seen: Observation) -> None:
 
 def _record(here: Bench, count: int) -> list[dict[str, Any]]:
     """Wait for HAProxy's lines of these requests, in order; it writes each after its answer."""
-    deadline = time.monotonic() + _LOG_WITHIN * here.target.scale
+    deadline = time.monotonic() + here.target.seconds(_LOG_WITHIN)
     while len(lines := here.world.haproxy.log_lines()) < count:
         if time.monotonic() > deadline:
             raise here.failed(f"HAProxy recorded {len(lines)} of {count} requests")

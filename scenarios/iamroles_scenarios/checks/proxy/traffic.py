@@ -84,7 +84,7 @@ def gate(
         settings: HAProxy's, over a patient IAM_TIMEOUT_PROCESSING.
         pipelining: puts a relay before the agent, with or without that capability; None: no relay.
     """
-    chosen = {"IAM_TIMEOUT_PROCESSING": f"{round(PROCESSING * target.scale * 1000)}ms", **(settings or {})}
+    chosen = {"IAM_TIMEOUT_PROCESSING": f"{round(target.seconds(PROCESSING) * 1000)}ms", **(settings or {})}
     with ExitStack() as stack:
         relays: list[Relay] = []
 

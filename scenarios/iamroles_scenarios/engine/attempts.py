@@ -1,0 +1,57 @@
+"""Playing again what the host was late for, and nothing else.
+
+A failure is played again only if `verdicts.held_late` says that the host kept the judge, the agent or HAProxy
+from running meanwhile, or the judge missed a moment of its own (`TooSlow`). Each time all lives, bounds and
+waits are twice as long. What is still late at the last time is UNTESTABLE, and never a failure. A failure
+that the host was in time for stands at once: nothing is played again because it failed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from iamroles_scenarios.base import lateness
+from iamroles_scenarios.declarations.results import CheckResult, Verdict
+from iamroles_scenarios.engine.target import Target
+
+STRETCHES = (1, 2, 4, 8)
+"""Factors on all times: of the first playing, and of each other."""
+
+_BUSY = ((1.5, 1.0), (3.0, 2.0), (float("inf"), 4.0))
+"""Up to how many times its own time a computation takes, and the factor on all times of the run there."""
+
+
+def stretched() -> tuple[float, str]:
+    """Return the factor on all times of a run on this host, and a sentence about it; "" for 1."""
+    slower = lateness.slowdown()
+    factor = next(factor for bound, factor in _BUSY if slower < bound)
+    why = f"this host was busy, a computation took {slower:.1f} times as long as alone"
+    return factor, f"played at {factor:g} times: {why}" if factor > 1 else ""
+
+
+def attempted(target: Target, play: Callable[[Target], list[CheckResult]]) -> list[CheckResult]:
+    """Play, and play again with longer times while the host was late.
+
+    Args:
+        target: whose times are stretched.
+        play: plays all of it, and judges it (`verdicts.judged`).
+    """
+    again: list[str] = []
+    for stretch in STRETCHES:
+        results = play(target.stretched(stretch))
+        late = next((result.late for result in results if result.late), "")
+        if not target.replays and any(result.verdict is Verdict.FAIL for result in results):
+            return results
+        if not late or stretch == STRETCHES[-1]:
+            break
+        again.append(late)
+    return [settled(result, again) for result in results]
+
+
+def settled(result: CheckResult, again: list[str]) -> CheckResult:
+    """Return a result with why it was played again; if it is late for the last time, it is UNTESTABLE."""
+    if not result.late:
+        return replace(result, again=tuple(again))
+    message = f"{result.late}, also with {STRETCHES[-1]} times the time ({result.message})"
+    return replace(result, verdict=Verdict.UNTESTABLE, message=message, again=tuple(again))
