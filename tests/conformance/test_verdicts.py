@@ -46,7 +46,7 @@ def stage():
 
 def _played(stage, spec, scenario, scale=1.0):
     with closing(Worlds(stage, spec, haproxy=False, namespace=f"-{uuid.uuid4()}")) as worlds:
-        return play(scenario, Target("gate-spop", stage, spec, worlds, scale))
+        return play(scenario, Target("gate-spop", stage, spec, worlds, scale, replays=False))
 
 
 def _play(stage, mode, name, *, scale=1.0, **features):

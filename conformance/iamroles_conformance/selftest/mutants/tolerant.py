@@ -17,7 +17,7 @@ from iamroles_conformance.selftest.mutants import edits as edit
 from iamroles_conformance.selftest.mutants.override import around, before, rescue, setting
 from iamroles_conformance.selftest.registry import mutant
 
-mutant("tolerant.displaces", "", "ends an idle connection at once in favour of one above the limit")(
+mutant("tolerant.displaces", "", "ends an idle connection at once in favour of another above the limit")(
     setting(idle, "IDLE", 0.0)
 )
 
