@@ -47,14 +47,13 @@ def test_a_request_without_a_ticket_is_in_the_list_too(world):
 
 # --- whatever a server answers --------------------------------------------------------------------------
 
-KEY = "dGhlIHNhbXBsZSBub25jZQ=="
-"""That of RFC 6455 section 1.3; ACCEPT is its answer."""
 ACCEPT = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+"""The answer to the key of RFC 6455 section 1.3."""
 WEBSOCKET = [
     "Connection: Upgrade",
     "Upgrade: websocket",
     "Sec-WebSocket-Version: 13",
-    f"Sec-WebSocket-Key: {KEY}",
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
 ]
 ASKED = {
     "nothing": [],
@@ -123,25 +122,34 @@ def said_into(connection):
         connection.sendall(MARK)
 
 
-def test_no_byte_of_a_tunnel_passes_unless_the_gate_let_an_upgrade_through(world):
-    asked_at = int(time.time())
-    mine = ("alpha", "to websocket", "websocket")
+MINE = ("alpha", "to websocket", "websocket")
+
+
+def passed(world, life):
+    """Return where a mark came back, before and after the end; None if the host is slow."""
+    end = int(time.time()) + life
     with contextlib.ExitStack() as stack:
-        open_ones = {what: stack.enter_context(one) for what, one in every(world, asked_at + 8)}
+        open_ones = {what: stack.enter_context(one) for what, one in every(world, end)}
         for connection in open_ones.values():
             said_into(connection)
-        until(lambda: MARK in open_ones[mine].recv(65_536, socket.MSG_PEEK))
+        until(lambda: MARK in open_ones[MINE].recv(65_536, socket.MSG_PEEK) or time.time() > end)
         ask(world)  # what was sent before has gone both ways
         through = {what for what, one in open_ones.items() if MARK in arrived(one)}
-        assert time.time() < asked_at + 8, "this host is too slow to tell"
-        until(lambda: time.time() > asked_at + 9)
+        if time.time() >= end:
+            return None
+        until(lambda: time.time() > end + 1, 2 * life)
         for connection in open_ones.values():
             said_into(connection)
         ask(world)
-        late = {what for what, one in open_ones.items() if MARK in arrived(one)}
+        return through, {what for what, one in open_ones.items() if MARK in arrived(one)}
+
+
+def test_no_byte_of_a_tunnel_passes_unless_the_gate_let_an_upgrade_through(world):
+    through, late = passed(world, 8) or passed(world, 29)
 
     # Whatever a server switches to then, the client asked for a tunnel and the gate let it through.
-    assert {(backend, wanted) for backend, _, wanted in through} == {("alpha", "websocket")}
+    assert MINE in through
+    assert {(backend, wanted) for backend, _, wanted in through} == {MINE[::2]}
     assert late == set()
 
 
@@ -163,11 +171,9 @@ def test_each_refusal_of_the_rules_gives_its_reason(world):
         if re.match(r"    http-\w+ return status [345]", line)
     ]
     # The reason of these is the agent's, or was set before; without an answer it is `fault`.
-    known = ("if iam_refused", "{ var(txn.iam_verdict) -m int", "unless iam_pass")
-    assert len(refusals) > 12
-    assert [one for one in refusals if "iam_note_" not in one and not any(text in one for text in known)] == [
-        'http-request return status 503 content-type text/plain string "Service Unavailable\\n"'
-    ]
+    known = ("if iam_refused", "{ var(txn.iam_verdict) -m int", "unless iam_pass", "iam_note_")
+    silent = [one for one in refusals if not any(text in one for text in known)]
+    assert (len(refusals) > 12, len(silent)) == (True, 1)  # that one stands in the backend iam-unrouted
 
 
 @pytest.mark.parametrize(
