@@ -104,11 +104,12 @@ def add(
             end(2, f"iamroles revoke: {row.id} is there already; choose another --id")
         found.append(row)
     click.echo(f"{row.id} is in {path}")
-    if issued_before == "now" and row.issued_before is not None:
+    if row.issued_before is not None:
         until = datetime.fromtimestamp(row.issued_before, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        click.echo(f"It spares tokens issued from {until} on: now, and the leeway for the issuers' clocks")
-    if row.issued_before is not None and known.may_be_sts(row.issuers):
-        click.echo(_STS)
+        why = ": now, and the leeway for the issuers' clocks" * (issued_before == "now")
+        click.echo(f"It spares tokens issued from {until} on{why}")
+        if known.may_be_sts(row.issuers):
+            click.echo(_STS)
     _wait(config, row.id, present=True)
 
 
@@ -146,8 +147,9 @@ def _known(config: Path) -> Known:
 
 def _mistake(config: Path, known: Known, row: Revocation) -> str | None:
     """Return why a revocation would match no credential; a hurried operator must learn it now."""
-    if "" in (*row.principals, *row.sessions):
-        return "an empty name matches nobody"
+    for name in (*row.principals, *row.sessions):
+        if not name or not name.isprintable():
+            return f"{name!r} matches nobody: a name has printable characters, and one at least"
     for credential in row.credentials:
         if not _HASH.fullmatch(credential):
             return f"--credential {credential!r}: write it as the audit does, `sha256:` and 16 hex digits"

@@ -89,6 +89,7 @@ def test_a_file_that_cannot_be_understood_is_named(place, name, command, monkeyp
         (f"policy render --config {EXAMPLE} --output out --timeout-processing soon", "not a time"),
         (f"revoke add --config {EXAMPLE} --file r.toml --role raeder", "did you mean 'reader'?"),
         (f"revoke add --config {EXAMPLE} --file r.toml --credential 0123456789abcdef", "sha256:"),
+        (f"revoke add --config {EXAMPLE} --file r.toml --session=a\x1bb", "matches nobody"),
         (f"revoke add --config {EXAMPLE} --file r.toml --principal=", "matches nobody"),
         (
             f"revoke add --config {EXAMPLE} --file r.toml --role reader --issued-before 1700000000000",
