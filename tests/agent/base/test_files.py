@@ -37,7 +37,7 @@ def place(tmp_path):
     store.lock()
     store.write(Document(1, {POLICY: Part.of((b"policy",))}))
     store.let_go()
-    Audit(AuditSettings(path=str(tmp_path / "audit.jsonl"))).close()
+    audit(tmp_path)
     write_rendered({"iam.cfg": "text"}, tmp_path)
     (tmp_path / "ca.pem").write_text(AUTHORITY.public)
     (tmp_path / "agent.pem").write_text(AUTHORITY.issue("agent.test"))
@@ -62,11 +62,18 @@ def shadowed(place):
     load_policy(place / "main.json")
 
 
+def revoke(file, code=0):
+    return ran("revoke add --principal p --config x --file", file, code=code)
+
+
 def revoked(place):
-    file = place / "revocations.toml"
-    done = ran("revoke add --principal p --config x --file", file, code=(0, 2, 3))
+    done = revoke(place / "revocations.toml", (0, 2, 3))
     if done.exit_code:
         raise OSError(done.output)
+
+
+def tls(place):
+    Tls(AgentTls(certificate="agent.pem", ca="ca.pem"), place)
 
 
 FILES = {
@@ -79,20 +86,12 @@ FILES = {
     "part": ("state/part-*", opened_store),
     "lock of the state": ("state/lock", opened_store),
     "head of the audit": ("audit.jsonl.head", audit),
-    "certificate": ("agent.pem", lambda place: Tls(AgentTls(certificate="agent.pem", ca="ca.pem"), place)),
-    "authority": ("ca.pem", lambda place: Tls(AgentTls(certificate="agent.pem", ca="ca.pem"), place)),
+    "certificate": ("agent.pem", tls),
+    "authority": ("ca.pem", tls),
     "rendered": ("iam.cfg", lambda place: write_rendered({"iam.cfg": "text"}, place)),
 }
 """Each file that is opened, and how: files of operators may be links, the agent's own may not."""
-OPERATORS = {
-    "policy",
-    "shadow policy",
-    "revocations",
-    "revocations of the command",
-    "certificate",
-    "authority",
-}
-OPERATORS |= {"rendered"}
+OWN = {"lock of the command", "index", "part", "lock of the state", "head of the audit"}
 MADE_EMPTY = {"lock of the command", "lock of the state", "head of the audit", "rendered"}
 
 
@@ -135,7 +134,7 @@ def test_what_stands_in_place_of_a_file_is_refused_at_once_and_said(place, file,
     change(path)
     filled = play in ("empty", "huge", "stranger") and file in MADE_EMPTY
 
-    if (filled and not (play == "stranger" and "lock" in file)) or (play == "link" and file in OPERATORS):
+    if (filled and not (play == "stranger" and "lock" in file)) or (play == "link" and file not in OWN):
         use(place)
         assert path.is_symlink() == (play == "link")
         return
@@ -155,9 +154,8 @@ def test_a_pipe_that_was_handed_over_is_read():
 
 
 def test_a_write_keeps_owner_group_mode_and_link(tmp_path):
-    there = tmp_path / "shared"
-    there.mkdir()
-    real = there / "real.toml"
+    real = tmp_path / "shared" / "real.toml"
+    real.parent.mkdir()
     real.write_text("old")
     real.chmod(0o640)
     if os.geteuid() == 0:
@@ -171,15 +169,12 @@ def test_a_write_keeps_owner_group_mode_and_link(tmp_path):
     after = real.stat()
     assert (path.is_symlink(), real.read_bytes()) == (True, b"new")
     assert (after.st_uid, after.st_gid, after.st_mode) == (before.st_uid, before.st_gid, before.st_mode)
-    assert [found.name for found in there.iterdir()] == ["real.toml"]
+    assert list(real.parent.iterdir()) == [real]
 
 
 def test_a_write_syncs_the_file_before_its_name_and_the_directory_after(tmp_path, monkeypatch):
-    steps = []
-    fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(
-        os, "fsync", lambda fd: steps.append(stat.S_IFMT(os.fstat(fd).st_mode) == stat.S_IFDIR) or fsync(fd)
-    )
+    steps, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: steps.append(stat.S_ISDIR(os.fstat(fd).st_mode)) or fsync(fd))
     monkeypatch.setattr(os, "replace", lambda *names, **how: steps.append("name") or replace(*names, **how))
 
     files.write(tmp_path / "file", b"new")
@@ -212,9 +207,7 @@ def test_a_link_of_a_stranger_leads_nobody_to_another_file(open_place):
     with played_by(STRANGER):
         (open_place / "r.toml").symlink_to(target)
 
-    done = ran("revoke add --principal p --config x --file", open_place / "r.toml", code=3)
-
-    assert "link of user 65534" in done.output
+    assert "link of user 65534" in revoke(open_place / "r.toml", 3).output
     assert target.read_text() == "# a comment, which is TOML\n"
 
 
@@ -225,34 +218,29 @@ def test_a_lock_that_is_held_is_waited_for_no_longer_than_said_and_its_holder_na
     monkeypatch.setattr("iamroles_agent.commands.revoke._LOCKED", 0.2)
     file, lock = tmp_path / "r.toml", tmp_path / ".r.toml.lock"
     lock.touch(0o600)
-    hold = (
-        "import fcntl, sys; f = open(sys.argv[1]); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); input()"
-    )
+    hold = "import fcntl, sys; fcntl.flock(f := open(sys.argv[1]), fcntl.LOCK_EX); print(flush=True); input()"
     pipe = subprocess.PIPE
     with subprocess.Popen([sys.executable, "-c", hold, lock], stdin=pipe, stdout=pipe) as holder:
         holder.stdout.readline()
-
-        done = ran("revoke add --principal p --config x --file", file, code=3)
-
+        done = revoke(file, 3)
         holder.communicate(b"\n", timeout=PATIENCE)
     assert f"process {holder.pid} has held {lock} for 0.2 s" in done.output
     assert not file.exists()
-    ran("revoke add --principal p --config x --file", file)
+    revoke(file)
 
 
 @as_root
 def test_a_lock_is_for_its_user_alone_and_one_of_a_former_release_becomes_so(open_place):
     file, lock = open_place / "r.toml", open_place / ".r.toml.lock"
     lock.touch(0o644)
-    ran("revoke add --principal p --config x --file", file)
+    revoke(file)
     assert stat.S_IMODE(lock.stat().st_mode) == 0o600
     with played_by(STRANGER), pytest.raises(PermissionError):
         lock.open("rb")
     lock.unlink()
     with played_by(STRANGER):
         lock.touch(0o600)
-    done = ran("revoke add --principal q --config x --file", file, code=3)
-    assert "user 65534, who may hold it: remove it" in done.output
+    assert "user 65534, who may hold it: remove it" in revoke(file, 3).output
 
 
 @as_root
@@ -264,11 +252,9 @@ def test_root_locks_nobody_out_of_a_directory_of_his_own(open_place):
 
 
 def test_a_lock_that_is_a_link_is_refused_and_its_target_left_alone(tmp_path):
-    target = tmp_path / "target"
+    target, lock = tmp_path / "target", tmp_path / ".r.toml.lock"
     target.write_text("content")
-    (tmp_path / ".r.toml.lock").symlink_to(target)
+    lock.symlink_to(target)
 
-    done = ran("revoke add --principal p --config x --file", tmp_path / "r.toml", code=3)
-
-    assert f"{tmp_path / '.r.toml.lock'}: it is a link" in done.output
+    assert f"{lock}: it is a link" in revoke(tmp_path / "r.toml", 3).output
     assert target.read_text() == "content"
