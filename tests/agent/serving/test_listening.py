@@ -7,6 +7,8 @@ import os
 import socket
 import stat
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 
@@ -59,31 +61,22 @@ def test_without_a_group_others_never_may(opened, path, mask):
     assert stat.S_IMODE(path.stat().st_mode) & 0o007 == 0
 
 
-def test_an_unknown_group_is_named_with_the_remedy(opened, path):
-    with pytest.raises(StartError, match=r"agent\.listen_group: this host has no group 'no-such'.*HAProxy"):
-        opened(f"unix:{path}", listen_group="no-such")
-
-
-def test_a_group_of_others_is_named_with_the_remedy(opened, path, monkeypatch):
+@pytest.mark.parametrize(
+    ("group_below", "why"),
+    [
+        (("no-such", "a"), r"agent\.listen_group: this host has no group 'no-such'.*HAProxy"),
+        (("0", "a"), r"'0' in agent\.listen_group is not a group of this user"),
+        ((None, "a/b"), r"the directory .*/a/b does not exist; make it"),
+    ],
+)
+def test_a_group_or_directory_of_no_use_is_named(opened, tmp_path, monkeypatch, group_below, why):
     def refuse(*_about, **_how):
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "chown", refuse)
-    with pytest.raises(StartError, match=r"'0' in agent\.listen_group is not a group of this user"):
-        opened(f"unix:{path}", listen_group="0")
-
-
-def test_a_directory_that_is_missing_is_named(opened, tmp_path):
-    with pytest.raises(StartError, match=r"the directory .*/a/b does not exist; make it"):
-        opened(f"unix:{tmp_path}/a/b/agent.sock")
-
-
-def test_a_stale_socket_is_replaced(opened, path):
-    opened(f"unix:{path}")[0].close()
-    opened(f"unix:{path}")
-
-    with socket.socket(socket.AF_UNIX) as client:
-        client.connect(str(path))
+    group, below = group_below
+    with pytest.raises(StartError, match=why):
+        opened(f"unix:{tmp_path}/{below}/agent.sock", listen_group=group)
 
 
 def test_a_live_agent_whose_queue_is_full_is_not_replaced(opened, path):
@@ -101,13 +94,12 @@ def test_anything_else_in_its_place_stays(opened, path, kind):
     path.parent.mkdir()
     precious = path.parent / "precious"
     precious.write_text("precious")
-    match kind:
-        case "file":
-            precious.rename(path)
-        case "directory":
-            path.mkdir()
-        case _:
-            path.symlink_to(precious if kind == "link to a file" else "nowhere")
+    {
+        "file": lambda: precious.rename(path),
+        "link to a file": lambda: path.symlink_to(precious),
+        "link to nothing": lambda: path.symlink_to("nowhere"),
+        "directory": path.mkdir,
+    }[kind]()
     with pytest.raises(StartError, match="a file that is not a socket is there"):
         opened(f"unix:{path}")
 
@@ -116,22 +108,15 @@ def test_anything_else_in_its_place_stays(opened, path, kind):
 
 def test_of_agents_that_start_at_once_over_a_stale_socket_one_starts(opened, path):
     opened(f"unix:{path}")[0].close()
-    begin, outcomes = threading.Barrier(8), []
+    begin = threading.Barrier(8)
 
-    def start():
+    def start(_number):
         begin.wait()
-        try:
-            outcomes.append(opened(f"unix:{path}"))
-        except StartError as error:
-            outcomes.append(str(error))
+        with suppress(StartError):
+            return opened(f"unix:{path}")
 
-    threads = [threading.Thread(target=start) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-    assert sum(isinstance(outcome, list) for outcome in outcomes) == 1
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(found is not None for found in pool.map(start, range(8))) == 1
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(path))
 
@@ -147,22 +132,17 @@ def test_a_directory_that_others_keep_locked_does_not_stop_the_start(opened, pat
     assert "keeps" in caplog.text
 
 
-@pytest.mark.parametrize(("mode", "warned"), [(0o750, False), (0o777, True), (0o1777, True)])
-def test_a_directory_in_which_others_could_bind_is_warned_of(path, mode, warned):
-    path.parent.mkdir()
-    path.parent.chmod(mode)
-    said = list(listening.warnings([f"unix:{path}"], settings()))
+@pytest.mark.parametrize(
+    ("mode", "own", "warned"),
+    [(0o750, "", 0), (0o777, "", 1), (0o1777, "", 1), (0o777, "own/", 1), (0o1777, "own/", 0)],
+)
+def test_a_directory_in_which_others_could_bind_or_rename_is_warned_of(path, mode, own, warned):
+    place = path.parent
+    (place / own).mkdir(parents=True)
+    place.chmod(mode)
+    said = list(listening.warnings([f"unix:{place}/{own}agent.sock"], settings()))
 
-    assert [str(path.parent) in text for text in said] == [True] * warned
-
-
-@pytest.mark.parametrize(("mode", "warned"), [(0o777, True), (0o1777, False)])
-def test_a_directory_above_in_which_others_could_rename_is_warned_of(path, mode, warned):
-    (path.parent / "own").mkdir(parents=True)
-    path.parent.chmod(mode)
-    said = list(listening.warnings([f"unix:{path.parent}/own/agent.sock"], settings()))
-
-    assert [str(path.parent) in text for text in said] == [True] * warned
+    assert [str(place) in text for text in said] == [True] * warned
 
 
 def test_plain_tcp_is_warned_of_and_tls_is_not():

@@ -7,8 +7,14 @@ from spop_client import Client, DictatedGate, HeldGate, serving, talking, until
 from spop_transcript import ALLOW, ALLOWED, DENIED, DENY, FAILED, KNOWN, hello, notify
 
 from iamroles_agent.serving import idle
+from iamroles_agent.serving import server as server_module
 
-BYE = "AGENT-DISCONNECT 0/0 FIN status-code=0 message=b'the agent is stopping'"
+
+def bye(message, status=0):
+    return f"AGENT-DISCONNECT 0/0 FIN status-code={status} message=b'{message}'"
+
+
+BYE = bye("the agent is stopping")
 
 
 class TestLimits:
@@ -20,9 +26,7 @@ class TestLimits:
             halfway.send(hello()[:10])
 
             for client in (silent, halfway):
-                assert await client.receive_all() == [
-                    "AGENT-DISCONNECT 0/0 FIN status-code=2 message=b'no HELLO in time'"
-                ]
+                assert await client.receive_all() == [bye("no HELLO in time", 2)]
                 await client.close()
             idle.send(notify())
             assert await idle.receive() == f"ACK 1/1 FIN {DENIED}"
@@ -34,9 +38,7 @@ class TestLimits:
             clients = [await Client.connect(server.address) for _ in range(2)]
             third = await Client.connect(server.address, greet=False)
 
-            assert await third.receive_all() == [
-                "AGENT-DISCONNECT 0/0 FIN status-code=13 message=b'too many connections'"
-            ]
+            assert await third.receive_all() == [bye("too many connections", 13)]
             assert (server.stats.open, server.stats.refused) == (2, 1)
             await third.close()
             await clients[0].close()
@@ -55,8 +57,7 @@ class TestLimits:
                 client.send(notify())
                 await client.receive()
             clients.append(await Client.connect(server.address))
-            bye = "AGENT-DISCONNECT 0/0 FIN status-code=0 message=b'another connection needs the place'"
-            assert await oldest.receive_all() == [bye]
+            assert await oldest.receive_all() == [bye("another connection needs the place")]
             asking.send(notify(ids=(2, 1)))
             assert await asking.receive() == f"ACK 2/1 FIN {DENIED}"
             assert server.stats.refused == 0
@@ -93,9 +94,7 @@ class TestLimits:
 
     async def test_a_peer_that_reads_late_gets_every_answer(self):
         """Far more than socket buffers hold: the agent stops reading until its answers are taken."""
-
-        gate = DictatedGate(memory=KNOWN)
-        async with talking(gate) as (server, client):
+        async with talking(DictatedGate(memory=KNOWN)) as (server, client):
             count = 30_000
             client.send(*(notify() for _ in range(count)))
             await until(lambda: server.stats.notifies > 0)
@@ -128,17 +127,14 @@ class RecordingTransport(asyncio.Transport):
 
 class TestFlow:
     def peer(self, server):
-        from iamroles_agent.serving.server import _Peer
-
-        transport, peer = RecordingTransport(), _Peer(server)
+        transport, peer = RecordingTransport(), server_module._Peer(server)
         peer.connection_made(transport)
         peer.data_received(hello())
         transport.calls.clear()
         return transport, peer
 
     async def test_one_read_one_write(self):
-        gate = DictatedGate(memory=KNOWN)
-        async with serving(gate) as server:
+        async with serving(DictatedGate(memory=KNOWN)) as server:
             transport, peer = self.peer(server)
             peer.data_received(b"".join(notify(ids=(n, 1)) for n in range(50)))
 
@@ -156,8 +152,7 @@ class TestFlow:
             peer.connection_lost(None)
 
     async def test_half_closed_while_reading_is_paused(self, monkeypatch):
-        monkeypatch.setattr("iamroles_agent.serving.server.MAX_PENDING", 2)
-
+        monkeypatch.setattr(server_module, "MAX_PENDING", 2)
         gate = HeldGate(ALLOW)
         async with talking(gate) as (_, client):
             client.send(notify() * 3)
@@ -168,8 +163,7 @@ class TestFlow:
             assert await client.receive_all() == [f"ACK 1/1 FIN {ALLOWED}"] * 3
 
     async def test_reading_stops_while_too_much_is_under_way(self, monkeypatch):
-        monkeypatch.setattr("iamroles_agent.serving.server.MAX_PENDING", 2)
-
+        monkeypatch.setattr(server_module, "MAX_PENDING", 2)
         gate = HeldGate(DENY)
         async with serving(gate) as server:
             transport, peer = self.peer(server)

@@ -2,10 +2,9 @@
 
 import asyncio
 import ssl
-from pathlib import Path
 
 import pytest
-from spop_client import Client, DictatedGate, serving, until
+from spop_client import Client, DictatedGate, descriptors, serving, until
 from spop_transcript import DENIED, notify
 
 from iamroles_agent.base.config import AgentTls
@@ -13,11 +12,6 @@ from iamroles_agent.base.errors import StartError
 from iamroles_agent.serving import server as serving_module
 from iamroles_agent.serving.tls import Tls
 from iamroles_scenarios.engine.certificates import Authority
-
-
-def descriptors():
-    return len(list(Path("/proc/self/fd").iterdir()))
-
 
 UNKNOWN = "AGENT-DISCONNECT 0/0 FIN status-code=13 message=b'unknown certificate'"
 
@@ -37,13 +31,13 @@ class Files:
     def tls(self, *names):
         return Tls(AgentTls(certificate="agent.pem", ca="ca.pem", names=list(names)), self.directory)
 
-    def client(self, name="", authority=None):
+    def client(self, name="", authority=None, issuer=None):
         """A context as HAProxy's: it trusts the present authority, and shows a certificate of `name`."""
         authority = authority or self.authority
         context = ssl.create_default_context(cadata=authority.public)
         context.check_hostname = False
         if name:
-            (self.directory / "own.pem").write_text(authority.issue(name))
+            (self.directory / "own.pem").write_text((issuer or authority).issue(name))
             context.load_cert_chain(self.directory / "own.pem")
         return context
 
@@ -54,16 +48,16 @@ def files(tmp_path):
 
 
 async def served(server, context):
+    """Return a client that was answered."""
     client = await Client.connect(server.address, tls=context)
     client.send(notify())
-    answer = await client.receive()
-    return client, answer
+    assert await client.receive() == f"ACK 1/1 FIN {DENIED}"
+    return client
 
 
 async def test_a_peer_with_a_certificate_is_served_and_told_goodbye(files):
     async with serving(DictatedGate(), tls=files.tls("other.test", "Proxy.test")) as server:
-        client, answer = await served(server, files.client("proxy.test"))
-        assert answer == f"ACK 1/1 FIN {DENIED}"
+        client = await served(server, files.client("proxy.test"))
         client.send(b"\0\0\0\3bad")
         assert [line.split()[0] for line in await client.receive_all()] == ["AGENT-DISCONNECT"]
         await client.close()
@@ -71,7 +65,7 @@ async def test_a_peer_with_a_certificate_is_served_and_told_goodbye(files):
 
 async def test_a_drained_connection_ends_with_a_goodbye(files):
     async with serving(DictatedGate(), tls=files.tls()) as server:
-        client, _ = await served(server, files.client("proxy.test"))
+        client = await served(server, files.client("proxy.test"))
         drained = asyncio.create_task(server.drain())
         assert "the agent is stopping" in await client.receive()
         await client.close()
@@ -81,11 +75,7 @@ async def test_a_drained_connection_ends_with_a_goodbye(files):
 async def test_a_peer_without_a_certificate_or_with_anothers_is_not_answered(files):
     gate = DictatedGate()
     async with serving(gate, tls=files.tls("proxy.test")) as server:
-        stranger = files.client()
-        other = files.client()
-        (files.directory / "other.pem").write_text(Authority().issue("proxy.test"))
-        other.load_cert_chain(files.directory / "other.pem")
-        for context in (stranger, other):
+        for context in (files.client(), files.client("proxy.test", issuer=Authority())):
             with pytest.raises((OSError, AssertionError)):
                 await Client.connect(server.address, tls=context)
         plain = await Client.connect(server.address, greet=False)
@@ -105,24 +95,21 @@ async def test_silent_handshakes_are_bounded_and_keep_nobody_out(files, monkeypa
         silent = [await Client.connect(server.address, greet=False) for _ in range(40)]
         await until(lambda: server._acceptor._counts[0] & 0xFFFF == 4)
         assert descriptors() <= before + 40 + 5
-        client, answer = await served(server, files.client("proxy.test"))
-        assert answer == f"ACK 1/1 FIN {DENIED}"
+        client = await served(server, files.client("proxy.test"))
         for one in (client, *silent):
             await one.close()
 
 
 async def test_certificates_rotate_without_a_lost_question(files, caplog):
     async with serving(DictatedGate(), tls=files.tls()) as server:
-        first, _ = await served(server, files.client("proxy.test"))
+        first = await served(server, files.client("proxy.test"))
         (files.directory / "ca.pem").write_text("half a file")
-        second, answer = await served(server, files.client("proxy.test"))
-        assert answer == f"ACK 1/1 FIN {DENIED}"
+        second = await served(server, files.client("proxy.test"))
         assert "agent.tls.ca: " in caplog.text
         assert "the certificates before it stay in force" in caplog.text
         successor = Authority()
         files.install(successor)
-        third, answer = await served(server, files.client("proxy.test", successor))
-        assert answer == f"ACK 1/1 FIN {DENIED}"
+        third = await served(server, files.client("proxy.test", successor))
         with pytest.raises((OSError, AssertionError)):
             await Client.connect(server.address, tls=files.client("proxy.test", files.authority))
         for client in (first, second, third):
@@ -140,9 +127,7 @@ async def test_certificates_rotate_without_a_lost_question(files, caplog):
     ],
 )
 def test_a_file_that_cannot_be_used_is_named_at_the_start(files, name, text, why):
-    (files.directory / name).unlink()
-    if text is not None:
-        (files.directory / name).write_text(text)
+    (files.directory / name).unlink() if text is None else (files.directory / name).write_text(text)
 
     with pytest.raises(StartError, match=why):
         files.tls()
