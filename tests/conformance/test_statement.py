@@ -115,12 +115,9 @@ def test_who_is_told_twice_is_judged_by_the_worse():
 @pytest.mark.parametrize(
     ("verdicts", "core", "strict"),
     [
-        ([], False, False),
-        ([Verdict.PASS], True, True),
-        ([Verdict.PASS, Verdict.DEPARTURE], True, False),
-        ([Verdict.PASS, Verdict.FAIL], False, False),
-        ([Verdict.UNTESTABLE], False, False),
-        ([Verdict.HARNESS_ERROR], False, False),
+        *(([], False, False), ([Verdict.PASS], True, True)),
+        *(([Verdict.PASS, Verdict.DEPARTURE], True, False), ([Verdict.PASS, Verdict.FAIL], False, False)),
+        *(([Verdict.UNTESTABLE], False, False), ([Verdict.HARNESS_ERROR], False, False)),
     ],
 )
 def test_how_a_run_ends(verdicts, core, strict):

@@ -235,14 +235,9 @@ def test_known_failures(listed, came, becomes):
 @pytest.mark.parametrize(
     ("pattern", "chosen"),
     [
-        ("gate.expired", True),
-        ("gate.expired.refused", True),
-        ("gate.expired.refused[spop]", True),
-        ("gate.expired.refused[haproxy]", False),
-        ("TOKEN-TIME-001", True),
-        ("TOKEN-TIME", True),
-        ("TOKEN-TI", False),
-        ("gate.exp", False),
+        *(("gate.expired", True), ("gate.expired.refused", True), ("gate.expired.refused[spop]", True)),
+        *(("gate.expired.refused[haproxy]", False), ("TOKEN-TIME-001", True), ("TOKEN-TIME", True)),
+        *(("TOKEN-TI", False), ("gate.exp", False)),
     ],
 )
 def test_selection(pattern, chosen):

@@ -83,10 +83,7 @@ def test_what_does_not_compare_is_said():
     one["phases"][0]["windows"] = one["phases"][0]["windows"][:5]
     told = cautions(one, other)
     for what in (
-        "python differs",
-        "haproxy differs",
-        "only one of the runs has half, low",
-        "windows in half",
+        *("python differs", "haproxy differs", "only one of the runs has half, low", "windows in half"),
     ):
         assert sum(what in why for why in told) == 1, what
 

@@ -61,21 +61,16 @@ def differing(world, cases, right):
 # --- the host -------------------------------------------------------------------------------------------
 
 NO_ONE_HOST = [
-    ("GET http://admin.example.com/pub HTTP/1.0",),
-    ("GET http://admin.example.com/pub HTTP/1.1",),
+    *(("GET http://admin.example.com/pub HTTP/1.0",), ("GET http://admin.example.com/pub HTTP/1.1",)),
     ("GET http://admin.example.com/pub HTTP/1.1", "Host:"),
     ("GET http://admin.example.com/pub HTTP/1.0", "Host: "),
     ("GET http://admin.example.com/pub HTTP/1.0", "Host: public.example.com"),
     ("GET http://admin.example.com/pub HTTP/1.1", "Host: public.example.com"),
     ("GET http://public.example.com@admin.example.com/pub HTTP/1.1", "Host: admin.example.com"),
     ("GET http://admin.example.com@public.example.com/pub HTTP/1.1", "Host: public.example.com"),
-    ("GET http:///pub HTTP/1.1", "Host: admin.example.com"),
-    ("GET http:///pub HTTP/1.1", "Host:"),
-    ("GET http://admin.example.com?x=/pub HTTP/1.1", "Host: admin.example.com"),
-    ("GET /pub HTTP/1.0",),
-    ("GET /pub HTTP/1.1",),
-    ("GET /pub HTTP/1.1", "Host:"),
-    ("GET /pub HTTP/1.0", "Host: \t"),
+    *(("GET http:///pub HTTP/1.1", "Host: admin.example.com"), ("GET http:///pub HTTP/1.1", "Host:")),
+    *(("GET http://admin.example.com?x=/pub HTTP/1.1", "Host: admin.example.com"), ("GET /pub HTTP/1.0",)),
+    *(("GET /pub HTTP/1.1",), ("GET /pub HTTP/1.1", "Host:"), ("GET /pub HTTP/1.0", "Host: \t")),
     ("GET /pub HTTP/1.1", "Host: a.example", "Host: b.example"),
 ]
 
@@ -216,20 +211,11 @@ TOKEN = f"{HEADER}.{PAYLOAD}.{SIGNATURE}"
 @pytest.mark.parametrize(
     "target",
     [
-        f"/login/{TOKEN}",
-        f"/login/{TOKEN}/x",
-        f"/login/x={TOKEN}",
-        f"/{TOKEN}/{TOKEN}",
-        f"/login/{HEADER}%2E{PAYLOAD}%2e{SIGNATURE}",
-        f"/login/%65{TOKEN[1:]}",
-        f"/login/{TOKEN}.{SIGNATURE}.{SIGNATURE}",
-        f"/login/{'a' * 980}/{TOKEN}",
-        f"/login//{TOKEN}",
-        f"/login/%zz{TOKEN}",
-        f"/login?access_token={TOKEN}",
-        f"/login/%41?access_token={TOKEN}",
-        f"/login//?access_token={TOKEN}",
-        f"http://api.example/login/{TOKEN}?id_token={TOKEN}",
+        *(f"/login/{TOKEN}", f"/login/{TOKEN}/x", f"/login/x={TOKEN}", f"/{TOKEN}/{TOKEN}"),
+        *(f"/login/{HEADER}%2E{PAYLOAD}%2e{SIGNATURE}", f"/login/%65{TOKEN[1:]}"),
+        *(f"/login/{TOKEN}.{SIGNATURE}.{SIGNATURE}", f"/login/{'a' * 980}/{TOKEN}", f"/login//{TOKEN}"),
+        *(f"/login/%zz{TOKEN}", f"/login?access_token={TOKEN}", f"/login/%41?access_token={TOKEN}"),
+        *(f"/login//?access_token={TOKEN}", f"http://api.example/login/{TOKEN}?id_token={TOKEN}"),
     ],
 )
 def test_a_token_in_the_target_is_not_in_the_record(world, target):
@@ -349,19 +335,7 @@ def test_the_rules_for_utf8_agree_with_a_decoder(world):
 ALPHABET = [
     *("/", "/", "/", "a", "b.", ".", "..", "...", "//", "\\", ";", "~", "!$&'()*+,=:@", "-", "_"),
     *(
-        "%",
-        "%2",
-        "%zz",
-        "%25",
-        "%2525",
-        "%2525%32%65",
-        "%2e",
-        "%2E",
-        "%2f",
-        "%5C",
-        "%3b",
-        "%41",
-        "%7e",
+        *("%", "%2", "%zz", "%25", "%2525", "%2525%32%65", "%2e", "%2E", "%2f", "%5C", "%3b", "%41", "%7e"),
         "%20",
     ),
     *("%00", "%7f", "%0a", "%c3%a9", "%C3", "%A9", "%C0%AE", "%E2%82%AC", "%E2%80%8A", "%ef%bc%8e"),

@@ -41,11 +41,8 @@ def test_the_reference_agent_is_described_by_the_contract():
 @pytest.mark.parametrize(
     ("line", "ready"),
     [
-        ('{"ready": true, "address": "a:1"}', True),
-        ('{"ready": false, "why": "no keys yet"}', False),
-        ('{"level": "info"}', False),
-        ("[true]", False),
-        ("{", False),
+        *(('{"ready": true, "address": "a:1"}', True), ('{"ready": false, "why": "no keys yet"}', False)),
+        *(('{"level": "info"}', False), ("[true]", False), ("{", False)),
     ],
 )
 def test_only_who_says_so_is_ready(line, ready):

@@ -218,15 +218,9 @@ anything = true
         load_text(text, name="p.toml")
 
     assert [(p.line, p.key) for p in caught.value.problems] == [
-        (2, "multi_rol"),
-        (6, "issuers[0].issuer"),
-        (8, "issuers[0].algorithms[1]"),
-        (15, "roles[0].arn"),
-        (17, "grants[0].roles"),
-        (19, "grants[0].role"),
-        (20, "grants[0].methods[0]"),
-        (21, "grants[0].path"),
-        (22, "grants[0].backend"),
+        *((2, "multi_rol"), (6, "issuers[0].issuer"), (8, "issuers[0].algorithms[1]"), (15, "roles[0].arn")),
+        *((17, "grants[0].roles"), (19, "grants[0].role"), (20, "grants[0].methods[0]")),
+        *((21, "grants[0].path"), (22, "grants[0].backend")),
     ]
     assert str(caught.value).startswith("p.toml:2: multi_rol: is not a known key. Did you mean `multi_role`?")
 
@@ -347,12 +341,9 @@ def test_the_published_schema_is_current():
 @pytest.mark.parametrize(
     ("data", "good"),
     [
-        (GOOD, True),
-        ({**GOOD, "x-acme": {"a": 1}, "$schema": "policy.schema.json"}, True),
-        ({**GOOD, "keys": {"refresh": "5m"}}, True),
-        ({**GOOD, "keys": {"refresh": 300}}, False),
-        ({**GOOD, "grant": []}, False),
-        (changed("grants[0].match", "regex"), False),
+        *((GOOD, True), ({**GOOD, "x-acme": {"a": 1}, "$schema": "policy.schema.json"}, True)),
+        *(({**GOOD, "keys": {"refresh": "5m"}}, True), ({**GOOD, "keys": {"refresh": 300}}, False)),
+        *(({**GOOD, "grant": []}, False), (changed("grants[0].match", "regex"), False)),
         (changed("issuers[0].roles_claim", ["a", "b"]), True),
     ],
 )

@@ -20,15 +20,8 @@ class TestVarint:
     @pytest.mark.parametrize(
         ("value", "encoded"),
         [
-            (0, "00"),
-            (239, "ef"),
-            (240, "f000"),
-            (2287, "ff7f"),
-            (2288, "f08000"),
-            (264431, "ffff7f"),
-            (264432, "f0808000"),
-            (33818863, "ffffff7f"),
-            (33818864, "f080808000"),
+            *((0, "00"), (239, "ef"), (240, "f000"), (2287, "ff7f"), (2288, "f08000"), (264431, "ffff7f")),
+            *((264432, "f0808000"), (33818863, "ffffff7f"), (33818864, "f080808000")),
             ((1 << 64) - 1, "fff0fefefefefefefe0e"),
         ],
     )
@@ -87,17 +80,12 @@ class TestValues:
     @pytest.mark.parametrize(
         ("kind", "value", "encoded"),
         [
-            (DataType.NULL, None, "00"),
-            (DataType.BOOL, True, "11"),
-            (DataType.BOOL, False, "01"),
-            (DataType.INT32, -1, "02fff0fefefefefefefe0e"),
-            (DataType.UINT32, 16380, "03fcf006"),
-            (DataType.INT64, -1, "04fff0fefefefefefefe0e"),
-            (DataType.UINT64, 5, "0505"),
+            *((DataType.NULL, None, "00"), (DataType.BOOL, True, "11"), (DataType.BOOL, False, "01")),
+            *((DataType.INT32, -1, "02fff0fefefefefefefe0e"), (DataType.UINT32, 16380, "03fcf006")),
+            *((DataType.INT64, -1, "04fff0fefefefefefefe0e"), (DataType.UINT64, 5, "0505")),
             (DataType.IPV4, IPv4Address("127.0.0.1"), "067f000001"),
             (DataType.IPV6, IPv6Address("::1"), "07" + "00" * 15 + "01"),
-            (DataType.STRING, b"2.0", "0803322e30"),
-            (DataType.BINARY, b"\x00\xff", "090200ff"),
+            *((DataType.STRING, b"2.0", "0803322e30"), (DataType.BINARY, b"\x00\xff", "090200ff")),
         ],
     )
     def test_bytes_of_each_type(self, kind, value, encoded):
@@ -137,13 +125,8 @@ class TestValues:
     @pytest.mark.parametrize(
         ("kind", "value"),
         [
-            (DataType.BOOL, 1),
-            (DataType.INT64, True),
-            (DataType.INT32, 1 << 31),
-            (DataType.UINT32, -1),
-            (DataType.IPV4, ip_address("::1")),
-            (DataType.STRING, "text"),
-            (DataType.NULL, b""),
+            *((DataType.BOOL, 1), (DataType.INT64, True), (DataType.INT32, 1 << 31), (DataType.UINT32, -1)),
+            *((DataType.IPV4, ip_address("::1")), (DataType.STRING, "text"), (DataType.NULL, b"")),
         ],
     )
     def test_refuses_to_write(self, kind, value):

@@ -192,11 +192,8 @@ class TestNotify:
         talk.answer(1, DENY).answer(0, ALLOW)
 
         assert talk.lines == [
-            "-- check r1 GET /slow",
-            "-- check r1 GET /new",
-            f"<< ACK 3/1 FIN {ALLOWED}",
-            f"<< ACK 5/1 FIN {DENIED}",
-            f"<< ACK 1/1 FIN {ALLOWED}",
+            *("-- check r1 GET /slow", "-- check r1 GET /new", f"<< ACK 3/1 FIN {ALLOWED}"),
+            *(f"<< ACK 5/1 FIN {DENIED}", f"<< ACK 1/1 FIN {ALLOWED}"),
         ]
 
     def test_the_same_ids_twice(self):
@@ -310,14 +307,9 @@ STREAM = st.lists(
         [
             notify(ids=(0, 1)),
             notify(context_message(b"known") + check_message(host=(DataType.NULL, None)), ids=(900, 1)),
-            notify(b"", ids=(3, 3)),
-            notify(check_message() * 2),
-            notify(flags=FIN | ABORT),
-            frame(77, b"skip"),
-            disconnect(1),
-            hello(),
-            b"\x00\x00\x00\x08\x03\x00\x00\x00\x01\x00\x00\x40",
-            b"\xff\xff\xff\xff",
+            *(notify(b"", ids=(3, 3)), notify(check_message() * 2), notify(flags=FIN | ABORT)),
+            *(frame(77, b"skip"), disconnect(1), hello()),
+            *(b"\x00\x00\x00\x08\x03\x00\x00\x00\x01\x00\x00\x40", b"\xff\xff\xff\xff"),
         ]
     ),
     max_size=8,

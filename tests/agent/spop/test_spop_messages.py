@@ -175,13 +175,9 @@ class TestParse:
     @pytest.mark.parametrize(
         "payload",
         [
-            b"\xff",
-            b"\x20iam-check\x00",
-            b"\x09iam-check",
-            message("iam-check", count=1),
+            *(b"\xff", b"\x20iam-check\x00", b"\x09iam-check", message("iam-check", count=1)),
             message("iam-check", argument("path", DataType.STRING, b"/"), count=2),
-            message("other", b"\x01a\x0a"),
-            message("other", b"\x01a\x08\x7fabc"),
+            *(message("other", b"\x01a\x0a"), message("other", b"\x01a\x08\x7fabc")),
             message("other", argument("a", DataType.STRING, b""), count=0),
         ],
     )
@@ -215,14 +211,10 @@ class TestGlance:
     @pytest.mark.parametrize(
         "payload",
         [
-            b"",
-            check_message(),
-            check_message() + context_message(),
-            context_message(b"r" * 240) + check_message(),
-            context_message(src_port=-1) + check_message(),
+            *(b"", check_message(), check_message() + context_message()),
+            *(context_message(b"r" * 240) + check_message(), context_message(src_port=-1) + check_message()),
             context_message(src_port=65536) + check_message(),
-            context_message(stream=1 << 32) + check_message(),
-            message("iam-context") + check_message(),
+            *(context_message(stream=1 << 32) + check_message(), message("iam-context") + check_message()),
             message("iam-context", REQUEST_ID) + check_message(),
             message("iam-context", REQUEST_ID, argument("stream", DataType.INT64, 1), PORT),
             message("iam-context", REQUEST_ID, argument("src-port", DataType.UINT32, 1)),

@@ -400,13 +400,10 @@ def test_an_rsa_and_an_ec_key_may_share_a_kid():
 @pytest.mark.parametrize(
     ("pinned", "published", "signed", "expected"),
     [
-        ("Ed25519", None, "Ed25519", ""),
-        ("Ed25519", "Ed25519", "Ed25519", ""),
-        ("Ed25519", "EdDSA", "Ed25519", ""),
-        ("EdDSA", None, "EdDSA", ""),
+        *(("Ed25519", None, "Ed25519", ""), ("Ed25519", "Ed25519", "Ed25519", "")),
+        *(("Ed25519", "EdDSA", "Ed25519", ""), ("EdDSA", None, "EdDSA", "")),
         ("EdDSA", None, "Ed25519", "algorithm_not_allowed"),
-        ("Ed25519", None, "EdDSA", "algorithm_not_allowed"),
-        ("EdDSA", "Ed25519", "EdDSA", "key_unknown"),
+        *(("Ed25519", None, "EdDSA", "algorithm_not_allowed"), ("EdDSA", "Ed25519", "EdDSA", "key_unknown")),
     ],
 )
 def test_ed25519_has_a_name_of_its_own(pinned, published, signed, expected):

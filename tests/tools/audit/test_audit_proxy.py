@@ -64,14 +64,10 @@ def test_what_haproxy_refused_by_itself_stands_between_the_decisions(logs):
     records, told = asked(logs)
 
     assert [(found["request"], found["kind"], found.get("cause")) for found in records] == [
-        ("r0", "decision", None),
-        ("ambiguous", "proxy", "refused_by_proxy"),
-        ("garbage", "proxy", "not_judged"),
-        ("late", "decision", None),
-        ("broken", "proxy", "agent_fault"),
-        ("away", "proxy", "agent_away"),
-        ("lost", "proxy", "agent_refused"),
-        ("r1", "decision", None),
+        *(("r0", "decision", None), ("ambiguous", "proxy", "refused_by_proxy")),
+        *(("garbage", "proxy", "not_judged"), ("late", "decision", None)),
+        *(("broken", "proxy", "agent_fault"), ("away", "proxy", "agent_away")),
+        *(("lost", "proxy", "agent_refused"), ("r1", "decision", None)),
     ]
     assert records[1] | {"reason": "path_ambiguous", "status": 400, "path": "/a/../b"} == records[1]
     assert "9 requests; 7 refused without the agent's answer, 2 of them in the audit too; 0 lines" in told
@@ -90,14 +86,11 @@ def test_a_verdict_that_came_too_late_says_what_haproxy_did_instead(logs):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("--cause", "agent_timeout"), ["late"]),
-        (("--cause", "agent_away"), ["away"]),
-        (("--cause", "refused_by_proxy"), ["ambiguous"]),
-        (("--reason", "path_ambiguous"), ["ambiguous"]),
+        *((("--cause", "agent_timeout"), ["late"]), (("--cause", "agent_away"), ["away"])),
+        *((("--cause", "refused_by_proxy"), ["ambiguous"]), (("--reason", "path_ambiguous"), ["ambiguous"])),
         (("--kind", "proxy"), ["ambiguous", "garbage", "broken", "away", "lost"]),
         (("--since", "2026-03-01T12:00:06Z", "--until", "2026-03-01T12:00:08Z"), ["broken", "away"]),
-        (("--path", "/a/*"), ["ambiguous"]),
-        (("--who", "alice"), ["r0", "late"]),
+        *((("--path", "/a/*"), ["ambiguous"]), (("--who", "alice"), ["r0", "late"])),
     ],
 )
 def test_one_can_ask_for_them(logs, arguments, expected):
@@ -105,18 +98,13 @@ def test_one_can_ask_for_them(logs, arguments, expected):
 
 
 BAD = [
-    b"[NOTICE] (1) : haproxy version is 3.0.11\n",
-    b"{\n",
-    b"{}\n",
-    b"[]\n",
-    b"{" * 100_000 + b"\n",
+    *(b"[NOTICE] (1) : haproxy version is 3.0.11\n", b"{\n", b"{}\n", b"[]\n", b"{" * 100_000 + b"\n"),
     b'{"time":5,"request_id":"x","verdict":"-"}\n',
     b'{"time":"yesterday","request_id":"x","verdict":"-"}\n',
     b'{"time":"2026-03-01T12:00:00Z","request_id":["x"],"verdict":"-"}\n',
     b'{"time":"2026-03-01T12:00:00Z","request_id":"odd","verdict":["-"],"status":"x","reason":7,"path":{}}\n',
     b'{"time":"2026-03-01T12:00:00Z","request_id":"\xff\xfe","verdict":"-","path":"\xc3\x28"}\n',
-    b"\x00\x01\xff{\xff\n",
-    b'{"time":"2026-03-01T12:00:00Z","request_id":"tor',
+    *(b"\x00\x01\xff{\xff\n", b'{"time":"2026-03-01T12:00:00Z","request_id":"tor'),
 ]
 
 

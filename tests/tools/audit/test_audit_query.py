@@ -51,19 +51,14 @@ def asked(log, *arguments):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ((), ["r0", "r1", "r2", "r3", "r4", "r5", "r1"]),
-        (("--who", "alice"), ["r0", "r2"]),
-        (("--who", "b*"), ["r1", "r1"]),
-        (("--role", "writer"), ["r1", "r1"]),
-        (("--role", READER), ["r0", "r1", "r2", "r5"]),
-        (("--verdict", "allow"), ["r0", "r1"]),
-        (("--reason", "token_expired"), ["r3"]),
-        (("--path", "/orders*"), ["r0", "r1", "r3"]),
+        *(((), ["r0", "r1", "r2", "r3", "r4", "r5", "r1"]), (("--who", "alice"), ["r0", "r2"])),
+        *((("--who", "b*"), ["r1", "r1"]), (("--role", "writer"), ["r1", "r1"])),
+        *((("--role", READER), ["r0", "r1", "r2", "r5"]), (("--verdict", "allow"), ["r0", "r1"])),
+        *((("--reason", "token_expired"), ["r3"]), (("--path", "/orders*"), ["r0", "r1", "r3"])),
         (("--request", "r2"), ["r2"]),
         (("--since", "2026-03-01T12:10:00Z", "--until", "2026-03-01T12:30:00Z"), ["r1", "r2"]),
         (("--since", "2026-03-01", "--until", "2026-03-01T14:05:00+02:00"), ["r0"]),
-        (("--kind", "termination"), ["r1"]),
-        (("--who", "alice", "--verdict", "deny"), ["r2"]),
+        *((("--kind", "termination"), ["r1"]), (("--who", "alice", "--verdict", "deny"), ["r2"])),
     ],
 )
 def test_filters(log, arguments, expected):

@@ -188,17 +188,7 @@ def splice(data, lines, logs):
 @pytest.mark.parametrize(
     "change",
     [
-        cut,
-        append,
-        splice,
-        remove,
-        keep_some,
-        flip,
-        swap,
-        shuffle,
-        repeat,
-        insert,
-        insert_a_chain,
+        *(cut, append, splice, remove, keep_some, flip, swap, shuffle, repeat, insert, insert_a_chain),
         append_sealed,
     ],
     ids=lambda change: change.__name__,

@@ -125,11 +125,8 @@ def test_a_section_for_each_backend_and_a_server_for_each_address(tmp_path):
     names = re.findall(r"^backend (\S+)", found, re.MULTILINE)
     assert names == ["iam-agents", "route-orders-ro", "route-export"]
     assert re.findall(r"^    server (.*)", found, re.MULTILINE) == [
-        'agent-1 "${IAM_AGENT_1}"',
-        'agent-2 "${IAM_AGENT_2}"',
-        "orders-ro-1 127.0.0.1:8001",
-        "orders-ro-2 orders.internal:8001",
-        "export-1 [::1]:8002",
+        *('agent-1 "${IAM_AGENT_1}"', 'agent-2 "${IAM_AGENT_2}"', "orders-ro-1 127.0.0.1:8001"),
+        *("orders-ro-2 orders.internal:8001", "export-1 [::1]:8002"),
     ]
     assert 'presetenv IAM_AGENT_2 "unix@/run/a.sock"' in found
 

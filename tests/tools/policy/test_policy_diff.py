@@ -345,18 +345,12 @@ def test_every_setting_has_a_row_that_says_what_weakens():
 
 
 STRONG_AND_WEAK = [
-    ("audit.required", True, False),
-    ("audit.path", "/var/log/audit.jsonl", "none"),
-    ("audit.on_error", "deny", "allow"),
-    ("audit.sync", "1s", "60s"),
-    ("audit.keep", None, "1MB"),
-    ("audit.keep", "20GB", "1MB"),
-    ("agent.listen", "unix:/run/iamroles/agent.sock", "127.0.0.1:9901"),
+    *(("audit.required", True, False), ("audit.path", "/var/log/audit.jsonl", "none")),
+    *(("audit.on_error", "deny", "allow"), ("audit.sync", "1s", "60s"), ("audit.keep", None, "1MB")),
+    *(("audit.keep", "20GB", "1MB"), ("agent.listen", "unix:/run/iamroles/agent.sock", "127.0.0.1:9901")),
     ("agent.listen", "unix:/run/iamroles/agent.sock", ["unix:/run/iamroles/agent.sock", "127.0.0.1:9901"]),
-    ("agent.listen", ["unix:/run/a.sock", "unix:/run/b.sock"], None),
-    ("agent.state_dir", "state", None),
-    ("live.master_socket", "/run/master.sock", None),
-    ("limits.max_lifetime", "1h", None),
+    *(("agent.listen", ["unix:/run/a.sock", "unix:/run/b.sock"], None), ("agent.state_dir", "state", None)),
+    *(("live.master_socket", "/run/master.sock", None), ("limits.max_lifetime", "1h", None)),
 ]
 
 

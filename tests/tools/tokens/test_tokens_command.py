@@ -148,13 +148,10 @@ def test_inspect_does_not_let_a_token_drive_the_terminal(folder):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ("inspect", "no credential"),
-        ("inspect --config absent.toml x", "absent.toml"),
-        ("inspect --jwks absent.json x", "absent.json"),
-        ("mint --key absent.pem", "absent.pem"),
+        *(("inspect", "no credential"), ("inspect --config absent.toml x", "absent.toml")),
+        *(("inspect --jwks absent.json x", "absent.json"), ("mint --key absent.pem", "absent.pem")),
         ("mint --key recipe.toml", "not an unencrypted"),
-        ("mint --key ES256.pem --claim x", "NAME=VALUE"),
-        ("mint --key ES256.pem --alg HS256", "HS256"),
+        *(("mint --key ES256.pem --claim x", "NAME=VALUE"), ("mint --key ES256.pem --alg HS256", "HS256")),
         ("mint --key ES256.pem --alg RS256", "does not fit"),
         ("mint --key ES256.pem --recipe ES256.pem", "ES256.pem"),
         ("mint --key ES256.pem --recipe policy.toml", "unknown recipe keys"),
