@@ -29,8 +29,7 @@ def test_every_requirement_of_core_is_touched_before_any_is_touched_twice():
         broad += not seen.issuperset(one.requirements)
         seen.update(one.requirements)
 
-    first = {name for one in core[:broad] for name in one.requirements}
-    assert first == wanted
+    assert {name for one in core[:broad] for name in one.requirements} == wanted
     assert broad < len(core)
 
 

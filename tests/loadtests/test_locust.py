@@ -51,8 +51,7 @@ def locust(address, directory, *arguments, when="runner.stats.total.num_requests
         text=True,
         timeout=90,
     )
-    measured = Measurement.model_validate_json(result.read_text()) if result.exists() else None
-    return done, measured
+    return done, (Measurement.model_validate_json(result.read_text()) if result.exists() else None)
 
 
 @contextlib.contextmanager

@@ -72,9 +72,7 @@ def test_sound_tokens_of_every_algorithm_verify(algorithm):
 def test_keys_survive_their_private_jwk(algorithm):
     key = SigningKey.generate(algorithm)
 
-    again = SigningKey.from_jwk(json.loads(json.dumps(key.private_jwk())))
-
-    assert again == key
+    assert SigningKey.from_jwk(json.loads(json.dumps(key.private_jwk()))) == key
     assert key.kid == key.thumbprint()
     assert not {"d", "p", "q"} & set(key.public_jwk())
 

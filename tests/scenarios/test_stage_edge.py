@@ -183,8 +183,7 @@ def test_whatever_a_client_sends_the_record_is_json_that_says_the_decision(world
         "role": [*lines[:2], f"X-IAM-Role: {text}"],
     }[what]
     assert send(world, *swollen).status == 400
-    asked_after = ask(world, f"/after/{mark}").header("x-iam-request-id")[0]
-    record(world, request_id=asked_after)
+    record(world, request_id=ask(world, f"/after/{mark}").header("x-iam-request-id")[0])
 
     found = [
         line for line in world.haproxy.logs().splitlines() if f"/{mark}" in line and "/after" not in line

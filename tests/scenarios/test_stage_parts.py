@@ -189,9 +189,7 @@ def test_the_image_has_the_project_and_not_the_suites_tools():
 
 
 def test_checks_need_declarable_features_only():
-    needed = {feature for check in plan() for feature in check.features}
-
-    assert needed <= FEATURES.keys()
+    assert {feature for check in plan() for feature in check.features} <= FEATURES.keys()
 
 
 WAITS = [sys.executable, "-c", "import sys; sys.stdin.read()"]

@@ -293,8 +293,7 @@ def test_a_flow_renews_its_tokens_and_lets_go_of_the_dead():
     fire = JudgedTraffic(("127.0.0.1", 9), rate=1, connections=1)
     now = time.time()
     lives = iter([(f"token-{number}", now + number - 5) for number in (1, 9)])
-    flow = Flow("reader", RequestSpec(token="one"), OPEN)
-    fire.ask(flow, mint=lambda: next(lives), renew=0.001)
+    fire.ask(Flow("reader", RequestSpec(token="one"), OPEN), mint=lambda: next(lives), renew=0.001)
     stream = fire._flows["reader"]
     assert [question.secret for question in stream.questions] == ["token-1"]
 

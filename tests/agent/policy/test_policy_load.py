@@ -350,9 +350,7 @@ def test_the_published_schema_is_current():
 def test_the_schema_agrees_with_the_loader(data, good):
     import jsonschema  # of moto's extra `server`
 
-    validator = jsonschema.Draft202012Validator(json.loads(schema_text()))
-
-    assert validator.is_valid(data) is good
+    assert jsonschema.Draft202012Validator(json.loads(schema_text())).is_valid(data) is good
     assert (problems_of(data) == []) is good
 
 

@@ -188,9 +188,7 @@ class TestFrames:
         assert buffer.pending == 0
 
     def test_greatest_length(self):
-        sent = frame(FrameType.NOTIFY, b"x" * (256 - 7))
-
-        assert len(cut(sent, 256)) == 1
+        assert len(cut(frame(FrameType.NOTIFY, b"x" * (256 - 7)), 256)) == 1
 
     @pytest.mark.parametrize("ids", ["f0", "00f0", "f080", "ff" * 20])
     def test_broken_ids(self, ids):

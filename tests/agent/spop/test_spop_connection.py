@@ -179,9 +179,7 @@ class TestNotify:
         assert greeted(KNOWN).send(notify(payload, flags=flags)).lines == [line]
 
     def test_the_memory_is_asked_once_for_a_question(self):
-        talk = greeted().send(notify())
-
-        assert len(talk.recalls) == 1
+        assert len(greeted().send(notify()).recalls) == 1
 
     def test_pipelined_answers_may_overtake(self):
         talk = greeted(KNOWN).send(

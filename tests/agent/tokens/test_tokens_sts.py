@@ -297,8 +297,7 @@ async def test_replay_cache_lets_a_signature_count_once():
         assert await reason(agent, header) == ""
         assert agent.recall(header) is None
         assert await reason(agent, header) == "sts_rejected"
-        respelled = credential(GOOD.replace("Action", "action"))
-        assert await reason(agent, respelled) == "sts_rejected"
+        assert await reason(agent, credential(GOOD.replace("Action", "action"))) == "sts_rejected"
         assert await reason(agent, credential(presign(now=NOW - 1))) == ""
 
 
@@ -306,8 +305,7 @@ async def test_replay_cache_lets_a_signature_count_once():
 async def test_the_gate_remembers_no_verdict_for_a_credential_that_counts_once(once):
     with playing(replay_cache=once) as (_server, agent):
         gate = gate_of(OPEN, agent, Clock())
-        actions = await gate.judge(CHECK, Context("r", 1, 1), b"key")
-        assert variables(actions)["allow"] is True
+        assert variables(await gate.judge(CHECK, Context("r", 1, 1), b"key"))["allow"] is True
         assert (gate.recall(b"key", Context("r", 1, 1)) is None) is once
 
 
@@ -339,8 +337,7 @@ async def test_replay_cache_does_not_count_what_was_never_judged():
 async def test_a_used_signature_stays_used_and_counters_go_on_through_a_reload():
     with playing(replay_cache=True) as (_server, agent):
         assert await reason(agent, credential(GOOD)) == ""
-        entry = agent.sts._by_host[HOST]
-        adopt(agent, Config(version=1, sts=[entry]))
+        adopt(agent, Config(version=1, sts=[agent.sts._by_host[HOST]]))
         assert await reason(agent, credential(GOOD)) == "sts_rejected"
         assert agent.sts.counts["accepted"] == 1
 

@@ -70,14 +70,9 @@ def transport():
 async def test_a_connection_is_kept_and_asked_again(transport):
     server = Server(OK, OK)
 
-    answers = [
-        await get(transport, server, "/a?b=%2f"),
-        await get(transport, server, "", headers={"X-One": "1"}),
-    ]
-
-    assert [(each.status, each.content_type, each.body) for each in answers] == [
-        (200, "application/json", b"{}")
-    ] * 2
+    for path, more in (("/a?b=%2f", {}), ("", {"headers": {"X-One": "1"}})):
+        answer = await get(transport, server, path, **more)
+        assert (answer.status, answer.content_type, answer.body) == (200, "application/json", b"{}")
     assert server.came_on == [1, 1]
     assert server.requests[0].splitlines() == [
         "GET /a?b=%2f HTTP/1.1",
@@ -115,23 +110,17 @@ async def test_a_connection_that_the_server_closes_is_not_kept(transport, first)
     assert server.came_on == [1, 2]
 
 
-async def test_a_connection_that_ended_while_it_was_idle_is_not_asked(transport):
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda sock: sock.shutdown(socket.SHUT_WR), lambda sock: sock.sendall(OK.replace(b"{}", b"[]"))],
+    ids=["ended", "unasked"],
+)
+async def test_a_connection_on_which_anything_came_while_it_was_idle_is_not_asked(transport, spoil):
+    """An answer that nobody asked for would be taken for the next question's."""
     server = Server(OK, OK)
     await get(transport, server)
     [(_, idle)] = transport._idle
-    server.socks[0].shutdown(socket.SHUT_WR)
-    await until(lambda: idle.spoilt)
-
-    assert (await get(transport, server)).body == b"{}"
-    assert server.came_on == [1, 2]
-
-
-async def test_what_was_not_asked_for_is_no_answer(transport):
-    """It would be taken for the next question's."""
-    server = Server(OK, OK)
-    await get(transport, server)
-    [(_, idle)] = transport._idle
-    server.socks[0].sendall(OK.replace(b"{}", b"[]"))
+    spoil(server.socks[0])
     await until(lambda: idle.spoilt)
 
     assert (await get(transport, server)).body == b"{}"
@@ -186,9 +175,7 @@ async def test_what_is_not_whole_is_no_answer(transport, answer, said):
     ids=["chunks", "trailers", "interim", "no-reason"],
 )
 async def test_what_is_whole_is_read(transport, answer):
-    server = Server(answer)
-
-    assert (await get(transport, server)).body == b"{}"
+    assert (await get(transport, Server(answer))).body == b"{}"
 
 
 @given(st.data())
@@ -231,10 +218,9 @@ async def test_nobody_there_and_nobody_who_answers(transport):
         port = silent.getsockname()[1]
         with pytest.raises(TransportError, match=r"timed out|took too long"):
             await transport.get(f"http://127.0.0.1:{port}/", seconds=0.1, max_bytes=1)
-    with pytest.raises(TransportError, match="cannot connect"):
-        await transport.get(f"http://127.0.0.1:{port}/", seconds=5.0, max_bytes=1)
-    with pytest.raises(TransportError, match="cannot connect"):
-        await transport.get("http://nobody.invalid/", seconds=5.0, max_bytes=1)
+    for url in (f"http://127.0.0.1:{port}/", "http://nobody.invalid/"):
+        with pytest.raises(TransportError, match="cannot connect"):
+            await transport.get(url, seconds=5.0, max_bytes=1)
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
@@ -247,18 +233,13 @@ async def test_a_call_that_is_given_up_leaves_no_connection(transport, scheme):
         came, _ = silent.accept()
         came.settimeout(10)
 
-        def sent():
-            with came, contextlib.suppress(ConnectionResetError):
-                while came.recv(4096):
-                    pass
-
-        await asyncio.to_thread(sent)  # the other end is closed, or this times out
+        with came, contextlib.suppress(ConnectionResetError):
+            while await asyncio.to_thread(came.recv, 4096):
+                pass  # until the other end is closed, or this times out
     assert transport._idle == []
 
 
-async def test_calls_that_wait_for_a_name_share_a_thread_and_leave_it_at_their_deadline(
-    transport, monkeypatch
-):
+async def test_calls_that_wait_for_a_name_share_a_thread_until_their_deadline(transport, monkeypatch):
     """However many credentials a stranger forges while the resolver hangs."""
     server, asked, hang = Server(OK), [], threading.Event()
     resolve = socket.getaddrinfo

@@ -335,5 +335,4 @@ class TestProof:
 @pytest.fixture(scope="module")
 def proof_and_verifier(tmp_path_factory):
     found = signed_log(tmp_path_factory.mktemp("proof"))
-    proof = Path(prove(found, "0-0-1-1").splitlines()[-1])
-    return proof.read_text(), Verifier.parse(found.vkey)
+    return Path(prove(found, "0-0-1-1").splitlines()[-1]).read_text(), Verifier.parse(found.vkey)

@@ -83,8 +83,7 @@ def test_every_witness_shows_what_its_finding_says(data):
     for item in lint(config):
         if item.witness is None or item.key[:6] != "grants" or item.role == "*":
             continue
-        grant = config.grants[int(item.key[7:-1])]
-        assert worlds.matches(grant, item.witness, deny=False), item
+        assert worlds.matches(config.grants[int(item.key[7:-1])], item.witness, deny=False), item
         who = Identity("idp", "me", "s", (RoleArn.parse(worlds.ARNS[item.role]),), 2000, 1000)
         decision = policy.decide(who, item.witness)
         if item.kind is Kind.UNREACHABLE:
@@ -246,8 +245,7 @@ def test_a_deny_that_others_make_useless_only_where_something_is_open():
         deny("wide", "*", "/a/b"),
     )
 
-    item = found["wide", "redundant"]
-    assert item.others == {"gets": "denies[0]", "puts": "denies[1]"}
+    assert found["wide", "redundant"].others == {"gets": "denies[0]", "puts": "denies[1]"}
     assert ("gets", "redundant") not in found
 
 
