@@ -20,6 +20,9 @@ from iamroles_agent.base.reasons import Reason
 from iamroles_tools.audit.verify import verify
 
 WORKERS, FILES, BATCHES = 2, 2, 3
+THOROUGH = settings(
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 Lines = list[bytes]
 
 
@@ -131,14 +134,9 @@ def repeat(data, lines, logs):
 def insert(data, lines, logs):
     ours = [line for name in logs.names for line in logs.genuine[name]]
     own = lines[_place(data, lines)].replace(b'"seq":', b'"seq":1')
-    new = data.draw(
-        st.one_of(
-            st.sampled_from(ours), st.sampled_from(logs.foreign), st.sampled_from([own, b"x\n", b"{}\n"])
-        ),
-        label="line",
-    )
+    new = st.one_of(*map(st.sampled_from, (ours, logs.foreign, [own, b"x\n", b"{}\n"])))
     at = _place(data, lines, 1)
-    return [*lines[:at], new, *lines[at:]]
+    return [*lines[:at], data.draw(new, label="line"), *lines[at:]]
 
 
 def insert_a_chain(data, lines, logs):
@@ -167,11 +165,8 @@ def cut(data, lines, logs):
     return whole[: data.draw(st.integers(0, len(whole)), label="length")].splitlines(keepends=True)
 
 
-JUNK = st.one_of(
-    st.binary(min_size=1, max_size=40),
-    st.sampled_from(
-        [b"\0" * 4096, b"\n", b'{"time":"', b'{"time":"2026-03-01T00:00:00.000Z","seq":9}', b" "]
-    ),
+JUNK = st.binary(min_size=1, max_size=40) | st.sampled_from(
+    [b"\0" * 4096, b"\n", b'{"time":"', b'{"time":"2026-03-01T00:00:00.000Z","seq":9}', b" "]
 )
 
 
@@ -185,16 +180,13 @@ def splice(data, lines, logs):
     return (whole[:at] + data.draw(JUNK, label="junk") + whole[at:]).splitlines(keepends=True)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        *(cut, append, splice, remove, keep_some, flip, swap, shuffle, repeat, insert, insert_a_chain),
-        append_sealed,
-    ],
-    ids=lambda change: change.__name__,
-)
+CHANGES = [cut, append, splice, remove, keep_some, flip, swap, shuffle, repeat, insert]
+CHANGES += [insert_a_chain, append_sealed]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 @given(data=st.data())
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@THOROUGH
 def test_any_change_at_any_place_is_found(logs, change, data):
     name = data.draw(st.sampled_from(logs.names), label="file")
     lines = change(data, logs.genuine[name], logs)
@@ -203,7 +195,7 @@ def test_any_change_at_any_place_is_found(logs, change, data):
 
 
 @given(data=st.data())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@THOROUGH
 def test_lines_that_went_to_another_file_are_found(logs, data):
     one, other = data.draw(st.lists(st.sampled_from(logs.names), min_size=2, max_size=2, unique=True))
     source, target = [*logs.genuine[one]], [*logs.genuine[other]]
@@ -231,7 +223,7 @@ class TestTheEnd:
     """Bytes after the last record, and what a cut leaves."""
 
     @given(data=st.data())
-    @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @THOROUGH
     def test_without_its_head_only_a_cut_after_a_seal_escapes(self, logs, data, tmp_path):
         """The lawful case: the log was as short once. A head or checkpoint kept elsewhere shows it."""
         path = tmp_path / "alone.jsonl"
@@ -245,10 +237,8 @@ class TestTheEnd:
     @pytest.mark.parametrize(
         ("tail", "remedy"),
         [
-            (b'{"time":"2026-03-01T00:0', "next start cuts them off"),
-            (b'{"ti', "next start cuts them off"),
-            (b"\0\0\0\0", "does not start on them"),
-            (b"x", "does not start on them"),
+            *((start, "next start cuts them off") for start in (b'{"time":"2026-03-01T00:0', b'{"ti')),
+            *((other, "does not start on them") for other in (b"\0\0\0\0", b"x")),
         ],
     )
     def test_bytes_after_the_last_record_are_said(self, tmp_path, tail, remedy):
@@ -270,16 +260,15 @@ class TestTheEnd:
 
     def test_half_a_line_that_was_rotated_away_is_closed_by_the_next_start(self, tmp_path):
         """The agent was killed, logrotate moved the file, the agent started."""
-        path = tmp_path / "audit.jsonl"
+        path, rotated, head = (tmp_path / f"audit.jsonl{end}" for end in ("", ".1", ".head"))
         log = opened(path)
         decided(log, "a")
         assert log.flush()
-        killed = path.read_bytes()
-        head = path.with_name("audit.jsonl.head").read_bytes()
+        rotated.write_bytes(path.read_bytes() + b'{"time":"20')
+        vouched = head.read_bytes()
         log.close()
-        path.rename(tmp_path / "audit.jsonl.1")
-        (tmp_path / "audit.jsonl.1").write_bytes(killed + b'{"time":"20')
-        path.with_name("audit.jsonl.head").write_bytes(head)
+        path.unlink()
+        head.write_bytes(vouched)
         written(path, "b")
 
         shown = said("audit verify", *tmp_path.iterdir())
@@ -298,14 +287,12 @@ class TestTheEnd:
         log.close()
 
 
-@pytest.mark.parametrize("kind", ["link", "fifo", "directory"])
-def test_a_head_that_is_no_regular_file_is_not_written(tmp_path, kind):
+@pytest.mark.parametrize("make", [lambda head: head.symlink_to("victim"), os.mkfifo, Path.mkdir])
+def test_a_head_that_is_no_regular_file_is_not_written(tmp_path, make):
     """A link at the head's place once led the agent to overwrite the file that it names."""
     victim, head = tmp_path / "victim", tmp_path / "audit.jsonl.head"
     victim.write_text("precious")
-    {"link": lambda: head.symlink_to(victim), "fifo": lambda: os.mkfifo(head), "directory": head.mkdir}[
-        kind
-    ]()
+    make(head)
 
     with pytest.raises(StartError, match=r"audit\.jsonl\.head cannot be the head.*Remove it"):
         opened(tmp_path / "audit.jsonl")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 
 from iamroles_agent.base.config import Config, IdentityHeader
-from iamroles_agent.base.identity import Identity, Request, RoleArn
+from iamroles_agent.base.identity import Identity, RoleArn
 from iamroles_agent.policy import Policy
 from iamroles_tools.policy import weakening
 from iamroles_tools.policy.diff import diff
@@ -24,15 +24,12 @@ def backend(config, change, *, chosen=True):
 
 def lies_in(region, request):
     """Read the words back: a second, slow reader of what `policy.describe` writes."""
-    return any(_lies_in_line(line, request) for line in region)
-
-
-def _lies_in_line(line, request):
-    return (
+    return any(
         _listed(line.methods, "any method", lambda one: one == request.method)
         and _in_hosts(line.hosts, request.host)
         and _in_paths(line.paths, request.path)
         and _listed(line.sources, "anywhere", lambda one: request.src in worlds.ip_network(one))
+        for line in region
     )
 
 
@@ -145,16 +142,13 @@ def test_witnesses_hold_and_no_change_is_missed(one, two):
             assert lies_in(change.region, change.witness), change
 
     before, after = Policy(old), Policy(new)
-    expected: dict[str, set[tuple[str, Request]]] = {"opened": set(), "closed": set(), "moved": set()}
-    shown: dict[str, set[tuple[str, Request]]] = {"opened": set(), "closed": set(), "moved": set()}
+    expected, shown = ({kind: set() for kind in ("opened", "closed", "moved")} for _ in range(2))
     for role in ARNS:
         who = Identity("idp", "me", "s", (role,), 2000, 1000)
         for request in worlds.NARROW_REQUESTS:
             was, now = before.decide(who, request), after.decide(who, request)
-            if now.allow and not was.allow:
-                expected["opened"].add((str(role), request))
-            elif was.allow and not now.allow:
-                expected["closed"].add((str(role), request))
+            if was.allow != now.allow:
+                expected["opened" if now.allow else "closed"].add((str(role), request))
             elif was.backend != now.backend:
                 expected["moved"].add((str(role), request))
             for kind, pairs in shown.items():
@@ -274,10 +268,7 @@ def test_names_are_told_by_arn():
     swap = diff(named("a", "b"), named("b", "a"))
     rename = diff(named("a", "b"), named("a", "c"))
 
-    assert {item.key for item in swap.settings} == {
-        f"roles[{worlds.ARNS['r0']}].name",
-        f"roles[{worlds.ARNS['r1']}].name",
-    }
+    assert {item.key for item in swap.settings} == {f"roles[{worlds.ARNS[r]}].name" for r in ("r0", "r1")}
     assert [(item.old, item.new) for item in rename.settings] == [('"b"', '"c"')]
 
 
@@ -311,12 +302,9 @@ def test_one_dropped_deny_is_one_cause():
 
 def test_trust_and_scopes_are_compared_too():
     scope = {"name": "read", "methods": ["GET"], "path": "/a"}
-    old = Config.model_validate({**worlds.BASE, "scopes": [scope]})
     issuer = {**worlds.BASE["issuers"][0], "audiences": ["api", "other"]}
-    wider = {**scope, "path": "/"}
-    new = Config.model_validate(
-        {**worlds.BASE, "issuers": [issuer], "scopes": [wider], "multi_role": "union"}
-    )
+    old = policy(scopes=[scope])
+    new = policy(issuers=[issuer], scopes=[{**scope, "path": "/"}], multi_role="union")
 
     found = diff(old, new)
 
@@ -331,16 +319,13 @@ def test_trust_and_scopes_are_compared_too():
     assert found.digest != diff(new, old).digest
 
 
-TABLES = [name for name, field in Config.model_fields.items() if "Settings" in str(field.annotation)]
-TABLES += ["identity_header", "limits"]
-
-
 def test_every_setting_has_a_row_that_says_what_weakens():
-    models = {name: Config.model_fields[name].annotation for name in TABLES}
+    types = {name: field.annotation for name, field in Config.model_fields.items()}
+    models = {name: model for name, model in types.items() if "Settings" in str(model) or name == "limits"}
     models["identity_header"] = IdentityHeader
 
     keys = {f"{name}.{key}" for name, model in models.items() for key in model.model_fields}
-    assert {*TABLES} == {"agent", "audit", "metrics", "live", "keys", "identity_header", "limits"}
+    assert {*models} == {"agent", "audit", "metrics", "live", "keys", "identity_header", "limits"}
     assert keys == weakening.WEAKENS.keys()
 
 
@@ -358,32 +343,28 @@ STRONG_AND_WEAK = [
 def test_a_weaker_setting_counts_and_is_named_weaker(key, strong, weak):
     """Nothing told when the audit went to `none`, or a decision without a record was let through."""
     table, name = key.split(".")
-    one, two = (
-        Config.model_validate({**worlds.BASE, table: {name: value} if value is not None else {}})
-        for value in (strong, weak)
-    )
+    one, two = (policy(**{table: {name: value} if value is not None else {}}) for value in (strong, weak))
 
     assert [(item.key, item.weaker) for item in diff(one, two).settings] == [(key, True)]
     assert [(item.key, item.weaker) for item in diff(two, one).settings] == [(key, False)]
     assert diff(one, two)
 
 
-def test_to_drop_the_signed_identity_weakens():
+def weakened(old, new):
+    return {item.key for item in diff(old, new).settings if item.weaker}
+
+
+def test_to_drop_the_signed_identity_tls_or_the_names_that_it_asks_for_weakens():
     signed = policy(identity_header={"issuer": "https://gate.example"})
-
-    assert {item.key for item in diff(signed, policy()).settings if item.weaker} == {"identity_header.issuer"}
-    assert not [item for item in diff(policy(), signed).settings if item.weaker]
-
-
-def test_to_drop_tls_or_the_names_that_it_asks_for_weakens():
     listen, tls = {"listen": "10.0.0.1:9901"}, {"certificate": "agent.pem", "ca": "ca.pem"}
     plain, any_name, one_name = (
         policy(agent=listen | more) for more in ({}, {"tls": tls}, {"tls": {**tls, "names": ["proxy.test"]}})
     )
 
-    for strong, weak in ((one_name, any_name), (any_name, plain)):
-        assert any(item.weaker for item in diff(strong, weak).settings)
-        assert not any(item.weaker for item in diff(weak, strong).settings)
+    assert weakened(signed, policy()) == {"identity_header.issuer"}
+    for strong, weak in ((signed, policy()), (one_name, any_name), (any_name, plain)):
+        assert weakened(strong, weak)
+        assert not weakened(weak, strong)
 
 
 def test_more_workers_are_no_difference_but_are_shown():

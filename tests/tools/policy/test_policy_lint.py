@@ -27,8 +27,7 @@ def outcomes(config, requests=worlds.NARROW_REQUESTS):
     policy = Policy(config)
     found = []
     for roles in SETS:
-        chosen = [None] if config.multi_role == "union" else roles
-        for preferred in chosen:
+        for preferred in [None] if config.multi_role == "union" else roles:
             who = Identity("idp", "me", "s", roles, 2000, 1000, preferred)
             found += [policy.decide(who, request).backend for request in requests]
     return found
@@ -62,9 +61,7 @@ def test_what_is_called_useless_can_go_and_what_is_not_matters(data):
 
 
 def _opened(config, deny):
-    """Return whether a kept deny stands alone against some grant: with other denies it may overlap in
-    part.
-    """
+    """Return whether a kept deny stands alone against some grant: others may overlap it in part."""
     others = [other for other in config.denies if other is not deny]
     return any(
         worlds.matches(deny, request, deny=True)
@@ -132,9 +129,8 @@ def test_escalating_pairs_are_exactly_those_by_brute_force(data):
 TABLES = {
     "issuers": [ISSUER | {"accounts": ["111111111111"]}],
     "roles": [
-        role("reader"),
-        role("writer"),
-        {"name": "idle", "arns": [arn("idle", "222222222222"), arn("idle")]},
+        *map(role, ("reader", "writer")),
+        {"name": "idle", "arns": [arn("idle", "2" * 12), arn("idle")]},
     ],
     "backends": [{"name": "b"}, {"name": "lonely"}],
 }
@@ -283,31 +279,28 @@ def test_scopes_that_open_nothing_granted_or_all_of_it_together():
 def test_two_hundred_roles_in_one_group_are_one_class():
     """Counted, not timed: the zones that are visited do not grow with the number of roles."""
     names = [f"r{index}" for index in range(200)]
-    tables = {
-        "roles": [*TABLES["roles"], *map(role, names)],
-        "groups": [{"name": "all", "roles": names}],
-    }
+    tables = {"roles": [*TABLES["roles"], *map(role, names)], "groups": [{"name": "all", "roles": names}]}
     grants = [grant(f"g{index}", "all", "GET", f"/s{index}") for index in range(100)]
     linter = Linter(load_text(text(*grants, **TABLES | tables), "json"))
 
     assert {len(zone.classes(linter.labels.everyone)) for zone in linter.zones} == {2}
 
 
+def of_kind(kind, *rules, **tables):
+    config = load_text(text(*rules, **{"roles": [role("reader")]} | tables), "json")
+    return config, [item for item in lint(config) if item.kind is kind]
+
+
 class TestLetterCase:
-    def found(self, *denies, path="/orders", **more):
-        world = text(
-            grant("g", "reader", "GET", path, "b0", hosts=["y.test"]),
-            denies=list(denies),
-            **{"roles": [role("reader")]} | more,
+    def found(self, *denies, **more):
+        return of_kind(
+            Kind.LETTER_CASE, grant("g", "reader", "GET", "/orders", hosts=["y.test"]), *denies, **more
         )
-        config = load_text(world, "json")
-        return config, [item for item in lint(config) if item.kind is Kind.LETTER_CASE]
 
     @pytest.mark.parametrize(
         ("path", "other"),
         [
-            ("/orders/secret", "/orders/SECRET"),
-            ("/orders/a%20B", "/orders/A%20b"),
+            *(("/orders/secret", "/orders/SECRET"), ("/orders/a%20B", "/orders/A%20b")),
             ("/orders/x/9", "/orders/X/9"),
         ],
     )
@@ -319,35 +312,29 @@ class TestLetterCase:
         who = Identity("idp", "me", "s", (RoleArn.parse(arn("reader")),), 2000, 1000)
         assert Policy(config).decide(who, note.witness).allow
 
-    @pytest.mark.parametrize("union", [True, False])
-    def test_a_deny_of_another_role_of_the_token_too(self, union):
-        more = {"multi_role": "union"} if union else {}
+    @pytest.mark.parametrize("more", [{"multi_role": "union"}, {}])
+    def test_a_deny_of_another_role_of_the_token_too(self, more):
         _, [note] = self.found(deny("d", "guest", "/orders/a"), roles=[role("reader"), role("guest")], **more)
 
         assert (note.role, note.witness.path) == ("reader", "/orders/A")
 
     @pytest.mark.parametrize(
-        ("denies", "path"),
+        "denies",
         [
-            ([deny("d", "reader", "/orders/7")], "/orders"),
-            ([deny("d", "reader", "/orders")], "/orders"),
-            ([deny("d", "reader", "/orders/a", hosts=["x.test"])], "/orders"),
-            ([deny("d", "reader", "/other/secret")], "/orders"),
-            ([deny("d", "reader", "/orders/a"), deny("e", "reader", "/orders/A")], "/orders"),
+            *([deny("d", "reader", path)] for path in ("/orders/7", "/orders", "/other/secret")),
+            [deny("d", "reader", "/orders/a", hosts=["x.test"])],
+            [deny("d", "reader", "/orders/a"), deny("e", "reader", "/orders/A")],
         ],
     )
-    def test_a_deny_that_holds_in_any_letter_case_is_not(self, denies, path):
-        assert self.found(*denies, path=path)[1] == []
+    def test_a_deny_that_holds_in_any_letter_case_is_not(self, denies):
+        assert self.found(*denies)[1] == []
 
 
 @pytest.mark.parametrize("audit", [{"path": "none"}, {"on_error": "allow"}])
 def test_decisions_without_a_record_are_a_finding(audit):
     [name] = audit
-    config = load_text(
-        text(grant("g", "reader", "GET", "/a", "b0"), roles=[role("reader")], audit=audit), "json"
-    )
+    _, [finding] = of_kind(Kind.UNRECORDED, grant("g", "reader", "GET", "/a"), audit=audit)
 
-    [finding] = [item for item in lint(config) if item.kind is Kind.UNRECORDED]
     assert (finding.key, finding.note) == (f"audit.{name}", False)
 
 
