@@ -52,10 +52,8 @@ def test_each_step_can_be_left_out(rendered, text, tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        variants.plain,
-        lambda text: variants.plain(text, recorded=True),
-        variants.by_hand,
-        lambda text: variants.native(text, "key.pem"),
+        *(variants.plain, lambda text: variants.plain(text, recorded=True)),
+        *(variants.by_hand, lambda text: variants.native(text, "key.pem")),
     ],
 )
 def test_each_variant_is_a_configuration(rendered, text, tmp_path, change):
@@ -68,25 +66,16 @@ def evaluations(text, expression):
     """How often an allowed request evaluates an expression: a named ACL is evaluated in each rule."""
     rules = [line.split() for line in text.splitlines() if not line.strip().startswith("#")]
     named = Counter(words[1] for words in rules if words[:1] == ["acl"] and expression in " ".join(words))
-    found = 0
-    for words in rules:
-        if words[:1] == ["acl"] or not words:
-            continue
-        found += " ".join(words).count(expression)
-        found += sum(named[word.removeprefix("!")] for word in words)
-    return found
+    others = [words for words in rules if words[:1] != ["acl"]]
+    inline = sum(" ".join(words).count(expression) for words in others)
+    return inline + sum(named[word.removeprefix("!")] for words in others for word in words)
 
 
 def test_each_contender_does_its_work_once(text):
     """The rival verified the same signature ten times a request, and was then said to be slow."""
-    native = variants.native(text, "key.pem")
-    assert {what: evaluations(native, what) for what in ("jwt_verify(", "jwt_payload_query(")} == {
-        "jwt_verify(": 1,
-        "jwt_payload_query(": 1,
-    }
-    assert (
-        evaluations(native, "send-spoe-group") == evaluations(variants.by_hand(text), "send-spoe-group") == 0
-    )
+    native, by_hand = variants.native(text, "key.pem"), variants.by_hand(text)
+    assert evaluations(native, "jwt_verify(") == evaluations(native, "jwt_payload_query(") == 1
+    assert evaluations(native, "send-spoe-group") == evaluations(by_hand, "send-spoe-group") == 0
     assert evaluations(gate_config.gate(text), "req.hdr(meter-unasked)") == 1
     assert evaluations(text, "send-spoe-group") == 2  # the second only if the first was lost
 

@@ -20,6 +20,7 @@ from iamroles_tools.haproxy import render
 
 ORDERS = {"name": "orders-ro", "servers": ["127.0.0.1:8001", "orders.internal:8001"]}
 EXPORT = {"name": "export", "servers": ["[::1]:8002"]}
+TLS = ("--agent-ca", "agent-ca.pem", "--agent-certificate", "proxy.pem")
 SHIPPED = Path(render.__file__).parents[1] / "haproxy"
 
 
@@ -131,35 +132,37 @@ def test_a_section_for_each_backend_and_a_server_for_each_address(tmp_path):
     assert 'presetenv IAM_AGENT_2 "unix@/run/a.sock"' in found
 
 
-def test_every_problem_of_the_policy_is_named_at_once(tmp_path):
-    wrong = policy_of(ORDERS | {"name": "orders ro"}, EXPORT | {"servers": ["nowhere", "h:99999"]})
+@pytest.mark.parametrize(
+    ("options", "policy", "named"),
+    [
+        (
+            (),
+            policy_of(ORDERS | {"name": "orders ro"}, EXPORT | {"servers": ["nowhere", "h:99999"]}),
+            ("backends[0].name", "backends[1].servers[0]", "backends[1].servers[1]"),
+        ),
+        (
+            ("--agent", "9901", "--agent", "h:0", "--realm", 'a"b'),
+            policy_of(export=EXPORT | {"servers": []}),
+            ("backends[1].servers", "'9901' is not an address", "'h:0' is not", "--realm"),
+        ),
+        ((), '{"version": 1, "colour": 1}', ("policy.json",)),
+        (
+            ("--agent", "unix:/run/a.sock", "--chroot", "/var/lib/haproxy"),
+            None,
+            ("/run/a.sock is not below",),
+        ),
+        (("--agent", "10.0.0.1:9901", *TLS), None, ("--agent-name: 10.0.0.1:9901 is not a DNS name",)),
+        (("--agent", "[::1]:9901", *TLS), None, ("is not a DNS name",)),
+        (("--agent", "a:1", *TLS[:2]), None, ("of --agent-ca and --agent-certificate only one",)),
+        (("--agent", "a:1", *TLS, "--agent-name", "a verify none"), None, ("cannot stand in HAProxy's",)),
+    ],
+)
+def test_every_problem_is_named_at_once_and_nothing_is_written(tmp_path, options, policy, named):
+    result, output = run(tmp_path, *options, policy=policy)
 
-    result, output = run(tmp_path, policy=wrong)
-
-    assert result.exit_code == 2
-    for key in ("backends[0].name", "backends[1].servers[0]", "backends[1].servers[1]"):
-        assert key in result.output
-    assert not output.exists()
-
-
-def test_every_problem_of_the_options_is_named_at_once(tmp_path):
-    wrong = "--agent", "9901", "--agent", "h:0", "--realm", 'a"b'
-
-    result, output = run(tmp_path, *wrong, policy=policy_of(export=EXPORT | {"servers": []}))
-
-    assert result.exit_code == 2
-    assert len(result.output.splitlines()) == 4
-    for words in ("backends[1].servers", "'9901' is not an address", "'h:0' is not", "--realm"):
-        assert words in result.output
-    assert not output.exists()
-
-
-def test_a_broken_policy_writes_nothing(tmp_path):
-    result, output = run(tmp_path, policy='{"version": 1, "colour": 1}')
-
-    assert result.exit_code == 2
-    assert "policy.json" in result.output
-    assert not output.exists()
+    assert (result.exit_code, output.exists()) == (2, False)
+    assert [words for words in named if words not in result.output] == []
+    assert not options or len(result.output.splitlines()) == len(named)
 
 
 def test_a_directory_that_cannot_be_written_is_named(tmp_path):
@@ -208,14 +211,10 @@ def test_without_a_name_each_server_s_own_is_asked_for(tmp_path):
 
 
 def test_tls_of_a_configuration_made_in_code_cannot_add_words():
-    tls = BackendTls(ca="/ca.pem verify none")
-    backend = Backend(name="n", servers=["h:1"], tls=tls)
+    backend = Backend(name="n", servers=["h:1"], tls=BackendTls(ca="/ca.pem verify none"))
 
     with pytest.raises(ConfigError, match=r"backends\[0\].tls.ca"):
         render.configuration(Config(version=1, backends=[backend]), render.Settings(("a:1",)))
-
-
-TLS = ("--agent-ca", "agent-ca.pem", "--agent-certificate", "proxy.pem")
 
 
 @pytest.mark.parametrize("binary", binaries())
@@ -229,36 +228,10 @@ def test_an_agent_on_tcp_must_prove_its_name_and_a_unix_socket_is_seen_from_the_
 
     found = (output / "iam-routes.cfg").read_text()
     words = " ssl ssl-min-ver TLSv1.2 verify required ca-file agent-ca.pem verifyhost a.test crt proxy.pem"
-    assert re.findall(r"^    server agent(.*)", found, re.MULTILINE) == [
-        f'-1 "${{IAM_AGENT_1}}"{words}',
-        f'-2 "${{IAM_AGENT_2}}"{words}',
-        '-3 "${IAM_AGENT_3}"',
-    ]
+    servers = [f'-{n} "${{IAM_AGENT_{n}}}"{words}' for n in (1, 2)] + ['-3 "${IAM_AGENT_3}"']
+    assert re.findall(r"^    server agent(.*)", found, re.MULTILINE) == servers
     assert 'presetenv IAM_AGENT_3 "unix@/x/a.sock"' in found
     assert check(binary, output).returncode == 0
-
-
-@pytest.mark.parametrize(
-    ("options", "why"),
-    [
-        (
-            ("--agent", "unix:/run/a.sock", "--chroot", "/var/lib/haproxy"),
-            "/run/a.sock is not below",
-        ),
-        (("--agent", "10.0.0.1:9901", *TLS), "--agent-name: 10.0.0.1:9901 is not a DNS name"),
-        (("--agent", "[::1]:9901", *TLS), "is not a DNS name"),
-        (("--agent", "a:1", *TLS[:2]), "of --agent-ca and --agent-certificate only one"),
-        (
-            ("--agent", "a:1", *TLS, "--agent-name", "a verify none"),
-            "cannot stand in HAProxy's",
-        ),
-    ],
-)
-def test_options_that_would_not_prove_who_answers_are_refused(tmp_path, options, why):
-    result, output = run(tmp_path, *options)
-
-    assert (result.exit_code, output.exists()) == (2, False)
-    assert why in result.output
 
 
 def test_the_first_address_of_the_agent_is_asked_by_default(tmp_path):
