@@ -145,8 +145,7 @@ def test_a_proxy_that_dies_in_the_middle_is_one_finding_and_exit_3(tmp_path):
     told = said(RUN, f"--agent={agent}", f"--report={tmp_path / 'out'}", code=3)
 
     found = report.load(tmp_path / "out" / "report.json")
-    assert set(found["totals"]) == {"harness-error"}
-    assert len(found["findings"]) == 1
+    assert (set(found["totals"]), len(found["findings"])) == ({"harness-error"}, 1)
     assert "HAProxy ended by signal 9 while it was used, so that says nothing about the agent" in told
     assert "could not be judged" in found["findings"][0]
     assert "FAIL" not in told

@@ -158,8 +158,7 @@ def test_what_is_no_answer_is_a_fault(answer, said):
         loop, case = drive(server.address)
 
     assert ended(loop) == 100
-    assert loop.tally.faults == case.faults
-    assert loop.tally.answers == 0
+    assert (loop.tally.faults, loop.tally.answers) == (case.faults, 0)
     assert any(said in example or "reset" in example for example in case.examples)
 
 
@@ -178,17 +177,14 @@ def test_silence_is_a_fault_and_what_waits_for_it_is_owed():
     with serving(lambda *_: b"") as server:
         loop, _ = drive(server.address, seconds=0.3, patience=1.0)
 
-    assert loop.tally.faults == 4
-    assert loop.tally.owed == 56
-    assert loop.tally.answers == 0
+    assert (loop.tally.faults, loop.tally.owed, loop.tally.answers) == (4, 56, 0)
 
 
 def test_patience_ends_within_a_run():
     with serving(lambda connection, _: b"" if connection < 4 else OK) as server:
         loop, case = drive(server.address, seconds=1.0, patience=0.2)
 
-    assert loop.tally.faults == 4
-    assert loop.tally.answers == 196
+    assert (loop.tally.faults, loop.tally.answers) == (4, 196)
     assert case.examples[0] == "no answer within 0.2 s"
 
 

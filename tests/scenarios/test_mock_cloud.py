@@ -243,8 +243,7 @@ def test_outbound_tokens_have_awss_layout(cloud, account, reader, algorithm):
     claims = verify(token, account.issuer.url)
     facts = claims[AWS_NAMESPACE]
     assert (claims["sub"], claims["aud"]) == (f"arn:aws:iam::{ONE}:role/reader", "edge")
-    assert claims["exp"] - claims["iat"] == 300
-    assert facts["aws_account"] == ONE
+    assert (claims["exp"] - claims["iat"], facts["aws_account"]) == (300, ONE)
     assert facts["principal_tags"] == {"team": "orders"}
     assert facts["request_tags"] == {"team": "whatever-i-say"}
     assert "original_session_exp" in facts

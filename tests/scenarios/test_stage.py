@@ -164,8 +164,7 @@ def test_a_policy_is_filled_in_and_left_as_it_was(stage):
         assert world.document["issuers"][0]["issuer"] == f"{stage.urls['idp']}/corp"
         assert world.document["sts"][0]["endpoint"] == f"{stage.urls['sts']}/"
         echo, own = world.document["backends"]
-        assert own["servers"] == ["192.0.2.1:80"]
-        assert len(echo["servers"]) == 1
+        assert (own["servers"], len(echo["servers"])) == (["192.0.2.1:80"], 1)
     assert json.dumps(policy) == before
 
 

@@ -140,8 +140,7 @@ def test_a_refused_path_gets_the_challenge_and_no_reason(world, path):
 def test_the_agent_judges_what_is_forwarded(world, sent, forwarded):
     answer = ask(world, sent)
 
-    assert answer.status == 200
-    assert answer.echo["path"] == forwarded
+    assert (answer.status, answer.echo["path"]) == (200, forwarded)
     assert asked(world, answer.header("x-iam-request-id")[0])["path"] == forwarded
 
 
@@ -149,8 +148,7 @@ def test_the_agent_judges_what_is_forwarded(world, sent, forwarded):
 def test_a_query_is_not_a_path(world, query):
     answer = ask(world, f"/orders?{query}")
 
-    assert answer.status == 200
-    assert answer.echo["path"] == f"/orders?{query}"
+    assert (answer.status, answer.echo["path"]) == (200, f"/orders?{query}")
 
 
 def test_an_absolute_target_is_judged_by_its_path(world):

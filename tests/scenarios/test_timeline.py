@@ -57,8 +57,7 @@ between = ["turn", "end"]
 def test_a_timeline_is_read():
     scenario = parse(FILE, Scenario, "fire-example.toml")
 
-    assert scenario.lanes == ["gate"]
-    assert scenario.windows[0].between == ["turn", "end"]
+    assert (scenario.lanes, scenario.windows[0].between) == (["gate"], ["turn", "end"])
 
 
 @pytest.mark.parametrize(

@@ -150,8 +150,7 @@ def test_the_longest_flow_loses_its_oldest():
     for n in range(3):
         queue.ask(f"other {n}", source=f"other {n}")
 
-    assert queue.refused == [1, 2]
-    assert queue.admission.waiting == 10
+    assert (queue.refused, queue.admission.waiting) == ([1, 2], 10)
 
 
 def test_an_ipv6_subscriber_is_one_source():

@@ -271,8 +271,7 @@ AWS = {"profile": "aws", "accounts": [ACCOUNT]}
 def test_aws_role_comes_from_the_arn_never_from_a_claim():
     identity = judge(aws(roles=[ROLE.replace("Reader", "Admin")]), **AWS)
 
-    assert [str(role) for role in identity.roles] == [ROLE]
-    assert identity.principal == ROLE
+    assert ([str(role) for role in identity.roles], identity.principal) == ([ROLE], ROLE)
 
 
 @pytest.mark.parametrize(

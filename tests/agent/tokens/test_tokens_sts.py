@@ -92,8 +92,7 @@ async def test_the_request_is_rebuilt_and_its_signature_still_holds():
         assert (identity.not_after, identity.issued_at, identity.key_id) == (NOW + 900, NOW, KEY_ID)
         assert identity.credential.startswith("sha256:")
         _, headers = server.requests[0]
-        assert headers["host"] == HOST
-        assert headers["x-iam-edge"] == EDGE
+        assert (headers["host"], headers["x-iam-edge"]) == (HOST, EDGE)
         assert set(headers) == {"host", "x-iam-edge", "accept", "accept-encoding", "user-agent"}
         assert agent.recall(header) == identity
         await agent.authenticate(header)

@@ -84,8 +84,7 @@ def test_inspect_names_the_reason_that_the_agent_gives(folder, changes, expected
     document = json.loads(inspected(folder, made, "--jwks", jwks, "--format", "json", code=1))
 
     assert f"refused: {expected}" in inspected(folder, made, "--jwks", jwks, code=1)
-    assert document["reason"] == expected
-    assert document["roles"] == []
+    assert (document["reason"], document["roles"]) == (expected, [])
 
 
 def test_inspect_hints_at_a_near_issuer(folder):
