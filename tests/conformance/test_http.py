@@ -59,9 +59,7 @@ def test_a_connection_is_kept():
 @pytest.mark.parametrize(
     ("cut", "said"),
     [
-        (b"", None),
-        (b"HTTP/1.1 200 O", "within the head"),
-        (b"HTTP/1.1 200 OK\r\n", "within the head"),
+        *((b"", None), (b"HTTP/1.1 200 O", "within the head"), (b"HTTP/1.1 200 OK\r\n", "within the head")),
         (b"HTTP/1.1 200 OK\r\nContent-Le", "within the head"),
         (b"HTTP/1.1 200 OK\r\nA: b\r\n", "within the head"),
     ],

@@ -29,10 +29,8 @@ def _faulty(directory, fault, *state):
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        ("refuses", "unknown key"),
-        ("nobody-listens", "cannot be connected to"),
-        ("no-address", "address"),
-        ("no-line", 'lacks "address"'),
+        *(("refuses", "unknown key"), ("nobody-listens", "cannot be connected to")),
+        *(("no-address", "address"), ("no-line", 'lacks "address"')),
     ],
 )
 def test_an_agent_that_cannot_be_judged_is_exit_3_with_one_sentence(tmp_path, fault, words):
@@ -181,10 +179,8 @@ def test_a_dead_address_is_exit_3_and_the_doctor_says_so():
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        ("nobody-listens", "says that it serves"),
-        ("no-address", "says that it serves 'here', but"),
-        ("no-line", 'lacks "address"'),
-        ("refuses", "unknown key"),
+        *(("nobody-listens", "says that it serves"), ("no-address", "says that it serves 'here', but")),
+        *(("no-line", 'lacks "address"'), ("refuses", "unknown key")),
         ("dies-of-a-question", "says that it serves"),
     ],
 )

@@ -127,10 +127,8 @@ def test_how_a_run_ends(verdicts, core, strict):
 @pytest.mark.parametrize(
     ("level", "grade", "becomes"),
     [
-        ("MUST", "core", Verdict.FAIL),
-        ("MUST", "strict", Verdict.DEPARTURE),
-        ("SHOULD", "core", Verdict.WARNING),
-        ("SHOULD", "strict", Verdict.WARNING),
+        *(("MUST", "core", Verdict.FAIL), ("MUST", "strict", Verdict.DEPARTURE)),
+        *(("SHOULD", "core", Verdict.WARNING), ("SHOULD", "strict", Verdict.WARNING)),
     ],
 )
 def test_a_failure_weighs_what_it_proves(level, grade, becomes):

@@ -125,10 +125,8 @@ def test_the_numbers_are_those_of_the_result(example):
 @pytest.mark.parametrize(
     ("valid", "met", "wrong", "said"),
     [
-        (True, True, 0, "The run is valid"),
-        (False, True, 0, "The run is invalid:"),
-        (True, False, 0, "Not every objective is met."),
-        (True, False, 3, "3 verdicts were wrong"),
+        *((True, True, 0, "The run is valid"), (False, True, 0, "The run is invalid:")),
+        *((True, False, 0, "Not every objective is met."), (True, False, 3, "3 verdicts were wrong")),
     ],
 )
 def test_the_verdict_stands_on_top(example, valid, met, wrong, said):

@@ -239,9 +239,7 @@ def test_bad_objectives_start_nothing(tmp_path, text, words):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("--slo", "absent.toml"),
-        ("--url", "ftp://a/"),
-        ("--url", "http://a:b/"),
+        *(("--slo", "absent.toml"), ("--url", "ftp://a/"), ("--url", "http://a:b/")),
         ("--url", "http://127.0.0.1/", "--agent-address", "127.0.0.1:1"),
         ("--url", "http://127.0.0.1/", "--shape", "hostile"),
         ("--url", "http://127.0.0.1/", "--header", "none"),

@@ -76,12 +76,10 @@ def test_pipelined_requests_in_any_segments_are_answered_in_order(echo, step):
 @pytest.mark.parametrize(
     "bad",
     [
-        b"nonsense\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: h\r\nno colon\r\n\r\n",
+        *(b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\nHost: h\r\nno colon\r\n\r\n"),
         b"GET / HTTP/1.1\r\nHost: h\r\nContent-Length: -1\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-        b"x" * 70_000,
+        *(b"GET / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", b"x" * 70_000),
     ],
 )
 def test_what_is_not_http_is_refused(echo, bad):

@@ -95,11 +95,9 @@ def test_segments(path, expected):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (role("x/y/reader"), READER),
-        ("arn:aws:sts::111111111111:assumed-role/reader/s", READER),
+        *((role("x/y/reader"), READER), ("arn:aws:sts::111111111111:assumed-role/reader/s", READER)),
         ("arn:aws:sts::111111111111:assumed-role/reader", None),
-        ("arn:aws:iam::111111111111:user/reader", None),
-        ("arn:aws:iam::1:role/reader", None),
+        *(("arn:aws:iam::111111111111:user/reader", None), ("arn:aws:iam::1:role/reader", None)),
         ("reader", None),
     ],
 )

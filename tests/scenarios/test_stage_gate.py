@@ -86,10 +86,8 @@ def test_the_requested_role_reaches_the_agent_whole(world):
 @pytest.mark.parametrize(
     "headers",
     [
-        ["X-IAM-Role: a", "X-IAM-Role: b"],
-        ["X-IAM-Role: a", "x-iam-role: a"],
-        ["X-IAM-Role: a", "X-IAM-Role:"],
-        ["X-IAM-Role:", "X-IAM-Role: a"],
+        *(["X-IAM-Role: a", "X-IAM-Role: b"], ["X-IAM-Role: a", "x-iam-role: a"]),
+        *(["X-IAM-Role: a", "X-IAM-Role:"], ["X-IAM-Role:", "X-IAM-Role: a"]),
         ["X-IAM-Role:", "X-IAM-Role:"],
     ],
 )

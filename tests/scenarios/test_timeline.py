@@ -166,9 +166,7 @@ def judged(fire, **window):
 @pytest.mark.parametrize(
     ("text", "kind"),
     [
-        (REFUSED, Kind.FALSE_DENY),
-        (DOWN, Kind.FAULT),
-        (b"closed", Kind.LOST),
+        *((REFUSED, Kind.FALSE_DENY), (DOWN, Kind.FAULT), (b"closed", Kind.LOST)),
         (ALLOWED.replace(b"orders", b"others"), Kind.WRONG),
     ],
 )

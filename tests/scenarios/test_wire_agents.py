@@ -155,10 +155,8 @@ def test_a_seed_gives_the_same_inputs():
 @pytest.mark.parametrize(
     ("raw", "whole"),
     [
-        (b"\x00\x00\x00\x07" + bytes(7), True),
-        (b"\x00\x00\x00\x07" + bytes(6), False),
-        (b"\x00\x00\x00\x06" + bytes(6), False),
-        (b"\x00\x00\x00\x07" + bytes(7) + b"\x00", False),
+        *((b"\x00\x00\x00\x07" + bytes(7), True), (b"\x00\x00\x00\x07" + bytes(6), False)),
+        *((b"\x00\x00\x00\x06" + bytes(6), False), (b"\x00\x00\x00\x07" + bytes(7) + b"\x00", False)),
         (b"\xff\xff\xff\xff" + bytes(7), False),
     ],
 )

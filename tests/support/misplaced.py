@@ -45,12 +45,8 @@ def _percent(text):
 
 
 SPELLINGS = [
-    str,
-    lambda text: text.replace(".", "%2E"),
-    lambda text: text.replace(".", "%2e"),
-    lambda text: text + "==",
-    lambda text: text + "%3D%3D",
-    _percent,
+    *(str, lambda text: text.replace(".", "%2E"), lambda text: text.replace(".", "%2e")),
+    *(lambda text: text + "==", lambda text: text + "%3D%3D", _percent),
     lambda text: ".".join(_percent(part[0]) + part[1:] for part in text.split(".")),
 ]
 DOUBLED = [

@@ -325,10 +325,8 @@ def test_version_follows_what_bears_on_verdicts_only():
 @pytest.mark.parametrize(
     "request_",
     [
-        Request("GET", "", "/orders" + "/a" * 2000, SRC),
-        Request("GET", "", "/" + "a" * 4000, SRC),
-        Request("GET", "a." * 129 + "a", "/orders", SRC),
-        Request("GET", "", "/" + "%41%3a" * 680, SRC),
+        *(Request("GET", "", "/orders" + "/a" * 2000, SRC), Request("GET", "", "/" + "a" * 4000, SRC)),
+        *(Request("GET", "a." * 129 + "a", "/orders", SRC), Request("GET", "", "/" + "%41%3a" * 680, SRC)),
     ],
     ids=["deep", "long", "labels", "triplets"],
 )

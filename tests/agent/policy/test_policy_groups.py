@@ -46,10 +46,8 @@ def test_every_fault_of_a_group_is_said():
     found = problems(
         orders("stuff"),
         groups=[
-            {"name": "staff", "roles": ["raeder"]},
-            {"name": "reader", "roles": ["guest"]},
-            {"name": "nobody", "roles": []},
-            {"name": "nested", "roles": ["staff"]},
+            *({"name": "staff", "roles": ["raeder"]}, {"name": "reader", "roles": ["guest"]}),
+            *({"name": "nobody", "roles": []}, {"name": "nested", "roles": ["staff"]}),
         ],
     )
 

@@ -123,14 +123,12 @@ def test_the_example_loads_and_lints_clean_of_warnings():
         ("denies[0].path", "/%2e%2e", "dot segment", "forwarded"),
         ("denies[0].roles", ["*", "reader"], "already stands for", '["*"]'),
         ("denies[0].sources", ["10.0.0.0/33"], "not a network", "/8"),
-        ("scopes[0].name", "a b", "not a scope", "RFC 6749"),
-        ("version", 2, "is not one of 1", "one of"),
+        *(("scopes[0].name", "a b", "not a scope", "RFC 6749"), ("version", 2, "is not one of 1", "one of")),
         ("multi_role", "any", "is not one of", "one of"),
         ("limits", {"max_token_bytes": 1}, "greater than or equal to 256", "bounds"),
         ("keys", {"refresh": "2h"}, "shorter than keys.refresh", "longer"),
         ("agent", {"listen": "9901"}, "not an address", "host:port"),
-        ("grants", {}, "is not a list", "list"),
-        ("grants[0]", "g", "is not a table", "[[grants]]"),
+        *(("grants", {}, "is not a list", "list"), ("grants[0]", "g", "is not a table", "[[grants]]")),
     ],
 )  # fmt: skip
 def test_each_fault_says_where_what_and_how(key, value, says, remedy):
@@ -228,10 +226,8 @@ anything = true
 @pytest.mark.parametrize(
     ("name", "content", "line"),
     [
-        ("a.toml", b"version = 1\nversion = 2\n", 2),
-        ("b.toml", b"version = \n", 1),
-        ("c.json", b'{"version": 1,\n "roles": [}', 2),
-        ("d.json", b"[1]", 1),
+        *(("a.toml", b"version = 1\nversion = 2\n", 2), ("b.toml", b"version = \n", 1)),
+        *(("c.json", b'{"version": 1,\n "roles": [}', 2), ("d.json", b"[1]", 1)),
         ("e.toml", b"version = 1\n# \xff\n", 2),
         ("f.json", b'{"version": 1,\n"multi_role": "deny",\n"multi_role": "union"}', 3),
     ],

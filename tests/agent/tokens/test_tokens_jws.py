@@ -451,11 +451,9 @@ def test_no_shape_of_a_payload_takes_a_step_for_each_byte(shape):
 @pytest.mark.parametrize(
     ("document", "good"),
     [
-        (b'{"a":' * 15 + b"{}" + b"}" * 15, True),
-        (b'{"a":' * 16 + b"{}" + b"}" * 16, False),
+        *((b'{"a":' * 15 + b"{}" + b"}" * 15, True), (b'{"a":' * 16 + b"{}" + b"}" * 16, False)),
         (b'{"a":"' + b"[" * 40 + b'","b":"\\"[[[[[[[[[[[[[[[[[["}', True),
-        (b'{"a":[' + b"{}," * 1020 + b"{}]}", True),
-        (b'{"a":[' + b"{}," * 1030 + b"{}]}", False),
+        *((b'{"a":[' + b"{}," * 1020 + b"{}]}", True), (b'{"a":[' + b"{}," * 1030 + b"{}]}", False)),
         (b'{"a":[' + b"[]," * 20 + b"}]", False),
     ],
 )

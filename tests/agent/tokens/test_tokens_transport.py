@@ -75,9 +75,7 @@ async def test_a_connection_is_kept_and_asked_again(transport):
         assert (answer.status, answer.content_type, answer.body) == (200, "application/json", b"{}")
     assert server.came_on == [1, 1]
     assert server.requests[0].splitlines() == [
-        "GET /a?b=%2f HTTP/1.1",
-        f"Host: 127.0.0.1:{server.port}",
-        "Accept-Encoding: identity",
+        *("GET /a?b=%2f HTTP/1.1", f"Host: 127.0.0.1:{server.port}", "Accept-Encoding: identity"),
         "User-Agent: iamroles-agent",
     ]
     assert server.requests[1].startswith("GET / HTTP/1.1\r\n")
@@ -132,8 +130,7 @@ async def test_a_connection_on_which_anything_came_while_it_was_idle_is_not_aske
     [
         (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{", "ended early"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\nConnection: close\r\n\r\n{", "ended early"),
-        (CHUNKED + b"5\r\n{", "ended early"),
-        (CHUNKED + b"1\r\n{\r\n", "ended early"),
+        *((CHUNKED + b"5\r\n{", "ended early"), (CHUNKED + b"1\r\n{\r\n", "ended early")),
         (CHUNKED + b"2\r\n{}x\r\n0\r\n\r\n{}", "malformed chunk"),
         (CHUNKED + b"+2\r\n{}\r\n0\r\n\r\nx", "malformed chunk"),
         (CHUNKED + b"ffffffff\r\nx", "an answer above 1000 bytes"),
@@ -148,8 +145,7 @@ async def test_a_connection_on_which_anything_came_while_it_was_idle_is_not_aske
         (CHUNKED.replace(b"\r\n\r\n", b"\r\nContent-Length: 2\r\n\r\n") + b"2\r\n{}", "ambiguous"),
         (CHUNKED.replace(b"chunked", b"gzip, chunked") + b"2\r\n{}", "ambiguous"),
         (b"HTTP/1.1 103 Early Hints\r\n\r\n" * 9 + OK + b"x", "not an answer of HTTP/1"),
-        (b"SSH-2.0-x\r\n\r\nx", "not an answer of HTTP/1"),
-        (b"", "ended early"),
+        *((b"SSH-2.0-x\r\n\r\nx", "not an answer of HTTP/1"), (b"", "ended early")),
     ],
     ids=["short", "short-closing", "short-chunk", "no-last-chunk", "long-chunk", "odd-chunk", "large-chunk",
          "many-chunks", "large", "large-open", "headers", "line", "no-header", "two-lengths", "odd-length",

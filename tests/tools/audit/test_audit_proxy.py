@@ -27,12 +27,10 @@ def line(request, second=0, **fields):
 
 
 LINES = [
-    line("r0"),
-    line("ambiguous", 3, status=400, verdict="-", reason="path_ambiguous", path="/a/../b"),
+    *(line("r0"), line("ambiguous", 3, status=400, verdict="-", reason="path_ambiguous", path="/a/../b")),
     line("garbage", 4, status=400, verdict="-", method="-", host="-", path="-", ended="PR"),
     line("late", 5, status=503, verdict="503", fault="1"),
-    line("broken", 6, status=503, verdict="503", fault="256"),
-    line("away", 7, status=503, verdict="503"),
+    *(line("broken", 6, status=503, verdict="503", fault="256"), line("away", 7, status=503, verdict="503")),
     line("r1", 8, status=503, verdict="503", reason="keys_unavailable"),
     line("lost", 9, status=503, verdict="503", reason="internal_error"),
     line("refused", 9, status=403, verdict="403", reason="no_grant"),
