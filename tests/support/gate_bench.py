@@ -2,7 +2,7 @@
 
 from contextlib import closing, contextmanager
 
-from iamroles_scenarios.engine.bench import bench
+from iamroles_scenarios.checks.live.fixture import live_bench
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.worlds import Worlds
 from iamroles_scenarios.stage.reference import reference_agent
@@ -14,5 +14,5 @@ def gate_bench(stage, name, **override):
     agent = reference_agent()
     with closing(Worlds(stage, agent, namespace=f"-{name}")) as worlds:
         target = Target("gate", stage, agent, worlds, 5.0)
-        with bench(target, "live", name, own=True, **override) as here:
+        with live_bench(target, name, own=True, **override) as here:
             yield here

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from ipaddress import ip_address
 
@@ -32,17 +33,8 @@ from iamroles_agent.tokens.keys import Key
 from iamroles_tools.audit.query import Query
 
 READER = RoleArn("aws", "1" * 12, "reader")
-WHO = Identity(
-    "corp",
-    "alice",
-    "s-1",
-    (READER,),
-    2000,
-    issued_at=1000,
-    credential="sha256:00",
-    key_id="k1",
-    grounds=("iss:0",),
-)
+ABOUT = {"issued_at": 1000, "credential": "sha256:00", "key_id": "k1", "grounds": ("iss:0",)}
+WHO = Identity("corp", "alice", "s-1", (READER,), 2000, **ABOUT)
 UNDATED = WHO._replace(issued_at=None, scopes=frozenset({"a", "b"}), preferred=READER)
 REQUEST = Request("GET", "shop.example", "/a b;c", ip_address("2001:db8::1"), "reader")
 TICKET = Ticket("iam/aa", WHO, REQUEST, str(READER), "orders", "R1")
@@ -118,9 +110,6 @@ def test_workers_old_ones_too():
     )
 
     assert workers(answer) == [12, 11]
-
-
-def test_a_socket_of_a_worker_is_no_master():
     with pytest.raises(ConsoleError, match="not a master"):
         workers("Unknown command: 'show proc'")
 
@@ -173,6 +162,7 @@ async def test_a_stream_is_cut_when_its_time_has_come_and_not_before(proxy):
 
 async def test_what_the_proxy_closed_itself_is_recorded_once_with_its_moment(proxy):
     proxy.streams = {7: Row(4711, 2000, 1999.98), 8: Row(4712, 2000, 2000.1)}
+    proxy.streams[9] = Row(4713, 2000, 1999.9)  # before its time, which is no cut
     proxy.now = 2000.4
     cutter = proxy.cutter(by_expiry)
     await cutter.look()
@@ -183,14 +173,6 @@ async def test_what_the_proxy_closed_itself_is_recorded_once_with_its_moment(pro
         (8, "timeout", 2000.1, 0.1),
     ]
     assert not proxy.streams
-
-
-async def test_what_ended_before_its_time_is_no_cut(proxy):
-    proxy.streams = {7: Row(4711, 2000, 1999.9)}
-    proxy.now = 2000.2
-    await proxy.cutter(by_expiry).look()
-
-    assert not proxy.cuts
 
 
 async def test_what_one_agent_cut_its_neighbour_does_not_record(proxy):
@@ -389,14 +371,9 @@ def test_a_credential_without_a_time_counts_as_issued_before():
 
 
 def test_the_file_and_the_part_keep_everything(tmp_path):
-    listed = Revocations(
-        (
-            Revocation(id="a", roles=["staff"], reason='quote " and \n, \x7f, 😀'),
-            Revocation(
-                id="b", principals=["ü"], sessions=["s"], credentials=["sha256:1"], issued_before=1000.5
-            ),
-        )
-    )
+    every = {"principals": ["ü"], "sessions": ["s"], "credentials": ["sha256:1"], "issued_before": 1000.5}
+    first = Revocation(id="a", roles=["staff"], reason='quote " and \n, \x7f, 😀')
+    listed = Revocations((first, Revocation(id="b", **every)))
     write(tmp_path / "r.toml", listed)
 
     assert read(tmp_path / "r.toml") == listed
@@ -410,18 +387,15 @@ def test_the_file_and_the_part_keep_everything(tmp_path):
         ("[[revocations]]\nid = 'a'\nroles = 'a'", "r.toml:3: revocations[0].roles:"),
         ("[[revocations]]\nid = 'a'\nroles = ['a']\n\n[[revocations]]\nid = ", "r.toml:6: is not TOML"),
         ("[[revocations]]\nid = 'a'\nroles = ['a', 7]", "r.toml:3: revocations[0].roles[1]:"),
-        ("[[revocations]]\nid = 'a'\nroles = ['arn:aws:iam::1:role']", "r.toml:3: revocations[0].roles[0]: "),
-        ("a = " + "[" * 100_000, "r.toml: is nested too deep"),
         ("# \n[[revocations]]\nid = 'a'\nprincipals = [true]", "r.toml:4: revocations[0].principals[0]:"),
         ("revocations = 'none'", "r.toml:1: revocations:"),
-        ("[[revocations]]\nid = 'a'\nroles = ['a']\n" * 2, "r.toml:5: revocations[1].id: 'a' stands twice"),
+        ("[[revocations]]\nid = 'a'\nroles = ['a']\n" * 10_001, "10001 revocations, at most 10000"),
+        (b"# one\n# tw\xff\n", "r.toml:2: is not UTF-8. Write it again"),
         ("[[revocations]]\nid = 1\nroles = ['a']", "revocations[0].id"),
         ("[[revocations]]\nid = 'a'", "names nobody"),
         ("[[revocations]]\nid = 'a'\nrole = ['a']", "revocations[0].role"),
         ("[[revocations]]\nid = 'a'\nroles = ['a']\nissued_before = 'yesterday'", "RFC 3339"),
-        ("[[revocations]]\nid = 'a'\nroles = ['a']\n" * 2, "stands twice"),
         ("[[revoc", "not TOML"),
-        ("", "r.toml: is empty"),
         *(
             (f"[[revocations]]\nid = 'a'\nroles = ['a']\nissued_before = {at}", "not milliseconds")
             for at in ("1700000000000", "-1", "nan", "inf")
@@ -429,23 +403,11 @@ def test_the_file_and_the_part_keep_everything(tmp_path):
     ],
 )
 def test_a_wrong_file_says_where(tmp_path, text, said):
+    """More such files: `test_live_end_to_end.py`."""
     path = tmp_path / "r.toml"
-    path.write_text(text)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
 
-    with pytest.raises(ConfigError, match=said.replace("[", r"\[").replace("]", r"\]")):
-        read(path)
-
-
-def test_a_file_that_is_no_text_or_too_large_says_so(tmp_path):
-    path = tmp_path / "r.toml"
-    path.write_bytes(b"# one\n# tw\xff\n")
-    with pytest.raises(ConfigError, match=r"r\.toml:2: is not UTF-8\. Write it again"):
-        read(path)
-    path.write_bytes(b"#" * (4 << 20) + b"#")
-    with pytest.raises(ConfigError, match=r"larger than 4 MiB"):
-        read(path)
-    path.write_text("[[revocations]]\nid = 'a'\nroles = ['a']\n" * 10_001)
-    with pytest.raises(ConfigError, match="10001 revocations, at most 10000"):
+    with pytest.raises(ConfigError, match=re.escape(said)):
         read(path)
 
 

@@ -13,34 +13,32 @@ from contextlib import ExitStack, closing
 from ipaddress import ip_address
 
 import pytest
+from gate_bench import gate_bench
 from waiting import until
 
-from iamroles_scenarios.checks.live.fixture import live_bench
 from iamroles_scenarios.checks.live.stream import Stream, StreamShape
-from iamroles_scenarios.engine.target import Target
-from iamroles_scenarios.engine.worlds import Worlds
 from iamroles_scenarios.stage import haproxies, open_stage
-from iamroles_scenarios.stage.reference import reference_agent
 
 PATIENCE = 30.0
 IDLE, DOWNLOAD = StreamShape("websocket", busy=False), StreamShape("download")
 MAPPED = "::ffff:192.0.2.9"
 
 
-def v1(src, port, dst="192.0.2.1"):
-    family = "TCP6" if ":" in src else "TCP4"
-    return f"PROXY {family} {src} {'::1' if ':' in src else dst} {port} 443\r\n".encode()
+HEAD = b"\r\n\r\n\0\r\nQUIT\n"
+LOCAL = HEAD + struct.pack("!BBH", 0x20, 0, 0)
+
+
+def v1(src, port):
+    family, dst = ("TCP6", "::1") if ":" in src else ("TCP4", "192.0.2.1")
+    return f"PROXY {family} {src} {dst} {port} 443\r\n".encode()
 
 
 def v2(src, port):
-    address = ip_address(src)
-    packed = address.packed + ip_address("::1" if address.version == 6 else "192.0.2.1").packed
-    body = packed + struct.pack("!HH", port, 443)
-    kind = 0x21 if address.version == 6 else 0x11
-    return b"\r\n\r\n\0\r\nQUIT\n" + struct.pack("!BBH", 0x21, kind, len(body)) + body
+    kind, dst = (0x21, "::1") if ":" in src else (0x11, "192.0.2.1")
+    body = ip_address(src).packed + ip_address(dst).packed + struct.pack("!HH", port, 443)
+    return HEAD + struct.pack("!BBH", 0x21, kind, len(body)) + body
 
 
-LOCAL = b"\r\n\r\n\0\r\nQUIT\n" + struct.pack("!BBH", 0x20, 0, 0)
 FORMS = {
     "IPv4": ("tcp", b"", "127.0.0.1", None),
     "IPv6": ("six", b"", "::1", None),
@@ -69,13 +67,13 @@ class Client(Stream):
         super().__init__(gate.here, shape, path, token, preamble)
 
     def _connected(self, here):
-        where = self._listener
-        if isinstance(where, tuple):
-            found = socket.create_connection(where, PATIENCE)
-            self.client[1] = found.getsockname()[1] if self.client[1] is None else self.client[1]
+        if isinstance(self._listener, str):
+            found = socket.socket(socket.AF_UNIX)
+            found.connect(self._listener)
             return found
-        found = socket.socket(socket.AF_UNIX)
-        found.connect(where)
+        found = socket.create_connection(self._listener, PATIENCE)
+        if self.client[1] is None:
+            self.client[1] = found.getsockname()[1]
         return found
 
 
@@ -85,24 +83,17 @@ class Gate:
     def __init__(self, here, directory, stack):
         self.here, self.log, self._stack = here, directory / "audit.jsonl", stack
         proxied, six, mapped = (self._port(host) for host in ("127.0.0.1", "::1", "::"))
-        proxy = here.world.proxy
-        self.listeners = {
-            "tcp": (proxy.host, proxy.port),
-            "proxied": ("127.0.0.1", proxied),
-            "six": ("::1", six),
-            "mapped": ("127.0.0.1", mapped),
-            "unix": str(directory / "u"),
-            "plain unix": str(directory / "p"),
+        there = {
+            "proxied": (f"127.0.0.1:{proxied} accept-proxy", ("127.0.0.1", proxied)),
+            "six": (f"ipv6@[::1]:{six}", ("::1", six)),
+            "mapped": (f"[::]:{mapped} v4v6", ("127.0.0.1", mapped)),
+            "unix": (f"unix@{directory}/u accept-proxy", f"{directory}/u"),
+            "plain unix": (f"unix@{directory}/p", f"{directory}/p"),
         }
-        binds = (
-            f"127.0.0.1:{proxied} accept-proxy",
-            f"ipv6@[::1]:{six}",
-            f"[::]:{mapped} v4v6",
-            f"unix@{directory}/u accept-proxy",
-            f"unix@{directory}/p",
-        )
-        haproxy, mark = here.world.haproxy, '    bind "${IAM_BIND[*]}"\n'
-        lines = mark + "".join(f"    bind {line}\n" for line in binds)
+        proxy, haproxy, mark = here.world.proxy, here.world.haproxy, '    bind "${IAM_BIND[*]}"\n'
+        self.listeners = {name: address for name, (_, address) in there.items()}
+        self.listeners["tcp"] = proxy.host, proxy.port
+        lines = mark + "".join(f"    bind {line}\n" for line, _ in there.values())
         haproxy._files["haproxy.cfg"] = haproxy._files["haproxy.cfg"].replace(mark, lines)
         haproxy.reload()
 
@@ -122,24 +113,17 @@ class Gate:
     def records(self, sub):
         lines = [json.loads(line) for line in self.log.read_text().splitlines()]
         allowed = [one for one in lines if one.get("principal") == sub and one.get("verdict") == "allow"]
-        return allowed, [
-            one for one in lines if one.get("event") == "cut" and one["about"].get("principal") == sub
-        ]
+        cuts = (one for one in lines if one.get("event") == "cut")
+        return allowed, [one for one in cuts if one["about"].get("principal") == sub]
 
 
 @pytest.fixture(scope="module", params=haproxies.here())
 def gate(request, tmp_path_factory):
     directory = tmp_path_factory.mktemp("a")
-    agent = reference_agent()
+    audit = {"path": str(directory / "audit.jsonl"), "sync": "0s"}
     with (
         open_stage("processes", haproxy=request.param) as stage,
-        closing(Worlds(stage, agent, namespace="-forms")) as worlds,
-        live_bench(
-            Target("gate", stage, agent, worlds, 5.0),
-            "forms",
-            revoking=True,
-            audit={"path": str(directory / "audit.jsonl"), "sync": "0s"},
-        ) as here,
+        gate_bench(stage, "forms", revoking=True, audit=audit) as here,
         ExitStack() as stack,
     ):
         yield Gate(here, directory, stack)
@@ -158,10 +142,10 @@ def must_end(gate, streams, cause):
 
 
 def test_every_form_of_an_address_is_found_ended_and_recorded(gate):
-    lasting = {form: gate.opened(form, f"lasting {form}") for form in FORMS}
-    revoked = {form: gate.opened(form, f"revoked {form}") for form in FORMS}
-    policy = {form: gate.opened(form, f"policy {form}", "writer") for form in FORMS}
+    def opened(what, *role, **how):
+        return {form: gate.opened(form, f"{what} {form}", *role, **how) for form in FORMS}
 
+    lasting, revoked, policy = opened("lasting"), opened("revoked"), opened("policy", "writer")
     gate.here.revoke(principals=[f"revoked {form}" for form in FORMS])
     must_end(gate, revoked, "revoked")
     document = copy.deepcopy(gate.here.loan.policy)
@@ -169,10 +153,7 @@ def test_every_form_of_an_address_is_found_ended_and_recorded(gate):
     gate.here.reload(document)
     must_end(gate, policy, "policy")
     end = int(time.time()) + 4
-    expired = {
-        form: gate.opened(form, f"expired {form}", path="/plain/a", shape=DOWNLOAD, exp=end) for form in FORMS
-    }
-    must_end(gate, expired, "expired")
+    must_end(gate, opened("expired", path="/plain/a", shape=DOWNLOAD, exp=end), "expired")
     assert [form for form, stream in lasting.items() if not stream.lives()] == []
 
 

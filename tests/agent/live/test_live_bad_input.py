@@ -1,6 +1,4 @@
-"""A master socket that is invalid, another's, or does not answer: said once, clearly, and expiry is
-unharmed.
-"""
+"""A master socket that is invalid, another's, or does not answer: said once, and expiry is unharmed."""
 
 import asyncio
 import os
@@ -9,10 +7,11 @@ import socket
 import subprocess
 import time
 import urllib.request
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from types import SimpleNamespace
 
 import pytest
+from strangers import STRANGER, let_in, played_by
 from waiting import until
 
 from iamroles_agent.live.console import Console, ConsoleError
@@ -24,10 +23,8 @@ from iamroles_scenarios.stage.reference import reference_agent
 
 PATIENCE = 30.0
 READER = "arn:aws:iam::111111111111:role/reader"
-ALONE = (
-    "Streams are not cut there; HAProxy alone ends them at their expiry, but no busy body "
-    "of a backend without streams = true"
-)
+ALONE = "Streams are not cut there; HAProxy alone ends them at their expiry, but no busy body "
+ALONE += "of a backend without streams = true"
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +39,9 @@ def other(tmp_path_factory):
     """A HAProxy that knows nothing of us: its directory, with `m` of its master and `s` of its worker."""
     place = tmp_path_factory.mktemp("o")
     (place / "h.cfg").write_text(f"global\n stats socket {place}/s\ndefaults\n timeout client 1s\n")
-    with subprocess.Popen(
-        [haproxies.find(), "-W", "-db", "-S", f"{place}/m", "-f", f"{place}/h.cfg"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as process:
+    command = [haproxies.find(), "-W", "-db", "-S", f"{place}/m", "-f", f"{place}/h.cfg"]
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(command, stdout=quiet, stderr=quiet) as process:
         there = [place / "m", place / "s"]
         until(lambda: all(path.exists() for path in there), PATIENCE, "the other HAProxy does not start")
         yield place
@@ -69,8 +64,7 @@ def stream_of(stage, world, stack, life):
 
 def unreachable(world):
     [url] = re.findall(r"metrics on (http://\S+)", world.agent.logs())
-    with urllib.request.urlopen(url, timeout=10) as answer:
-        text = answer.read().decode()
+    text = urllib.request.urlopen(url, timeout=10).read().decode()
     return float(re.search(r"^iamroles_live_unreachable (\S+)", text, re.MULTILINE)[1])
 
 
@@ -131,19 +125,9 @@ def test_a_socket_of_another_gate_is_said_once_and_its_streams_are_left_alone(st
 
 def test_a_socket_without_permission_is_said_so(tmp_path):
     """As another user: who is root may everything."""
-    path = tmp_path / "m"
-    with socket.socket(socket.AF_UNIX) as there:
-        there.bind(str(path))
-        there.listen()
-        path.chmod(0)
-        for place in (tmp_path, *tmp_path.parents):
-            if place.stat().st_uid == os.getuid() and place.name:
-                place.chmod(place.stat().st_mode | 0o011)
-        user = os.geteuid()
-        if user == 0:
-            os.seteuid(65534)
-        try:
-            with pytest.raises(ConsoleError, match="Permission denied"):
-                asyncio.run(Console(str(path)).ask("show proc"))
-        finally:
-            os.seteuid(user)
+    let_in(tmp_path)
+    other = nullcontext() if os.geteuid() else played_by(STRANGER)
+    with deaf(tmp_path):
+        (tmp_path / "deaf").chmod(0)
+        with other, pytest.raises(ConsoleError, match="Permission denied"):
+            asyncio.run(Console(str(tmp_path / "deaf")).ask("show proc"))

@@ -4,15 +4,13 @@ import resource
 import select
 import socket
 import time
+from contextlib import ExitStack
 
 import pytest
+from gate_bench import gate_bench
 
-from iamroles_scenarios.checks.live.fixture import live_bench
 from iamroles_scenarios.checks.live.stream import StreamShape
-from iamroles_scenarios.engine.target import Target
-from iamroles_scenarios.engine.worlds import Worlds
 from iamroles_scenarios.stage import open_stage
-from iamroles_scenarios.stage.reference import reference_agent
 
 MANY, FEW, TOGETHER = 4_000, 100, 50
 PATIENCE = 120.0
@@ -20,14 +18,11 @@ PATIENCE = 120.0
 
 @pytest.fixture
 def gate():
-    agent = reference_agent()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
-        with open_stage("processes") as stage:
-            target = Target("gate", stage, agent, Worlds(stage, agent, namespace="-many"), 5.0)
-            with live_bench(target, "many", revoking=True) as here:
-                yield here
+        with open_stage("processes") as stage, gate_bench(stage, "many", revoking=True) as here:
+            yield here
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
@@ -37,11 +32,9 @@ def opened(here, role, count):
     token = here.token(sub=role, roles=[role], exp="+30m")
     head = StreamShape("websocket", busy=False).head(f"/live/{role}", token)
     found = []
+    there = here.world.proxy.host, here.world.proxy.port
     while len(found) < count:
-        some = [
-            socket.create_connection((here.world.proxy.host, here.world.proxy.port), PATIENCE)
-            for _ in range(TOGETHER)
-        ]
+        some = [socket.create_connection(there, PATIENCE) for _ in range(TOGETHER)]
         for sock in some:
             sock.sendall(head)
         for sock in some:
@@ -55,10 +48,9 @@ def opened(here, role, count):
 
 
 def test_a_role_is_revoked_among_many_tunnels(gate):
-    many, few = opened(gate, "reader", MANY), opened(gate, "writer", FEW)
-    poller = select.epoll()
-    try:
-        for sock in many + few:
+    with ExitStack() as held, select.epoll() as poller:
+        many, few = opened(gate, "reader", MANY), opened(gate, "writer", FEW)
+        for sock in map(held.enter_context, many + few):
             poller.register(sock, select.EPOLLIN)
         gate.revoke(roles=["writer"])
         ended, deadline = set(), time.monotonic() + PATIENCE
@@ -73,7 +65,3 @@ def test_a_role_is_revoked_among_many_tunnels(gate):
             sock.sendall(b"\x89\x80\0\0\0\0")
         for sock in many:
             assert sock.recv(2) == b"\x8a\0"
-    finally:
-        poller.close()
-        for sock in many + few:
-            sock.close()
