@@ -1,5 +1,6 @@
 """The state in force in a running agent, with one worker and with four: over deaths, outages and restarts."""
 
+import fcntl
 import json
 import os
 import select
@@ -10,7 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -70,20 +71,17 @@ class Running(Program):
         self.write(**changes)
         return super().reload()
 
-    def ask(self, token, path="/orders/1"):
+    def ask(self, token):
         """Return what a new connection is answered: `allow`, or the reason."""
-        with connect(self.address) as sock:
-            return self._asked(sock, token, path)
+        [answer] = self.all_say(token, 1)
+        return answer
 
-    def _asked(self, sock, token, path):
-        said = asked(sock, token, path)
-        return "allow" if said["allow"] else str(said["reason"].decode())
-
-    def all_say(self, token):
+    def all_say(self, token, count=24):
         """Return what so many connections are answered that each worker has some."""
         with ExitStack() as held:
-            socks = [held.enter_context(connect(self.address)) for _ in range(24)]
-            return {self._asked(sock, token, "/orders/1") for sock in socks}
+            socks = [held.enter_context(connect(self.address)) for _ in range(count)]
+            answers = [asked(sock, token) for sock in socks]
+        return {"allow" if said["allow"] else str(said["reason"].decode()) for said in answers}
 
     def command(self, name, *options):
         return iamroles("agent", name, *options, "--config", self.path)
@@ -101,9 +99,9 @@ class Running(Program):
             return error.code, json.load(error)
 
 
-def asked(sock, token, path="/orders/1"):
+def asked(sock, token):
     """Ask the first question of a connection, and return the answer."""
-    sock.sendall(hello() + notify(question(token, path)))
+    sock.sendall(hello() + notify(question(token)))
     receive(sock)
     return receive(sock)
 
@@ -113,6 +111,12 @@ def running(directory, server, workers, **changes):
     with closing(Running(directory, server, workers, **changes)) as agent:
         agent.start()
         yield agent
+
+
+@pytest.fixture
+def agent(tmp_path, server, workers):
+    with running(tmp_path, server, workers) as made:
+        yield made
 
 
 def forged(server, kid):
@@ -173,6 +177,13 @@ class Asker(threading.Thread):
         self.answers = []
         self.lost = self.goodbyes = 0
         self.ending = False
+        self.start()
+
+    def end(self):
+        """Return how many questions got lost, and the answers to the others."""
+        self.ending = True
+        self.join()
+        return self.lost, set(self.answers)
 
     def run(self):
         while not self.ending:
@@ -180,7 +191,7 @@ class Asker(threading.Thread):
                 sock.sendall(hello())
                 receive(sock)
                 while not self.ending and not self._told_to_go(sock):
-                    sock.sendall(notify(question(self.token, "/orders/1")))
+                    sock.sendall(notify(question(self.token)))
                     try:
                         said = receive(sock)
                     except (AssertionError, OSError):
@@ -203,8 +214,6 @@ def test_a_new_agent_takes_over_without_a_lost_question(tmp_path, server, worker
         token = token_of(server.url)
         assert agent.ask(token) == "allow"
         askers = [Asker(agent, token) for _ in range(6)]
-        for asker in askers:
-            asker.start()
         idle = connect(agent.address)
         assert asked(idle, token)["allow"] is True
         until(lambda: all(len(asker.answers) > 50 for asker in askers))
@@ -214,12 +223,7 @@ def test_a_new_agent_takes_over_without_a_lost_question(tmp_path, server, worker
         assert old.wait(PATIENCE) == 0
         heard = [len(asker.answers) for asker in askers]
         until(lambda: all(len(asker.answers) > n + 50 for asker, n in zip(askers, heard, strict=True)))
-        for asker in askers:
-            asker.ending = True
-            asker.join()
-
-        assert [asker.lost for asker in askers] == [0] * 6
-        assert {answer for asker in askers for answer in asker.answers} == {True}
+        assert [asker.end() for asker in askers] == [(0, {True})] * 6
         assert all(asker.goodbyes for asker in askers)
         assert receive(idle) == {}  # a goodbye, at a time when nothing was asked
         assert "Traceback" not in agent.log()
@@ -238,7 +242,6 @@ def test_take_overs_move_from_tcp_to_a_unix_socket_without_a_lost_question(tmp_p
     with running(tmp_path, server, 2) as agent, ExitStack() as held:
         token, tcp, unix = token_of(server.url), agent.address, f"unix:{path}"
         asker = Asker(agent, token)
-        asker.start()
         for listen, asked_at in (([unix, tcp], unix), (unix, unix), ([unix, tcp], tcp), (tcp, tcp)):
             old, heard = agent.process, len(asker.answers)
             held.callback(old.stdout.close)
@@ -252,9 +255,7 @@ def test_take_overs_move_from_tcp_to_a_unix_socket_without_a_lost_question(tmp_p
             if listen == unix:
                 with pytest.raises(ConnectionRefusedError):
                     connect(tcp)
-        asker.ending = True
-        asker.join()
-        assert (asker.lost, set(asker.answers)) == (0, {True})
+        assert asker.end() == (0, {True})
         assert agent.ended(signal.SIGTERM) == 0
 
 
@@ -294,14 +295,14 @@ def test_while_another_agent_gets_ready_nothing_is_saved_and_that_is_said(tmp_pa
 
 
 def test_what_is_not_on_the_disk_is_not_said_to_be_kept(tmp_path, server):
+    state = tmp_path / "state"
     with running(tmp_path, server, 1) as agent:
         assert "kept in" in as_text(agent.status())
-        for path in (tmp_path / "state").iterdir():
-            if path.name != "agent.sock":
-                path.unlink()
+        for path in set(state.iterdir()) - {state / "agent.sock"}:
+            path.unlink()
         assert "NOT SAVED" in as_text(agent.status())
         until(lambda: "kept in" in as_text(agent.status()))
-        assert any((tmp_path / "state").glob("part-*"))
+        assert any(state.glob("part-*"))
 
 
 def test_an_agent_that_hangs_up_cannot_be_taken_over_from(tmp_path):
@@ -338,36 +339,28 @@ def test_a_state_directory_that_was_tampered_with_stops_the_start(tmp_path, serv
     assert "move this one away" in done.stderr
 
 
-def test_random_kids_cause_one_fetch_a_cooldown_whatever_the_number_of_workers(tmp_path, server, workers):
-    with running(tmp_path, server, workers) as agent:
-        assert agent.ask(token_of(server.url)) == "allow"
-        before = server.counts["/jwks"]
-        with ThreadPoolExecutor(8) as pool:
-            answers = set(pool.map(lambda n: agent.ask(forged(server, f"random-{n}")), range(64)))
+def test_random_kids_cause_one_fetch_a_cooldown_whatever_the_number_of_workers(agent, server):
+    assert agent.ask(token_of(server.url)) == "allow"
+    before = server.counts["/jwks"]
+    with ThreadPoolExecutor(8) as pool:
+        answers = set(pool.map(lambda n: agent.ask(forged(server, f"random-{n}")), range(64)))
 
-        assert answers == {"key_unknown"}
-        assert server.counts["/jwks"] - before == 1
-
-
-def test_a_new_key_reaches_all_workers_by_one_fetch(tmp_path, server, workers):
-    with running(tmp_path, server, workers) as agent:
-        assert agent.ask(token_of(server.url)) == "allow"
-        server.json("/jwks", {"keys": [public_jwk(EC_KEY, "k1"), public_jwk(OTHER_EC_KEY, "k2")]})
-        before, new = server.counts["/jwks"], forged(server, "k2")
-
-        assert agent.all_say(new) == {"allow"}
-        assert server.counts["/jwks"] - before == 1
-        assert agent.status()["confirmed"] == workers
+    assert answers == {"key_unknown"}
+    assert server.counts["/jwks"] - before == 1
 
 
-def test_keys_outlive_a_new_cooldown_while_the_issuer_is_down(tmp_path, server, workers):
-    with running(tmp_path, server, workers) as agent:
-        token = token_of(server.url)
-        assert agent.ask(token) == "allow"
-        server.replies["/jwks"] = lambda _: (500, {}, b"")
+def test_a_new_key_reaches_all_workers_by_one_fetch_and_outlives_its_issuer(agent, server, workers):
+    assert agent.ask(token_of(server.url)) == "allow"
+    server.json("/jwks", {"keys": [public_jwk(EC_KEY, "k1"), public_jwk(OTHER_EC_KEY, "k2")]})
+    before, new = server.counts["/jwks"], forged(server, "k2")
 
-        assert agent.reload(keys={"refresh": "1h", "cooldown": "3s", "timeout": "2s"})["reloaded"] is True
-        assert agent.all_say(token) == {"allow"}
+    assert agent.all_say(new) == {"allow"}
+    assert server.counts["/jwks"] - before == 1
+    assert agent.status()["confirmed"] == workers
+
+    server.replies["/jwks"] = lambda _: (500, {}, b"")
+    assert agent.reload(keys={"refresh": "1h", "cooldown": "3s", "timeout": "2s"})["reloaded"] is True
+    assert agent.all_say(token_of(server.url)) == {"allow"}
 
 
 def test_a_question_under_way_is_answered_by_what_the_reload_put_in_force(tmp_path, server, workers):
@@ -384,7 +377,7 @@ def test_a_question_under_way_is_answered_by_what_the_reload_put_in_force(tmp_pa
     with running(tmp_path, server, workers, keys={"timeout": "15s"}) as agent:
         assert arrived.wait(PATIENCE)
         with connect(agent.address) as sock:
-            sock.sendall(hello() + notify(question(token_of(server.url), "/orders/1")))
+            sock.sendall(hello() + notify(question(token_of(server.url))))
             receive(sock)
             assert agent.reload(grants=[])["confirmed"] == workers
             gate.set()
@@ -418,9 +411,8 @@ def test_status_and_health_name_the_version_and_who_confirmed_it(tmp_path, serve
         until(lambda: agent.health()[1]["confirmed"] == workers)
         code, health = agent.health()
         assert (code, health["version"], health["policy"]) == (200, line["version"], line["policy"])
-        assert oct((tmp_path / "state" / "agent.sock").stat().st_mode & 0o777) == "0o600"
-        assert oct((tmp_path / "state").stat().st_mode & 0o777) == "0o700"
-
+        modes = [(tmp_path / "state" / name).stat().st_mode & 0o777 for name in ("agent.sock", "")]
+        assert modes == [0o600, 0o700]
         told = agent.command("status")
         assert told.returncode == 0
         assert f"confirmed by {workers} of {workers} workers" in told.stdout
@@ -430,11 +422,7 @@ def test_status_and_health_name_the_version_and_who_confirmed_it(tmp_path, serve
 def test_nobody_reads_standard_error(tmp_path, server, workers):
     """A pipe that is full and stays full."""
     reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    with suppress(BlockingIOError):
-        while os.write(writer, b"x" * 4096):
-            pass
-    os.set_blocking(writer, True)
+    os.write(writer, b"x" * fcntl.fcntl(writer, fcntl.F_GETPIPE_SZ))
     with closing(Running(tmp_path, server, workers)) as agent:
         agent.start(stderr=writer)
         token = token_of(server.url)
