@@ -337,7 +337,7 @@ def test_workers_share_a_pipe_that_audit_path_names(path, reader):
 def drained(reader):
     text = b""
     with suppress(BlockingIOError):
-        while more := os.read(reader, 1 << 16):  # else no writer is left
+        while more := os.read(reader, 1 << 16):  # empty without a writer
             text += more
     return text
 

@@ -162,7 +162,7 @@ async def test_a_stream_is_cut_when_its_time_has_come_and_not_before(proxy):
 
 async def test_what_the_proxy_closed_itself_is_recorded_once_with_its_moment(proxy):
     proxy.streams = {7: Row(4711, 2000, 1999.98), 8: Row(4712, 2000, 2000.1)}
-    proxy.streams[9] = Row(4713, 2000, 1999.9)  # before its time, which is no cut
+    proxy.streams[9] = Row(4713, 2000, 1999.9)  # before its time: not a cut
     proxy.now = 2000.4
     cutter = proxy.cutter(by_expiry)
     await cutter.look()
