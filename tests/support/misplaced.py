@@ -31,11 +31,14 @@ _SHORT_JWT = jwt.encode(
 CREDENTIALS = [
     *(mint(claims()), _SHORT_JWT, mint(claims(session="x" * 900))),
     *map(_sts, (presign(), _LONG_SESSION, _signature_first(presign()))),
+    *(presign(), _signature_first(presign())),
 ]
 
 
 def secret_of(credential):
-    """Return what nobody may read: a token's signature; a pre-signed request after STS's name."""
+    """Return what nobody may read: a signature, or our form of a pre-signed request after STS's name."""
+    if credential.startswith("https:"):
+        return credential.partition("X-Amz-Signature=")[2][:64]
     last = credential.rpartition(".")[2]
     return last[_STS_NAME:] if credential.startswith("iam-sts") else last
 
@@ -47,6 +50,7 @@ def _percent(text):
 SPELLINGS = [
     *(str, lambda text: text.replace(".", "%2E"), lambda text: text.replace(".", "%2e")),
     *(lambda text: text + "==", lambda text: text + "%3D%3D", _percent),
+    *(lambda text: text.replace("?", "%3F"), lambda text: quote(text, safe="")),
     lambda text: ".".join(_percent(part[0]) + part[1:] for part in text.split(".")),
 ]
 DOUBLED = [

@@ -28,7 +28,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from iamroles_agent import __version__
 from iamroles_agent.base.errors import StartError
 from iamroles_agent.live.cutter import Numbers
-from iamroles_agent.serving.bounded import Bounded
+from iamroles_agent.serving.bounded import Bounded, network_of
 from iamroles_agent.serving.listening import address_of
 from iamroles_agent.serving.metrics import BUCKETS, CUT_BUCKETS, Metrics
 
@@ -63,9 +63,7 @@ class MetricsServer:
         host = host.strip("[]")
         number = int(port) and int(port) + self._metrics.worker
         try:
-            self._server = await asyncio.start_server(
-                lambda *streams: self._guests.begin(self._meet(*streams)), host, number, limit=_LONGEST
-            )
+            self._server = await asyncio.start_server(self._greet, host, number, limit=_LONGEST)
         except OSError as error:
             raise StartError(
                 f"metrics.listen {host}:{number} cannot be used: {error.strerror or error}. "
@@ -76,6 +74,9 @@ class MetricsServer:
     async def close(self) -> None:
         self._server.close()
         await self._guests.end(0.0)
+
+    def _greet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._guests.begin(self._meet(reader, writer), network_of(writer.get_extra_info("socket")))
 
     async def _meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one request; the whole conversation has `_PATIENCE` seconds."""

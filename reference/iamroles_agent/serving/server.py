@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, cast
 from iamroles_agent.base.config import AgentSettings
 from iamroles_agent.serving import listening
 from iamroles_agent.serving.accepting import Acceptor
-from iamroles_agent.serving.bounded import Bounded, room
+from iamroles_agent.serving.bounded import Bounded, network_of, room
 from iamroles_agent.serving.idle import Idle
 from iamroles_agent.serving.metrics import ConnectionStats
 from iamroles_agent.serving.tls import Tls
@@ -50,7 +50,7 @@ DRAIN_GRACE = 0.05
 GENTLY = 2.0
 """Seconds after a takeover in which a busy connection is not ended."""
 MAX_COMING = 64
-"""Connections in their TLS handshake at a time; if another comes, the oldest of them is ended."""
+"""Connections in their TLS handshake at a time (`Bounded`)."""
 _MOMENT = 0.1
 """Seconds without a question after which a goodbye is unlikely to cross one."""
 MAX_PENDING = 1024
@@ -112,7 +112,7 @@ class Server:
         return self.address
 
     def _accepted(self, sock: socket.socket) -> None:
-        self._coming.begin(self._connect(sock))
+        self._coming.begin(self._connect(sock), network_of(sock))
 
     async def _connect(self, sock: socket.socket) -> None:
         how: dict[str, Any] = {}

@@ -3,12 +3,13 @@
 import asyncio
 import json
 import resource
+from unittest import mock
 
 import pytest
 from spop_client import DictatedGate, serving, until
 
 from iamroles_agent.processes import local_socket
-from iamroles_agent.serving.bounded import MOST, Bounded, raise_descriptors, room
+from iamroles_agent.serving.bounded import MOST, Bounded, network_of, raise_descriptors, room
 
 
 @pytest.fixture
@@ -35,6 +36,31 @@ async def test_the_oldest_conversation_ends_for_another():
     assert ended == ["a", "b"]
     await bounded.end(0.0)
     await until(lambda: len(ended) == 4)
+
+
+async def test_a_network_that_floods_ends_its_own_conversations():
+    ended = []
+
+    async def talk(name):
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(name)
+
+    bounded = Bounded(3)
+    for name, network in ("first", "192.0.2.1"), *((n, "198.51.100.7") for n in range(5)):
+        bounded.begin(talk(name), network)
+        await asyncio.sleep(0)
+    await until(lambda: len(ended) == 3)
+    assert ended == [0, 1, 2]
+    await bounded.end(0.0)
+
+
+def test_a_network_is_an_ipv4_address_or_half_an_ipv6_one():
+    peer = mock.Mock()
+    peer.getpeername.side_effect = [("192.0.2.1", 1), ("fe80::1%lo", 1, 0, 1), "", OSError]
+
+    assert [network_of(peer) for _ in range(4)] == ["192.0.2.1", "fe80:0000:0000:0000", "", ""]
 
 
 @pytest.mark.parametrize(("soft", "connections"), [(4096, 3840), (300, 75), (100, 25)])

@@ -107,8 +107,8 @@ async def served(metrics):
     await metrics.close()
 
 
-async def asked(address, request):
-    reader, writer = await asyncio.open_connection(*address)
+async def asked(address, request, source="127.0.0.1"):
+    reader, writer = await asyncio.open_connection(*address, local_addr=(source, 0))
     writer.write(request)
     try:
         return await reader.read()
@@ -141,6 +141,31 @@ async def test_strangers_that_hold_connections_keep_nobody_out(metrics, caplog):
         for writer in held:
             writer.close()
     assert caplog.records == []
+
+
+@pytest.mark.parametrize("said", [b"", b"GET /metrics HTTP/1.1\r\n\r\n"], ids=["silent", "asks"])
+async def test_a_flood_of_another_address_takes_no_scrape_its_answer(metrics, monkeypatch, said):
+    """A scrape that waits for its rendering was ended by the next 32 connections."""
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def render(_server):
+        begun.set()
+        await go_on.wait()
+        return b"numbers"
+
+    monkeypatch.setattr(scrape.MetricsServer, "_render", render)
+    async with served(metrics) as address:
+        scrape_ = asyncio.create_task(asked(address, b"GET / HTTP/1.0\r\n\r\n"))
+        await begun.wait()
+        held = []
+        for _ in range(3 * MOST):
+            held.append((await asyncio.open_connection(*address, local_addr=("127.0.0.2", 0)))[1])
+            held[-1].write(said)
+        await asked(address, b"GET /healthz HTTP/1.0\r\n\r\n", "127.0.0.2")
+        go_on.set()
+        assert (await scrape_).endswith(b"numbers")
+        for writer in held:
+            writer.close()
 
 
 @pytest.mark.parametrize(
