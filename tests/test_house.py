@@ -42,9 +42,9 @@ LINES = {
     "conformance": 9_511,
     "loadtests": 4_862,
     "benchmarks": 4_012,
-    "tests": 29_652,
+    "tests": 29_707,
 }
-TRUSTED_LINES = 17_487
+TRUSTED_LINES = 17_504
 """Of the agent: what an auditor must trust."""
 DATA_LINES = 19_860
 """Of TOML and JSON: code must not hide as data."""
