@@ -10,11 +10,11 @@ Four conditions decide when the set is fetched:
 - *Rotation*. A token with an unknown `kid` may be the first of a new key, so it causes one fetch, at once,
   whenever the last fetch was. If a *successful* fetch, such as a renewal, started a cooldown, a key that was
   rotated just after it would be refused.
-- *Flood*. Anyone can write a random `kid`. So a fetch for a kid that changed nothing starts the cooldown:
-  until it ends unknown kids fetch nothing. If a kid was refused meanwhile, one fetch follows at its end, so a
-  rotation inside the cooldown is seen then at the latest; a token that comes in its last second waits for
-  that. A fetch that did change the set starts no cooldown: a stranger cannot cause that. A kid that was
-  fetched in vain is remembered, in a bounded table, and its fetches become ever rarer.
+- *Flood*. Anyone can write a random `kid`. So a fetch that does not bring its kid starts the cooldown, even
+  if it changed the set: where two servers of an issuer disagree, each fetch changes it. Until the cooldown
+  ends unknown kids fetch nothing. If a kid was refused meanwhile, one fetch follows at its end, so a rotation
+  inside the cooldown is seen then at the latest; a token that comes in its last second waits for that. A kid
+  that was fetched in vain is remembered, in a bounded table, and its fetches become ever rarer.
 
 All fetches of an issuer share one flight, and every token that needs the outcome awaits it. Issuers share
 nothing here: a slow issuer delays only its own tokens.
@@ -148,6 +148,7 @@ class KeySource(Keyring):
         await self._shared(asking=True)
         if self.known(kid):
             return
+        self._cooldown_end = max(self._cooldown_end, now + self.settings.cooldown)
         pause = min(self.settings.cooldown * 2**misses, max(self.settings.refresh, self.settings.cooldown))
         self._asked[kid] = (min(misses + 1, 16), now + pause)
         self._asked.move_to_end(kid)

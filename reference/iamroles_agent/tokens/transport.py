@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import functools
 import re
+import select
 import socket
 import ssl
 import threading
@@ -28,12 +29,16 @@ _T = TypeVar("_T")
 _Resolved = tuple[list[Any], ssl.SSLContext | None]
 _IDLE = 64
 """Connections that are kept for the next exchange."""
+_KEPT = 30.0
+"""Seconds since its opening in which a connection is kept: so a name's new address and a withdrawn authority
+count soon, and networks that forget silent connections do no harm."""
 _MAX_HEAD = 65536
-"""Bytes of a status line with its headers, of the size of a chunk, and of trailers."""
+"""Bytes of a status line with its headers, and of all lines around chunks with the trailers."""
 _MAX_INTERIM, _MAX_CHUNKS = 8, 4096
 _FRAMING = (b"transfer-encoding", b"content-length")
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [^\r\n]*)?")
 _VISIBLE = re.compile(r"[!-~](?:[ -~]*[!-~])?")
+_FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([^\r\n\0]*)")
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\r\n]*)?")
 
 
@@ -77,16 +82,26 @@ class _Connection(asyncio.Protocol):
     transport: asyncio.Transport
     asked = True
     """False while it is kept for the next exchange."""
+    heard = False
+    """True once the server sent something since it was asked."""
 
     def __init__(self) -> None:
+        self._old = False
         self._received = bytearray()
         self._end: Exception | None = None
         self._more: asyncio.Future[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
+        self._ageing = asyncio.get_running_loop().call_later(_KEPT, self._age)
+
+    def _age(self) -> None:
+        self._old = True
+        if not self.asked:
+            self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
+        self.heard = True
         self._received += data
         self._wake()
         if not self.asked:
@@ -97,6 +112,7 @@ class _Connection(asyncio.Protocol):
         self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._ageing.cancel()
         self._end = exc or self._end
         self.eof_received()
 
@@ -106,8 +122,16 @@ class _Connection(asyncio.Protocol):
 
     @property
     def spoilt(self) -> bool:
-        """True if nothing may be asked on it: the server closed it, or sent something unasked."""
-        return self._end is not None or bool(self._received) or self.transport.is_closing()
+        """True if nothing may be asked on it: it is old, closed, or the server sent something unasked."""
+        ended = self._old or self._end is not None or self.transport.is_closing()
+        return ended or bool(self._received)
+
+    @property
+    def unread(self) -> bool:
+        """True if something came, an answer or an end, that the event loop has not read yet."""
+        poll = select.poll()
+        poll.register(self.transport.get_extra_info("socket"), select.POLLIN)
+        return bool(poll.poll(0))
 
     async def more(self) -> None:
         """Wait for more bytes, or for the end.
@@ -163,7 +187,10 @@ def _trusting(*_changed: int) -> ssl.SSLContext:
 
 
 class Transport:
-    """GET on kept connections, without proxies, redirects and retries."""
+    """GET on kept connections, without proxies and redirects.
+
+    One retry: on a new connection, if a kept connection ends without a byte (RFC 9112 section 9.3.1).
+    """
 
     def __init__(self) -> None:
         self._idle: list[tuple[str, _Connection]] = []
@@ -202,11 +229,23 @@ class Transport:
 
     async def _exchange(self, scheme: str, place: str, request: bytes, max_bytes: int) -> Answer:
         origin = f"{scheme}://{place}"
-        connection = self._kept(origin) or await self._connect(origin)
-        connection.asked, finished = True, False
+        kept = self._kept(origin)
+        if kept is not None:
+            try:
+                return await self._ask(origin, kept, request, max_bytes)
+            except (TransportError, OSError):
+                if kept.heard:
+                    raise
+        return await self._ask(origin, await self._connect(origin), request, max_bytes)
+
+    async def _ask(self, origin: str, connection: _Connection, request: bytes, max_bytes: int) -> Answer:
+        connection.asked, connection.heard, finished = True, False, False
         try:
             connection.transport.write(request)
             answer, finished = await _read(connection, max_bytes)
+        except BaseException:
+            self._drop(origin)  # what was kept may be as dead: one exchange at most waits for that
+            raise
         finally:
             if finished and not connection.spoilt:
                 connection.asked = False
@@ -228,7 +267,7 @@ class Transport:
         tls = parts.scheme == "https"
         try:
             addresses, context = await self._resolve(origin, parts.hostname or "", parts.port, tls=tls)
-        except OSError:
+        except (OSError, UnicodeError):  # no such name, or no name at all
             raise TransportError("cannot connect") from None
         for address in addresses:
             try:
@@ -271,14 +310,19 @@ class Transport:
         for at in reversed(range(len(self._idle))):
             if self._idle[at][0] == origin:
                 _, connection = self._idle.pop(at)
-                if not connection.spoilt:
+                if not connection.spoilt and not connection.unread:
                     return connection
                 connection.transport.abort()
         return None
 
+    def _drop(self, origin: str | None = None) -> None:
+        """End what is kept of an origin, or of all."""
+        for at in reversed(range(len(self._idle))):
+            if origin in (None, self._idle[at][0]):
+                self._idle.pop(at)[1].transport.abort()
+
     def close(self) -> None:
-        while self._idle:
-            self._idle.pop()[1].transport.abort()
+        self._drop()
 
 
 async def _read_head(connection: _Connection) -> tuple[bool, int, dict[bytes, bytes]]:
@@ -286,13 +330,13 @@ async def _read_head(connection: _Connection) -> tuple[bool, int, dict[bytes, by
     for _ in range(_MAX_INTERIM):
         first, _, rest = (await connection.line(b"\r\n\r\n")).partition(b"\r\n")
         started = _STATUS.fullmatch(first)
-        if started is None:
+        if started is None or started[2] == b"101":  # nothing else may be spoken here
             break
         fields: dict[bytes, bytes] = {}
         for line in rest.split(b"\r\n") if rest else ():
-            name, colon, value = line.partition(b":")
-            name, value = name.lower(), value.strip(b" \t")
-            if not colon or (fields.setdefault(name, value) != value and name in _FRAMING):
+            field = _FIELD.fullmatch(line)
+            name, value = (field[1].lower(), field[2].strip(b" \t")) if field else (b"", b"")
+            if not name or (fields.setdefault(name, value) != value and name in _FRAMING):
                 raise TransportError("a malformed header in the answer")
         status = int(started[2])
         if status >= 200:
@@ -306,13 +350,13 @@ async def _read(connection: _Connection, max_bytes: int) -> tuple[Answer, bool]:
     Returns:
         The answer, and whether the connection can be asked again.
     """
-    keep, status, fields = await _read_head(connection)
-    keep = keep and b"close" not in fields.get(b"connection", b"").lower()
+    modern, status, fields = await _read_head(connection)
+    keep = modern and b"close" not in fields.get(b"connection", b"").lower()
     coding, length = map(fields.get, _FRAMING)
     if status in (204, 304):
         body = b""
     elif coding is not None:
-        if coding.lower() != b"chunked" or length is not None:
+        if coding.lower() != b"chunked" or length is not None or not modern:
             raise TransportError("an answer whose length is ambiguous")
         body = await _read_chunks(connection, max_bytes)
     elif length is not None:
@@ -330,21 +374,26 @@ async def _read(connection: _Connection, max_bytes: int) -> tuple[Answer, bool]:
 
 
 async def _read_chunks(connection: _Connection, max_bytes: int) -> bytes:
-    body = bytearray()
+    body, around = bytearray(), 0
     for _ in range(_MAX_CHUNKS):
-        size = _SIZE.fullmatch(await connection.line())
+        line = await connection.line()
+        around += len(line)
+        size = _SIZE.fullmatch(line)
         length = int(size[1], 16) if size else -1
         if length > max_bytes - len(body):
             raise TransportError(f"an answer above {max_bytes} bytes")
         if length > 0:
             body += await connection.take(length)
         last = await connection.line()
-        if length == 0:  # trailers follow
-            while last:
-                last = await connection.line()
-            return bytes(body)
+        while length == 0 and last and around <= _MAX_HEAD:  # trailers
+            around += len(last)
+            last = await connection.line()
+        if around > _MAX_HEAD:
+            raise TransportError(f"a head above {_MAX_HEAD} bytes")
         if length < 0 or last:
             break
+        if length == 0:
+            return bytes(body)
     raise TransportError("a malformed chunk in the answer")
 
 

@@ -1,6 +1,8 @@
 """The key cache (JWKS) against a real HTTP server that counts what it is asked."""
 
 import asyncio
+import itertools
+import json
 import socket
 import threading
 import time
@@ -170,6 +172,16 @@ async def test_a_key_rotated_right_after_a_fetch_is_accepted_at_once(server, coo
         assert await reason(agent, token) == ""
         assert await reason(agent, old(iss=server.url, jti="x")) == ""
     assert server.counts["/jwks"] == 3
+
+
+async def test_an_issuer_whose_servers_disagree_is_asked_no_more_often_for_random_kids(server):
+    sets = itertools.cycle([keys(OLD), keys(NEW)])
+    server.replies["/jwks"] = lambda _: (200, {}, json.dumps(next(sets)).encode())
+    async with accepting(server) as (agent, _):
+        for n in range(5):
+            token = "Bearer " + mint(claims(iss=server.url), kid=f"random-{n}")
+            assert await reason(agent, token) == "key_unknown"
+    assert server.counts["/jwks"] == 2
 
 
 async def test_a_rotation_inside_the_cooldown_is_seen_when_it_ends(server):

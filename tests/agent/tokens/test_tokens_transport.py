@@ -50,6 +50,9 @@ class Server:
                     self.requests.append(head.decode())
                     self.came_on.append(number)
                     answer = self.answers.pop(0)
+                    if isinstance(answer, threading.Event):
+                        answer.wait(30)
+                        break
                     sock.sendall(answer)
                     if answer[-1:] != OK[-1:] or b"close" in answer:
                         break
@@ -125,6 +128,62 @@ async def test_a_connection_on_which_anything_came_while_it_was_idle_is_not_aske
     assert server.came_on == [1, 2]
 
 
+@pytest.mark.parametrize("sent", [OK.replace(b"{}", b"[]"), None], ids=["answer", "end"])
+async def test_what_came_before_the_question_is_seen_before_the_loop_reads_it(transport, sent):
+    """A busy event loop would take another answer for this question's, or the end for a failure."""
+    server = Server(OK, OK)
+    await get(transport, server)
+    if sent:
+        server.socks[0].sendall(sent)
+    else:
+        server.socks[0].shutdown(socket.SHUT_WR)
+
+    assert (await get(transport, server)).body == b"{}"
+    assert server.came_on == [1, 2]
+
+
+async def test_a_kept_connection_that_ends_without_a_word_is_replaced_at_once(transport):
+    server = Server(OK, b"", OK)
+    await get(transport, server)
+
+    assert (await get(transport, server)).body == b"{}"
+    assert server.came_on == [1, 1, 2]
+
+
+async def test_a_kept_connection_that_breaks_an_answer_off_is_not_asked_twice(transport):
+    server = Server(OK, OK[:9], OK)
+    await get(transport, server)
+
+    with pytest.raises(TransportError, match="ended early"):
+        await get(transport, server)
+    assert server.came_on == [1, 1]
+
+
+async def test_one_call_at_most_waits_for_connections_that_the_network_forgot(transport):
+    silent = threading.Event()
+    server = Server(*[OK] * 4)
+    await asyncio.gather(*[get(transport, server) for _ in range(3)])
+    server.answers.insert(0, silent)
+
+    with pytest.raises(TransportError, match="took too long"):
+        await get(transport, server, seconds=0.2)
+    silent.set()
+    assert transport._idle == []
+    assert (await get(transport, server)).body == b"{}"
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.1])
+async def test_a_connection_is_not_kept_for_ever(transport, monkeypatch, kept):
+    """The server's name may have another address by then, or its authority may be withdrawn."""
+    monkeypatch.setattr(module, "_KEPT", kept)
+    server = Server(OK, OK)
+    await get(transport, server)
+
+    assert await asyncio.to_thread(server.closed.wait, 10)
+    assert (await get(transport, server)).body == b"{}"
+    assert server.came_on == [1, 2]
+
+
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
@@ -140,16 +199,25 @@ async def test_a_connection_on_which_anything_came_while_it_was_idle_is_not_aske
         (b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 20_000, "a head above 65536 bytes"),
         (b"HTTP/1.1 200 OK\r\nA: " + b"b" * 70000, "a head above 65536 bytes"),
         (b"HTTP/1.1 200 OK\r\nAb\r\n\r\nx", "malformed header"),
+        (CHUNKED + b"0\r\n" + b"a: b\r\n" * 20_000 + b"\r\nx", "a head above 65536 bytes"),
+        (CHUNKED + (b"1;" + b"a" * 60_000 + b"\r\nx\r\n") * 2 + b"0\r\n\r\nx", "a head above 65536 bytes"),
+        (OK.replace(b"\r\nC", b"\r\n C", 1) + b"x", "malformed header"),
+        (OK.replace(b": ", b" : ") + b"x", "malformed header"),
+        (OK.replace(b"; ", b"\n") + b"x", "malformed header"),
+        (OK.replace(b"\r\n", b"\r\n:\r\n", 1) + b"x", "malformed header"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}x", "malformed header"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: +2\r\n\r\n{}x", "ambiguous"),
         (CHUNKED.replace(b"\r\n\r\n", b"\r\nContent-Length: 2\r\n\r\n") + b"2\r\n{}", "ambiguous"),
         (CHUNKED.replace(b"chunked", b"gzip, chunked") + b"2\r\n{}", "ambiguous"),
+        (CHUNKED.replace(b"/1.1", b"/1.0") + b"2\r\n{}\r\n0\r\n\r\nx", "ambiguous"),
+        (b"HTTP/1.1 101 Switching Protocols\r\n\r\n" + OK + b"x", "not an answer of HTTP/1"),
         (b"HTTP/1.1 103 Early Hints\r\n\r\n" * 9 + OK + b"x", "not an answer of HTTP/1"),
         *((b"SSH-2.0-x\r\n\r\nx", "not an answer of HTTP/1"), (b"", "ended early")),
     ],
     ids=["short", "short-closing", "short-chunk", "no-last-chunk", "long-chunk", "odd-chunk", "large-chunk",
-         "many-chunks", "large", "large-open", "headers", "line", "no-header", "two-lengths", "odd-length",
-         "both", "coding", "interim", "other", "nothing"],
+         "many-chunks", "large", "large-open", "headers", "line", "no-header", "trailers", "extensions",
+         "folded", "space", "line-feed", "no-name", "two-lengths", "odd-length", "both", "coding",
+         "chunked-1.0", "switching", "interim", "other", "nothing"],
 )  # fmt: skip
 async def test_what_is_not_whole_is_no_answer(transport, answer, said):
     server = Server(answer, OK)
@@ -214,7 +282,7 @@ async def test_nobody_there_and_nobody_who_answers(transport):
         port = silent.getsockname()[1]
         with pytest.raises(TransportError, match=r"timed out|took too long"):
             await transport.get(f"http://127.0.0.1:{port}/", seconds=0.1, max_bytes=1)
-    for url in (f"http://127.0.0.1:{port}/", "http://nobody.invalid/"):
+    for url in (f"http://127.0.0.1:{port}/", "http://nobody.invalid/", f"http://{64 * 'a'}.invalid/"):
         with pytest.raises(TransportError, match="cannot connect"):
             await transport.get(url, seconds=5.0, max_bytes=1)
 
