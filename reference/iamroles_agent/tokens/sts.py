@@ -385,7 +385,9 @@ class StsVerifier:
         try:
             self._pausing(state, known=known)  # another call may have failed meanwhile
             caller = await self._call(question, state, known=known)
-            proved = True
+            self.counts["accepted"] += 1
+            identity = self._identity(question, caller, digest)
+            proved = True  # to STS anybody is, and anybody may make it throttle his own account
         except Rejected as error:
             self.counts["rejected"] += 1
             if error.final:
@@ -393,8 +395,7 @@ class StsVerifier:
             raise _rejected(str(error)) from None
         finally:
             state.done(ticket, proved=proved)
-        self.counts["accepted"] += 1
-        return self._identity(question, caller, digest)
+        return identity
 
     def _pausing(self, state: _Endpoint, *, known: bool) -> None:
         if self._monotonic() < state.backoffs[known].resume_at:

@@ -490,11 +490,30 @@ async def test_names_of_the_query_are_ascii_before_their_case_is_dropped():
         assert server.counts["/"] == 0
 
 
+THROTTLED = (429, {"Content-Type": "text/xml"}, error_xml("Throttling"))
+
+
+async def test_who_is_proved_to_sts_and_not_let_in_stays_a_stranger():
+    """Anybody has an AWS account, and can make STS throttle it."""
+    outsider = presign().replace(KEY_ID, "AKIAOUTSIDER0000")
+    theirs = as_json(ARN.replace(ACCOUNT, "999999999999"), account="999999999999")
+    with playing(accounts=[ACCOUNT]) as (server, agent):
+        await agent.authenticate(credential(presign()), "198.51.100.1")
+        server.raw("/", theirs, Content_Type="application/json")
+        assert await reason(agent, credential(outsider)) == "claim_invalid"
+        server.replies["/"] = lambda _: THROTTLED
+        assert (
+            await reason(agent, credential(outsider.replace("Expires=60", "Expires=61"))) == "sts_unavailable"
+        )
+        server.replies["/"] = honest
+
+        await agent.authenticate(credential(presign(now=NOW - 9)), "198.51.100.1")
+
+
 async def test_strangers_who_make_sts_throttle_do_not_pause_a_known_caller():
-    throttled = (429, {"Content-Type": "text/xml"}, error_xml("Throttling"))
 
     def answer(handler):
-        return throttled if "AKIAFORGED" in handler.path else honest(handler)
+        return THROTTLED if "AKIAFORGED" in handler.path else honest(handler)
 
     with playing() as (server, agent):
         server.replies["/"] = answer
@@ -507,7 +526,7 @@ async def test_strangers_who_make_sts_throttle_do_not_pause_a_known_caller():
         await agent.authenticate(credential(presign(now=NOW - 9)), "198.51.100.1")
         assert server.counts["/"] == 3
 
-        server.replies["/"] = lambda _: throttled
+        server.replies["/"] = lambda _: THROTTLED
         for ago in (11, 12):
             with pytest.raises(Refusal):
                 await agent.authenticate(credential(presign(now=NOW - ago)), "198.51.100.1")
