@@ -105,10 +105,13 @@ class Bench:
             lines += self.hears(index, "serving")
         return lines
 
+    def gone(self, index):
+        """A process dies; what is to be done until a moment later."""
+        return self.dies(index) + self.passes(0.25)
+
     def replaced(self, index):
         """A process dies, and another comes up in its place; what the latter is to do."""
-        self.dies(index)
-        self.passes(0.25)
+        self.gone(index)
         return self.comes_up(index)
 
     def all_say(self, say, version, *, but=()):

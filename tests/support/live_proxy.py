@@ -4,8 +4,8 @@ import asyncio
 from dataclasses import dataclass
 from operator import eq, gt, lt
 
+from iamroles_agent.live import cutter, proxy_worker
 from iamroles_agent.live.console import FRESH, KEPT, TABLE, ConsoleError
-from iamroles_agent.live.cutter import Cutter
 
 SRC = "192.0.2.1"
 
@@ -41,6 +41,11 @@ class Proxy:
         self.silent = False
         self.rows = 0
         """Rows of tables that were shown."""
+
+    def installed(self, monkeypatch):
+        for module in (cutter, proxy_worker):
+            monkeypatch.setattr(module, "Console", self)
+        return self
 
     def __call__(self, path, pid=0):
         return self
@@ -101,14 +106,10 @@ class Proxy:
         found = dict(held)
         for name, sign, value in zip(which[::3], which[1::3], which[2::3], strict=True):
             compare = {"gt": gt, "lt": lt, "eq": eq}[sign]
-            found = {
-                n: row
-                for n, row in found.items()
-                if compare(
-                    {"data.gpt0": row.ends, "data.conn_cur": int(row.ended is None), "data.gpc0": 0}[name],
-                    int(value),
-                )
-            }
+            for n, row in list(found.items()):
+                has = {"data.gpt0": row.ends, "data.conn_cur": int(row.ended is None), "data.gpc0": 0}
+                if not compare(has[name], int(value)):
+                    del found[n]
         return list(found)
 
     def _session(self, n):
@@ -124,4 +125,4 @@ class Proxy:
         return f"0x1: key={key} use={use} exp={exp} gpt0={row.ends} gpc0=0\n"
 
     def cutter(self, judge, name="iam/aa", record=None, **more):
-        return Cutter("/m", name, judge, record or self.cuts.append, clock=lambda: self.now, **more)
+        return cutter.Cutter("/m", name, judge, record or self.cuts.append, clock=lambda: self.now, **more)

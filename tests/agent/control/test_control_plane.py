@@ -57,8 +57,7 @@ def test_a_reload_is_prepared_by_all_then_in_force_everywhere_then_told(bench):
     assert bench.plane.document.version == 1
     assert bench.hears(1, "prepared", version=2) == ["fetcher < switch 2", "0 < switch 2", "1 < switch 2"]
     assert bench.plane.document.version == 2
-    assert bench.hears(1, "switched", version=2) == []
-    assert bench.hears(0, "switched", version=2) == []
+    assert bench.all_say("switched", 2, but=(FETCHER,)) == []
     assert bench.hears(FETCHER, "switched", version=2) == [
         "say {'reloaded': True, 'policy': 'two', 'version': 2, 'workers': 2, 'confirmed': 2}"
     ]
@@ -105,28 +104,22 @@ def test_a_late_answer_to_a_reload_that_was_given_up_does_not_count_for_the_next
     bench.loads(THREE)
 
     assert bench.hears(1, "prepared", version=2) == []
-    bench.hears(0, "prepared", version=3)
-    bench.hears(FETCHER, "prepared", version=3)
+    bench.all_say("prepared", 3, but=(1,))
     assert bench.plane.document.version == 1
     assert "1 < switch 3" in bench.hears(1, "prepared", version=3)
 
 
 def test_who_does_not_prepare_in_time_is_replaced_with_the_new_version(bench):
     bench.loads(TWO)
-    bench.hears(0, "prepared", version=2)
-    bench.hears(FETCHER, "prepared", version=2)
+    bench.all_say("prepared", 2, but=(1,))
 
     lines = bench.passes(5.5)
     assert lines == [
         "kill 1: it did not prepare version 2 in 5.0 s", "fetcher < switch 2", "0 < switch 2",
     ]  # fmt: skip
-    bench.hears(0, "switched", version=2)
-    bench.hears(FETCHER, "switched", version=2)
-    bench.dies(1)
-    bench.passes(0.25)
-    assert "say {'reloaded': True, 'policy': 'two', 'version': 2, 'workers': 2, 'confirmed': 2}" in (
-        bench.comes_up(1)
-    )
+    bench.all_say("switched", 2, but=(1,))
+    said = "say {'reloaded': True, 'policy': 'two', 'version': 2, 'workers': 2, 'confirmed': 2}"
+    assert said in bench.replaced(1)
 
 
 def test_where_no_worker_prepares_in_time_nobody_is_killed_and_the_reload_fails():
@@ -148,9 +141,7 @@ def test_who_does_not_switch_in_time_is_killed_and_the_outcome_waits_for_its_rep
     bench.hears(1, "switched", version=2)
 
     assert bench.passes(2.5) == ["kill 0: it did not switch version 2 in 2.0 s"]
-    bench.dies(0)
-    bench.passes(0.25)
-    assert bench.comes_up(0)[-1].startswith("say {'reloaded': True")
+    assert bench.replaced(0)[-1].startswith("say {'reloaded': True")
 
 
 def test_an_outcome_that_waited_long_enough_tells_how_many_have_confirmed(bench):
@@ -163,8 +154,7 @@ def test_an_outcome_that_waited_long_enough_tells_how_many_have_confirmed(bench)
 
 
 def test_a_newborn_that_is_behind_a_commit_does_not_serve_before_it_has_caught_up(bench):
-    bench.dies(0)
-    bench.passes(0.25)
+    bench.gone(0)
     bench.loads(TWO)
     bench.all_say("prepared", 2, but=(0,))
 
@@ -174,8 +164,7 @@ def test_a_newborn_that_is_behind_a_commit_does_not_serve_before_it_has_caught_u
 
 
 def test_a_newborn_in_the_middle_of_a_change_joins_it(bench):
-    bench.dies(0)
-    bench.passes(0.25)
+    bench.gone(0)
     bench.loads(TWO)
 
     assert without(bench.hears(0, "up", version=1), "piece") == ["0 < serve", "0 < prepare 2"]
@@ -228,8 +217,7 @@ def test_a_member_that_waits_for_a_processor_is_not_silent(bench):
 
 def test_a_starved_member_misses_no_deadline_of_a_change(bench):
     bench.loads(TWO)
-    bench.hears(0, "prepared", version=2)
-    bench.hears(FETCHER, "prepared", version=2)
+    bench.all_say("prepared", 2, but=(1,))
 
     for _ in range(40):
         bench.waits[1] = bench.waits.get(1, 0.0) + 0.2
@@ -315,16 +303,14 @@ def test_a_worker_that_asked_for_a_key_is_answered_when_it_has_the_key(bench):
     bench.proposes("keys/a", KEYS, 1)
     assert bench.hears(FETCHER, "answer", id=1, body={}, after=True) == []
     bench.all_say("prepared", 2)
-    assert bench.hears(0, "switched", version=2) == []
-    assert bench.hears(1, "switched", version=2) == []
+    assert bench.all_say("switched", 2, but=(FETCHER,)) == []
 
     assert bench.hears(FETCHER, "switched", version=2) == ["fetcher < outcome 1", "1 < answer 7"]
 
 
 def test_a_fetcher_that_dies_takes_no_question_along(alone):
     alone.hears(0, "ask", id=7, topic="sts", body={})
-    alone.dies(FETCHER)
-    alone.passes(0.25)
+    alone.gone(FETCHER)
 
     assert alone.hears(FETCHER, "up", version=1) == ["fetcher < ask sts 1"]
     assert alone.hears(FETCHER, "answer", id=1, body={"ok": 1}) == ["0 < answer 7"]
@@ -332,8 +318,7 @@ def test_a_fetcher_that_dies_takes_no_question_along(alone):
 
 def test_a_fetcher_that_is_not_ready_yet_is_not_asked(alone):
     """It could only answer that it knows nothing, and a good credential would be refused."""
-    alone.dies(FETCHER)
-    alone.passes(0.25)
+    alone.gone(FETCHER)
 
     assert alone.hears(0, "ask", id=7, topic="sts", body={}) == []
     assert alone.hears(FETCHER, "up", version=1) == ["fetcher < ask sts 1"]

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from unittest import mock
 
 import pytest
 
@@ -25,22 +26,16 @@ def halves(store):
     return [path.name for path in store.directory.iterdir() if path.name.endswith(".new")]
 
 
-def test_what_does_not_fit_leaves_its_room_to_what_comes_next(store, monkeypatch):
+def test_what_does_not_fit_leaves_its_room_to_what_comes_next(store):
     """Else one policy that is too large keeps every later one, however small, from being saved."""
     store.write(SMALL)
 
-    def full(_descriptor):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match="No space left"):
-            store.write(LARGE)
+    full = mock.Mock(side_effect=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    with mock.patch.object(os, "fsync", full), pytest.raises(OSError, match="No space left"):
+        store.write(LARGE)
 
     assert halves(store) == []
-    restored = store.read()
-    assert restored is not None
-    assert restored.document.policy == SMALL.policy
+    assert store.read().document.policy == SMALL.policy
 
 
 def test_what_a_dead_writer_left_half_done_is_removed_at_the_next_start(store):
@@ -77,14 +72,11 @@ def test_an_index_that_makes_no_sense_stops_the_start_with_a_remedy(store, index
 
 
 def test_a_lock_that_cannot_be_taken_stops_the_start_with_a_remedy(store):
+    with pytest.raises(StartError, match=r"another agent uses it.*--take-over"):
+        Store(store.directory).lock()
     store.let_go()
     (store.directory / "lock").unlink()
     (store.directory / "lock").mkdir()
 
     with pytest.raises(StartError, match=r"lock: Is a directory.* move this one away"):
         store.lock()
-
-
-def test_a_directory_of_a_living_agent_is_not_to_be_moved_away(store):
-    with pytest.raises(StartError, match=r"another agent uses it.*--take-over"):
-        Store(store.directory).lock()

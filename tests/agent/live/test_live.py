@@ -132,10 +132,7 @@ def test_a_stream_is_known_by_its_number():
 
 @pytest.fixture
 def proxy(monkeypatch):
-    found = Proxy(TICKET, 1990.0)
-    for module in (cutting, proxy_worker):
-        monkeypatch.setattr(module, "Console", found)
-    return found
+    return Proxy(TICKET, 1990.0).installed(monkeypatch)
 
 
 def by_expiry(ticket, expires, fresh, before):

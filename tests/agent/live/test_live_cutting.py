@@ -7,7 +7,6 @@ from live_proxy import Proxy, Row
 from test_live import TICKET, WHO, by_expiry
 
 from iamroles_agent.live import cutter as cutting
-from iamroles_agent.live import proxy_worker
 from iamroles_agent.live.console import WAITING, numbered, streams, waiting
 from iamroles_agent.live.judge import EXPIRED, REVOKED, UNKNOWN, Ends
 from iamroles_agent.live.proxy_worker import SETTLE, WAIT
@@ -16,10 +15,7 @@ from iamroles_agent.live.ticket import Ticket
 
 @pytest.fixture
 def proxy(monkeypatch):
-    found = Proxy(TICKET, 1990.0)
-    for module in (cutting, proxy_worker):
-        monkeypatch.setattr(module, "Console", found)
-    return found
+    return Proxy(TICKET, 1990.0).installed(monkeypatch)
 
 
 def of(principal):

@@ -9,8 +9,6 @@ from policies import ISSUER, document, grant
 
 from iamroles_agent.base.config import Config
 from iamroles_agent.base.identity import Identity, Request, RoleArn
-from iamroles_agent.live import cutter as cutting
-from iamroles_agent.live import proxy_worker
 from iamroles_agent.live.console import FRESH, ConsoleError, Stream, fresh
 from iamroles_agent.live.judge import EXPIRED, POLICY_CHANGED, REVOKED, UNKNOWN, Ends, judge
 from iamroles_agent.live.renewal import Fresh, Successors
@@ -88,11 +86,8 @@ def test_the_credential_that_lasts_longest_prolongs_and_no_longer_than_it_lives(
     [known] = found.renewal(3, row(), judged())
     assert known.commands() == renewal.commands()[1:]
 
-
-def test_the_credential_itself_counts_and_not_what_the_table_says_of_it():
-    [renewal] = Successors([Fresh(2, SRC, who(NEW), 9999)]).renewal(2, row(), judged())
-
-    assert renewal.until == NEW.not_after
+    [own] = Successors([Fresh(2, SRC, who(NEW), 9999)]).renewal(2, row(), judged())
+    assert own.until == NEW.not_after, "what the table says does not count"
 
 
 @pytest.mark.parametrize(
@@ -106,7 +101,6 @@ def test_the_credential_itself_counts_and_not_what_the_table_says_of_it():
         (SRC, who(NEW, WRITER)),
         (SRC, "nonsense"),
     ],
-    ids=["client", "issuer", "principal", "session", "role", "active role", "no ticket"],
 )
 def test_who_prolongs_nothing(src, text):
     assert Successors([Fresh(2, src, text, 2900)]).renewal(2, row(), judged()) == []
@@ -135,23 +129,16 @@ def test_a_stream_that_was_prolonged_lives_while_one_that_prolonged_it_is_believ
 
     assert known.judge(row(2900), judged(now=2100.0), 2100.0).at == 2900
     assert known.judge(row(2900), judged(WITHOUT_NEW, now=2100.0), 2100.0).at == 2500
-
-
-def test_while_its_own_credential_lasts_a_stream_does_not_need_what_prolonged_it():
+    # While its own credential lasts, a stream does not need what prolonged it.
     assert KNOWN.judge(row(2900), judged(WITHOUT_NEW, now=1995.0), 1995.0) == Ends(2000, EXPIRED)
     assert Successors().judge(row(2900), judged(now=1995.0), 1995.0) == Ends(2000, EXPIRED)
 
 
-def test_a_policy_that_renews_no_more_ends_what_was_prolonged():
+def test_what_was_prolonged_ends_by_a_policy_that_renews_no_more_and_if_nobody_knows_by_whom():
     ends = KNOWN.judge(row(2900), judged(world=policy(renew=False), now=2100.0), 2100.0)
+    unknown = Successors().judge(row(2900), judged(), 2100.0)
 
-    assert (ends.at, ends.cause) == (0, POLICY_CHANGED)
-
-
-def test_what_was_prolonged_by_nobody_knows_whom_ends():
-    ends = Successors().judge(row(2900), judged(), 2100.0)
-
-    assert (ends.at, ends.cause) == (0, UNKNOWN)
+    assert [(one.at, one.cause) for one in (ends, unknown)] == [(0, POLICY_CHANGED), (0, UNKNOWN)]
 
 
 def test_what_was_judged_before_stands_unless_it_is_revoked_now():
@@ -166,13 +153,15 @@ def test_what_was_judged_before_stands_unless_it_is_revoked_now():
 
 # --- the cutter, against a console of text
 
+SEEN = who(NEW), 2900
+"""A fresh credential that HAProxy saw, and its end."""
+
 
 @pytest.fixture
 def proxy(monkeypatch):
-    found = Proxy(STREAM, 1996.0)
+    found = Proxy(STREAM, 1996.0).installed(monkeypatch)
     found.stream = found.streams[7] = Row(4711, 2000)
-    for module in (cutting, proxy_worker):
-        monkeypatch.setattr(module, "Console", found)
+    found.seen = [SEEN]
     return found
 
 
@@ -180,17 +169,13 @@ def cutter_of(proxy, *, listed=(), renews=True, name="iam/aa"):
     def judge(*question):
         return judged(Revocations(tuple(listed)), now=proxy.now)(*question)
 
-    return proxy.cutter(
-        judge,
-        name,
-        renewed=proxy.renewed.append,
-        renewing=lambda: frozenset({"chat"} if renews else ()),
-    )
+    renewing = frozenset({"chat"} if renews else ())
+    return proxy.cutter(judge, name, renewed=proxy.renewed.append, renewing=lambda: renewing)
 
 
 async def test_a_stream_is_prolonged_shortly_before_it_would_end_and_ends_later(proxy):
     cutter = cutter_of(proxy)
-    proxy.now, proxy.seen = 1980.0, [(who(NEW), 2900)]
+    proxy.now = 1980.0
     await cutter.look()
     assert not [command for command in proxy.asked if FRESH in command]
 
@@ -198,10 +183,8 @@ async def test_a_stream_is_prolonged_shortly_before_it_would_end_and_ends_later(
     await cutter.look()
     proxy.now = 2100.0
     await cutter.look()
-    assert ([(one.until, one.successor.identity.credential) for one in proxy.renewed], proxy.cuts) == (
-        [(2900, "sha256:new")],
-        [],
-    )
+    [one] = proxy.renewed
+    assert (one.until, one.successor.identity.credential, proxy.cuts) == (2900, "sha256:new", [])
 
     proxy.now, proxy.seen = 2901.0, []
     await cutter.look()
@@ -209,7 +192,6 @@ async def test_a_stream_is_prolonged_shortly_before_it_would_end_and_ends_later(
 
 
 async def test_where_the_policy_does_not_say_so_nothing_is_asked_and_nothing_prolonged(proxy):
-    proxy.seen = [(who(NEW), 2900)]
     cutter = cutter_of(proxy, renews=False)
     await cutter.look()
     proxy.now = 2001.0
@@ -221,7 +203,6 @@ async def test_where_the_policy_does_not_say_so_nothing_is_asked_and_nothing_pro
 
 async def test_a_revocation_of_what_prolonged_it_gives_a_stream_its_own_end_back(proxy):
     listed = []
-    proxy.seen = [(who(NEW), 2900)]
     cutter = cutter_of(proxy, listed=listed)
     await cutter.look()
     assert proxy.stream.ends == 2900
@@ -237,16 +218,15 @@ async def test_a_revocation_of_what_prolonged_it_gives_a_stream_its_own_end_back
 
 
 async def test_too_late_is_too_late(proxy):
-    cutter = cutter_of(proxy)
+    cutter, proxy.seen = cutter_of(proxy), []
     await cutter.look()
-    proxy.now, proxy.seen = 2001.0, [(who(NEW), 2900)]
+    proxy.now, proxy.seen = 2001.0, [SEEN]
     await cutter.look()
 
     assert (proxy.renewed, proxy.stream.ends, len(proxy.cuts)) == ([], 2000, 1)
 
 
 async def test_another_agent_renews_in_the_last_second_only(proxy):
-    proxy.seen = [(who(NEW), 2900)]
     cutter = cutter_of(proxy, name="iam/cc")
     await cutter.look()
     assert not proxy.renewed
@@ -257,7 +237,7 @@ async def test_another_agent_renews_in_the_last_second_only(proxy):
 
 
 async def test_an_agent_that_was_started_anew_judges_what_was_prolonged_by_what_prolonged_it(proxy):
-    proxy.now, proxy.stream.ends, proxy.seen = 2100.0, 2900, [(who(NEW), 2900)]
+    proxy.now, proxy.stream.ends = 2100.0, 2900
     cutter = cutter_of(proxy)
     await cutter.look()
     cutter.revoked()
@@ -266,14 +246,12 @@ async def test_an_agent_that_was_started_anew_judges_what_was_prolonged_by_what_
 
     listed = [Revocation(id="x", credentials=["sha256:new"])]
     await cutter_of(proxy, listed=listed).look()
-    assert [(cut.cause, cut.detail) for cut in proxy.cuts] == [
-        (REVOKED, "revocation x of the credential that prolonged it")
-    ]
+    [cut] = proxy.cuts
+    assert (cut.cause, cut.detail) == (REVOKED, "revocation x of the credential that prolonged it")
 
 
 async def test_a_revocation_while_a_stream_is_prolonged_is_not_lost(proxy):
     listed = []
-    proxy.seen = [(who(NEW), 2900)]
     cutter = cutter_of(proxy, listed=listed)
     answer = proxy.answer
 

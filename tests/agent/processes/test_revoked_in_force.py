@@ -13,7 +13,9 @@ import threading
 import urllib.request
 from contextlib import suppress
 from functools import partial
+from itertools import chain, repeat
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 from invoking import ran
@@ -21,7 +23,6 @@ from programs import IAMROLES, PATIENCE, Program, world
 from strangers import STRANGER, as_root, let_in, played_by
 from waiting import until
 
-from iamroles_agent.base import files
 from iamroles_agent.control.document import Document
 from iamroles_agent.live import revocations
 from iamroles_agent.processes import local_socket, watch
@@ -109,16 +110,13 @@ def test_a_wrong_file_is_not_in_force_in_status_and_health(start):
     until(lambda: all("r.toml: is empty" in about["requests"] for about in agent.health()))
 
 
-def test_a_fifo_in_place_of_the_file_holds_nothing_up(start):
+def test_a_fifo_in_place_of_a_file_holds_nothing_up(start):
     agent = start()
     os.mkfifo(agent.directory / "r.toml")
     until(lambda: "it is a FIFO" in agent.log())
     (agent.directory / "r.toml").unlink()
     assert "in force for new requests" in agent.revoke("add --principal eve", 0)
 
-
-def test_a_fifo_in_place_of_the_policy_is_a_reload_that_is_refused(start):
-    agent = start()
     sound = agent.path.rename(agent.directory / "sound")
     os.mkfifo(agent.path)
     assert "it is a FIFO" in agent.reload()["error"]
@@ -139,11 +137,10 @@ def test_an_agent_does_not_start_with_a_file_that_it_cannot_read(start, tmp_path
 def test_who_may_not_ask_the_agent_is_not_said_that_none_runs(start, tmp_path):
     let_in(tmp_path)
     agent = start()
+    agent.revoke("list", 0)  # a stranger may not be able to import the command
     with played_by(STRANGER):
         said = agent.revoke("add --principal eve", 1)
-
-    assert "NOT known to be in force" in said
-    assert "Permission denied" in said
+    assert re.search("(?s)NOT known to be in force.*Permission denied", said)
 
 
 def test_an_agent_whose_parent_stands_still_is_not_said_to_be_absent(start, monkeypatch):
@@ -225,20 +222,14 @@ async def test_what_failed_for_another_reason_than_the_file_is_tried_again(tmp_p
     path, link = tmp_path / "r.toml", FakeLink()
     monkeypatch.setattr(watch, "_AGAIN", 0.01)
     revocations.write(path, revocations.Revocations((revocations.Revocation(id="a", roles=["a"]),)))
-    faults = iter([OSError(errno.EMFILE, "Too many open files")])
-    read = files.read
-
-    def failing(*args):
-        for fault in faults:
-            raise fault
-        return read(*args)
-
-    monkeypatch.setattr(revocations, "files", SimpleNamespace(read=failing))
+    faults = [OSError(errno.EMFILE, "Too many open files")]
+    read = mock.Mock(side_effect=chain(faults, repeat(path.read_bytes())))
+    monkeypatch.setattr(revocations, "files", SimpleNamespace(read=read))
     task = asyncio.get_running_loop().create_task(watch.Watch(path, link).run())
     await asyncio.wait_for(link.done.wait(), PATIENCE)
     task.cancel()
 
-    assert (link.outcomes, list(faults)) == ([], [])
+    assert (link.outcomes, read.call_count > 1) == ([], True)
 
 
 class FakeLink:

@@ -117,7 +117,7 @@ async def test_without_descriptors_it_rests_and_goes_on(monkeypatch, caplog):
         assert caplog.text.count("cannot accept") < 20
 
 
-async def test_who_stops_takes_what_others_were_to_have(patient):
+async def test_who_stops_takes_what_others_were_to_have_and_is_waited_for_by_nobody(patient):
     with working() as worker:
         worker.connect()
         worker.connect()
@@ -125,9 +125,6 @@ async def test_who_stops_takes_what_others_were_to_have(patient):
         assert worker.taken == []
         worker.acceptor.stop()
         assert len(worker.taken) == 2
-
-
-async def test_who_stopped_is_waited_for_by_nobody():
     with working() as worker:
         worker.acceptor.stop()
         worker.acceptor.closed()
