@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+from base64 import urlsafe_b64decode
+from contextlib import suppress
 from json.encoder import encode_basestring_ascii as quoted
 from urllib.parse import unquote
 
@@ -33,6 +35,7 @@ _OTHER = re.compile(
     r"|(?i:X-Amz-(?:Signature|Security-Token|Credential)(?:=|%3D)[^&\s]*+)"
     r"|(?i:bearer(?:\s|%20|\+)++[A-Za-z0-9._~/=-][A-Za-z0-9._~+/=-]{7,}+)"
 )
+_SEAL = re.compile(rb"(?i:[?&]X-Amz-Signature=)([0-9a-f]{64})(?![^&])")
 _MARKS = ("iam-sts-v1", "x-amz-", "bearer")
 _DEEP = 3
 """How often a text may be encoded and is still searched."""
@@ -44,8 +47,20 @@ _NOTE = 24
 
 
 def credential_hash(credential: str) -> str:
-    """Name a credential in the audit without revealing it: `sha256:` and 16 hex digits."""
-    return "sha256:" + hashlib.sha256(credential.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    """Name a credential in the audit without revealing it: `sha256:` and 16 hex digits.
+
+    All forms that a holder can give a credential have one name, so that none escapes a revocation by it: a
+    token is named without its signature (ECDSA has two), a pre-signed request by its signature (its query has
+    any order).
+    """
+    signed = credential.encode("utf-8", "surrogatepass")
+    if signed.count(b".") == 2:
+        signed = signed.rpartition(b".")[0]
+    elif signed.startswith(b"iam-sts-v1."):
+        with suppress(ValueError):
+            found = _SEAL.search(urlsafe_b64decode(signed[11:] + b"=" * (-(len(signed) - 11) % 4)))
+            signed = found[1] if found else signed
+    return "sha256:" + hashlib.sha256(signed).hexdigest()[:16]
 
 
 def redacted(text: str) -> str:

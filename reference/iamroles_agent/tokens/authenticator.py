@@ -264,7 +264,9 @@ class Authenticator:
         key = issuer.keys.lookup(kid, alg) or await issuer.keys.obtain(kid, alg)
         if not key.verifier(alg)(jws.signature, jws.signing_input):
             raise Refusal(Reason.SIGNATURE_INVALID, f"the {alg} signature does not verify")
-        name, proof = "sha256:" + digest[:8].hex(), (key_ground(key), f"size:{len(token)}")
+        # As `credential_hash`: of an ECDSA signature its holder can make another.
+        name = "sha256:" + hashlib.sha256(jws.signing_input).hexdigest()[:16]
+        proof = (key_ground(key), f"size:{len(token)}")
         return issuer.rules.identity(jws.payload, jws.header, self._clock(), name, proof), key, True
 
     def _issuer_of(self, jws: Jws) -> _Issuer:

@@ -16,6 +16,7 @@ lenient with `X-Amz-Expires`. Throttling and failures are not verdicts on the ca
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import re
 import time
@@ -386,7 +387,7 @@ class StsVerifier:
             self._pausing(state, known=known)  # another call may have failed meanwhile
             caller = await self._call(question, state, known=known)
             self.counts["accepted"] += 1
-            identity = self._identity(question, caller, digest)
+            identity = self._identity(question, caller)
             proved = True  # to STS anybody is, and anybody may make it throttle his own account
         except Rejected as error:
             self.counts["rejected"] += 1
@@ -431,7 +432,7 @@ class StsVerifier:
         if len(self._rejected) > _MAX_REJECTED:
             self._rejected.popitem(last=False)
 
-    def _identity(self, question: Question, caller: Caller, digest: bytes) -> Identity:
+    def _identity(self, question: Question, caller: Caller) -> Identity:
         accounts = question.endpoint.accounts
         if accounts and caller.account not in accounts:
             raise Refusal(Reason.CLAIM_INVALID, "an account that this STS endpoint may not assert")
@@ -449,7 +450,7 @@ class StsVerifier:
             roles=(role,),
             not_after=question.signed_at + LIFETIME,
             issued_at=question.signed_at,
-            credential=f"sha256:{digest.hex()[:16]}",
+            credential="sha256:" + hashlib.sha256(question.signature.encode()).hexdigest()[:16],
             key_id=question.key_id,
             check_again=int(self._clock() + question.endpoint.recheck),
             grounds=sts_grounds(question.endpoint, f"{question.scheme}://{question.host}"),

@@ -7,11 +7,11 @@ token or a key is never shown.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from iamroles_agent.audit.redaction import credential_hash
 from iamroles_agent.base.config import Config
 from iamroles_agent.base.identity import Identity
 from iamroles_agent.base.reasons import Reason, Refusal
@@ -78,7 +78,7 @@ async def inspect(token: bytes, config: Config | None, obtain: ObtainKey | None,
     not.
     """
     kind: Literal["jwt", "sts"] = "sts" if token.startswith(PREFIX) else "jwt"
-    found = Inspection(kind, "sha256:" + hashlib.sha256(token).hexdigest()[:16])
+    found = Inspection(kind, credential_hash(token.decode("utf-8", "replace")))
     if kind == "sts":
         _inspect_sts(found, token, config, now)
     else:

@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jwt.utils import base64url_decode
 from policies import document, grant
 from spop_client import until
 from spop_transcript import variables
@@ -29,8 +30,22 @@ from sts_support import (
     playing,
     presign,
 )
-from tokens_support import ACCOUNT, NOW, READER, Clock, adopt, encode_base64url, gate_of
+from tokens_support import (
+    ACCOUNT,
+    EC_KEY,
+    NOW,
+    READER,
+    Clock,
+    adopt,
+    authenticator_with,
+    claims,
+    encode_base64url,
+    gate_of,
+    mint,
+    public_jwk,
+)
 
+from iamroles_agent.audit.redaction import credential_hash
 from iamroles_agent.base.config import Config, Sts
 from iamroles_agent.base.identity import RoleArn
 from iamroles_agent.base.reasons import Refusal
@@ -97,6 +112,25 @@ async def test_the_request_is_rebuilt_and_its_signature_still_holds():
         assert agent.recall(header) == identity
         await agent.authenticate(header)
         assert server.counts["/"] == 1
+
+
+async def test_a_credential_has_one_name_in_each_form_that_its_holder_can_give_it():
+    base, _, query = presign().partition("?")
+    forms = [credential(f"{base}?{query}"), credential(f"{base}?{'&'.join(reversed(query.split('&')))}")]
+    token = mint(claims(), EC_KEY)
+    signed, _, seal = token.rpartition(".")
+    raw = base64url_decode(seal)
+    order = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+    twin = f"{signed}.{encode_base64url(raw[:32] + (order - int.from_bytes(raw[32:])).to_bytes(32))}"
+    with playing() as (_, agent):
+        tokens = authenticator_with([public_jwk(EC_KEY, "k1")])
+        for who, (first, second) in ((agent, forms), (tokens, [f"Bearer {one}" for one in (token, twin)])):
+            names = [(await who.authenticate(one)).credential for one in (first, second)]
+            assert first != second
+            assert names == [credential_hash(one.partition(" ")[2]) for one in (first, second)]
+            assert names[0] == names[1]
+    other = [credential_hash(one) for one in (mint(claims(jti="id-2")), credential(presign(NOW + 1))[7:])]
+    assert len({*other, *names, credential_hash(forms[0][7:])}) == 4
 
 
 async def test_lifetime_is_the_dates_whatever_expires_says():

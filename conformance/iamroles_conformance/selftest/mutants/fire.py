@@ -32,8 +32,8 @@ _issuers: dict[str, Any] = {}
 
 @mutant("fire.first-session", "FIRE-STS-001", "takes the second session of a role for a replay")
 @around(StsVerifier, "_identity")
-def first_session(sound: Any, self: Any, question: Any, caller: Any, digest: bytes) -> Any:
-    found = sound(self, question, caller, digest)
+def first_session(sound: Any, self: Any, question: Any, caller: Any) -> Any:
+    found = sound(self, question, caller)
     _sessions.append(found.principal)
     return found if found.principal == _sessions[0] else found._replace(roles=())
 

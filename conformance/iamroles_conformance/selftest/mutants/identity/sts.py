@@ -105,8 +105,8 @@ def _identity(edit: Callable[..., Any]) -> Override:
     """Change the identity that an answer gives."""
 
     @around(StsVerifier, "_identity")
-    def identity(sound: Any, self: Any, question: Any, caller: Any, digest: bytes) -> Any:
-        found = sound(self, question, caller, digest)
+    def identity(sound: Any, self: Any, question: Any, caller: Any) -> Any:
+        found = sound(self, question, caller)
         return found._replace(**edit(found))
 
     return identity
@@ -141,9 +141,9 @@ def any_account(sound: Any, self: Any, question: Any, *rest: Any) -> Any:
 
 @mutant("identity.sts-name-cache", "PRINCIPAL-ACCOUNT-001", "remembers roles by name")
 @around(StsVerifier, "_identity")
-def sts_name_cache(sound: Any, self: Any, question: Any, caller: Any, digest: bytes) -> Any:
+def sts_name_cache(sound: Any, self: Any, question: Any, caller: Any) -> Any:
     name = re.sub(r"::\d{12}:", "::", caller.arn)
-    return _known.setdefault(name, sound(self, question, caller, digest))
+    return _known.setdefault(name, sound(self, question, caller))
 
 
 mutant("identity.sts-principal", "STS-ALLOW-001", "forgets who assumed the role")(
