@@ -17,15 +17,9 @@ from iamroles_agent.spop.values import DataType
 ALLOW = actions.encode_verdict(
     Decision(allow=True, role="arn:aws:iam::111111111111:role/r", backend="b", expires=9)
 )
+_WHO = {"principal": "alice", "session": "s-1", "issuer": "corp", "backend": "orders"}
 YES = Decision(
-    allow=True,
-    role="arn:aws:iam::111111111111:role/reader",
-    principal="alice",
-    session="s-1",
-    issuer="corp",
-    rule="R1",
-    backend="orders",
-    expires=1_800_003_600,
+    allow=True, role="arn:aws:iam::111111111111:role/reader", rule="R1", expires=1_800_003_600, **_WHO
 )
 DENY = actions.encode_verdict(Decision(allow=False, reason=Reason.NO_GRANT))
 ALLOWED = "status=200 role=b'arn:aws:iam::111111111111:role/r' backend=b'b' expires=9 allow=True"
@@ -60,11 +54,8 @@ def argument(name, kind, value):
 
 
 def message(name, *arguments, count=None):
-    return (
-        values.encode_string(name.encode())
-        + bytes((len(arguments) if count is None else count,))
-        + b"".join(arguments)
-    )
+    size = bytes((len(arguments) if count is None else count,))
+    return values.encode_string(name.encode()) + size + b"".join(arguments)
 
 
 def context_message(request_id=b"r1", src_port=40000, stream=7):
@@ -86,15 +77,7 @@ CHECK_ARGUMENTS = {
     "path": (DataType.STRING, b"/orders"),
     "src": (DataType.IPV4, ip_address("192.0.2.1")),
 }
-USUAL = Check(
-    authorization="Bearer x",
-    authorization_count=1,
-    role=None,
-    method="GET",
-    host="a.example",
-    path="/orders",
-    src=ip_address("192.0.2.1"),
-)
+USUAL = Check("Bearer x", 1, None, "GET", "a.example", "/orders", ip_address("192.0.2.1"))
 """The question that these arguments are."""
 
 

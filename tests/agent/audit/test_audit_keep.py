@@ -38,7 +38,8 @@ def taken(directory):
     return total
 
 
-def test_the_log_keeps_to_its_budget_and_to_its_newest_records(tmp_path, path):
+def test_the_log_keeps_to_its_budget_and_to_its_newest_records(tmp_path, path, caplog):
+    caplog.set_level(logging.WARNING)
     log, peak = opened(path, keep="1MB"), 0
     for begin in range(0, 2400, 200):
         fill(log, begin, 200)
@@ -55,14 +56,6 @@ def test_the_log_keeps_to_its_budget_and_to_its_newest_records(tmp_path, path):
     requests = [json.loads(line)["request"] for line in asked.splitlines()]
     assert requests == [f"r{number}" for number in range(2400)][-len(requests) :]
     assert len(requests) > 200
-
-
-def test_what_was_removed_is_on_record(tmp_path, path, caplog):
-    caplog.set_level(logging.WARNING)
-    log = opened(path, keep="1MB")
-    fill(log, 0, 1200)
-    log.close()
-
     asked = ran("audit query --kind event --format json", *files(tmp_path)).stdout
     removed = [json.loads(line)["about"]["file"] for line in asked.splitlines()]
     assert removed

@@ -113,11 +113,8 @@ def credential(scheme="https"):
 def caller_of(token, policy, now):
     """What a new request's credential proves at STS. Another endpoint or edge may say anything."""
     [endpoint] = policy.config.sts
-    if [endpoint.endpoint, endpoint.binding_header, endpoint.binding_value] != [
-        "https://sts/",
-        "x-iam-edge",
-        "edge",
-    ]:
+    there = endpoint.endpoint, endpoint.binding_header, endpoint.binding_value
+    if there != ("https://sts/", "x-iam-edge", "edge"):
         raise Refusal("sts_rejected")
     question = read_credential(token, dict.fromkeys(endpoint.hosts, endpoint), now)
     caller = Caller("arn:aws:sts::111111111111:assumed-role/reader/s-1", "111111111111", "AROA:s-1")
@@ -167,14 +164,12 @@ def edited(entry, model, chosen):
 
 def kinds(model, one, other):
     """How the settings that differ are judged; with Cognito it counts whether `roles_claim` is set."""
-    first, second = (
-        {
-            name: (getattr(entry, name), name in entry.model_fields_set and name == "roles_claim")
-            for name in FIELDS[model]
-        }
-        for entry in (model.model_validate(one), model.model_validate(other))
-    )
-    return {how for name, how in FIELDS[model].items() if first[name] != second[name]}
+
+    def value(entry, name):
+        return getattr(entry, name), name == "roles_claim" and name in entry.model_fields_set
+
+    first, second = model.model_validate(one), model.model_validate(other)
+    return {how for name, how in FIELDS[model].items() if value(first, name) != value(second, name)}
 
 
 BASES = {

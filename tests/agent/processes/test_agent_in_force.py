@@ -123,49 +123,47 @@ def forged(server, kid):
     return token_of(server.url, OTHER_EC_KEY, kid, jti=kid)
 
 
-def test_a_removed_grant_stays_removed_when_everybody_is_killed(tmp_path, server, workers):
+def test_a_removed_grant_stays_removed_when_everybody_is_killed(agent, server, workers):
     """The file says something else by then."""
-    with running(tmp_path, server, workers) as agent:
-        token, grants = token_of(server.url), agent.world["grants"]
-        assert agent.all_say(token) == {"allow"}
-        line = agent.reload(grants=[])
-        assert (line["version"], line["confirmed"]) == (3, workers)  # the key set was the second
-        agent.write(grants=grants)
-        before = agent.children()
-        for pid in before:
-            os.kill(pid, signal.SIGKILL)
-        until(lambda: len(agent.children() - before) == workers + 1)
+    token, grants = token_of(server.url), agent.world["grants"]
+    assert agent.all_say(token) == {"allow"}
+    line = agent.reload(grants=[])
+    assert (line["version"], line["confirmed"]) == (3, workers)  # the key set was the second
+    agent.write(grants=grants)
+    before = agent.children()
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: len(agent.children() - before) == workers + 1)
 
-        assert agent.all_say(token) == {"no_grant"}
+    assert agent.all_say(token) == {"no_grant"}
 
 
-def test_what_was_accepted_outlives_the_agent(tmp_path, server, workers):
+def test_what_was_accepted_outlives_the_agent(agent, server):
     """Killed as a whole, it comes back with what was accepted, and its keys: whatever the file says."""
-    with running(tmp_path, server, workers) as agent:
-        token = token_of(server.url)
-        assert agent.ask(token) == "allow"
-        accepted = agent.reload(grants=[])
-        assert accepted["saved"] is True
-        members = agent.children()
-        agent.ended(signal.SIGKILL)
-        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in members))
-        server.replies["/jwks"] = lambda _: (500, {}, b"")
-        agent.path.write_text("garbage")
+    token = token_of(server.url)
+    assert agent.ask(token) == "allow"
+    accepted = agent.reload(grants=[])
+    assert accepted["saved"] is True
+    members = agent.children()
+    agent.ended(signal.SIGKILL)
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in members))
+    server.replies["/jwks"] = lambda _: (500, {}, b"")
+    agent.path.write_text("garbage")
 
-        settings, host = agent.world["agent"], agent.address.rpartition(":")[0]
-        with socket.create_server((host, 0)) as busy:
-            agent.write(agent=settings | {"listen": f"{host}:{busy.getsockname()[1]}"})
-            with pytest.raises(AssertionError, match="ended"):  # it fails, which is not an orderly end
-                agent.start()
-        agent.write(agent=settings)
-        agent.ended()
-        agent.path.write_text("garbage")
-        assert agent.start()["policy"] == accepted["policy"]
-        assert agent.all_say(token) == {"no_grant"}
-        assert agent.ended(signal.SIGTERM) == 0
-        agent.write(grants=[grant("R2", "reader", "GET", "/orders", "orders")])
-        agent.start()
-        assert agent.all_say(token) == {"allow"}  # after an orderly end the file counts
+    settings, host = agent.world["agent"], agent.address.rpartition(":")[0]
+    with socket.create_server((host, 0)) as busy:
+        agent.write(agent=settings | {"listen": f"{host}:{busy.getsockname()[1]}"})
+        with pytest.raises(AssertionError, match="ended"):  # it fails, which is not an orderly end
+            agent.start()
+    agent.write(agent=settings)
+    agent.ended()
+    agent.path.write_text("garbage")
+    assert agent.start()["policy"] == accepted["policy"]
+    assert agent.all_say(token) == {"no_grant"}
+    assert agent.ended(signal.SIGTERM) == 0
+    agent.write(grants=[grant("R2", "reader", "GET", "/orders", "orders")])
+    agent.start()
+    assert agent.all_say(token) == {"allow"}  # after an orderly end the file counts
 
 
 class Asker(threading.Thread):
@@ -208,32 +206,31 @@ class Asker(threading.Thread):
         return told
 
 
-def test_a_new_agent_takes_over_without_a_lost_question(tmp_path, server, workers):
-    with running(tmp_path, server, workers) as agent:
-        old = agent.process
-        token = token_of(server.url)
-        assert agent.ask(token) == "allow"
-        askers = [Asker(agent, token) for _ in range(6)]
-        idle = connect(agent.address)
-        assert asked(idle, token)["allow"] is True
-        until(lambda: all(len(asker.answers) > 50 for asker in askers))
+def test_a_new_agent_takes_over_without_a_lost_question(agent, server, workers):
+    old = agent.process
+    token = token_of(server.url)
+    assert agent.ask(token) == "allow"
+    askers = [Asker(agent, token) for _ in range(6)]
+    idle = connect(agent.address)
+    assert asked(idle, token)["allow"] is True
+    until(lambda: all(len(asker.answers) > 50 for asker in askers))
 
-        agent.write(agent={**agent.world["agent"], "workers": 5 - workers})
-        agent.start("--take-over")
-        assert old.wait(PATIENCE) == 0
-        heard = [len(asker.answers) for asker in askers]
-        until(lambda: all(len(asker.answers) > n + 50 for asker, n in zip(askers, heard, strict=True)))
-        assert [asker.end() for asker in askers] == [(0, {True})] * 6
-        assert all(asker.goodbyes for asker in askers)
-        assert receive(idle) == {}  # a goodbye, at a time when nothing was asked
-        assert "Traceback" not in agent.log()
-        idle.close()
-        assert agent.status()["pid"] == agent.process.pid
-        assert agent.reload(grants=[])["saved"] is True
-        assert agent.all_say(token) == {"no_grant"}
-        assert agent.ended(signal.SIGTERM) == 0
-        assert old.stdout is not None
-        old.stdout.close()
+    agent.write(agent={**agent.world["agent"], "workers": 5 - workers})
+    agent.start("--take-over")
+    assert old.wait(PATIENCE) == 0
+    heard = [len(asker.answers) for asker in askers]
+    until(lambda: all(len(asker.answers) > n + 50 for asker, n in zip(askers, heard, strict=True)))
+    assert [asker.end() for asker in askers] == [(0, {True})] * 6
+    assert all(asker.goodbyes for asker in askers)
+    assert receive(idle) == {}  # a goodbye, at a time when nothing was asked
+    assert "Traceback" not in agent.log()
+    idle.close()
+    assert agent.status()["pid"] == agent.process.pid
+    assert agent.reload(grants=[])["saved"] is True
+    assert agent.all_say(token) == {"no_grant"}
+    assert agent.ended(signal.SIGTERM) == 0
+    assert old.stdout is not None
+    old.stdout.close()
 
 
 def test_take_overs_move_from_tcp_to_a_unix_socket_without_a_lost_question(tmp_path, server):
@@ -399,24 +396,23 @@ def test_health_checks_fail_while_nothing_can_be_decided(tmp_path, server):
         assert "CANNOT DECIDE" in told.stdout
 
 
-def test_status_and_health_name_the_version_and_who_confirmed_it(tmp_path, server, workers):
-    with running(tmp_path, server, workers) as agent:
-        agent.ask(token_of(server.url))
-        line = agent.reload(grants=[])
-        found = agent.status()
-        assert (found["version"], found["policy"]) == (line["version"], line["policy"])
-        assert (found["workers"], found["confirmed"]) == (workers, workers)
-        assert [member["state"] for member in found["members"]] == ["serving"] * (workers + 1)
-        until(lambda: agent.status()["members"][0]["stats"].get("keys", {}).get("corp", {}).get("kids") == 1)
-        until(lambda: agent.health()[1]["confirmed"] == workers)
-        code, health = agent.health()
-        assert (code, health["version"], health["policy"]) == (200, line["version"], line["policy"])
-        modes = [(tmp_path / "state" / name).stat().st_mode & 0o777 for name in ("agent.sock", "")]
-        assert modes == [0o600, 0o700]
-        told = agent.command("status")
-        assert told.returncode == 0
-        assert f"confirmed by {workers} of {workers} workers" in told.stdout
-        assert "keys of corp: 1 keys" in told.stdout
+def test_status_and_health_name_the_version_and_who_confirmed_it(agent, server, tmp_path, workers):
+    agent.ask(token_of(server.url))
+    line = agent.reload(grants=[])
+    found = agent.status()
+    assert (found["version"], found["policy"]) == (line["version"], line["policy"])
+    assert (found["workers"], found["confirmed"]) == (workers, workers)
+    assert [member["state"] for member in found["members"]] == ["serving"] * (workers + 1)
+    until(lambda: agent.status()["members"][0]["stats"].get("keys", {}).get("corp", {}).get("kids") == 1)
+    until(lambda: agent.health()[1]["confirmed"] == workers)
+    code, health = agent.health()
+    assert (code, health["version"], health["policy"]) == (200, line["version"], line["policy"])
+    modes = [(tmp_path / "state" / name).stat().st_mode & 0o777 for name in ("agent.sock", "")]
+    assert modes == [0o600, 0o700]
+    told = agent.command("status")
+    assert told.returncode == 0
+    assert f"confirmed by {workers} of {workers} workers" in told.stdout
+    assert "keys of corp: 1 keys" in told.stdout
 
 
 def test_nobody_reads_standard_error(tmp_path, server, workers):
