@@ -57,16 +57,16 @@ def read_answer(answer: Answer) -> Caller:
 
     Raises:
         Rejected: STS refused the signature or credentials, or a 200 has another shape than STS's.
-        Unavailable: throttling (which AWS may send as a 400), a server's failure, a redirect.
+        Unavailable: throttling (AWS may send it as a 400), a failure, a redirect, a refusal of a proxy's.
     """
     if answer.status == 200:
         return _read_caller(answer)
     code = _error_code(answer)
     if answer.status == 429 or code in _THROTTLING:
         raise Unavailable("STS throttles", throttled=True)
-    if answer.status in (400, 401, 403):
-        raise Rejected(f"STS answered {answer.status} {code or 'without a code'}", final=True)
-    raise Unavailable(f"STS answered {answer.status}")
+    if answer.status in (400, 401, 403) and code:  # without STS's code it is a proxy's
+        raise Rejected(f"STS answered {answer.status} {code}", final=True)
+    raise Unavailable(f"STS answered {answer.status} {code or 'without a code'}")
 
 
 def _read_caller(answer: Answer) -> Caller:

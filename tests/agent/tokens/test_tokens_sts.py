@@ -281,7 +281,7 @@ async def test_accounts_of_the_endpoint():
         (400, "application/json", b'{"Error":{"Code":"ThrottlingException"}}', "throttled"),
         (429, "text/plain", b"", "throttled"), (503, "text/xml", error_xml("SlowDown"), "throttled"),
         (500, "text/xml", error_xml("InternalFailure"), "unavailable"),
-        (302, "text/html", b"", "unavailable"),
+        *((302, "text/html", b"", "unavailable"), (403, "text/html", b"<p>Blocked</p>", "unavailable")),
     ],
 )  # fmt: skip
 async def test_trouble_is_not_a_verdict_and_is_over_when_it_is_over(status, kind, body, counter):
