@@ -10,8 +10,9 @@ credentials once kept a good caller waiting past its deadline. Four rules keep r
 - *A share for each flow.* Waiting questions are sorted into flows: a known key at its source, or all
   strangers of a source. Flows take turns. A flow has a limited number of calls and of waiting questions, so
   a flood from one source is one flow.
-- *Newest first in a flow.* If more questions come than can be asked, the clients of the oldest give up next.
-  To serve them in order would serve nobody in time.
+- *Newest first in a flow, and new strangers before others.* If more questions come than can be asked, the
+  clients of the oldest give up next. To serve them in order would serve nobody in time. An IPv6 /48 has
+  65,536 networks, each a flow of its own.
 - *Nothing grows.* When too many wait, the longest flow loses its oldest question; a question that waited too
   long is refused; the least recently confirmed known key is forgotten.
 
@@ -118,6 +119,7 @@ class Admission:
         pair = (source, key_id)
         known = self.knows(key_id, source)
         name = ("known", *pair) if known else ("stranger", source)
+        new = name not in self._flows
         flow = self._flows.setdefault(name, _Flow())
         if len(flow.waiting) >= self._max_waiting_per_flow:
             self._displace(flow)
@@ -127,6 +129,8 @@ class Admission:
         self._queued[ticket] = _Question(name, known, pair, self._clock() + MAX_WAIT)
         flow.waiting[ticket] = None
         self._schedule(name, flow, known=known)
+        if new and not known:
+            self._ready[known].move_to_end(name, last=False)
 
     def done(self, ticket: Hashable, *, proved: bool) -> None:
         """End a call; `proved`: STS named the caller, so its key is known from now on."""

@@ -79,6 +79,16 @@ def test_a_new_caller_at_the_source_of_a_flood_is_the_next():
     assert queue.done("forged 0") == ["new"]
 
 
+def test_a_new_caller_is_the_next_beside_a_flood_from_as_many_networks():
+    """Beside 400 forged credentials a second, each from its own /64, a new caller's turn came too late."""
+    queue = Queue()
+    for n in range(400):
+        queue.ask(n, f"AKIA{n}", f"2001:db8:{n}")
+    queue.ask("new", "AKIANEW", "office")
+
+    assert queue.done(0) == ["new"]
+
+
 def test_sources_take_turns():
     queue = Queue(calls=2, kept=1, per_flow=2)
     for n in range(6):
@@ -89,7 +99,7 @@ def test_sources_take_turns():
     while began[-1] is not None:
         began.append(next(iter(queue.done(began[-1])), None))
 
-    assert [source for source, _ in began[1:7]] == ["a", "b", "a", "b", "a", "b"]
+    assert [source for source, _ in began[1:7]] == ["b", "a", "b", "a", "b", "a"]
 
 
 def test_known_keys_leave_room_for_strangers():
