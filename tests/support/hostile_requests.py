@@ -211,12 +211,9 @@ class Target:
 
     def frame(self, attack, share=1.0):
         texts = attack.texts(share)
-        pairs = {
-            name: (DataType.NULL, None)
-            if text is None
-            else (DataType.STRING, text.encode("latin-1", "replace"))
-            for name, text in texts.items()
-        }
+        said = {name: text.encode("latin-1", "replace") for name, text in texts.items() if text is not None}
+        pairs = dict.fromkeys(texts, (DataType.NULL, None))
+        pairs |= {name: (DataType.STRING, raw) for name, raw in said.items()}
         pairs["authorization_count"] = (DataType.INT64, int(texts["authorization"] is not None))
         pairs["src"] = (DataType.IPV4, ip_address("192.0.2.1"))
         return notify(context_message() + check_message(**pairs))
@@ -295,9 +292,8 @@ def retained(target, seed, count=400):
     def round_of(number):
         chance = random.Random(seed + number)
         for each in range(count):
-            long = Gene(
-                (("a.b", chance.randrange(2000)), (f"{number}-{each}", 1), ("/a", chance.randrange(1500)))
-            )
+            dots, slashes = chance.randrange(2000), chance.randrange(1500)
+            long = Gene((("a.b", dots), (f"{number}-{each}", 1), ("/a", slashes)))
             target.ask(target.frame(Attack(chance.choice(FORMS[:-1]), long, long, long, long)))
 
     for warm in range(4):

@@ -7,7 +7,7 @@ old policy, a reload that is half done, a member that never answers, a member th
 import random
 
 import pytest
-from control_bench import ONE, THREE, TWO, Bench, without
+from control_bench import THREE, TWO, Bench, without
 
 from iamroles_agent.control.document import POLICY, Part
 from iamroles_agent.control.slots import FETCHER, LOADER, Life, Timing
@@ -58,16 +58,11 @@ def test_a_reload_is_prepared_by_all_then_in_force_everywhere_then_told(bench):
     assert bench.hears(1, "prepared", version=2) == ["fetcher < switch 2", "0 < switch 2", "1 < switch 2"]
     assert bench.plane.document.version == 2
     assert bench.all_say("switched", 2, but=(FETCHER,)) == []
-    assert bench.hears(FETCHER, "switched", version=2) == [
-        "say {'reloaded': True, 'policy': 'two', 'version': 2, 'workers': 2, 'confirmed': 2}"
-    ]
-
-
-def test_pieces_arrive_whole_and_in_order(alone):
-    alone.loads(TWO)
-
-    pieces = [said.body for place, said in alone.sent if place == 0 and said.say == "piece"]
-    assert pieces == [b"t", b"wo"]
+    line = "say {'reloaded': True, 'policy': 'two', 'version': 2, 'workers': 2, 'confirmed': 2}"
+    assert bench.hears(FETCHER, "switched", version=2) == [line]
+    pieces = [said.body for place, said in bench.sent if place == 0 and said.say == "piece"]
+    assert pieces == [b"t", b"wo"], "they arrive whole and in order"
+    assert bench.loads(TWO)[-1] == line, "the same content is confirmed without a new version"
 
 
 @pytest.mark.parametrize("workers", [1, 4])
@@ -308,20 +303,14 @@ def test_a_worker_that_asked_for_a_key_is_answered_when_it_has_the_key(bench):
     assert bench.hears(FETCHER, "switched", version=2) == ["fetcher < outcome 1", "1 < answer 7"]
 
 
-def test_a_fetcher_that_dies_takes_no_question_along(alone):
+def test_a_fetcher_that_dies_takes_no_question_along_and_the_next_is_asked_once_it_is_ready(alone):
+    """Before, it could only answer that it knows nothing, and a good credential would be refused."""
     alone.hears(0, "ask", id=7, topic="sts", body={})
     alone.gone(FETCHER)
 
-    assert alone.hears(FETCHER, "up", version=1) == ["fetcher < ask sts 1"]
+    assert alone.hears(0, "ask", id=8, topic="sts", body={}) == []
+    assert alone.hears(FETCHER, "up", version=1) == ["fetcher < ask sts 1", "fetcher < ask sts 2"]
     assert alone.hears(FETCHER, "answer", id=1, body={"ok": 1}) == ["0 < answer 7"]
-
-
-def test_a_fetcher_that_is_not_ready_yet_is_not_asked(alone):
-    """It could only answer that it knows nothing, and a good credential would be refused."""
-    alone.gone(FETCHER)
-
-    assert alone.hears(0, "ask", id=7, topic="sts", body={}) == []
-    assert alone.hears(FETCHER, "up", version=1) == ["fetcher < ask sts 1"]
 
 
 def test_a_reload_that_the_end_cuts_off_is_answered(alone):
@@ -377,12 +366,6 @@ def test_an_outcome_waits_for_the_disk_but_not_for_ever():
     line = bench.passes(4.0)[0]
     assert "'reloaded': True" in line
     assert "'saved': False, 'save_error': 'the disk did not answer in time'" in line
-
-
-def test_the_same_content_is_confirmed_without_a_new_version(bench):
-    assert bench.loads(ONE)[-1] == (
-        "say {'reloaded': True, 'policy': 'one', 'version': 1, 'workers': 2, 'confirmed': 2}"
-    )
 
 
 def test_the_same_content_is_not_called_saved_where_the_disk_does_not_have_it():

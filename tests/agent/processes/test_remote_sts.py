@@ -57,8 +57,7 @@ def forged(asked, source, count, first=0):
 
 @pytest.mark.parametrize(("once", "questions"), [(False, 1), (True, 5)])
 async def test_equal_questions_share_an_answer_unless_each_counts_once(once, questions):
-    link = Link()
-    asked = prover(link, replay_cache=once)
+    asked = prover(link := Link(), replay_cache=once)
     waiting = [asyncio.create_task(outcome(asked, GOOD, "a")) for _ in range(5)]
     await until(lambda: len(link.asked) == questions)
 
@@ -70,8 +69,7 @@ async def test_equal_questions_share_an_answer_unless_each_counts_once(once, que
 
 async def test_a_flood_from_one_source_stays_in_the_worker():
     """The fetcher gets a few of its questions at a time; a caller elsewhere does not wait for one of them."""
-    link = Link()
-    asked = prover(link)
+    asked = prover(link := Link())
     flood = forged(asked, "flood", 400)
     await until(lambda: sum(task.done() for task in flood) == 400 - 8 - 64)
 
@@ -109,8 +107,7 @@ async def test_questions_under_way_outlive_a_reload_and_a_lost_parent():
 
 
 async def test_the_end_of_a_worker_ends_its_questions():
-    link = Link()
-    asked = prover(link)
+    asked = prover(link := Link())
     waiting = forged(asked, "a", 20)
     await until(lambda: len(link.asked) == 8)
 
