@@ -42,13 +42,15 @@ PROMISES = {
     "in force: version ": _CONFIRMED,
     "confirmed by ": _CONFIRMED,
     "revocations of %s are in force in %s workers": _CONFIRMED,
-    "%s\nthe revocations in force stay in force": ["test_a_fifo_in_place_of_the_file_holds_nothing_up"],
+    "%s\nthe revocations in force stay in force": ["test_a_fifo_in_place_of_a_file_holds_nothing_up"],
     "%s\nthe policy that was accepted last is in force": _ACCEPTED,
     "to take over, both agents need the same agent.state_dir: it hands over what is in force": [
         "test_a_new_agent_that_does_not_get_ready_changes_nothing",
     ],
     "%s; the certificates before it stay in force": ["test_certificates_rotate_without_a_lost_question"],
-    "issuer %s: %d keys in force": ["test_keys_outlive_a_new_cooldown_while_the_issuer_is_down"],
+    "issuer %s: %d keys in force": [
+        "test_a_new_key_reaches_all_workers_by_one_fetch_and_outlives_its_issuer"
+    ],
     "kept in ": [
         "test_what_is_not_on_the_disk_is_not_said_to_be_kept",
         "test_while_another_agent_gets_ready_nothing_is_saved_and_that_is_said",
