@@ -48,9 +48,7 @@ PROMISES = {
         "test_a_new_agent_that_does_not_get_ready_changes_nothing",
     ],
     "%s; the certificates before it stay in force": ["test_certificates_rotate_without_a_lost_question"],
-    "issuer %s: %d keys in force": [
-        "test_a_new_key_reaches_all_workers_by_one_fetch_and_outlives_its_issuer"
-    ],
+    "issuer %s: %d keys in force": ["test_a_key_reaches_all_workers_by_one_fetch_and_outlives_its_issuer"],
     "kept in ": [
         "test_what_is_not_on_the_disk_is_not_said_to_be_kept",
         "test_while_another_agent_gets_ready_nothing_is_saved_and_that_is_said",

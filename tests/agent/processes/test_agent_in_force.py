@@ -346,7 +346,7 @@ def test_random_kids_cause_one_fetch_a_cooldown_whatever_the_number_of_workers(a
     assert server.counts["/jwks"] - before == 1
 
 
-def test_a_new_key_reaches_all_workers_by_one_fetch_and_outlives_its_issuer(agent, server, workers):
+def test_a_key_reaches_all_workers_by_one_fetch_and_outlives_its_issuer(agent, server, workers):
     assert agent.ask(token_of(server.url)) == "allow"
     server.json("/jwks", {"keys": [public_jwk(EC_KEY, "k1"), public_jwk(OTHER_EC_KEY, "k2")]})
     before, new = server.counts["/jwks"], forged(server, "k2")
