@@ -4,10 +4,11 @@ Beside `audit.jsonl` stands `audit.jsonl.head` (`chain.Head`): where the chain s
 each sync. With it a chain continues after the log was rotated while the agent was down, and a log whose end
 was cut off is detected: its head names a record that is missing.
 
-One writer. The head file is locked as long as a writer lives. It is never rotated, so two writers exclude
-each other even while the log itself has been moved away and is not opened again yet. The log is locked too,
-which keeps out a second agent that reaches it by another name. The kernel releases the locks with the
-process.
+One writer. `.audit.jsonl.lock` is locked as long as a writer lives. It is never rotated, so two writers
+exclude each other even while the log itself has been moved away and is not opened again yet. Only this user
+can open it: a reader of the log could lock the log itself, and keep the agent out. It stands beside what a
+link leads to, which keeps out a second agent that reaches the log by another name. The kernel releases the
+lock with the process.
 
 After a crash the file may end in lines that no seal covers. Those that are whole stay, and the next batch's
 seal covers them; a fragment is cut off.
@@ -16,7 +17,6 @@ seal covers them; a fragment is cut off.
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import re
@@ -34,6 +34,12 @@ _BLOCK = 1 << 16
 def head_path(path: Path) -> Path:
     """Return the path of a log's head file."""
     return path.with_name(path.name + ".head")
+
+
+def lock_path(path: Path) -> Path:
+    """Return the path of a log's lock file, beside what a link leads to."""
+    real = Path(os.path.realpath(path))
+    return real.with_name(f".{real.name}.lock")
 
 
 def worker_path(path: str, worker: int, turn: int = 0) -> Path:
@@ -75,7 +81,7 @@ def over_budget(path: Path | None, keep: int) -> list[tuple[Path, int]]:
 class LogFile:
     """A log that is open for appending, and locked; a path of None is standard error.
 
-    `held` is the locked head file of the log that this log follows. A missing file is created with mode 0640.
+    `held` is the locked file of the log that this log follows. A missing file is created with mode 0640.
 
     Raises:
         OSError: the file cannot be opened.
@@ -97,16 +103,20 @@ class LogFile:
         """Records that the head file vouches for and the log does not have."""
         self.size = 0
         self._head: int | None = None
+        self._lock: int | None = None
         if path is None:
             self._fd, self.regular = 2, False
             return
+        files.target(path)  # a stranger's link would make the agent write where the stranger wants
         self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
         try:
-            self.regular = stat.S_ISREG(os.fstat(self._fd).st_mode)
+            found = os.fstat(self._fd)
+            self.regular = stat.S_ISREG(found.st_mode)
+            if self.regular and found.st_uid not in (0, os.geteuid()) and found.st_mode & stat.S_IWOTH:
+                raise StartError(f"the audit log {path} belongs to user {found.st_uid}, who could change it")
             if self.regular:
-                self._head = _open_head(head_path(path), held)
-                for locked in (self._head, self._fd):
-                    _lock(locked, path)
+                self._lock = _locked(path) if held is None else os.dup(held)  # shares the lock
+                self._head = _open_head(head_path(path))
                 self._take_over(path)
         except BaseException:
             self.close()
@@ -195,12 +205,12 @@ class LogFile:
         return (there.st_dev, there.st_ino) != (mine.st_dev, mine.st_ino)
 
     def follow(self) -> LogFile:
-        """Open the file that the path names now; the head stays locked in between.
+        """Open the file that the path names now; it stays locked in between.
 
         Raises:
             OSError, StartError: as for a new `LogFile`. This file stays as it was.
         """
-        return LogFile(self.path, held=self._head)
+        return LogFile(self.path, held=self._lock)
 
     def emptied(self) -> bool:
         """Return whether the file was truncated (logrotate's `copytruncate`) since the last call."""
@@ -211,38 +221,37 @@ class LogFile:
         return shorter
 
     def close(self) -> None:
-        """Close the file and its locks; standard error stays open."""
+        """Close the file and its lock; standard error stays open."""
         if self.path is not None:
             os.close(self._fd)
-        if self._head is not None:
-            os.close(self._head)
-            self._head = None
+        for descriptor in (self._head, self._lock):
+            if descriptor is not None:
+                os.close(descriptor)
+        self._head = self._lock = None
 
 
 class FileInUseError(StartError):
     """Another process writes this log."""
 
 
-def _open_head(path: Path, held: int | None) -> int:
+def _open_head(path: Path) -> int:
     try:
-        fd = files.open_beside(path, 0o640)
+        return files.open_beside(path, 0o640)
     except OSError as error:
         # What a link names would be overwritten.
         raise StartError(f"{path} cannot be the head of the audit log: {error.strerror}. Remove it") from None
-    if held is None or not os.path.sameopenfile(fd, held):
-        return fd
-    os.close(fd)
-    return os.dup(held)  # shares the lock
 
 
-def _lock(fd: int, path: Path) -> None:
+def _locked(path: Path) -> int:
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        return files.lock(lock_path(path))
+    except files.HeldError:
         raise FileInUseError(
             f"the audit log {path} is being written by another process. "
             "Stop that one, or give each agent its own audit.path"
         ) from None
+    except OSError as error:
+        raise StartError(f"{error.filename} cannot lock the audit log: {error.strerror}") from None
 
 
 def _foreign(path: Path) -> StartError:

@@ -66,7 +66,7 @@ def write(path: Path, content: bytes, *, mode: int = 0o644) -> None:
     Raises:
         OSError: it is not written; what was there still is.
     """
-    real = _real(path)
+    real = target(path)
     directory = os.open(real.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     beside = f".{real.name}.{secrets.token_hex(8)}.new"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -87,6 +87,20 @@ def write(path: Path, content: bytes, *, mode: int = 0o644) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def target(path: Path) -> Path:
+    """Return the place of a file that a link leads to, unless a stranger made the link.
+
+    Raises:
+        OSError: a stranger did, and chose another user's file, or where a new one would be made.
+    """
+    real = Path(os.path.realpath(path))
+    if path.is_symlink():
+        owner = path.lstat().st_uid
+        if owner not in (0, os.geteuid(), *((real.stat().st_uid,) if real.exists() else ())):
+            raise _fault(EPERM, path, f"it is a link of user {owner} to another user's file")
+    return real
 
 
 def open_beside(path: Path, mode: int) -> int:
@@ -183,16 +197,6 @@ def _check_regular(path: Path, found: os.stat_result) -> None:
     if kind != stat.S_IFREG:
         error = EISDIR if kind == stat.S_IFDIR else EINVAL
         raise _fault(error, path, f"it is a {_KINDS.get(kind, 'device')}, not a regular file")
-
-
-def _real(path: Path) -> Path:
-    """Return the place of a file that a link leads to, unless a stranger made the link."""
-    real = Path(os.path.realpath(path))
-    if path.is_symlink() and real.exists():
-        owner = path.lstat().st_uid
-        if owner not in (0, os.geteuid(), real.stat().st_uid):
-            raise _fault(EPERM, path, f"it is a link of user {owner} to another user's file")
-    return real
 
 
 def _like(path: Path, descriptor: int, mode: int) -> int:

@@ -178,8 +178,8 @@ def _read(path: Path) -> list[Revocation]:
 def _edited(config: Path, file: Path | None, known: Known) -> Iterator[tuple[Path, list[Revocation]]]:
     """Give the file's revocations to an editor, one at a time, and write back those that are not over."""
     path = file or _file(config)
-    real = Path(os.path.realpath(path))
     try:
+        real = files.target(path)
         with os.fdopen(files.lock(real.with_name(f".{real.name}.lock"), _LOCKED)):
             found = _read(path)
             yield path, found

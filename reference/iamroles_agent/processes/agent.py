@@ -134,6 +134,8 @@ class Agent:
             self._local = self._inherited.local
         elif self._local_path is not None:
             self._local = local_socket.bind(self._local_path)
+            for text in listening.warnings([listening.address_of(self._local)], self.config.agent):
+                log.warning("%s", text)
         if self.config.metrics.listen:
             import_module("iamroles_agent.serving.scrape")  # once, before any worker
         others = self._inherited is not None
@@ -161,8 +163,8 @@ class Agent:
             return status
         finally:
             if self._local is not None and self._local_path is not None and not others:
-                self._local.close()
                 listening.remove_unix(f"{listening.UNIX}{self._local_path}")
+                self._local.close()
 
     def _ready(self) -> None:
         if self._inherited is not None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from iamroles_agent.base.errors import StartError
+from iamroles_agent.processes import local_socket
 from iamroles_agent.serving import listening
 
 COMMAND = "hand-over"
@@ -69,7 +70,11 @@ def take(path: Path, addresses: Sequence[str]) -> Inheritance | None:
     except (FileNotFoundError, ConnectionRefusedError):
         connection.close()
         return None
+    except OSError as error:
+        connection.close()
+        raise _no(path, error.strerror or str(error)) from None
     try:
+        local_socket.check_peer(connection, path)
         connection.sendall(json.dumps({"command": COMMAND}).encode() + b"\n")
         line, descriptors, _, _ = socket.recv_fds(connection, 1 << 16, _MOST)
         if not line:

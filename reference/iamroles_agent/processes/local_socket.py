@@ -136,6 +136,16 @@ def _user_of(peer: Any) -> int:  # noqa: ANN401 - as above
     return int(_CREDENTIALS.unpack(raw)[1])
 
 
+def check_peer(sock: socket.socket, path: Path) -> None:
+    """Look whether the agent's user, or root, answers at a path.
+
+    Raises:
+        PermissionError: another user does.
+    """
+    if (user := _user_of(sock)) not in (0, os.geteuid(), path.parent.stat().st_uid):
+        raise PermissionError(errno.EPERM, f"user {user} answers there, which is not the agent's")
+
+
 class NoAgentError(OSError):
     """No agent listens at a path."""
 
@@ -154,9 +164,7 @@ def ask(path: Path, question: Body, *, timeout: float = 10.0) -> Body:
             sock.connect(str(path))
         except (FileNotFoundError, ConnectionRefusedError) as error:
             raise NoAgentError(error.errno, error.strerror) from None
-        user = _user_of(sock)
-        if user not in (0, os.geteuid(), path.parent.stat().st_uid):
-            raise PermissionError(errno.EPERM, f"user {user} answers there, which is not the agent's")
+        check_peer(sock, path)
         sock.sendall(json.dumps(question).encode() + b"\n")
         with sock.makefile("rb") as file:
             found = json.loads(file.readline())

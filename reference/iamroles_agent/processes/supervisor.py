@@ -167,11 +167,11 @@ class Supervisor:
             signal.set_wakeup_fd(-1)
             self._selector.close()
             os.close(self._build_lock)
-            for sock in (wake, waker, *self._listeners):
-                sock.close()
-            if not self.plane.left:
+            if not self.plane.left:  # before they are closed: then the path may be the next agent's
                 kept = () if self.plane.members.served else self._inherited
                 self._remove(address for address in self._addresses if address not in kept)
+            for sock in (wake, waker, *self._listeners):
+                sock.close()
             self._out.drain(1.0)
         if self._failure:
             raise StartError(self._failure)

@@ -115,12 +115,14 @@ class Worker:
         finally:
             await self._close()
 
-    async def _show_metrics(self) -> None:
+    async def _show_metrics(self, *, again: bool = False) -> None:
         try:
             address = await self.metrics.serve()
-        except StartError:
-            if not self._takes_over:
+        except StartError as error:
+            if not (self._takes_over or self.startup.why):
                 raise
+            if not (self._takes_over or again):  # a stranger took the port between two lives of this worker
+                _log.error("%s. Worker %d serves without metrics until then", error, self.index)
             self._later = asyncio.get_running_loop().create_task(self._show_metrics_again())
             return
         if address:
@@ -129,9 +131,9 @@ class Worker:
                 _log.info("worker %d: identity keys on http://%s/identity/jwks", self.index, address)
 
     async def _show_metrics_again(self) -> None:
-        """Try until the agent before, which still drains, has closed the port."""
+        """Try until the port is free: the agent before may still drain."""
         await asyncio.sleep(0.2)
-        await self._show_metrics()
+        await self._show_metrics(again=True)
 
     async def _serve(self) -> None:
         may, end = (asyncio.ensure_future(event.wait()) for event in (self.link.serve, self.link.drained))

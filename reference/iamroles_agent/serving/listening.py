@@ -177,11 +177,18 @@ def _bind_unix(path: Path, group: str | None) -> socket.socket:
         os.chown(path.parent, -1, owner)
     before = os.umask(0o117)
     if group is None:
-        os.umask(before | 0o007)  # never others
+        os.umask(before | 0o077)  # this user alone
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         with _locked(path.parent):
-            _remove_stale(path)
+            try:
+                _remove_stale(path)
+            except PermissionError:
+                whose = f"user {path.lstat().st_uid}"
+                raise StartError(
+                    f"cannot listen on {UNIX}{path}: a socket of {whose} is there. Remove it, and choose a "
+                    "directory that only this user may write"
+                ) from None
             sock.bind(str(path))
             if group is not None:
                 os.chown(path, -1, owner, follow_symlinks=False)
@@ -241,12 +248,12 @@ def _remove_stale(path: Path) -> None:
         probe.setblocking(False)  # a live agent whose queue is full answers EAGAIN
         try:
             probe.connect(str(path))
+        except BlockingIOError:
+            pass
         except ConnectionRefusedError:
             path.unlink(missing_ok=True)
-        except BlockingIOError:
-            raise OSError(errno.EADDRINUSE, "") from None
-        else:
-            raise OSError(errno.EADDRINUSE, "")
+            return
+        raise OSError(errno.EADDRINUSE, "")
 
 
 def _writable(path: Path) -> Path | None:

@@ -74,6 +74,8 @@ class Tls:
         try:
             files.read(path, _MAX_BYTES)  # OpenSSL would wait for a FIFO, and all requests with it
             context.load_cert_chain(path, password="")
+            if path.stat().st_mode & 0o007:
+                log.warning("%s: everybody may read this key, and answer in the agent's place", path)
             key, path, what = "ca", self._ca, "certificates of authorities, in PEM"
             files.read(path, _MAX_BYTES)
             context.load_verify_locations(path)

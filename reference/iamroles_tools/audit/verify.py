@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from iamroles_agent.audit.chain import BEGIN, GENESIS, SEALED, Head, Tree
-from iamroles_agent.audit.file import head_path
+from iamroles_agent.audit.file import head_path, lock_path
 from iamroles_agent.base import files
 from iamroles_tools.audit.reading import STDIN, Log, Record, in_order, opened, owner_of, parsed
 
@@ -398,4 +398,4 @@ def _check_rest(proof: Proof, span: Span) -> None:
 
 def _is_written(path: Path) -> bool:
     """Return whether an agent holds the log's lock now, as the kernel lists it."""
-    return files.holder(path) is not None
+    return files.holder(lock_path(path)) is not None

@@ -220,7 +220,7 @@ def prove(*, files: tuple[Path, ...], request: str, note: Path, out: str) -> Non
         texts = [proving.prove(files, proof, owner, seq, signed) for owner, seq in records]
         for text, mark in zip(texts, (".verdict", "")[-len(texts) :], strict=True):
             path = Path(f"{out}{mark}.tlog-proof")
-            path.write_text(text, "utf-8")
+            write_file(path, text.encode(), mode=0o640)  # as the log itself; through no stranger's link
             click.echo(path)
 
 

@@ -97,7 +97,8 @@ def write(texts: dict[str, str], output: Path) -> None:
     Raises:
         OSError: the directory or a file cannot be written.
     """
-    output.mkdir(parents=True, exist_ok=True)
+    for directory in (*reversed(output.parents), output):
+        directory.mkdir(0o755, exist_ok=True)  # nobody else may write it, whatever the umask
     for name, text in texts.items():
         write_file(output / name, text.encode())
 

@@ -6,6 +6,7 @@ import fcntl
 import itertools
 import json
 import os
+import stat
 import string
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ from counting import seconds
 from hypothesis import given
 from hypothesis import strategies as st
 from invoking import ran, said
+from strangers import STRANGER, as_root, let_in, played_by
 from waiting import until
 
 from iamroles_agent.audit import record
@@ -151,6 +153,34 @@ class TestOneWriter:
         decided(log, "a")
         log.close()
         assert verify([path, old], complete=True).whole
+
+    def test_who_may_only_read_the_log_cannot_keep_it_locked(self, path, log):
+        log.close()
+        held = [os.open(found, os.O_RDONLY) for found in (path, head_path(path))]
+        for descriptor in held:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+        opened(path).close()
+
+        [lock] = path.parent.glob(".audit*")
+        assert stat.S_IMODE(lock.stat().st_mode) == 0o600
+        for descriptor in held:
+            os.close(descriptor)
+
+    @as_root
+    @pytest.mark.parametrize("made", ["a link", "a file"])
+    def test_a_log_that_a_stranger_made_is_refused(self, tmp_path, path, made):
+        let_in(tmp_path)
+        with played_by(STRANGER):
+            if made == "a link":
+                path.symlink_to(tmp_path / "elsewhere")
+            else:
+                path.touch()
+                path.chmod(0o666)
+
+        with pytest.raises(StartError, match="user 65534"):
+            opened(path)
+        assert not (tmp_path / "elsewhere").exists()
 
     def test_one_that_takes_over_gets_a_file_of_its_own(self, tmp_path, path):
         old = [opened(path, worker=worker) for worker in (0, 1)]

@@ -27,7 +27,7 @@ def fill(log, begin, count):
 
 
 def files(directory):
-    return sorted(path for path in directory.iterdir() if path.suffix != ".head")
+    return sorted(path for path in directory.glob("[!.]*") if path.suffix != ".head")
 
 
 def taken(directory):

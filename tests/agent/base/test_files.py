@@ -201,14 +201,17 @@ def test_who_cannot_keep_the_owner_does_not_write(open_place):
 
 
 @as_root
-def test_a_link_of_a_stranger_leads_nobody_to_another_file(open_place):
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_of_a_stranger_leads_nobody_to_another_file(open_place, there):
     target = open_place / "target"
-    target.write_text("# a comment, which is TOML\n")
+    if there:
+        target.write_text("# a comment, which is TOML\n")
     with played_by(STRANGER):
         (open_place / "r.toml").symlink_to(target)
 
     assert "link of user 65534" in revoke(open_place / "r.toml", 3).output
-    assert target.read_text() == "# a comment, which is TOML\n"
+    assert target.exists() == there
+    assert not list(open_place.glob(".target*"))
 
 
 # --- one lock

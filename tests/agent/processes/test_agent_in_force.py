@@ -19,6 +19,7 @@ from policies import grant
 from programs import IAMROLES, PATIENCE, Program, iamroles, world
 from running_agent import question
 from spop_transcript import hello, notify
+from strangers import STRANGER, as_root, let_in, played_by
 from test_server_supervisor import connect, receive
 from tokens_support import EC_KEY, OTHER_EC_KEY, public_jwk, publishing, token_of
 from waiting import until
@@ -314,6 +315,54 @@ def test_an_agent_that_hangs_up_cannot_be_taken_over_from(tmp_path):
             with pytest.raises(StartError, match="it ended the conversation; it may be stopping, try again"):
                 taken.result(PATIENCE)
             connection.close()
+
+
+@as_root
+def test_nothing_is_taken_over_from_a_stranger(tmp_path):
+    """Its sockets would become the sockets of the agent."""
+    let_in(tmp_path)
+    path = tmp_path / "agent.sock"
+    with socket.socket(socket.AF_UNIX) as sock:
+        with played_by(STRANGER):
+            sock.bind(str(path))
+            sock.listen()
+        with pytest.raises(StartError, match="user 65534 answers there"):
+            handover.take(path, ["127.0.0.1:1"])
+        path.chmod(0)
+        with played_by(1), pytest.raises(StartError, match="cannot be taken over from: Permission denied"):
+            handover.take(path, ["127.0.0.1:1"])
+
+
+def _listens(port):
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_a_worker_is_replaced_though_another_process_took_its_metrics_port(tmp_path, server):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    metrics = {"listen": f"127.0.0.1:{port}"}
+    with running(tmp_path, server, 1, metrics=metrics) as agent:
+        [worker] = agent.children("iamroles-w")
+        agent.process.send_signal(signal.SIGSTOP)
+        os.kill(worker, signal.SIGKILL)
+        until(lambda: not _listens(port))
+        with socket.create_server(("127.0.0.1", port)):
+            agent.process.send_signal(signal.SIGCONT)
+            until(lambda: agent.children("iamroles-w") - {worker})
+
+            assert agent.all_say(token_of(server.url)) == {"allow"}
+            assert "serves without metrics" in agent.log()
+        until(lambda: _listens(port))
+
+
+def test_a_shared_directory_of_the_local_socket_is_told_of(tmp_path, server):
+    (tmp_path / "shared").mkdir(0o777)
+    (tmp_path / "shared").chmod(0o1777)
+    settings = SETTINGS | {"workers": 1, "control_socket": "shared/agent.sock"}
+    with running(tmp_path, server, 1, agent=settings) as agent:
+        assert "can be changed by other users" in agent.log()
 
 
 def test_take_over_where_nobody_runs_is_a_start(tmp_path, server):

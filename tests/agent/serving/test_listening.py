@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
+from strangers import STRANGER, as_root, let_in, played_by
 
 from iamroles_agent.base import config
 from iamroles_agent.base.config import AgentSettings
@@ -50,7 +51,7 @@ def test_the_group_may_connect_and_nobody_else(opened, path):
 
 
 @pytest.mark.parametrize("mask", [0, 0o022, 0o077])
-def test_without_a_group_others_never_may(opened, path, mask):
+def test_without_a_group_nobody_else_may(opened, path, mask):
     before = os.umask(mask)
     try:
         opened(f"unix:{path}")
@@ -58,7 +59,7 @@ def test_without_a_group_others_never_may(opened, path, mask):
     finally:
         os.umask(before)
 
-    assert stat.S_IMODE(path.stat().st_mode) & 0o007 == 0
+    assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0
 
 
 @pytest.mark.parametrize(
@@ -77,6 +78,19 @@ def test_a_group_or_directory_of_no_use_is_named(opened, tmp_path, monkeypatch, 
     group, below = group_below
     with pytest.raises(StartError, match=why):
         opened(f"unix:{tmp_path}/{below}/agent.sock", listen_group=group)
+
+
+@as_root
+@pytest.mark.parametrize("mode", [0o600, 0o777])
+def test_a_socket_of_a_stranger_is_named_with_the_remedy(opened, tmp_path, mode):
+    let_in(tmp_path)
+    tmp_path.chmod(0o1777)
+    with played_by(STRANGER), socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(f"{tmp_path}/agent.sock")
+        (tmp_path / "agent.sock").chmod(mode)
+
+    with played_by(1), pytest.raises(StartError, match="a socket of user 65534 is there"):
+        opened(f"unix:{tmp_path}/agent.sock")
 
 
 def test_a_live_agent_whose_queue_is_full_is_not_replaced(opened, path):

@@ -47,6 +47,14 @@ def files(tmp_path):
     return Files(tmp_path)
 
 
+@pytest.mark.parametrize(("mode", "warned"), [(0o640, False), (0o644, True)])
+def test_a_key_that_everybody_may_read_is_told_of(files, caplog, mode, warned):
+    (files.directory / "agent.pem").chmod(mode)
+    files.tls()
+
+    assert ("agent.pem: everybody may read this key" in caplog.text) == warned
+
+
 async def served(server, context):
     """Return a client that was answered."""
     client = await Client.connect(server.address, tls=context)

@@ -180,7 +180,7 @@ def signed_log(tmp_path):
     vkey = said("audit key --name", NAME, tmp_path / "key.pem").strip()
     assert (tmp_path / "key.pem").stat().st_mode & 0o777 == 0o600
     found = SimpleNamespace(
-        files=sorted(directory.iterdir()), key=tmp_path / "key.pem", vkey=vkey, out=out, tmp=tmp_path
+        files=sorted(directory.glob("audit*")), key=tmp_path / "key.pem", vkey=vkey, out=out, tmp=tmp_path
     )
     checkpoint(found)
     found.notes = sorted(out.glob("*.checkpoint"))
@@ -302,6 +302,7 @@ class TestProof:
     @pytest.mark.parametrize("request_id", ["0-0-0-0", "0-0-2-1", "0-1-2-2", "1-0-1-0", "1-1-0-2"])
     def test_a_line_is_proven_without_the_log(self, signed, request_id):
         proofs = [word for path in prove(signed, request_id).splitlines() for word in ("--proof", path)]
+        assert Path(proofs[1]).stat().st_mode & 0o007 == 0  # it is a part of the log
 
         shown = said("audit verify --key", signed.vkey, *proofs)
 

@@ -1,6 +1,7 @@
 """Rendering HAProxy's configuration: what is written, what is refused, and that HAProxy takes it."""
 
 import json
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -92,6 +93,16 @@ def test_a_release_that_closes_silent_websockets_says_so(tmp_path, binary):
 
     old = tuple(map(int, haproxies.version(binary).split(".")[:2])) < (3, 0)
     assert ("silent for 30 s is closed: send pings" in said) is old
+
+
+def test_no_stranger_may_write_the_directory_whatever_the_umask(tmp_path):
+    before = os.umask(0)
+    try:
+        render.write({"haproxy.cfg": "\n"}, tmp_path / "new" / "iam")
+    finally:
+        os.umask(before)
+
+    assert {found.stat().st_mode & 0o022 for found in tmp_path.rglob("*")} == {0}
 
 
 def test_the_command_says_what_it_wrote(tmp_path):
