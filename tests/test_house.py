@@ -37,14 +37,14 @@ ROOMS = {
 }
 ARROWS = {"iamroles_agent": 40}
 LINES = {
-    "reference": 22_690,
+    "reference": 22_692,
     "scenarios": 29_586,
     "conformance": 9_511,
     "loadtests": 4_862,
     "benchmarks": 4_012,
-    "tests": 29_828,
+    "tests": 29_836,
 }
-TRUSTED_LINES = 17_616
+TRUSTED_LINES = 17_618
 """Of the agent: what an auditor must trust."""
 DATA_LINES = 19_860
 """Of TOML and JSON: code must not hide as data."""

@@ -84,7 +84,9 @@ class Successors:
     def matching(self, stream: Stream) -> set[Fresh]:
         """Those of the same client, issuer, principal, session, role and backend as a stream."""
         ticket = stream.decoded()
-        return set() if ticket is None else self._known.get((stream.src, *whose(ticket)), set())
+        if ticket is None or not ticket.identity.session:  # no session is not the same session
+            return set()
+        return self._known.get((stream.src, *whose(ticket)), set())
 
     def renewal(self, pid: int, stream: Stream, judge: Judge) -> list[Renewal]:
         """Choose the credential by which a stream of a worker lives longest; none if it would end sooner."""

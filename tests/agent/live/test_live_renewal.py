@@ -106,6 +106,14 @@ def test_who_prolongs_nothing(src, text):
     assert Successors([Fresh(2, src, text, 2900)]).renewal(2, row(), judged()) == []
 
 
+def test_credentials_without_a_session_are_not_of_the_same_session():
+    stream = replace(STREAM, identity=OLD._replace(session="")).encode()
+
+    known = Successors([Fresh(2, SRC, who(NEW._replace(session="")), 2900)])
+
+    assert known.renewal(2, row(ticket=stream), judged()) == []
+
+
 @pytest.mark.parametrize(
     ("revocation", "detail"),
     [
