@@ -260,9 +260,8 @@ async def uploads(proxy, token, done):
     """Send short chunked uploads on a connection of its own; `done` counts them."""
     reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
     fields = f"Host: g\r\nAuthorization: Bearer {token}\r\nTransfer-Encoding: chunked"
-    head = f"POST /plain/a HTTP/1.1\r\n{fields}\r\n\r\n"
     while True:
-        writer.write(head.encode())
+        writer.write(f"POST /plain/a HTTP/1.1\r\n{fields}\r\n\r\n".encode())
         await asyncio.sleep(0.005)  # else it is whole when its head is, and no stream
         writer.write(b"1\r\nx\r\n0\r\n\r\n")
         await reader.readuntil(b"}")
@@ -286,9 +285,7 @@ async def beside_uploads(here, connections):
     rate = len(done) / (time.monotonic() - began)
     for task in tasks:
         task.cancel()
-    print(
-        f"10 streams, each revoked beside {rate:.0f} short uploads a second: {percentiles(took)}", flush=True
-    )
+    print(f"10 streams, revoked beside {rate:.0f} short uploads a second: {percentiles(took)}", flush=True)
 
 
 def main():

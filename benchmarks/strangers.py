@@ -9,6 +9,7 @@ first credential is sound wait beside `--flood` connections that send forged one
 import argparse
 import asyncio
 import random
+import socket
 import statistics
 import sys
 
@@ -23,7 +24,8 @@ EACH, SOUND, TARGET = 160, 40, 10.0
 ELSEWHERE = "127.0.0.3"
 
 
-async def run(here, options):
+async def run(here, options, listener):
+    await asyncio.get_running_loop().create_server(FakeSts, sock=listener)
     chance, made, missed = random.Random(options.seed), kinds(here), 0
     await cost(here, made["none"], "", EACH)
     for name, make in made.items():
@@ -53,21 +55,19 @@ def main():
     parser.add_argument("--pause", type=float, default=0.0, help="seconds between two requests of each")
     options = parser.parse_args()
 
-    async def with_sts():
-        server = await asyncio.get_running_loop().create_server(FakeSts, "127.0.0.1", 0)
-        port = server.sockets[0].getsockname()[1]
-        sts = {"name": "fake", "endpoint": f"http://127.0.0.1:{port}", "hosts": [HOST], "binding_value": EDGE}
-        override = {"sts": [sts | {"insecure_http": True}], "audit": {"path": "none"}}
-
-        def standing_there():
-            with standing() as target, own_bench(target, "orders", override=override) as here:
-                here.world.haproxy  # noqa: B018 - started
-                return asyncio.run_coroutine_threadsafe(run(here, options), loop).result()
-
-        loop = asyncio.get_running_loop()
-        return await asyncio.to_thread(standing_there)
-
-    return int(asyncio.run(with_sts()) > 0)
+    listener = socket.create_server(("127.0.0.1", 0))
+    endpoint = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    sts = {
+        "name": "fake",
+        "endpoint": endpoint,
+        "hosts": [HOST],
+        "binding_value": EDGE,
+        "insecure_http": True,
+    }
+    override = {"sts": [sts], "audit": {"path": "none"}}
+    with standing() as target, own_bench(target, "orders", override=override) as here:
+        here.world.haproxy  # noqa: B018 - started
+        return int(asyncio.run(run(here, options, listener)) > 0)
 
 
 if __name__ == "__main__":

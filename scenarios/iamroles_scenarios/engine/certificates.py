@@ -5,22 +5,20 @@ from __future__ import annotations
 import socket
 import ssl
 import time
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
 
 from iamroles_scenarios.base.errors import AgentFault, HarnessFault
-from iamroles_scenarios.jose.keys import SigningKey
+from iamroles_scenarios.jose.keys import SigningKey, certificate_of
 
 if TYPE_CHECKING:
     from iamroles_scenarios.stage import AgentSpec, World
 
-_FILE = "site.pem"
+_FILE, _AUTHORITY = "site.pem", "iamroles test authority"
 _IN_A_ROW = 10
 """Connections that must show the new certificate one after the other."""
 _SHOWN = 5.0
@@ -131,24 +129,15 @@ class Authority:
 
     def __init__(self) -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "iamroles test authority")])
-        issued = self._certificate(self._name, self._key, x509.BasicConstraints(ca=True, path_length=0))
-        self.public = issued.public_bytes(Encoding.PEM).decode()
+        self.public = self._issued(self._key, _AUTHORITY, x509.BasicConstraints(ca=True, path_length=0))
         """Its own certificate, PEM."""
 
     def issue(self, name: str) -> str:
         """Return a certificate for a name, and its key, PEM."""
         key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        issued = self._certificate(subject, key, x509.SubjectAlternativeName([x509.DNSName(name)]))
-        private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        return (issued.public_bytes(Encoding.PEM) + private).decode()
+        issued = self._issued(key, name, x509.SubjectAlternativeName([x509.DNSName(name)]))
+        return issued + key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
 
-    def _certificate(
-        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, extension: x509.ExtensionType
-    ) -> x509.Certificate:
-        now = datetime.now(UTC)
-        builder = x509.CertificateBuilder().subject_name(subject).issuer_name(self._name)
-        builder = builder.serial_number(x509.random_serial_number()).public_key(key.public_key())
-        builder = builder.not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
-        return builder.add_extension(extension, critical=False).sign(self._key, hashes.SHA256())
+    def _issued(self, key: ec.EllipticCurvePrivateKey, name: str, extension: x509.ExtensionType) -> str:
+        builder = certificate_of(key.public_key(), name, _AUTHORITY).add_extension(extension, critical=False)
+        return builder.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM).decode()

@@ -15,6 +15,7 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.x509.oid import NameOID
 
@@ -234,17 +235,17 @@ def _uint(text: str) -> int:
 
 @functools.lru_cache(maxsize=64)
 def _certificate(key: SigningKey) -> bytes:
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "iamroles suite")])
-    now = dt.datetime.now(dt.UTC)
+    builder = certificate_of(key.private.public_key(), "iamroles suite", "iamroles suite")
     edwards = isinstance(key.private, ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey)
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.private.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(days=1))
-        .not_valid_after(now + dt.timedelta(days=30))
-    )
     certificate = builder.sign(key.private, None if edwards else hashes.SHA256())
     return certificate.public_bytes(serialization.Encoding.DER)
+
+
+def certificate_of(public: CertificatePublicKeyTypes, subject: str, issuer: str) -> x509.CertificateBuilder:
+    """Begin a certificate of a month, by the names of its subject and its issuer."""
+    subject_name, issuer_name = (
+        x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]) for name in (subject, issuer)
+    )
+    now = dt.datetime.now(dt.UTC)
+    builder = x509.CertificateBuilder(issuer_name, subject_name, public, x509.random_serial_number())
+    return builder.not_valid_before(now - dt.timedelta(days=1)).not_valid_after(now + dt.timedelta(days=30))

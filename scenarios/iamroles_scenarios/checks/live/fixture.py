@@ -121,6 +121,13 @@ class LiveBench(Bench):
         text = "\n".join(["[[revocations]]", 'id = "now"', *lines, ""]) if revocation else "# nothing\n"
         (agent or self.world.agent).put("revocations.toml", text)
 
+    def take_grant(self, grant: str, going: Iterable[ObservedStream]) -> None:
+        """Reload the world's policy without a grant, and hold the streams that it opened to end."""
+        document = dict(self.loan.policy)
+        document["grants"] = [one for one in document["grants"] if one["id"] != grant]
+        self.reload(document)
+        self.must_end(going, "the reload that took its grant away")
+
     def restart_agent(self) -> None:
         """Kill the agent, start it again, and wait until HAProxy has taken it back."""
         self.world.agent.kill()

@@ -120,6 +120,11 @@ def audience(target: Target) -> None:
         here.must_last(staying, "a reload that keeps one of its audiences")
 
 
+def _issuer(name: str) -> dict[str, Any]:
+    about = {"insecure_http": True, "audiences": ["edge"], "algorithms": ["RS256", "ES256"]}
+    return {"name": name, "issuer": f"{{idp}}/{name}", **about}
+
+
 _STRICTER: dict[str, dict[str, Any]] = {
     "accounts": {"accounts": ["222222222222"]},
     "max_lifetime": {"max_lifetime": "60s"},
@@ -139,11 +144,7 @@ def stricter(target: Target) -> None:
 
     One issuer for each setting. The first reload lets more in, and ends nothing.
     """
-    issuers = [
-        {"name": name, "issuer": f"{{idp}}/{name}", "insecure_http": True, "audiences": ["edge"],
-         "algorithms": ["RS256", "ES256"]}
-        for name in _STRICTER
-    ]  # fmt: skip
+    issuers = list(map(_issuer, _STRICTER))
     with live_bench(target, "live.issuer", own=True, issuers=issuers) as here:
         staying = here.open(IDLE_SOCKET, here.token(exp="+15m"))
         going = {name: here.open(IDLE_SOCKET, here.token(name, exp="+15m")) for name in _STRICTER}
@@ -204,23 +205,15 @@ for _kind in _KINDS:
         _revoked(target, f"live.revoke.{kind}", kind)
 
 
-_GUEST = {
-    "name": "guest",
-    "issuer": "{idp}/guest",
-    "insecure_http": True,
-    "audiences": ["edge"],
-    "algorithms": ["RS256", "ES256"],
-    "roles_claim": "roles",
-}
-
-
 @check("live.revoke.issuer", "LIVE-REVOKE-003", "LIVE-KEEP-001", features={"live", "oidc"})
 def issuer(target: Target) -> None:
     """A revocation that names an issuer ends what this issuer vouched for, and nothing of another issuer.
 
     The same principal in both; first the principal of an issuer, then the issuer alone.
     """
-    with live_bench(target, "live.issuer", revoking=True, issuers=[_GUEST]) as here:
+    with live_bench(
+        target, "live.issuer", revoking=True, issuers=[_issuer("guest") | {"roles_claim": "roles"}]
+    ) as here:
         kinds: list[dict[str, Any]] = [{"principals": ["alice"]}, {}]
         for members in kinds:
             mine, other = here.token(exp="+15m", sub="alice"), here.token("guest", exp="+15m", sub="alice")

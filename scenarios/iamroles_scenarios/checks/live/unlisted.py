@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import struct
 from ipaddress import ip_address
 
@@ -51,10 +50,7 @@ def proxied(target: Target) -> None:
         lasting, revoked, policy = opened("ann", "reader"), opened("eve", "reader"), opened("bob", "writer")
         here.revoke(principals=["eve"])
         here.must_end(revoked, "its revocation")
-        document = copy.deepcopy(here.loan.policy)
-        document["grants"] = [grant for grant in document["grants"] if grant["id"] != "L2"]
-        here.reload(document)
-        here.must_end(policy, "the reload that took its grant away")
+        here.take_grant("L2", policy)
         token = here.token(exp=here.end())
         here.must_expire([here.open(_DOWNLOAD, token, "/plain/a", said) for said in _PREAMBLES.values()])
         here.must_last(lasting, "what ended others' streams")
@@ -78,8 +74,5 @@ def waiting(target: Target) -> None:
         here.revoke(principals=["eve"])
         here.must_end(revoked, "its revocation")
         here.must_last(lasting, "the revocation of another", AFTER + WITHIN)
-        document = copy.deepcopy(here.loan.policy)
-        document["grants"] = [grant for grant in document["grants"] if grant["id"] != "L2"]
-        here.reload(document)
-        here.must_end(policy, "the reload that took its grant away")
+        here.take_grant("L2", policy)
         here.must_last(lasting, "the reload that took another's grant away")

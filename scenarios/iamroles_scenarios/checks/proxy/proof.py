@@ -18,8 +18,7 @@ from iamroles_scenarios.engine.certificates import Authority
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.stage.impostor import Impostor
 from iamroles_scenarios.stage.rendering import AGENT_CA, AGENT_NAME, PROXY_CERTIFICATE
-from iamroles_scenarios.wire.codec import Value
-from iamroles_scenarios.wire.frames import Frame, FrameType, as_hello, encode_kv
+from iamroles_scenarios.wire.frames import FrameType, hello
 
 _PROXY_NAME = "proxy.iamroles.test"
 _TLS = {"certificate": "agent.pem", "ca": AGENT_CA, "names": [_PROXY_NAME]}
@@ -49,8 +48,8 @@ def _proven(target: Target) -> Iterator[tuple[FaultBench, Impostor, Authority]]:
         yield here, impostors[0], authority
 
 
-def _context(side: int, pem: str = "") -> ssl.SSLContext:
-    """Return a context that shows this certificate, and takes any."""
+def _context(side: int, pem: str) -> ssl.SSLContext:
+    """Return a context that shows this certificate, or none, and takes any."""
     context = ssl.SSLContext(side)
     if side == ssl.PROTOCOL_TLS_CLIENT:
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -96,36 +95,26 @@ def impostor(target: Target) -> str:
 def asker(target: Target) -> None:
     """The agent answers the proxy alone: a peer without the proxy's certificate gets no AGENT-HELLO."""
     with _proven(target) as (here, _, authority):
-        proxy = _context(ssl.PROTOCOL_TLS_CLIENT, authority.issue(_PROXY_NAME))
-        if not _greeted(here, proxy):
+        if not _greeted(here, authority.issue(_PROXY_NAME)):
             raise here.failed("a peer with the proxy's certificate: no AGENT-HELLO")
-        for kind, context in {
+        kinds = {
             "without TLS": None,
-            "without a certificate": _context(ssl.PROTOCOL_TLS_CLIENT),
-            "with another authority's certificate": _context(
-                ssl.PROTOCOL_TLS_CLIENT, Authority().issue(_PROXY_NAME)
-            ),
-            "with another name's certificate": _context(
-                ssl.PROTOCOL_TLS_CLIENT, authority.issue("www.iamroles.test")
-            ),
-        }.items():
-            if _greeted(here, context):
+            "without a certificate": "",
+            "with another authority's certificate": Authority().issue(_PROXY_NAME),
+            "with another name's certificate": authority.issue("www.iamroles.test"),
+        }
+        for kind, pem in kinds.items():
+            if _greeted(here, pem):
                 raise here.failed(f"a peer {kind} got an AGENT-HELLO")
 
 
-def _greeted(here: FaultBench, context: ssl.SSLContext | None) -> bool:
-    """Say HELLO to the agent; return whether it answers with one."""
+def _greeted(here: FaultBench, pem: str | None) -> bool:
+    """Say HELLO to the agent, without TLS if there is no text; return whether it answers with one."""
     host, _, port = here.world.agent.spop_address.rpartition(":")
-    items: dict[str, Value] = {
-        "supported-versions": "2.0",
-        "max-frame-size": 16380,
-        "capabilities": "pipelining",
-    }
-    hello = Frame(FrameType.HAPROXY_HELLO, payload=encode_kv(as_hello(items))).encode()
     with suppress(OSError), ExitStack() as stack:
         line = stack.enter_context(socket.create_connection((host, int(port)), here.seconds(_ANSWER)))
-        if context is not None:
-            line = stack.enter_context(context.wrap_socket(line))
-        line.sendall(hello)
+        if pem is not None:
+            line = stack.enter_context(_context(ssl.PROTOCOL_TLS_CLIENT, pem).wrap_socket(line))
+        line.sendall(hello().encode())
         return line.recv(5)[4:] == bytes((FrameType.AGENT_HELLO,))
     return False
