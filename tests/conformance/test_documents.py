@@ -117,9 +117,7 @@ def test_every_world_of_a_scenario_exists():
 
 
 _KEYS = st.text("abcdefghij", min_size=1, max_size=3)
-_PLAIN = st.recursive(
-    st.integers(0, 9), lambda inner: st.dictionaries(_KEYS, inner, max_size=3), max_leaves=8
-)
+_PLAIN = st.recursive(st.integers(0, 9), lambda of: st.dictionaries(_KEYS, of, max_size=3), max_leaves=8)
 _TABLES = st.dictionaries(_KEYS, _PLAIN, max_size=4)
 
 

@@ -79,9 +79,8 @@ def test_junit_is_xml_whatever_an_agent_wrote(message):
 
 
 def test_junit_counts_by_kind():
-    found = _document(
-        {"refused": Verdict.FAIL, "reason": Verdict.HARNESS_ERROR, "challenge": Verdict.KNOWN_FAILURE}
-    )
+    names = {"refused": Verdict.FAIL, "reason": Verdict.HARNESS_ERROR, "challenge": Verdict.KNOWN_FAILURE}
+    found = _document(names)
     suite = ET.fromstring(report.as_junit(found))[0]
 
     assert suite.attrib.items() >= {"tests": "3", "failures": "1", "errors": "1", "skipped": "1"}.items()

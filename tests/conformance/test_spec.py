@@ -82,9 +82,8 @@ def test_the_table_at_the_top_lists_every_section():
 
 def test_clauses_that_the_text_refers_to_are_there():
     known = set(_clauses())
-    referred = {
-        number for pair in re.findall(r"\((\d\.\d+)\)|and \((\d\.\d+)\)", SPEC) for number in pair if number
-    }
+    pairs = re.findall(r"\((\d\.\d+)\)|and \((\d\.\d+)\)", SPEC)
+    referred = {number for pair in pairs for number in pair if number}
 
     assert referred <= known
 

@@ -353,9 +353,8 @@ def test_a_timetable_keeps_its_rates():
     due = list(arrivals(segments, seed=3))
 
     assert due == sorted(due)
-    counts = [
-        sum(low * NANO <= at < high * NANO for at in due) for low, high in ((0, 10), (10, 20), (20, 25))
-    ]
+    spans = ((0, 10), (10, 20), (20, 25))
+    counts = [sum(low * NANO <= at < high * NANO for at in due) for low, high in spans]
     for count, expected in zip(counts, (1000, 2000, 5000), strict=True):
         assert abs(count - expected) < 5 * expected**0.5
     assert due == list(arrivals(segments, seed=3)) != list(arrivals(segments, seed=4))

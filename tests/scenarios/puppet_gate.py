@@ -22,17 +22,8 @@ ISSUER = {"name": "corp", "issuer": "https://idp.example", "audiences": ["edge"]
 ISSUER |= {"accounts": ["111111111111"]}
 POLICY = {"version": 1, "issuers": [ISSUER]}
 POLICY |= {"backends": [{"name": "alpha", "streams": True}, {"name": "beta"}]}
-YES = {
-    "status": 200,
-    "role": "arn:aws:iam::111111111111:role/reader",
-    "principal": "alice",
-    "session": "s-1",
-    "issuer": "corp",
-    "rule": "R1",
-    "backend": "alpha",
-    "expires": 4102444800,
-    "allow": True,
-}
+YES = {"status": 200, "role": "arn:aws:iam::111111111111:role/reader", "principal": "alice", "session": "s-1"}
+YES |= {"issuer": "corp", "rule": "R1", "backend": "alpha", "expires": 4102444800, "allow": True}
 
 
 def described(directory=AGENTS, tables=RELOADS, **launch):
@@ -150,9 +141,8 @@ def h2_exchange(world, fields):
     as_it_is = {"validate_outbound_headers": False, "normalize_outbound_headers": False}
     line = H2Connection(H2Configuration(**as_it_is, header_encoding="latin-1"))
     line.initiate_connection()
-    line.send_headers(
-        1, [(name.encode(), value.encode("latin-1")) for name, value in fields], end_stream=True
-    )
+    sent = [(name.encode(), value.encode("latin-1")) for name, value in fields]
+    line.send_headers(1, sent, end_stream=True)
     status, body = 0, b""
     with connect(world) as connection:
         connection.sendall(line.data_to_send())

@@ -83,9 +83,8 @@ def test_orders_are_the_curves_own(curve):
     from cryptography.hazmat.primitives.asymmetric import ec
 
     order = SigningKey("", "", ec.derive_private_key(1, CURVES[curve])).order
-    last, first = (
-        ec.derive_private_key(d, CURVES[curve]).public_key().public_numbers() for d in (order - 1, 1)
-    )
+    pair = (ec.derive_private_key(d, CURVES[curve]).public_key() for d in (order - 1, 1))
+    last, first = (key.public_numbers() for key in pair)
 
     assert last.x == first.x
     assert last.y != first.y

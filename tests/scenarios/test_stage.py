@@ -125,21 +125,18 @@ def test_required_containers_without_an_engine_fail(monkeypatch):
         open_stage("containers")
 
 
-def test_required_containers_and_processes_contradict():
-    with pytest.raises(StageError, match="drop one of the two"):
-        open_stage("processes", require="containers")
-
-
-def test_an_unknown_kind_names_the_known_ones():
-    with pytest.raises(StageError, match="auto, containers, processes"):
-        open_stage("vm")
-
-
-def test_a_missing_haproxy_is_one_sentence(monkeypatch):
-    with pytest.raises(StageError, match=r"HAProxy '1\.8' is missing \(found: .*pip install"):
-        open_stage("processes", haproxy="1.8")
-    with pytest.raises(StageError, match="not an executable HAProxy"):
-        open_stage("processes", haproxy="/nonexistent/haproxy")
+@pytest.mark.parametrize(
+    ("kind_", "options", "said"),
+    [
+        ("processes", {"require": "containers"}, "drop one of the two"),
+        ("vm", {}, "auto, containers, processes"),
+        ("processes", {"haproxy": "1.8"}, r"HAProxy '1\.8' is missing \(found: .*pip install"),
+        ("processes", {"haproxy": "/nonexistent/haproxy"}, "not an executable HAProxy"),
+    ],
+)
+def test_what_cannot_be_chosen_is_one_sentence(kind_, options, said):
+    with pytest.raises(StageError, match=said):
+        open_stage(kind_, **options)
 
 
 # --- a world ----------------------------------------------------------------------------------------------

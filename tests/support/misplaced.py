@@ -53,9 +53,8 @@ SPELLINGS = [
     *(lambda text: text.replace("?", "%3F"), lambda text: quote(text, safe="")),
     lambda text: ".".join(_percent(part[0]) + part[1:] for part in text.split(".")),
 ]
-DOUBLED = [
-    *("{0}", "{0}{0}", "{0}.{0}", "{0}/{0}", "a-{0}", "{0}-a", "t={0}&u=1", "Bearer {0}", "~{0}~", "%20{0}"),
-]
+DOUBLED = ["{0}", "{0}{0}", "{0}.{0}", "{0}/{0}", "a-{0}", "{0}-a", "t={0}&u=1", "~{0}~", "%20{0}"]
+DOUBLED += ["Bearer {0}"]
 
 
 @dataclass(frozen=True)

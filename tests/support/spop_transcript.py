@@ -14,13 +14,10 @@ from iamroles_agent.spop.frames import FIN, FrameBuffer, FrameType
 from iamroles_agent.spop.messages import Check
 from iamroles_agent.spop.values import DataType
 
-ALLOW = actions.encode_verdict(
-    Decision(allow=True, role="arn:aws:iam::111111111111:role/r", backend="b", expires=9)
-)
-_WHO = {"principal": "alice", "session": "s-1", "issuer": "corp", "backend": "orders"}
-YES = Decision(
-    allow=True, role="arn:aws:iam::111111111111:role/reader", rule="R1", expires=1_800_003_600, **_WHO
-)
+_ROLE = "arn:aws:iam::111111111111:role/"
+ALLOW = actions.encode_verdict(Decision(allow=True, role=f"{_ROLE}r", backend="b", expires=9))
+_WHO = {"role": f"{_ROLE}reader", "principal": "alice", "session": "s-1", "issuer": "corp"}
+YES = Decision(allow=True, **_WHO, rule="R1", backend="orders", expires=1_800_003_600)
 DENY = actions.encode_verdict(Decision(allow=False, reason=Reason.NO_GRANT))
 ALLOWED = "status=200 role=b'arn:aws:iam::111111111111:role/r' backend=b'b' expires=9 allow=True"
 DENIED = "status=403 reason=b'no_grant' allow=False"

@@ -296,9 +296,7 @@ def test_load_refuses_exactly_the_policies_whose_grants_can_conflict(data):
         one.backend != two.backend
         and (one.path, one.match) == (two.path, two.match)
         and (config.multi_role == "union" or set(one.roles) & set(two.roles))
-        and any(
-            worlds.matches(one, r, deny=False) and worlds.matches(two, r, deny=False) for r in worlds.REQUESTS
-        )
+        and any(all(worlds.matches(each, r, deny=False) for each in (one, two)) for r in worlds.REQUESTS)
         for one in grants
         for two in grants
     )

@@ -135,9 +135,8 @@ def test_each_fault_says_where_what_and_how(key, value, says, remedy):
     found = problems_of(changed(key, value))
 
     assert [problem for problem in found if problem.key.startswith(key.partition("[")[0])] == found
-    assert any(says in p.message and remedy in p.remedy and p.file == "p.json" and p.line for p in found), (
-        found
-    )
+    right = [p for p in found if says in p.message and remedy in p.remedy and p.file == "p.json" and p.line]
+    assert right, found
 
 
 @pytest.mark.parametrize(

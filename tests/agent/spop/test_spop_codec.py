@@ -166,9 +166,8 @@ class TestFrames:
         sent = frame(FrameType.NOTIFY, b"x" * 5000, ids=(300, 70000))
         buffer = FrameBuffer(16380)
 
-        assert [len(list(buffer.split(sent[i : i + 1]))) for i in range(len(sent))] == [0] * (
-            len(sent) - 1
-        ) + [1]
+        found = [len(list(buffer.split(sent[i : i + 1]))) for i in range(len(sent))]
+        assert found == [0] * (len(sent) - 1) + [1]
 
     @pytest.mark.parametrize("length", range(7))
     def test_too_short(self, length):

@@ -13,6 +13,7 @@ from iamroles_agent.spop.errors import RemoteProtocolError, Status
 from iamroles_agent.spop.messages import Context, Inquiry, glance, parse
 from iamroles_agent.spop.values import DataType
 
+LACKING = ("authorization",)
 NO_TOKEN = {"authorization": None, "missing": ("authorization",)}
 NO_COUNT = {"missing": ("authorization-count",)}
 A_NULL = argument("", DataType.NULL, None)
@@ -93,9 +94,8 @@ class TestParse:
 
     def test_unknown_messages_and_arguments_are_ignored(self):
         asked = check_message(extra=(DataType.BOOL, True))
-        other = message(
-            "other", argument("path", DataType.STRING, b"/x"), argument("path", DataType.NULL, None)
-        )
+        paths = argument("path", DataType.STRING, b"/x"), argument("path", DataType.NULL, None)
+        other = message("other", *paths)
 
         assert read(other + asked + other) == Inquiry(Context(), USUAL, asked)
 
@@ -133,15 +133,9 @@ class TestParse:
     @pytest.mark.parametrize(
         ("name", "expected"),
         [
-            (
-                "authorization",
-                {"authorization": None, "authorization_count": 1, "missing": ("authorization",)},
-            ),
-            ("authorization-count", {}),
-            ("role", {}),
-            ("method", {"method": "", "missing": ("method",)}),
-            ("host", {"host": None}),
-            ("path", {"path": "", "missing": ("path",)}),
+            ("authorization", {"authorization": None, "authorization_count": 1, "missing": LACKING}),
+            *(("authorization-count", {}), ("role", {}), ("method", {"method": "", "missing": ("method",)})),
+            *(("host", {"host": None}), ("path", {"path": "", "missing": ("path",)})),
             ("src", {"src": None, "missing": ("src",)}),
         ],
     )

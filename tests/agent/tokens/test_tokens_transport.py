@@ -244,7 +244,7 @@ async def test_what_is_whole_is_read(transport, answer):
 
 @given(st.data())
 def test_an_answer_in_pieces_is_the_same(data):
-    """Where the pieces are cut changes nothing, and an answer that is cut short counts as none."""
+    """An answer reads the same wherever its pieces are cut, and one cut short counts as none."""
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
     whole = data.draw(st.sampled_from([head, CHUNKED + b"2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n"]))
     cuts = sorted(data.draw(st.sets(st.integers(1, len(whole)), max_size=5)))

@@ -177,9 +177,7 @@ def test_companions_are_exactly_those_by_brute_force(one, two):
                 if opens and before.decide(alone, request).allow:
                     expected.add((str(active), str(companion)))
 
-    found = {
-        (role, companion) for c in diff(old, new).opened for role in c.roles for companion in c.companions
-    }
+    found = {(role, other) for c in diff(old, new).opened for role in c.roles for other in c.companions}
     assert {pair for pair in found if pair[0] != pair[1]} == expected
 
 
