@@ -112,7 +112,7 @@ class Server:
         return self.address
 
     def _accepted(self, sock: socket.socket) -> None:
-        self._coming.begin(self._connect(sock), network_of(sock))
+        self._coming.begin(self._connect(sock), network_of(sock) if self.tls is not None else "")
 
     async def _connect(self, sock: socket.socket) -> None:
         how: dict[str, Any] = {}
