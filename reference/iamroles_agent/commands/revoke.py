@@ -148,8 +148,8 @@ def _known(config: Path) -> Known:
 def _mistake(config: Path, known: Known, row: Revocation) -> str | None:
     """Return why a revocation would match no credential; a hurried operator must learn it now."""
     for name in (*row.principals, *row.sessions):
-        if not name or not name.isprintable():
-            return f"{name!r} matches nobody: a name has printable characters, and one at least"
+        if not name or name != name.strip() or not name.isprintable():
+            return f"{name!r} matches nobody: a name is printable, not empty, and has no outer blanks"
     for credential in row.credentials:
         if not _HASH.fullmatch(credential):
             return f"--credential {credential!r}: write it as the audit does, `sha256:` and 16 hex digits"
