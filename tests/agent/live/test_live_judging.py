@@ -118,7 +118,7 @@ def caller_of(token, policy, now):
         raise Refusal("sts_rejected")
     question = read_credential(token, dict.fromkeys(endpoint.hosts, endpoint), now)
     caller = Caller("arn:aws:sts::111111111111:assumed-role/reader/s-1", "111111111111", "AROA:s-1")
-    return StsVerifier([endpoint], Transport())._identity(question, caller, b"x" * 32)
+    return StsVerifier([endpoint], Transport())._identity(question, caller)
 
 
 def allowed(prove, token, policy, now):
