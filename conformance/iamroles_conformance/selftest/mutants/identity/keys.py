@@ -137,11 +137,15 @@ mutant("identity.herd", "JWKS-FETCH-002", "fetches once for each token that wait
 mutant("identity.storm", "JWKS-STORM-001", "fetches for each unknown kid")(
     around(KeySource, "_ask")(lambda _sound, self, _kid: self._shared(asking=True))
 )
-mutant("identity.any-discovery", "JWKS-DISCOVERY-001", "uses any discovery document")(
-    around(KeySource, "_discover")(
-        lambda _sound, self: self._get(f"{self.issuer.issuer}/.well-known/openid-configuration")["jwks_uri"]
-    )
-)
+
+
+@mutant("identity.any-discovery", "JWKS-DISCOVERY-001", "uses any discovery document")
+@around(KeySource, "_discover")
+async def any_discovery(_sound: Any, self: Any) -> Any:
+    document = await self._get(f"{self.issuer.issuer}/.well-known/openid-configuration")
+    return document["jwks_uri"]
+
+
 mutant("identity.plain-http", "JWKS-DISCOVERY-002", "calls issuers of plain http")(
     around(checks, "_url")(lambda sound, key, text, _insecure, **how: sound(key, text, True, **how)),
     around(jwks, "check_url")(lambda sound, url, *, insecure_http: sound(url, insecure_http=True)),

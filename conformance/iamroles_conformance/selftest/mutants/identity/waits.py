@@ -67,7 +67,8 @@ mutant("identity.waits-for-sts", "DERIVED-WAIT-002", "waits for STS as long as i
 @mutant("identity.cut-is-whole", "DERIVED-WAIT-002", "takes an answer that it cut off itself for a refusal")
 @rescue(Transport, "get", TransportError)
 def cut_is_whole(error: Any, *_asked: Any, **_how: Any) -> Any:
-    return Answer(403, "text/xml", b"") if "too long" in str(error) else None
+    refusal = b"<E><Error><Code>SignatureDoesNotMatch</Code></Error></E>"
+    return Answer(403, "text/xml", refusal) if "too long" in str(error) else None
 
 
 # --- refusals that outlive a reload
