@@ -297,7 +297,7 @@ async def ack_fits(target: WireTarget) -> str:
             connection.must_deny(ack)
 
     least = {"request-id": "x", "src-port": OMIT, "stream": OMIT}
-    await fits(question(probe(target), least), JudgedConnection.must_judge)
+    await fits(question(probe(target), least), explicit)
     await fits(question(refused(target), least), JudgedConnection.must_deny)
     if target.crowded is not None:
         return await fits(question(target.crowded), explicit)
