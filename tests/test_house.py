@@ -39,7 +39,7 @@ ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 22_692,
     "scenarios": 29_558,
-    "conformance": 9_511,
+    "conformance": 9_516,
     "loadtests": 4_862,
     "benchmarks": 4_009,
     "tests": 29_752,
