@@ -37,14 +37,14 @@ ROOMS = {
 }
 ARROWS = {"iamroles_agent": 40}
 LINES = {
-    "reference": 22_692,
+    "reference": 22_700,
     "scenarios": 29_558,
     "conformance": 9_516,
     "loadtests": 4_862,
     "benchmarks": 4_009,
-    "tests": 29_752,
+    "tests": 29_784,
 }
-TRUSTED_LINES = 17_618
+TRUSTED_LINES = 17_626
 """Of the agent: what an auditor must trust."""
 DATA_LINES = 19_860
 """Of TOML and JSON: code must not hide as data."""

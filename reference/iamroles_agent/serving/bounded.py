@@ -38,7 +38,8 @@ class Bounded:
             [(most, _)] = Counter(self._tasks.values()).most_common(1)
             oldest = next(task for task, one in self._tasks.items() if one == most)
             del self._tasks[oldest]
-            oldest.cancel()
+            # After its first step: a coroutine that never ran would not close its connection.
+            asyncio.get_running_loop().call_soon(oldest.cancel)
         task = asyncio.get_running_loop().create_task(conversation)
         self._tasks[task] = network
         task.add_done_callback(lambda _: self._tasks.pop(task, None))

@@ -16,6 +16,7 @@ import asyncio
 import logging
 import select
 import socket
+import sys
 from collections.abc import Sequence
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, cast
@@ -91,7 +92,7 @@ class Server:
         self._socks = socks
         self._counts, self._slot = counts, slot
         self._acceptor: Acceptor
-        self._coming = Bounded(MAX_COMING)
+        self._coming, self._handshakes = Bounded(sys.maxsize), Bounded(MAX_COMING)
         self._emptied = asyncio.Event()
         self.idle: Idle
         self.most = min(settings.max_connections, room())
@@ -112,12 +113,18 @@ class Server:
         return self.address
 
     def _accepted(self, sock: socket.socket) -> None:
-        self._coming.begin(self._connect(sock), network_of(sock) if self.tls is not None else "")
+        if self._secured(sock):
+            self._handshakes.begin(self._connect(sock), network_of(sock))
+        else:  # it takes a turn of the event loop, and at the end all that wait come in one
+            self._coming.begin(self._connect(sock))
+
+    def _secured(self, sock: socket.socket) -> bool:
+        return self.tls is not None and sock.family != socket.AF_UNIX
 
     async def _connect(self, sock: socket.socket) -> None:
         how: dict[str, Any] = {}
         try:
-            if self.tls is not None and sock.family != socket.AF_UNIX:
+            if self.tls is not None and self._secured(sock):
                 how = {"ssl": self.tls.context(), "ssl_handshake_timeout": self.settings.handshake_timeout}
             await asyncio.get_running_loop().connect_accepted_socket(lambda: _Peer(self), sock, **how)
         except (OSError, asyncio.CancelledError) as error:
@@ -141,7 +148,7 @@ class Server:
         self.idle.stop()
         if not self._socks:
             listening.remove_unix(self.address)
-        await self._coming.end(LINGER)
+        await asyncio.gather(self._coming.end(LINGER), self._handshakes.end(LINGER))
         if gently:
             await self._leave()
         for peer in tuple(self.peers):

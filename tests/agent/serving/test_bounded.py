@@ -3,6 +3,7 @@
 import asyncio
 import json
 import resource
+import socket
 from unittest import mock
 
 import pytest
@@ -10,6 +11,7 @@ from spop_client import DictatedGate, serving, until
 
 from iamroles_agent.processes import local_socket
 from iamroles_agent.serving.bounded import MOST, Bounded, network_of, raise_descriptors, room
+from iamroles_agent.serving.server import MAX_COMING
 
 
 @pytest.fixture
@@ -36,6 +38,36 @@ async def test_the_oldest_conversation_ends_for_another():
     assert ended == ["a", "b"]
     await bounded.end(0.0)
     await until(lambda: len(ended) == 4)
+
+
+async def test_conversations_of_one_turn_all_begin_so_that_each_can_close_what_it_has():
+    begun, ended = [], []
+
+    async def talk(name):
+        begun.append(name)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(name)
+
+    bounded = Bounded(2)
+    for name in "abcd":
+        bounded.begin(talk(name))
+    await until(lambda: len(ended) == 2)
+    assert (begun, ended) == (list("abcd"), ["a", "b"])
+    await bounded.end(0.0)
+
+
+async def test_plain_connections_that_come_in_one_turn_are_all_taken():
+    pairs = [socket.socketpair() for _ in range(2 * MAX_COMING)]
+    async with serving(DictatedGate()) as server:
+        for ours, _ in pairs:
+            ours.setblocking(False)
+            server._accepted(ours)
+        await until(lambda: server.stats.open == len(pairs))
+        for _, theirs in pairs:
+            theirs.close()
+        await until(lambda: server.stats.open == 0)
 
 
 async def test_a_network_that_floods_ends_its_own_conversations():

@@ -102,7 +102,7 @@ async def test_silent_handshakes_are_bounded_and_keep_nobody_out(files, monkeypa
         before = descriptors()
         silent = [await Client.connect(server.address, greet=False) for _ in range(40)]
         await until(lambda: server._acceptor._counts[0] & 0xFFFF == 4)
-        assert descriptors() <= before + 40 + 5
+        await until(lambda: descriptors() <= before + 40 + 5)  # a socket closes a turn after its task
         client = await served(server, files.client("proxy.test"))
         for one in (client, *silent):
             await one.close()
