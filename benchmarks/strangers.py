@@ -1,4 +1,4 @@
-"""What a stranger's request costs agent and HAProxy together: `python -m benchmarks.strangers`.
+"""The cost of a stranger's request for agent and HAProxy together: `python -m benchmarks.strangers`.
 
 One HAProxy, one agent and one STS, on loopback. For each kind of request a search of `--seconds` looks for
 the text that costs most CPU. The worst then takes turns with a request without a token, and the table has the

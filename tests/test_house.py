@@ -38,8 +38,8 @@ ROOMS = {
 ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 22_700,
-    "scenarios": 29_558,
-    "conformance": 9_516,
+    "scenarios": 29_562,
+    "conformance": 9_509,
     "loadtests": 4_862,
     "benchmarks": 4_009,
     "tests": 29_784,

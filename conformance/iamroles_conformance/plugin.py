@@ -270,14 +270,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         from iamroles_conformance.reports import report  # noqa: PLC0415
 
         found = report.document(_subject(config), config.stash[_RUN], results)
-        statement = found["statement"]
-        for line in (
-            *found["findings"],
-            *found["host"],
-            statement["sentence"],
-            *statement["beside"],
-            *found["not_produced"],
-        ):
+        for line in report.sentences(found):
             terminalreporter.write_line(line)
 
 

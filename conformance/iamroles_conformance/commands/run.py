@@ -93,14 +93,7 @@ def run(
     counts = Counter(result.verdict.value for _, result in pairs)
     totals = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
     click.echo(f"{totals} in {found['seconds']} s")
-    statement = found["statement"]
-    for line in (
-        *found["findings"],
-        *found["host"],
-        statement["sentence"],
-        *statement["beside"],
-        *found["not_produced"],
-    ):
+    for line in report.sentences(found):
         click.echo(line)
     if missing := found["not_played"]:
         why = f"the budget of {budget:g} s is over" if over else "interrupted"

@@ -96,6 +96,13 @@ def document(
     }
 
 
+def sentences(found: Document) -> list[str]:
+    """Return all that a run says in words: findings, the host, the statement and what is beside it."""
+    statement = found["statement"]
+    first = [*found["findings"], *found["host"], statement["sentence"]]
+    return [*first, *statement["beside"], *found["not_produced"]]
+
+
 def _late(checks: list[Document]) -> list[str]:
     """Say what was played again because the host was late, and which checks had it often."""
     late = [check for check in checks if check.get("again")]

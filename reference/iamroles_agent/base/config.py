@@ -65,7 +65,7 @@ class Model(BaseModel):
 
 
 LISTEN = ("unix:/var/lib/haproxy/iamroles/agent.sock", "127.0.0.1:9901")
-"""Where the agent listens if `agent.listen` is left out. Debian's HAProxy sees the first from its chroot."""
+"""Addresses that hold if `agent.listen` is left out. Debian's HAProxy sees the first from its chroot."""
 
 
 class AgentTls(Model):

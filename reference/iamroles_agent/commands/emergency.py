@@ -81,13 +81,13 @@ class Settings:
 
 
 class Known:
-    """What a policy says about credentials; of an unreadable policy (None) the worst is assumed."""
+    """A policy's words about credentials; for an unreadable policy (None) the worst is assumed."""
 
     def __init__(self, settings: Settings | None) -> None:
         self.roles: set[str] = set() if settings is None else settings.names("roles")
         sts = set() if settings is None else settings.names("sts")
         self.names: set[str] = sts if settings is None else sts | settings.names("issuers")
-        """Of issuers and STS endpoints."""
+        """Names of issuers and STS endpoints."""
         self.lifetimes: dict[str, float] = {}
         """The longest life of a credential by the issuer's name, with leeway; empty: unknown."""
         self._leeways: dict[str, float] = {}

@@ -86,7 +86,7 @@ class Stream:
 
     key: str
     number: int
-    """Of the stream in its process; unique there, whatever address HAProxy knows the client by."""
+    """The stream's number in its process; unique there, whatever address HAProxy knows the client by."""
     src: str
     port: int
     """0: unknown."""

@@ -44,7 +44,7 @@ class Numbers:
     unreachable: int = 0
     """1 while the master's socket does not answer; plus workers that do not, or that hide a due stream."""
     problem: str = ""
-    """What does not answer, and why; "" if all answers."""
+    """The part that does not answer, and why; "" if all answers."""
     judged: int = -1
     """The number of changes by which all streams were judged, and those ended that had to."""
 

@@ -99,7 +99,7 @@ class _Judgement(NamedTuple):
 
 
 class ProxyWorker:
-    """What is known about the streams of a worker process."""
+    """The streams of a worker process, as far as they are known."""
 
     def __init__(self, cutter: Cutter, pid: int) -> None:
         self._cutter, self._pid = cutter, pid

@@ -25,7 +25,7 @@ from iamroles_agent.tokens.sts import Flights, Question, Queue, StsVerifier, rea
 KEYS, STS = "keys", "sts"
 """Topics of questions to the fetcher."""
 _BOUNDS = {"calls": 64, "kept": 16, "per_flow": 8}
-"""Of the questions of a worker about one STS. For a source as in the fetcher, for all of them more than its
+"""Bounds on a worker's questions about one STS. For a source as in the fetcher, for all of them more than its
 calls, so that it chooses among the sources."""
 
 

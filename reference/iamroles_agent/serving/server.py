@@ -226,7 +226,7 @@ class _Peer(asyncio.Protocol):
         self._life = _Life.SERVING
         self._half_closed = False
         self._secure = False
-        """Whether it is TLS."""
+        """True for TLS."""
         self._writing_paused = False
         self.seen, self.since = 0, self._loop.time()
         """Questions at the last look of `idle`, and the time since which there were as many."""

@@ -79,7 +79,7 @@ class Setting:
     old: str
     new: str
     weaker: bool = False
-    """Whether the change weakens the gate, as `policy.weakening` says."""
+    """True if the change weakens the gate, as `policy.weakening` says."""
 
 
 @dataclass(frozen=True, slots=True)

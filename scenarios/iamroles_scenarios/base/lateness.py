@@ -31,7 +31,9 @@ _GAP = 0.05
 """Seconds beyond a beat that count as a gap."""
 _LOOK = 0.5
 """Seconds between two looks at what each process has waited."""
-_KEPT = 4096
+_RARELY = 25
+"""How much longer than a look takes at least passes until the next: a host may have many processes."""
+_KEPT, _LOOKS = 4096, 600
 _BURST, _BURSTS = 0.03, 5
 """Seconds of CPU of a burst of `slowdown`, and how many there are."""
 
@@ -63,7 +65,7 @@ class _Pulse:
         self._pid = 0
         self._gaps: deque[tuple[float, float]] = deque(maxlen=_KEPT)
         """When each ended, and its seconds."""
-        self._looks: deque[tuple[float, float, dict[int, _Seen]]] = deque(maxlen=_KEPT)
+        self._looks: deque[tuple[float, float, dict[int, _Seen]]] = deque(maxlen=_LOOKS)
         """When each was, for how many seconds all had waited for a disk, and what it saw of each process."""
 
     def start(self) -> None:
@@ -75,16 +77,18 @@ class _Pulse:
                 threading.Thread(target=self._beat, name="iamroles-pulse", daemon=True).start()
 
     def _beat(self) -> None:
-        last = looked = time.monotonic()
+        last = time.monotonic()
+        due = last + _LOOK
         while True:
             time.sleep(_BEAT)
             now = time.monotonic()
             if (late := now - last - _BEAT) > _GAP:
                 self._gaps.append((now, late))
-            if now - looked > _LOOK:
+            last = now
+            if now > due:
                 self.look()
-                looked = now
-            last = time.monotonic()
+                last = time.monotonic()
+                due = last + max(_LOOK, _RARELY * (last - now))
 
     def look(self) -> None:
         """See for how long each process has waited by now."""
