@@ -22,6 +22,7 @@ def steps(work):
         nonlocal count
         count += event == "c_call"
 
+    gc.collect()  # `asyncio.run` walks over all tasks, also those of former tests that nobody has collected
     before = sys.gettrace(), sys.getprofile()  # coverage's
     sys.settrace(trace)
     sys.setprofile(profile)
