@@ -38,15 +38,15 @@ ROOMS = {
 ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 22_700,
-    "scenarios": 29_562,
-    "conformance": 9_509,
+    "scenarios": 29_696,
+    "conformance": 9_565,
     "loadtests": 4_862,
     "benchmarks": 4_009,
-    "tests": 29_785,
+    "tests": 29_932,
 }
 TRUSTED_LINES = 17_626
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 19_860
+DATA_LINES = 19_852
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""

@@ -95,8 +95,9 @@ def test_each_check_ends_with_a_verdict_on_the_agent(behaviour):
         results = lane.run(WireTarget(address, time_scale=0.1), chosen, replays=False)
 
     assert [result.check for result in results] == [check.id for check in chosen]
-    assert {result.verdict for result in results} <= {Verdict.PASS, Verdict.FAIL}
-    assert sum(result.verdict is Verdict.FAIL for result in results) >= len(chosen) // 2
+    judged = [result for result in results if not result.late]
+    assert {result.verdict for result in judged} <= {Verdict.PASS, Verdict.FAIL}
+    assert sum(result.verdict is not Verdict.PASS for result in results) >= len(chosen) // 2
 
 
 def planned(run, name="wire.some"):
@@ -110,10 +111,10 @@ def test_a_run_that_is_over_begins_no_check():
     played = []
     chosen = [planned(fine, f"wire.{number}") for number in range(40)]
     found = lane.run(
-        WireTarget("127.0.0.1:1"), chosen, on_result=played.append, over=lambda: len(played) == 3
+        WireTarget("127.0.0.1:1"), chosen, on_result=played.append, over=lambda: len(played) >= 3
     )
 
-    assert [result.check for result in found] == ["wire.0", "wire.1", "wire.2"]
+    assert [result.check for result in found] == [check.id for check in chosen[: lane._CONCURRENCY]]
 
 
 def test_a_fault_of_the_suite_is_never_the_agents():

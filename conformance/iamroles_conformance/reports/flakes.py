@@ -18,7 +18,7 @@ from typing import Any
 from iamroles_conformance.errors import ReportError
 from iamroles_scenarios.base.pages.markdown import table
 from iamroles_scenarios.base.recording import Wait
-from iamroles_scenarios.declarations.results import CheckResult
+from iamroles_scenarios.declarations.results import CheckResult, Verdict
 
 NARROW = 0.5
 """Below this margin a check stands in the page by name."""
@@ -32,6 +32,8 @@ class Measured:
     verdicts: Counter[str]
     again: int
     """Runs in which it was played more than once until its result held."""
+    why: str
+    """How the host was late for it in the last of these runs."""
     narrowest: Wait | None
     """The least of all runs; None: the check has no wait with a bound."""
 
@@ -51,12 +53,12 @@ class Measured:
 
 
 def line(results: Iterable[tuple[str, CheckResult]], about: dict[str, Any]) -> str:
-    """One run as a line of JSON; `about` says which."""
+    """Return a run as a line of JSON; `about` says which."""
     checks = {}
     for name, result in results:
         wait = result.narrowest
         narrowest = [wait.what, round(wait.took, 4), round(wait.bound, 4)] if wait else None
-        checks[name] = [result.verdict.value, 1 + len(result.again), narrowest]
+        checks[name] = [result.verdict.value, 1 + len(result.again), narrowest, "".join(result.again[-1:])]
     return json.dumps({**about, "checks": checks}) + "\n"
 
 
@@ -70,6 +72,7 @@ def load(path: Path) -> list[dict[str, Any]]:
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         runs = [json.loads(one) for one in lines]
         measured(runs)
+        list(_kinds(runs))
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise ReportError(
             f"{path}: is not a file of `iamroles conformance flakes --save`: {error!r}."
@@ -89,6 +92,7 @@ def measured(runs: Sequence[dict[str, Any]]) -> list[Measured]:
                 name,
                 Counter(str(one[0]) for one in played),
                 sum(one[1] > 1 for one in played),
+                next((one[3] for one in reversed(played) if one[1] > 1), ""),
                 min(waits, key=lambda wait: wait.margin, default=None),
             )
         )
@@ -98,11 +102,16 @@ def measured(runs: Sequence[dict[str, Any]]) -> list[Measured]:
 _HEAD = """\
 # How far a verdict can be relied on
 
-Written by `{command}`: {runs} runs of {agent},
-stage of {stage}, HAProxy {haproxy}, {hosts}, load average {load}, {since} to {until}.
+Written by `{command}`, which keeps the runs in a file and can be interrupted and
+continued: {runs} runs of {agent}, HAProxy {haproxy}, {hosts}, {since} to {until}.
 
-{checks} checks, {verdicts} verdicts: {flaky} checks flaked, {again} were played again in some run before
-their result held.
+{kinds}
+
+Each row says what else ran on the host: `nothing`, four endless `loops`, or these and a `disk` that copies
+files. Seconds are the median and the longest. A check that the host was late for is played again with longer
+times, at most three times, and is untestable if the host is late each time. No failure is played again.
+
+{checks} checks, {verdicts} verdicts: {flaky} checks flaked, {again} were played again in some run.
 
 A check flakes if runs on the same agent give it different verdicts; its rate is the share of runs that gave
 another one than most did. The margin is what was left of the bound of the wait that came nearest to its own:
@@ -119,19 +128,18 @@ always gave the same verdict, with more left.
 
 
 def as_markdown(runs: Sequence[dict[str, Any]], command: str) -> str:
-    """The page: what was run, families, and each check that flaked or has little margin."""
+    """Return the page: what was run, families, and each check that flaked or has little margin."""
     found = measured(runs)
     named = [one for one in found if one.rate or one.again or one.margin < NARROW]
     return _HEAD.format(
         command=command,
         runs=len(runs),
         agent=runs[0]["agent"],
-        stage=runs[0]["stage"],
         haproxy=runs[0]["haproxy"] or "not needed",
         hosts="; ".join(sorted({run["host"] for run in runs})),
-        load=f"{min(run['load'] for run in runs)} to {max(run['load'] for run in runs)}",
-        since=runs[0]["day"],
-        until=runs[-1]["day"],
+        kinds="\n".join(table(_KINDS, _kinds(runs))),
+        since=min(run["day"] for run in runs),
+        until=max(run["day"] for run in runs),
         checks=len(found),
         verdicts=sum(one.runs for one in found),
         flaky=sum(one.rate > 0 for one in found),
@@ -143,8 +151,33 @@ def as_markdown(runs: Sequence[dict[str, Any]], command: str) -> str:
     )
 
 
+_KINDS = (
+    *("stage", "beside", "runs", "verdicts", "good", "untestable", "other", "played again"),
+    *("seconds", "load average"),
+)
 _FAMILIES = ("family", "checks", "flaked", "least margin", "median of the least margins")
-_CHECKS = ("check", "verdicts", "flake rate", "played again", "least margin", "the wait")
+_CHECKS = ("check", "verdicts", "flake rate", "played again", "least margin", "the wait", "the host was late")
+
+
+def _kinds(runs: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
+    for kind in dict.fromkeys((run["stage"], run["beside"]) for run in runs):
+        own = [run for run in runs if (run["stage"], run["beside"]) == kind]
+        played = [one for run in own for one in run["checks"].values()]
+        untestable = sum(one[0] == Verdict.UNTESTABLE for one in played)
+        good = sum(Verdict(one[0]).good for one in played)
+        counts = [
+            len(played),
+            good,
+            untestable,
+            len(played) - good - untestable,
+            sum(one[1] > 1 for one in played),
+        ]
+        seconds = [run["seconds"] for run in own]
+        loads = [run["load"] for run in own]
+        yield [
+            *(*kind, str(len(own)), *map(str, counts)),
+            *(f"{median(seconds):.0f}, {max(seconds):.0f}", f"{min(loads)} to {max(loads)}"),
+        ]
 
 
 def _families(found: Sequence[Measured]) -> Iterator[list[str]]:
@@ -160,7 +193,7 @@ def _row(one: Measured) -> list[str]:
     wait, margin = one.narrowest, ["no wait", ""]
     if wait:
         margin = [_percent(wait.margin), f"{wait.what}: {wait.took:.2f} of {wait.bound:g} s"]
-    return [f"`{one.name}`", verdicts, _percent(one.rate), str(one.again), *margin]
+    return [f"`{one.name}`", verdicts, _percent(one.rate), str(one.again), *margin, one.why]
 
 
 def _percent(part: float) -> str:

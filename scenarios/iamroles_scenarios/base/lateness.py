@@ -5,11 +5,14 @@ in that time says little about an agent. Two measures tell:
 
 - the *gap*: a thread of the judge sleeps `_BEAT` seconds again and again, and keeps each time that took much
   longer, because the process was stopped or starved, or another of its threads did not let go;
-- the *share* of its time for which a process of the stage, or a thread of the judge, waited for a CPU. The
-  kernel counts that for each thread (proc(5), `schedstat`); of the stage's processes the first thread is
-  taken, because it answers. An agent that sleeps, or computes for too long, does not wait for a CPU: its own
-  fault is not counted. The time in which all that could have run on this host waited for a disk is added
-  (`/proc/pressure/io`, `full`).
+- the *share* of its time for which a process of the stage, or a thread of the judge, waited for a CPU, or the
+  judge did not run. The kernel counts the waits of each thread (proc(5), `schedstat`); of the stage's
+  processes the first thread is taken, because it answers. An agent that sleeps, or computes for too long,
+  does not wait for a CPU: its own fault is not counted. The time in which all that could have run on this
+  host waited for a disk is added (`/proc/pressure/io`, `full`).
+
+The share is the greatest of any span that is as long as the wait in question: a host that starves an agent
+for three seconds of a minute makes it late by three seconds, not by a twentieth.
 """
 
 from __future__ import annotations
@@ -17,10 +20,12 @@ from __future__ import annotations
 import os
 import threading
 import time
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,8 +37,10 @@ _GAP = 0.05
 _LOOK = 0.5
 """Seconds between two looks at what each process has waited."""
 _RARELY = 25
-"""How much longer than a look takes at least passes until the next: a host may have many processes."""
+"""Seconds that pass for each second of CPU that a look takes: a host may have many processes. By its time a
+busy host would be looked at the least."""
 _KEPT, _LOOKS = 4096, 600
+_TICKS = os.sysconf("SC_CLK_TCK")
 _BURST, _BURSTS = 0.03, 5
 """Seconds of CPU of a burst of `slowdown`, and how many there are."""
 
@@ -45,7 +52,7 @@ class Delay:
     gap: float
     """Seconds: the longest time in which the judge did not run."""
     share: float
-    """The greatest part of the time (0 to 1) for which a process waited for a CPU, and all for a disk."""
+    """The greatest part of a span (0 to 1) for which a process waited for a CPU, and all for a disk."""
 
 
 class _Seen(NamedTuple):
@@ -53,8 +60,21 @@ class _Seen(NamedTuple):
 
     parent: int | None
     """None for a thread of the judge."""
+    born: float
+    """By the monotonic clock."""
     waited: float
     """Seconds for which its first thread has waited for a CPU, in all."""
+
+
+class _Look(NamedTuple):
+    """What this host has made wait by a moment."""
+
+    at: float
+    lost: float
+    """Seconds in which the judge did not run, in all."""
+    stalled: float
+    """Seconds for which all waited for a disk, in all."""
+    found: dict[int, _Seen]
 
 
 class _Pulse:
@@ -63,10 +83,10 @@ class _Pulse:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._pid = 0
+        self._lost = 0.0
         self._gaps: deque[tuple[float, float]] = deque(maxlen=_KEPT)
         """When each ended, and its seconds."""
-        self._looks: deque[tuple[float, float, dict[int, _Seen]]] = deque(maxlen=_LOOKS)
-        """When each was, for how many seconds all had waited for a disk, and what it saw of each process."""
+        self._looks: deque[_Look] = deque(maxlen=_LOOKS)
 
     def start(self) -> None:
         """Begin, once in each process."""
@@ -84,39 +104,53 @@ class _Pulse:
             now = time.monotonic()
             if (late := now - last - _BEAT) > _GAP:
                 self._gaps.append((now, late))
+                self._lost += late
             last = now
             if now > due:
+                ran = time.thread_time()
                 self.look()
-                last = time.monotonic()
-                due = last + max(_LOOK, _RARELY * (last - now))
+                due = now + max(_LOOK, _RARELY * (time.thread_time() - ran))
 
     def look(self) -> None:
         """See for how long each process has waited by now."""
-        self._looks.append((time.monotonic(), _stalled(), _seen()))
+        self._looks.append(_Look(time.monotonic(), self._lost, _stalled(), _seen()))
 
     def gap(self, since: float) -> float:
         return max((late for ended, late in tuple(self._gaps) if ended > since), default=0.0)
 
-    def share(self, since: float, firsts: Iterable[int | None]) -> float:
+    def share(self, since: float, firsts: Iterable[int | None], span: float) -> float:
         """Return the greatest share of a member of these families, of members that have ended too."""
         self.look()
-        waited: dict[int, list[tuple[float, float]]] = {}
-        stalled: list[tuple[float, float]] = []
-        for at, disk, found in [look for look in self._looks if look[0] >= since - 2 * _LOOK]:
-            stalled.append((at, disk))
-            own = [thread for thread, seen in found.items() if seen.parent is None]
-            for pid in [*own, *_families(found, firsts)]:
-                waited.setdefault(pid, []).append((at, found[pid].waited))
-        shares = [_part(points, since) for points in waited.values()]
-        return min(1.0, max(shares, default=0.0) + _part(stalled, since))
+        looks = tuple(self._looks)
+        waited: dict[int, list[_Point]] = {}
+        for look in looks:
+            own = [thread for thread, seen in look.found.items() if seen.parent is None]
+            for pid in [*own, *_families(look.found, firsts)]:
+                seen = look.found[pid]
+                # A process that was born since the last look has waited only since then.
+                waited.setdefault(pid, [(seen.born, 0.0)]).append((look.at, seen.waited))
+        shares = [_part(points, since, span) for points in waited.values()]
+        shares.append(_part([(look.at, look.lost) for look in looks], since, span))
+        return min(1.0, max(shares) + _part([(look.at, look.stalled) for look in looks], since, span))
 
 
-def _part(points: Sequence[tuple[float, float]], since: float) -> float:
-    """Return the growth of a number of seconds since a moment, as a part of the time."""
-    before = [point for point in points if point[0] <= since]
-    began, first = before[-1] if before else points[0]
-    ended, last = points[-1]
-    return (last - first) / (ended - began) if ended - began > _BEAT else 0.0
+_Point = tuple[float, float]
+"""A moment, and a number of seconds that has grown until then."""
+
+
+def _part(points: Sequence[_Point], since: float, span: float) -> float:
+    """Return the greatest growth since a moment in any span, as a part of the time."""
+    moments = [at for at, _ in points]
+    greatest = 0.0
+    for ended, last in points:
+        if ended < since + span and ended != moments[-1]:
+            continue
+        start = max(since, ended - span)
+        began, first = points[max(0, bisect_right(moments, start) - 1)]
+        length = ended - min(began, start)
+        if ended > since and length > _BEAT:
+            greatest = max(greatest, (last - first) / length)
+    return greatest
 
 
 def _stalled() -> float:
@@ -135,17 +169,16 @@ def _families(found: Mapping[int, _Seen], firsts: Iterable[int | None]) -> list[
 
 def _seen() -> dict[int, _Seen]:
     found = {}
-    for entry in _PROC.iterdir():
-        with suppress(OSError, ValueError, IndexError):
-            if entry.name.isdecimal():
-                waited = int((entry / "schedstat").read_text().split()[1]) / 1e9
-                # The second field is the name, in brackets, and may hold anything.
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-                found[int(entry.name)] = _Seen(int(fields[1]), waited)
-    for entry in (_PROC / "self/task").iterdir():
-        with suppress(OSError, ValueError, IndexError):
-            waited = int((entry / "schedstat").read_text().split()[1]) / 1e9
-            found[int(entry.name)] = _Seen(None, waited)
+    booted = time.monotonic() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    for folder, own in ((_PROC, False), (_PROC / "self/task", True)):
+        for entry in folder.iterdir():
+            with suppress(OSError, ValueError, IndexError):
+                if entry.name.isdecimal():
+                    waited = int((entry / "schedstat").read_text().split()[1]) / 1e9
+                    # The second field is the name, in brackets, and may hold anything.
+                    fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                    parent = None if own else int(fields[1])
+                    found[int(entry.name)] = _Seen(parent, booted + int(fields[19]) / _TICKS, waited)
     return found
 
 
@@ -153,14 +186,15 @@ _pulse = _Pulse()
 start = _pulse.start
 
 
-def delay(since: float, firsts: Iterable[int | None] = ()) -> Delay:
+def delay(since: float, firsts: Iterable[int | None] = (), span: float = inf) -> Delay:
     """Return what kept the judge, and the families of these processes, from running since a moment.
 
     Args:
         since: by the monotonic clock.
         firsts: process ids of this host; None for a process that cannot be seen.
+        span: seconds of the wait in question, at most since that moment.
     """
-    return Delay(_pulse.gap(since), _pulse.share(since, list(firsts)))
+    return Delay(_pulse.gap(since), _pulse.share(since, list(firsts), span))
 
 
 def slowdown() -> float:

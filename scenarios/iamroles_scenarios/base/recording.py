@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
+from math import inf
 from typing import ParamSpec, TypeVar
 
 _P = ParamSpec("_P")
@@ -97,6 +98,10 @@ class Recording:
         """The wait that came nearest to its bound."""
         self.timed = False
         """True if a life, a bound or a wait was stretched by the scale, or the agent was silent."""
+        self.bound = inf
+        """Seconds of the last of them."""
+        self.starves = False
+        """True if the check itself keeps the agent from running."""
         self._started = time.monotonic()
         self._exchanges = _Ends()
         self._connections = _Ends()
@@ -161,10 +166,21 @@ def waited(what: str, took: float, bound: float) -> None:
         found.waited(Wait(what, took, bound))
 
 
-def timed() -> None:
-    """Note that time decides here: if the host was late meanwhile, a failure proves nothing."""
+def timed(bound: float | None = None) -> None:
+    """Note that time decides here: if the host was late meanwhile, a failure proves nothing.
+
+    Args:
+        bound: seconds of a life, a bound or a wait that begins; None: of the one before.
+    """
     if (found := _current.get()) is not None:
         found.timed = True
+        found.bound = found.bound if bound is None else bound
+
+
+def starves() -> None:
+    """Note that the check keeps the agent from running, so that its waits say nothing about the host."""
+    if (found := _current.get()) is not None:
+        found.starves = True
 
 
 def carried(function: Callable[_P, _T]) -> Callable[_P, _T]:

@@ -32,7 +32,7 @@ class Target:
 
     def seconds(self, seconds: float) -> float:
         """Return a life, a bound or a wait, stretched for this host."""
-        recording.timed()
+        recording.timed(seconds * self.scale)
         return seconds * self.scale
 
     def stretched(self, factor: float) -> Self:

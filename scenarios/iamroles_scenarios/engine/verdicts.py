@@ -4,8 +4,8 @@
    are FAIL. So is an agent that ends, or never gets ready, under a policy that SPEC.md allows: the stage then
    gives the agent's log and no other. Everything else that goes wrong is a HARNESS_ERROR of the suite.
 2. `explained`: the agent or HAProxy ended by itself meanwhile, which is the cause of all that was judged.
-3. `held_late`: did the host keep the judge, the agent or HAProxy from running, more than the stretched times
-   allow for? Then a failure in which time counted proves nothing yet (`attempts` plays it again).
+3. `unless_late`: did the host keep the judge, the agent or HAProxy from running, more than the stretched
+   times allow for? Then a failure in which time counted proves nothing yet (`attempts` plays it again).
 4. `recorded`: how long it took, how near a wait came to its bound, what was sent and seen.
 5. `reported`: what the result is for this vendor. Of an agent that already runs, UNTESTABLE does not apply;
    a failure of a SHOULD is a warning, of `strict` alone a departure; then comes the list of known failures.
@@ -78,9 +78,8 @@ def judged(
             if worlds and (log := worlds[-1].agent.logs()):  # may say why a connection was closed
                 for result in (one for one in results if one.verdict is Verdict.FAIL):
                     result.evidence.logs.update(tails({_AGENT: log}) | result.evidence.logs)
-            if found.timed:
-                about = lateness.delay(began, [pid for world in worlds for pid in world.host_pids])
-                results = [held_late(result, about, scale) for result in results]
+            pids = [pid for world in worlds for pid in world.host_pids]
+            results = unless_late(results, found, began, pids, scale)
     seconds = time.monotonic() - began
     return [recorded(result, found, seconds, transcripts=transcripts) for result in results]
 
@@ -169,6 +168,28 @@ def explained(result: CheckResult, ending: Ending) -> CheckResult:
         cause=ending.cause,
         evidence=replace(result.evidence, logs={**result.evidence.logs, **logs}),
     )
+
+
+def unless_late(
+    results: list[CheckResult],
+    found: recording.Recording,
+    began: float,
+    firsts: Sequence[int | None],
+    scale: float,
+) -> list[CheckResult]:
+    """Return the results; failures in which time counted say why the host was too late for them, if it was.
+
+    Args:
+        results: of checks that were played together.
+        found: its recording.
+        began: when, by the monotonic clock.
+        firsts: the processes of the stage that this host sees.
+        scale: by which times were stretched.
+    """
+    if not found.timed or all(result.verdict is not Verdict.FAIL for result in results):
+        return results
+    about = lateness.delay(began, () if found.starves else firsts, found.bound)
+    return [held_late(result, about, scale) for result in results]
 
 
 def held_late(result: CheckResult, about: lateness.Delay, scale: float) -> CheckResult:

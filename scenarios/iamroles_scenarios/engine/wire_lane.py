@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -22,7 +23,7 @@ from iamroles_scenarios.declarations.results import CheckResult, Verdict, tails
 from iamroles_scenarios.declarations.scenario import PlannedCheck
 from iamroles_scenarios.engine.attempts import STRETCHES, settled
 from iamroles_scenarios.engine.setups import Ending, in_words, refuses
-from iamroles_scenarios.engine.verdicts import blamed, explained, held_late, lacking, passed, recorded
+from iamroles_scenarios.engine.verdicts import blamed, explained, lacking, passed, recorded, unless_late
 from iamroles_scenarios.wire.client import Connection
 from iamroles_scenarios.wire.judge import opened
 from iamroles_scenarios.wire.target import WireTarget
@@ -31,6 +32,8 @@ _CONCURRENCY, _NEARLY_ALONE = 16, 4
 """Checks side by side; and of those that are judged again."""
 CHECK_DEADLINE = 25.0
 """Seconds, before scaling, after which a check that still runs is a failure of the agent."""
+_CANCEL_AGAIN = 1.0
+"""Seconds until a check that has not ended is cancelled again: a library may lose a cancellation."""
 
 
 def _ignored(_result: CheckResult) -> None: ...
@@ -124,22 +127,27 @@ class _WireLane:
         began = time.monotonic()
         with recording.recorded(keeps=self.transcripts) as found:
             try:
-                result = passed(
-                    check, await _within(target.seconds(CHECK_DEADLINE), check.function.run(target))
-                )
+                # Not by `seconds`: this bound alone does not let time decide in a check.
+                limit = CHECK_DEADLINE * target.time_scale
+                result = passed(check, await _within(limit, check.function.run(target)))
             except Exception as error:  # noqa: BLE001 - `blamed` says whose fault it is
                 result = blamed(check, error, _evidence(connections, target))
-        if found.timed and result.verdict is Verdict.FAIL:
-            result = held_late(result, lateness.delay(began, [target.pid]), target.time_scale)
+        [result] = unless_late([result], found, began, [target.pid], target.time_scale)
         return recorded(result, found, time.monotonic() - began, transcripts=self.transcripts)
 
 
-async def _within(limit: float, work: Awaitable[object]) -> object:
-    try:
-        async with asyncio.timeout(limit):
-            return await work
-    except TimeoutError as error:
-        raise SilenceError(f"the agent kept the check busy for {limit:g} s") from error
+async def _within(limit: float, work: Coroutine[object, object, object]) -> object:
+    """Return what a check returns in time; cancel it again and again if it overhears that."""
+    task = asyncio.create_task(work)
+    done, _ = await asyncio.wait({task}, timeout=limit)
+    with suppress(TimeoutError):  # of a bound of the check's own
+        if done:
+            return task.result()
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=_CANCEL_AGAIN)
+    spent = "for all of its own time" if done else f"for {limit:g} s"
+    raise SilenceError(f"the agent kept the check busy {spent}")
 
 
 def _evidence(connections: list[Connection], target: WireTarget) -> Evidence:

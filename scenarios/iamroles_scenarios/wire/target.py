@@ -71,5 +71,5 @@ class WireTarget:
     launch: Launcher | None = None
 
     def seconds(self, seconds: float) -> float:
-        recording.timed()
+        recording.timed(seconds * self.time_scale)
         return seconds * self.time_scale

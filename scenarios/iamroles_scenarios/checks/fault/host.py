@@ -18,6 +18,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Self
 
+from iamroles_scenarios.base import recording
 from iamroles_scenarios.base.errors import Inapplicable, Untestable
 from iamroles_scenarios.base.family import family
 from iamroles_scenarios.checks.fault.fixture import BACK, ONE, FaultBench, fault_bench
@@ -129,6 +130,7 @@ def cpu(target: Target) -> str:
 
     All its threads share one CPU at the lowest priority, and other processes keep that busy.
     """
+    recording.starves()
     with fault_bench(target) as here:
         before = _processes(here)
         with _Waits(before) as waits:

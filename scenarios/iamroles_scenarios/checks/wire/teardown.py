@@ -264,7 +264,7 @@ async def sigterm(target: WireTarget) -> None:
         connection.must_answer_each(asked, acks)
         for ack in acks:
             connection.must_judge(ack)
-        if not await eventually(target, lambda: _refuses(process.spop_address)):
+        if not await eventually(target, lambda: _refuses(target, process.spop_address)):
             raise connection.fail("still accepts connections after SIGTERM")
         connection.close()
         status = await asyncio.to_thread(process.wait, target.seconds(12.0))
@@ -273,15 +273,16 @@ async def sigterm(target: WireTarget) -> None:
             raise connection.fail(f"after SIGTERM the agent {what}", expected="exit 0")
 
 
-async def _accepts(address: str, seen: list[str]) -> bool:
+async def _accepts(target: WireTarget, address: str, seen: list[str]) -> bool:
     """Tell whether a new connection is served, and not only accepted by a socket without an agent behind it.
 
     Args:
+        target: whose times are stretched.
         address: of the agent.
         seen: gets the error if it is not.
     """
     try:
-        with closing(await Connection.open(address, within=1.0)) as connection:
+        with closing(await Connection.open(address, within=target.seconds(1.0))) as connection:
             await connection.hello()
     except WireError as error:
         seen.append(str(error))
@@ -289,8 +290,8 @@ async def _accepts(address: str, seen: list[str]) -> bool:
     return True
 
 
-async def _refuses(address: str) -> bool:
-    return not await _accepts(address, [])
+async def _refuses(target: WireTarget, address: str) -> bool:
+    return not await _accepts(target, address, [])
 
 
 @check("wire.life.connection-limit", "SPOP-LIFE-005", features={"limits"})
@@ -312,7 +313,7 @@ async def connection_limit(target: WireTarget) -> str:
             raise over or gone[0].fail(f"{len(gone)} connections below the limit ended")
         held.pop().close()
         seen: list[str] = []
-        if not await eventually(target, lambda: _accepts(address, seen)):
+        if not await eventually(target, lambda: _accepts(target, address, seen)):
             tried = f"{len(seen)} were tried; the last: {seen[-1] if seen else 'no answer'}"
             raise held[0].fail(f"a connection was freed, but no new one is served ({tried})")
     return ""
