@@ -11,6 +11,7 @@ import pytest
 from invoking import said
 
 from iamroles_conformance.reports import soak_page
+from iamroles_scenarios.base import lateness
 from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec
 from iamroles_scenarios.declarations.walk import walk
 from iamroles_scenarios.engine.ledger import Flow, FlowQuestion, Kind, Ledger, Outcomes
@@ -102,6 +103,24 @@ def test_why_a_soak_fails(soaked, change, problem):
     _judge(soaked)
 
     assert [told for told in soaked.problems if told.startswith(problem)]
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_what_the_host_was_late_for_proves_nothing_but_a_false_allow_does(asked, monkeypatch, late):
+    outcomes, question = asked
+    monkeypatch.setattr(lateness, "delay", lambda *_: lateness.Delay(0.7 * late, 0.0))
+    world = SimpleNamespace(proxy=SimpleNamespace(host="127.0.0.1", port=9), host_pids=[])
+    loan = SimpleNamespace(world=world, worlds=[world], sets=None, certificates=None)
+    soak = _Soak(SimpleNamespace(agent=SimpleNamespace(features={}), scale=1.0), loan, seed=1, rate=1)
+    found = SoakResult(7, 600.0, outcomes)
+    question.judge(503, DOWN, 1, 2)
+    allowed = b'HTTP/1.1 200 OK\r\n\r\n{"backend": "orders", "headers": []}'
+    question.judge(200, allowed, 1, 2)
+    soak._judge(found, 1 << 62)
+
+    assert outcomes.bad == {Kind.FALSE_ALLOW: 1} | ({} if late else {Kind.FAULT: 1})
+    assert outcomes.held == ({Kind.FAULT: 1} if late else {})
+    assert any("untestable" in one for one in soak_page.document(found, "", "", "")["problems"]) is late
 
 
 def _grows(soaked):

@@ -19,14 +19,15 @@ _LEGEND = ("", "d", "w", "u")
 def document(found: SoakResult, product: str, stage: str, again: str) -> Document:
     """The result as JSON can hold it; times in seconds, memory in bytes. It holds no token."""
     outcomes = found.outcomes
+    held = [f"untestable, {count} answers: {kind}: {found.late}" for kind, count in outcomes.held.items()]
     return {
         "product": product,
         "stage": stage,
         "seed": found.seed,
         "seconds": found.seconds,
         "reproduce": again,
-        "passed": not found.problems,
-        "problems": found.problems,
+        "passed": not found.problems and not held,
+        "problems": [*found.problems, *held],
         "answers": outcomes.answers,
         "bad": dict(outcomes.bad),
         "excused": dict(outcomes.excused),

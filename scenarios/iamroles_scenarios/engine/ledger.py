@@ -261,6 +261,8 @@ class Outcomes:
         self.answers = 0
         self.excused: Counter[Kind] = Counter()
         self.bad: Counter[Kind] = Counter()
+        self.held: Counter[Kind] = Counter()
+        """What would be bad, had the host not been late for it."""
         self.examples: list[tuple[float, Entry, Kind, str]] = []
         """Seconds from the begin, and what was not right then."""
         self.seconds: dict[int, Second] = {}

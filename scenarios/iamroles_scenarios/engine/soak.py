@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from iamroles_scenarios.base import lateness
 from iamroles_scenarios.base.errors import AgentFault, Untestable
 from iamroles_scenarios.base.family import descriptors, resident
 from iamroles_scenarios.declarations.scenario import Step, merged
@@ -28,9 +29,10 @@ from iamroles_scenarios.declarations.walk import Cycle, Move, walk
 from iamroles_scenarios.engine.certificates import proxy_fault
 from iamroles_scenarios.engine.events import EVENT_DEADLINE, Events
 from iamroles_scenarios.engine.judged_traffic import PATIENCE
-from iamroles_scenarios.engine.ledger import Outcomes
+from iamroles_scenarios.engine.ledger import Kind, Outcomes
 from iamroles_scenarios.engine.timeline import Timeline
 from iamroles_scenarios.engine.tokens import Mint
+from iamroles_scenarios.engine.verdicts import too_late
 from iamroles_scenarios.traffic.polling import NANO, now
 
 if TYPE_CHECKING:
@@ -87,6 +89,8 @@ class SoakResult:
     """Number of keys whose signed identities verified."""
     problems: list[str] = field(default_factory=list)
     """Why it failed; empty if it did not."""
+    late: str = ""
+    """How the host was late for answers that prove nothing therefore; "" if it never was."""
 
 
 def soak(
@@ -146,6 +150,8 @@ class _Soak:
     def __init__(self, target: Target, loan: Loan, *, seed: int, rate: float) -> None:
         self._target, self._place, self._seed, self._rate = target, loan, seed, rate
         self._scale = target.scale
+        self._judged_at = time.monotonic()
+        lateness.start()
         self._chance = random.Random(seed)  # noqa: S311 - an order, not a secret
         features = {name for name, value in target.agent.features.items() if value}
         features |= {"tls"} if loan.certificates else set()
@@ -177,7 +183,7 @@ class _Soak:
                     event = self._move(found, begin)
                     on_event(f"{event.at:7.1f} s  {event.name}, {event.took:.2f} s")
                     before = now() - round((PATIENCE + _JUDGED) * self._scale * NANO)
-                    found.outcomes.judge(before)
+                    self._judge(found, before)
                     if sets is not None:
                         sets.forget(before)
                     self._measure(found, begin)
@@ -185,7 +191,7 @@ class _Soak:
                     world.agent.start()
             except AgentFault as fault:
                 found.problems.append(fault.message)
-        found.outcomes.judge(now())
+        self._judge(found, now())
         found.keys = 0 if sets is None else len(sets.signed)
         _judge(found)
         return found
@@ -193,6 +199,22 @@ class _Soak:
     def _wait(self, seconds: float) -> None:
         """Wait as long as this many seconds' answers take."""
         self._traffic.wait(max(1, round(self._rate * seconds)))
+
+    def _judge(self, found: SoakResult, before: int) -> None:
+        """Judge answers; what is not right while the host was late proves nothing, but for a false allow."""
+        outcomes, known = found.outcomes, found.outcomes.bad.copy()
+        since = self._judged_at - (PATIENCE + _JUDGED) * self._scale
+        outcomes.judge(before)
+        self._judged_at = time.monotonic()
+        new = outcomes.bad - known
+        del new[Kind.FALSE_ALLOW]
+        if new:
+            pids = [pid for world in self._place.worlds for pid in world.host_pids]
+            late = too_late(lateness.delay(since, pids, RECOVERS * self._scale), self._scale)
+            if late:
+                found.late = late
+                outcomes.bad -= new
+                outcomes.held += new
 
     # --- what happens --------------------------------------------------------------------------------------
 

@@ -193,19 +193,21 @@ def unless_late(
 
 
 def held_late(result: CheckResult, about: lateness.Delay, scale: float) -> CheckResult:
-    """Return a failure with why the host was too late for it, if it was: more than `scale` makes up for.
+    """Return a failure with why the host was too late for it, if it was."""
+    return replace(result, late=too_late(about, scale)) if result.verdict is Verdict.FAIL else result
+
+
+def too_late(about: lateness.Delay, scale: float) -> str:
+    """Return why the host was later than times that are stretched by `scale` make up for; "" if it was not.
 
     Times that are stretched by four leave three quarters of them to wait in. What was late by less than that
     had its whole time beside it, so the failure stands: a late host acquits nobody for ever.
     """
-    if result.verdict is not Verdict.FAIL:
-        return result
-    late = ""
     if about.gap > _GAP + _SHORTEST * (scale - 1):
-        late = f"the judge did not run for {about.gap:.1f} s"
-    elif about.share > max(_SHARE, 1 - 1 / scale):
-        late = f"the judge, the agent or HAProxy waited for a CPU or disk for {about.share:.0%} of the time"
-    return replace(result, late=late)
+        return f"the judge did not run for {about.gap:.1f} s"
+    if about.share > max(_SHARE, 1 - 1 / scale):
+        return f"the judge, the agent or HAProxy waited for a CPU or disk for {about.share:.0%} of the time"
+    return ""
 
 
 def recorded(
