@@ -42,11 +42,11 @@ LINES = {
     "conformance": 9_570,
     "loadtests": 4_862,
     "benchmarks": 4_009,
-    "tests": 29_951,
+    "tests": 30_025,
 }
 TRUSTED_LINES = 17_626
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 19_852
+DATA_LINES = 19_856
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""
