@@ -45,6 +45,23 @@ def descriptors(pid: int) -> int:
     return total
 
 
+def holder(pid: int, port: int) -> int | None:
+    """Return which process of the family holds a peer's TCP connection; None if it cannot be seen."""
+    try:
+        rows = "".join((_PROC / str(pid) / "net" / name).read_text() for name in ("tcp", "tcp6")).splitlines()
+    except OSError:
+        return None
+    found = {row[9] for row in map(str.split, rows) if row[2].endswith(f":{port:04X}") and row[3] == "01"}
+    for member in family(pid):
+        try:
+            held = {str(entry.readlink()) for entry in (_PROC / str(member) / "fd").iterdir()}
+        except OSError:
+            continue
+        if held & {f"socket:[{inode}]" for inode in found}:
+            return member
+    return None
+
+
 def _all() -> dict[int, tuple[int, int]]:
     """Return the parent of each process, and when it was started, by process id."""
     found = {}

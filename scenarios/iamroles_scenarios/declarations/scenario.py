@@ -63,6 +63,9 @@ class WorldSpec(Model):
     """Agents behind HAProxy; two have the same policy."""
     settings: dict[str, str] = Field(default_factory=dict)
     """HAProxy's settings by environment variable, e.g. IAM_TIMEOUT_PROCESSING."""
+    changes: bool = False
+    """True if the policy, keys, sessions or revocations change while it is asked, or a process dies. Then an
+    agent with the feature `workers` gets two, and both are asked. A scenario's steps say it."""
 
 
 class RequestSpec(Model):
@@ -272,6 +275,17 @@ class Step(Model):
         return self
 
     @property
+    def changes(self) -> bool:
+        """True if each worker must learn of it, or if a process dies."""
+        return (
+            self.reload is not None
+            or self.agent in ("kill", "kill-child")
+            or (self.keys is not None and self.keys.do not in ("slow", "mend"))
+            or (self.cloud is not None and self.cloud.do == "expire")
+            or (self.wait is not None and bool(self.wait.signer))
+        )
+
+    @property
     def bears_on(self) -> set[str]:
         """Names of the checks that it is evidence for."""
         found = set(self.expect)
@@ -319,6 +333,12 @@ class Scenario(Model):
     """Makes it a timeline (`declarations.timeline`), played through HAProxy alone."""
     flows: dict[str, FlowSpec] = Field(default_factory=dict)
     windows: list[WindowSpec] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _changes(self) -> Scenario:
+        changes = any(step.changes for step in self.steps)
+        self.__dict__["world"] = self.world.model_copy(update={"changes": changes})
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Scenario:

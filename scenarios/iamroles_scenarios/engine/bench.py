@@ -8,6 +8,7 @@ by host. Nothing here knows how an agent works.
 
 from __future__ import annotations
 
+import json
 import secrets
 import threading
 import time
@@ -15,7 +16,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -26,14 +27,9 @@ from iamroles_scenarios.declarations.scenario import Expectation, OneOf, Request
 from iamroles_scenarios.engine import answers
 from iamroles_scenarios.engine.credentials import readable
 from iamroles_scenarios.engine.events import EVENT_DEADLINE
-from iamroles_scenarios.engine.observation import (
-    Observation,
-    describe,
-    differences,
-    falsely_allowed,
-    mismatches,
-)
+from iamroles_scenarios.engine.observation import Observation, describe, differences, mismatches
 from iamroles_scenarios.engine.players import Player, player_for
+from iamroles_scenarios.engine.spread import Spread
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.worlds import DEFAULT_ISSUER, Loan
 from iamroles_scenarios.jose import mint_for
@@ -43,8 +39,11 @@ from iamroles_scenarios.wire.frames import Action
 if TYPE_CHECKING:
     from iamroles_scenarios.mock.clients import CloudClient, IssuerHandle, SessionKeys
     from iamroles_scenarios.stage import World
+    from iamroles_scenarios.stage.agent_handle import AgentHandle
     from iamroles_scenarios.stage.relay import Relay
 
+CHANGING = frozenset({"identity-cold", "identity-keys", "identity-kids", "identity-stale", "identity-sts"})
+"""Shared worlds in which keys or sessions change: each check has an issuer, or a host of STS, of its own."""
 _POLL = 0.05
 _ANSWER, _KEYS = 20.0, 10.0
 """Seconds, times the scale, for an answer to one of many questions, and for the keys of new issuers."""
@@ -104,6 +103,8 @@ class Bench:
         self.flow = flow
         self.sts_host = f"{flow}{loan.suffix}.sts.example"
         self._clients: list[Player] = [] if clients is None else clients
+        self.when = ""
+        """Words before each failure of a question: what happened before."""
         self._credential = ""
         """The credential of the last question, for a failure."""
         self._wrong: list[tuple[str, Evidence]] = []
@@ -123,7 +124,8 @@ class Bench:
     @cached_property
     def client(self) -> Player:
         """This bench's client; other threads use that of `another`."""
-        self._clients.append(player_for(self.target.lane, self.world, self.target.scale))
+        client = player_for(self.target.lane, self.world, self.target.scale, self.loan.workers)
+        self._clients.append(client)
         return self._clients[-1]
 
     def another(self) -> Bench:
@@ -171,8 +173,7 @@ class Bench:
         if seen is None:
             return CheckFailed(message, Evidence(expected=wanted, received=received, logs=logs))
         sent = "\n".join([seen.sent, *readable(self._credential)])
-        false_allow = isinstance(expected, Expectation) and falsely_allowed(expected, seen)
-        return CheckFailed(message, Evidence(sent, wanted, seen.received, str(seen.trace), logs, false_allow))
+        return CheckFailed(message, Evidence(sent, wanted, seen.received, str(seen.trace), logs))
 
     # --- issuers, tokens and the policy ---------------------------------------------------------------------
 
@@ -201,6 +202,12 @@ class Bench:
         answer = self.reload(policy)
         if not answer.get("reloaded"):
             raise self.failed(f"a sound policy was turned down ({what}): {answer.get('error', answer)}")
+
+    def revoke(self, agent: AgentHandle | None = None, **revocation: Any) -> None:  # noqa: ANN401 - any members
+        """Write the revocations of the world's agent, or of another; without members, revoke nothing."""
+        lines = [f"{key} = {json.dumps(value)}" for key, value in revocation.items()]
+        text = "\n".join(["[[revocations]]", 'id = "now"', *lines, ""]) if revocation else "# nothing\n"
+        (agent or self.world.agent).put("revocations.toml", text)
 
     # --- STS ------------------------------------------------------------------------------------------------
 
@@ -277,26 +284,25 @@ class Bench:
                     recording.waited(what, took, self.seconds(prompt or within))
                 return seen
             if took >= self.seconds(within):
-                raise self.failed(f"{what}: {'; '.join(differing)}", seen, expected)
+                raise self.failed(f"{self.when}{what}: {'; '.join(differing)}", seen, expected)
             time.sleep(_POLL)
 
     # --- lists of questions ---------------------------------------------------------------------------------
 
     @contextmanager
     def asking(self, within: float = _ANSWER) -> Iterator[None]:
-        """Hold one connection for lists of questions; at the end, fail if an answer was wrong.
+        """Hold a connection to each worker for lists of questions; at the end, fail if an answer was wrong.
 
         Args:
             within: seconds, times the scale, for each answer.
         """
-        with Asker(self.world.agent.spop_address, timeout=self.seconds(within)) as self._asker:
+        with Spread(self.world.agent, self.loan.workers, self.seconds(within)) as self.spread:
             yield
         if self._wrong:
             sentences = [sentence for sentence, _ in self._wrong]
             rest = [f"and {len(sentences) - _SHOWN} more"] if len(sentences) > _SHOWN else []
             evidence = self._wrong[0][1]
             evidence.logs.update(tails(self.world.logs()))
-            evidence = replace(evidence, false_allow=any(one.false_allow for _, one in self._wrong))
             raise CheckFailed("; ".join([*sentences[:_SHOWN], *rest]), evidence)
 
     def ask_all(
@@ -313,11 +319,15 @@ class Bench:
             again: False: ask them only backwards.
         """
         for ordered in [list(questions)] * again + [list(reversed(questions))]:
-            self.judge(ordered, self.actions(ordered, window=window), when)
+            for worker in self.spread.askers():
+                self.judge(ordered, self.actions(ordered, window=window, of=worker), when)
 
-    def actions(self, questions: Sequence[SpopQuestion], *, window: int = _WINDOW) -> list[list[Action]]:
-        """Ask, and return the actions of each answer."""
-        return self._asker.actions_of([(each.check, each.context) for each in questions], window=window)
+    def actions(
+        self, questions: Sequence[SpopQuestion], *, window: int = _WINDOW, of: Asker | None = None
+    ) -> list[list[Action]]:
+        """Ask one worker, and return the actions of each answer."""
+        asker = of or self.spread.askers()[0]
+        return asker.actions_of([(each.check, each.context) for each in questions], window=window)
 
     def judge(
         self, questions: Sequence[SpopQuestion], found: Sequence[Sequence[Action]], when: str = ""
@@ -343,19 +353,21 @@ class Bench:
         sent = "\n".join([f"iam-check {shown}", *readable(str(check.get("authorization")).partition(" ")[2])])
         received = "\n".join(f"{name} = {value!r}" for name, value in sorted((seen or {}).items()))
         expected = str(dict(question.expected)) if question is not None else ""
-        false_allow = question is not None and question.expected.get("allow") is False
-        false_allow = false_allow and (seen or {}).get("allow") is True
-        self._wrong.append((sentence, Evidence(sent, expected, received, false_allow=false_allow)))
+        self._wrong.append((sentence, Evidence(sent, expected, received)))
 
     def wait_for_keys(self, questions: Sequence[SpopQuestion]) -> None:
         """Ask without judging until no answer is `keys_unavailable`: the agent then has new issuers' keys."""
         deadline = time.monotonic() + self.seconds(_KEYS)
-        waiting = [each for each in questions if "keys_unavailable" not in str(each.expected.get("reason"))]
-        while waiting and time.monotonic() < deadline:
-            found = zip(waiting, self.actions(waiting), strict=True)
-            waiting = [each for each, got in found if answers.read(got).get("reason") == "keys_unavailable"]
-            if waiting:
-                time.sleep(_POLL)
+        known = [each for each in questions if "keys_unavailable" not in str(each.expected.get("reason"))]
+        for worker in self.spread.askers():
+            waiting = known
+            while waiting and time.monotonic() < deadline:
+                found = zip(waiting, self.actions(waiting, of=worker), strict=True)
+                waiting = [
+                    each for each, got in found if answers.read(got).get("reason") == "keys_unavailable"
+                ]
+                if waiting:
+                    time.sleep(_POLL)
 
 
 @contextmanager
@@ -365,6 +377,7 @@ def bench(
     owner: str = "",
     *,
     own: bool = False,
+    changes: bool = False,
     flow: str = "",
     **override: Any,  # noqa: ANN401 - a policy's tables
 ) -> Iterator[Bench]:
@@ -375,10 +388,12 @@ def bench(
         policy: file name of the policy.
         owner: names an own world.
         own: whether the check disturbs its world.
+        changes: whether something changes in it though it is shared.
         flow: names the host of STS that credentials are signed for.
         override: merged over the policy.
     """
-    spec = WorldSpec(policy=policy, override=override, own=own)
+    changes = changes or own or policy in CHANGING
+    spec = WorldSpec(policy=policy, override=override, own=own, changes=changes)
     with target.worlds.borrow(spec, owner) as loan, closing(Bench(target, loan, flow)) as found:
         yield found
 
@@ -403,7 +418,7 @@ def own_bench(
         flow: names the host of STS that credentials are signed for.
         how: passed to `Worlds.start`.
     """
-    spec = WorldSpec(policy=policy, override=dict(override or {}), own=True)
+    spec = WorldSpec(policy=policy, override=dict(override or {}), own=True, changes=True)
     loan = target.worlds.start(spec, suffix or own_suffix(), **how)
     with loan.world, closing(Bench(target, loan, flow)) as found:
         yield found

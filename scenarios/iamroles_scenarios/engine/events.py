@@ -182,8 +182,19 @@ def kill_child(world: World) -> int:
     children = children_of(pid)
     if not children:
         raise AgentFault("the agent has no child process that could be killed: declare `workers = false`")
+    end_process(children[0])
+    return children[0]
+
+
+def end_process(pid: int) -> None:
+    """Send SIGKILL to a process, which may have ended.
+
+    Raises:
+        Untestable: this user may not.
+    """
     try:
-        os.kill(children[0], signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
     except PermissionError:
         raise Untestable("this user may not kill the agent's processes: run as root") from None
-    return children[0]

@@ -39,16 +39,12 @@ class Observation:
     """Becomes text when it is read, which it is of failures only."""
     at: float = 0.0
     """Epoch seconds at which the answer was complete."""
+    others: tuple[Observation, ...] = ()
+    """The answers of the agent's other workers to the same question."""
 
     @property
     def shown(self) -> dict[str, object]:
         return {**dict.fromkeys(TAGS, ""), **self.tags, **{name: getattr(self, name) for name in _SEEN}}
-
-
-def falsely_allowed(expectation: Expectation, seen: Observation) -> bool:
-    """Tell whether a request was allowed that could only be refused."""
-    statuses = expectation.status if isinstance(expectation.status, list) else [expectation.status or 0]
-    return seen.allow and (expectation.allow is False or min(statuses) >= 400)
 
 
 def differences(wanted: Mapping[str, object], got: Mapping[str, object]) -> list[str]:
@@ -67,7 +63,7 @@ def differences(wanted: Mapping[str, object], got: Mapping[str, object]) -> list
 
 
 def mismatches(expectation: Expectation, seen: Observation, expires: Mapping[str, int]) -> list[str]:
-    """Return what differs, one sentence each; empty if all is as expected.
+    """Return what differs in the answer of any worker, one sentence each; empty if all is as expected.
 
     Args:
         expectation: what must be seen.
@@ -96,7 +92,9 @@ def mismatches(expectation: Expectation, seen: Observation, expires: Mapping[str
         found.append(
             f"WWW-Authenticate: Bearer: expected {_there(expectation.challenge)}, is {_there(seen.challenge)}"
         )
-    return [*differences(wanted, seen.shown), *found, *_headers(expectation, seen)]
+    found = [*differences(wanted, seen.shown), *found, *_headers(expectation, seen)]
+    found += [each for other in seen.others for each in mismatches(expectation, other, expires)]
+    return list(dict.fromkeys(found))
 
 
 def _headers(expectation: Expectation, seen: Observation) -> list[str]:

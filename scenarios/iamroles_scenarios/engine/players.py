@@ -10,6 +10,7 @@ import json
 import re
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from iamroles_scenarios.base import recording
@@ -17,7 +18,7 @@ from iamroles_scenarios.base.errors import HarnessFault, HttpFault
 from iamroles_scenarios.declarations.scenario import Lane, RequestSpec
 from iamroles_scenarios.engine.http import Answer, HttpConnection, redacted, request_bytes
 from iamroles_scenarios.engine.observation import TAGS, Observation
-from iamroles_scenarios.wire.asker import Asker
+from iamroles_scenarios.engine.spread import Spread
 
 if TYPE_CHECKING:
     from iamroles_scenarios.stage import World
@@ -42,11 +43,11 @@ class Player(Protocol):
         """End all connections."""
 
 
-def player_for(lane: Lane, world: World, scale: float) -> Player:
-    """Return the player of a lane."""
+def player_for(lane: Lane, world: World, scale: float, workers: int = 1) -> Player:
+    """Return the player of a lane. Over SPOP each of the agent's workers is asked."""
     if lane == "gate":
         return ProxyPlayer(world, scale)
-    return SpopPlayer(world, scale)
+    return SpopPlayer(world, scale, workers)
 
 
 def _credentials(request: RequestSpec, token: str) -> list[str]:
@@ -194,10 +195,10 @@ def _challenge(answer: Answer) -> dict[str, str]:
 class SpopPlayer:
     """A client in HAProxy's place, which keeps a connection for each name and sees the variables."""
 
-    def __init__(self, world: World, scale: float) -> None:
-        self._address = world.agent.spop_address
-        self._scale = scale
-        self._askers: dict[str, Asker] = {}
+    def __init__(self, world: World, scale: float, workers: int = 1) -> None:
+        self._agent = world.agent
+        self._timeout, self._workers = _ANSWER_WITHIN * scale, workers
+        self._spreads: dict[str, Spread] = {}
         self._count = 0
 
     def ask(self, request: RequestSpec, token: str, *, with_reason: bool) -> Observation:  # noqa: ARG002
@@ -213,20 +214,20 @@ class SpopPlayer:
         }
         self._count += 1
         context = {"request-id": f"{id(self):x}-{self._count}", "src-port": 40000 + self._count % 20000}
-        asker = self._askers.get(request.connection)
-        if asker is None:
-            asker = self._askers[request.connection] = Asker(
-                self._address, timeout=_ANSWER_WITHIN * self._scale
-            )
-        variables = asker.decide(check, context)
-        secrets = [token, *request.authorization]
-        seen = _observed(variables, redacted(_shown(check), secrets), asker.transcript.copy())
-        recording.note(_shown(check), seen.received)
-        return seen
+        if request.connection not in self._spreads:
+            self._spreads[request.connection] = Spread(self._agent, self._workers, self._timeout)
+        found = []
+        for asker in self._spreads[request.connection].askers():
+            variables = asker.decide(check, context)
+            secrets = [token, *request.authorization]
+            found.append(_observed(variables, redacted(_shown(check), secrets), asker.transcript.copy()))
+            recording.note(_shown(check), found[-1].received)
+        received = "\nof another worker:\n".join(dict.fromkeys(each.received for each in found))
+        return replace(found[0], received=received, others=tuple(found[1:]))
 
     def close(self) -> None:
-        for asker in self._askers.values():
-            asker.close()
+        for spread in self._spreads.values():
+            spread.close()
 
 
 def _observed(variables: Mapping[str, Any], sent: str, trace: object) -> Observation:

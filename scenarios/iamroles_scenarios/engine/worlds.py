@@ -27,6 +27,7 @@ from iamroles_scenarios.engine.certificates import ProxyCertificates
 from iamroles_scenarios.engine.key_sets import KeySets, signing
 from iamroles_scenarios.engine.setups import ENDING, answers, ended, uses
 from iamroles_scenarios.stage.rendering import SHIPPED
+from iamroles_scenarios.stage.spec import declares
 
 if TYPE_CHECKING:
     from iamroles_scenarios.mock.clients import IssuerHandle
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 DEFAULT_ISSUER = "corp"
 FEDERATION = "{federation}"
+WORKERS = 2
+"""Processes that answer if something changes in a world, and the agent declares `workers`."""
 _IDLE = 6
 """Idle, unplanned shared worlds that are kept, at most."""
 _STARTS = max(os.cpu_count() or 1, 2)
@@ -57,6 +60,11 @@ class Loan:
     """HAProxy's certificates, if it speaks TLS."""
     sets: KeySets | None = None
     """The keys of the signed identity, if agents sign it."""
+
+    @property
+    def workers(self) -> int:
+        """Return how many processes of an agent must know of a change."""
+        return int(self.policy.get("agent", {}).get("workers", 1))
 
     @property
     def worlds(self) -> tuple[World, ...]:
@@ -198,6 +206,8 @@ class Worlds:
         if self._closed:
             raise StageError("The run is over: no world is started now.")
         policy = policy_of(spec)
+        if spec.changes and declares(self._agent.features, "workers"):
+            policy = merged({"agent": {"workers": WORKERS}}, policy)
         if signed:
             policy = merged(policy, signing(self._stage, signed))
         policy = self._located(_renamed(policy, suffix), suffix)
@@ -304,7 +314,7 @@ def with_second(agent: AgentSpec) -> AgentSpec:
 
 
 def _key(spec: WorldSpec, owner: str) -> str:
-    text = json.dumps([policy_of(spec), spec.agents, spec.settings], sort_keys=True)
+    text = json.dumps([policy_of(spec), spec.agents, spec.settings, spec.changes], sort_keys=True)
     return f"{owner}\n{text}" if spec.own else text
 
 

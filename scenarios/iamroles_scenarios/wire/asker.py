@@ -72,6 +72,16 @@ class Asker:
         """Return what passed on the present connection lately; empty without a connection."""
         return self._connection.transcript if self._connection else Transcript()
 
+    @property
+    def port(self) -> int:
+        """Return the port of its connection, opened if need be; 0 for a Unix socket."""
+        name = _background.run(self._connected()).name
+        return int(name[1]) if isinstance(name, tuple) else 0
+
+    @property
+    def connected(self) -> bool:
+        return self._connection is not None
+
     def decide(self, check: Mapping[str, Any], context: Mapping[str, Any] | None = None) -> dict[str, object]:
         """Ask for one verdict; as the function `decide`."""
         return cast("dict[str, object]", self._ask([(check, context)], variables, 1)[0])

@@ -136,6 +136,11 @@ class Connection:
         recording.connected(transcript)
         return cls(transport, pipe, transcript, within)
 
+    @property
+    def name(self) -> object:
+        """Return the address of its own end: host and port, or text."""
+        return self._transport.get_extra_info("sockname")
+
     # --- sending -------------------------------------------------------------------------------------------
 
     async def send(self, *frames: Frame | bytes, piece: int | None = None, gap: float = 0.0) -> None:

@@ -81,7 +81,7 @@ class Gate:
     """A gate with a listener of each kind."""
 
     def __init__(self, here, directory, stack):
-        self.here, self.log, self._stack = here, directory / "audit.jsonl", stack
+        self.here, self.directory, self._stack = here, directory, stack
         proxied, six, mapped = (self._port(host) for host in ("127.0.0.1", "::1", "::"))
         there = {
             "proxied": (f"127.0.0.1:{proxied} accept-proxy", ("127.0.0.1", proxied)),
@@ -111,7 +111,8 @@ class Gate:
         return found
 
     def records(self, sub):
-        lines = [json.loads(line) for line in self.log.read_text().splitlines()]
+        texts = [log.read_text() for log in self.directory.glob("audit*.jsonl")]  # one of each worker
+        lines = [json.loads(line) for text in texts for line in text.splitlines()]
         allowed = [one for one in lines if one.get("principal") == sub and one.get("verdict") == "allow"]
         cuts = (one for one in lines if one.get("event") == "cut")
         return allowed, [one for one in cuts if one["about"].get("principal") == sub]

@@ -25,7 +25,8 @@ _FORGED = refused("algorithm_not_allowed", "token_malformed", "key_unknown", "si
 @contextmanager
 def _taken_up(target: Target, **override: Any) -> Iterator[Bench | None]:  # noqa: ANN401 - a policy's tables
     """Yield the bench under a changed policy; None if the agent refused it, and the old policy holds."""
-    with _one_at_a_time, bench(target, "identity", limits={"max_token_bytes": 8000}) as here:
+    large = {"max_token_bytes": 8000}
+    with _one_at_a_time, bench(target, "identity", changes=True, limits=large) as here:
         here.expect("the sound policy", here.token("corp"), ALLOWED)
         if not here.reload(merged(here.loan.policy, override))["reloaded"]:
             here.expect("the sound policy, after a refused one", here.token("corp", sub="bob"), ALLOWED)

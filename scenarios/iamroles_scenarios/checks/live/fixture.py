@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +13,6 @@ from iamroles_scenarios.declarations.scenario import WorldSpec
 from iamroles_scenarios.engine.bench import EARLY, Bench
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.worlds import Loan
-from iamroles_scenarios.stage.agent_handle import AgentHandle
 
 LIFE = 4.0
 """Seconds, times the scale, of a credential whose end is waited for."""
@@ -93,12 +91,12 @@ class LiveBench(Bench):
         for stream in streams:
             self.must_end_at(stream, stream.expires, what)
 
-    def must_end(self, streams: Iterable[ObservedStream], what: str) -> None:
-        """Hold streams to be over within `WITHIN` from now."""
-        due = time.time() + self.seconds(WITHIN)
+    def must_end(self, streams: Iterable[ObservedStream], what: str, within: float = WITHIN) -> None:
+        """Hold streams to be over within these seconds from now, times the scale."""
+        due = time.time() + self.seconds(within)
         for stream in streams:
             if not stream.until(due):
-                raise self.failed(f"{stream}: still open {WITHIN:g} s after {what}")
+                raise self.failed(f"{stream}: still open {within:g} s after {what}")
 
     def must_last(self, streams: Iterable[ObservedStream], what: str, after: float = AFTER) -> None:
         """Hold streams to be open after something, and to move if they are busy.
@@ -114,12 +112,6 @@ class LiveBench(Bench):
                 raise self.failed(f"{stream}, still permitted, ended at {what}")
             if stream.shape.busy and not stream.moves(self.seconds(WITHIN)):
                 raise self.failed(f"{stream}, still permitted, stands still after {what}")
-
-    def revoke(self, agent: AgentHandle | None = None, **revocation: Any) -> None:  # noqa: ANN401 - any members
-        """Write the revocations of the world's agent, or of another; without members, revoke nothing."""
-        lines = [f"{key} = {json.dumps(value)}" for key, value in revocation.items()]
-        text = "\n".join(["[[revocations]]", 'id = "now"', *lines, ""]) if revocation else "# nothing\n"
-        (agent or self.world.agent).put("revocations.toml", text)
 
     def take_grant(self, grant: str, going: Iterable[ObservedStream]) -> None:
         """Reload the world's policy without a grant, and hold the streams that it opened to end."""
@@ -162,7 +154,8 @@ def live_bench(
     """
     if revoking:
         override["live"] = {"revocations": "revocations.toml"}
-    spec = WorldSpec(policy=policy, override=override, own=own or revoking, settings=settings or {})
+    own = own or revoking
+    spec = WorldSpec(policy=policy, override=override, own=own, settings=settings or {}, changes=own)
     with target.worlds.borrow(spec, owner) as loan, closing(LiveBench(target, loan)) as here:
         if revoking:
             here.revoke()

@@ -1,0 +1,73 @@
+"""Connections to one agent that reach each of its workers, so that a question can be put to all of them.
+
+A black box chooses which of its processes takes a connection. If its processes can be seen, connections are
+opened until each worker holds one, and no more are kept. Otherwise, as behind a Unix socket, `UNSEEN`
+connections are kept: if the kernel spreads them, one of two workers is missed once in 128 times.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+from iamroles_scenarios.base.family import holder
+from iamroles_scenarios.wire.asker import Asker
+
+if TYPE_CHECKING:
+    from iamroles_scenarios.stage.agent_handle import AgentHandle
+
+UNSEEN, _MOST = 8, 16
+"""Connections where no process is seen, and where a worker got none."""
+
+
+class Spread:
+    """See the module.
+
+    Args:
+        agent: which.
+        workers: how many of its processes answer.
+        timeout: seconds for each answer.
+    """
+
+    def __init__(self, agent: AgentHandle, workers: int, timeout: float) -> None:
+        self._agent, self._workers, self._timeout = agent, workers, timeout
+        self._askers: list[Asker] = []
+        self.reached = 0
+        """Workers that hold a connection; 0 if that cannot be seen."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def askers(self) -> list[Asker]:
+        """Return the connections, opened again if one broke: then a process may have died."""
+        if not self._askers or (self._workers > 1 and not all(one.connected for one in self._askers)):
+            self.close()
+            self._open()
+        return self._askers
+
+    def _open(self) -> None:
+        address, pid = self._agent.spop_address, self._agent.host_pid
+        self._askers = [Asker(address, timeout=self._timeout)]
+        if self._workers == 1:
+            return
+        by_holder: dict[int, Asker] = {}
+        while True:
+            port = self._askers[-1].port
+            if (found := holder(pid, port) if pid and port else None) is not None:
+                by_holder.setdefault(found, self._askers[-1])
+            if len(by_holder) >= self._workers or len(self._askers) >= (_MOST if by_holder else UNSEEN):
+                break
+            self._askers.append(Asker(address, timeout=self._timeout))
+        self.reached = len(by_holder)
+        if by_holder:
+            spare = [one for one in self._askers if one not in by_holder.values()]
+            self._askers = list(by_holder.values())
+            for one in spare:
+                one.close()
+
+    def close(self) -> None:
+        for asker in self._askers:
+            asker.close()
+        self._askers, self.reached = [], 0

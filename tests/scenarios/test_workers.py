@@ -1,0 +1,128 @@
+"""Two workers wherever something changes, and questions that reach both."""
+
+import ast
+import re
+from contextlib import closing
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from iamroles_scenarios import checks
+from iamroles_scenarios.base.family import holder
+from iamroles_scenarios.checks.policy.workers import CHANGES
+from iamroles_scenarios.declarations.scenario import Expectation, Step, WorldSpec, scenarios
+from iamroles_scenarios.engine.bench import CHANGING, bench
+from iamroles_scenarios.engine.observation import Observation, mismatches
+from iamroles_scenarios.engine.spread import UNSEEN, Spread
+from iamroles_scenarios.engine.target import Target
+from iamroles_scenarios.engine.worlds import Worlds
+from iamroles_scenarios.stage import open_stage
+from iamroles_scenarios.stage.reference import reference_agent
+
+ROOT = Path(checks.__path__[0])
+CHANGE = {"reload", "must_reload", "take_grant", "revoke", "rotate", "adopt", "announce", "remove", "publish"}
+CHANGE |= {"add_key", "poison", "kill", "restart_agent", "expire"}
+"""Methods that change what is right, or end a process."""
+
+
+@pytest.fixture(scope="module")
+def worlds():
+    agent = reference_agent()
+    with open_stage("processes") as stage, closing(Worlds(stage, agent)) as found:
+        yield SimpleNamespace(worlds=found, target=Target("gate-spop", stage, agent, found))
+
+
+def _reached(functions, name, seen):
+    """The nodes of a function, and of those of its module that it names."""
+    if name in functions and name not in seen:
+        seen.add(name)
+        for node in ast.walk(functions[name]):
+            yield node
+            if isinstance(node, ast.Name):
+                yield from _reached(functions, node.id, seen)
+
+
+def _one_worker():
+    """Calls that lend a shared world with one worker to a check that changes something."""
+    for path in sorted(set(ROOT.rglob("*.py")) - {ROOT / "live" / "fixture.py"}):
+        nodes = ast.walk(ast.parse(path.read_text()))
+        functions = {node.name: node for node in nodes if isinstance(node, ast.FunctionDef)}
+        module = import_module(".".join(path.relative_to(ROOT.parents[1]).with_suffix("").parts))
+        for name, function in functions.items():
+            reached = list(_reached(functions, name, set()))
+            played = any(ast.unparse(one).startswith("check(") for one in function.decorator_list)
+            changed = any(isinstance(node, ast.Attribute) and node.attr in CHANGE for node in reached)
+            for call in (node for node in reached if played and changed and isinstance(node, ast.Call)):
+                if getattr(call.func, "id", "") not in {"bench", "live_bench"}:
+                    continue
+                if {one.arg for one in call.keywords} & {"own", "changes", "revoking"}:
+                    continue
+                if (
+                    call.func.id == "live_bench"
+                    or eval(ast.unparse(call.args[1]), vars(module)) not in CHANGING
+                ):
+                    yield f"{path.stem}.{name}: {ast.unparse(call)}"
+
+
+def test_each_check_that_changes_something_has_two_workers():
+    assert list(_one_worker()) == []
+
+
+def test_a_scenario_changes_something_if_a_step_does():
+    changing = {name for name, one in scenarios().items() if one.world.changes}
+
+    assert {"fire.worker", "fire.identity", "gate.rotation", "gate.reload", "fire.sts"} <= changing
+    assert not changing & {"gate.slow-path", "gate.agent-silent", "policy.union", "fire.certificate"}
+    assert not Step.model_validate({"keys": {"issuer": "corp", "do": "slow"}}).changes
+
+
+def test_each_kind_of_change_of_the_clause_has_a_row():
+    spec = (ROOT.parents[2] / "conformance" / "SPEC.md").read_text()
+    clause = re.search(r"\*\*10\.10\*\*(.*?)\[WORKERS", spec, re.DOTALL)[1]
+    words = ("a policy", "reload"), ("a key in and a key out", "key"), ("a revocation", "revocation")
+    words += (("an STS session", "STS session"),)
+
+    assert [kind for kind, word in words if word in clause] == list(CHANGES)
+
+
+def test_a_world_that_changes_has_two_workers_if_the_agent_declares_them(worlds):
+    spec = WorldSpec(policy="orders", changes=True)
+    with worlds.worlds.borrow(spec, "two") as loan:
+        assert loan.workers == loan.world.agent.ready["workers"] == 2
+    with worlds.worlds.borrow(WorldSpec(policy="orders"), "one") as loan:
+        assert loan.workers == loan.world.agent.ready["workers"] == 1
+    worlds.worlds._agent.features["workers"] = False
+    with worlds.worlds.borrow(spec.model_copy(update={"own": True}), "none") as loan:
+        assert loan.workers == 1
+    worlds.worlds._agent.features["workers"] = True
+
+
+def test_each_worker_is_asked(worlds):
+    with bench(worlds.target, "orders", "asked", own=True) as here:
+        seen = here.ask(here.token())
+        with Spread(here.world.agent, 2, 5.0) as spread:
+            pid = here.world.agent.host_pid
+            held = {holder(pid, one.port) for one in spread.askers()}
+            assert (len(held), spread.reached, None in held) == (2, 2, False)
+            first = spread.askers()[0]
+            assert spread.askers()[0] is first
+            first.close()
+            assert first not in spread.askers()
+
+    assert [one.allow for one in (seen, *seen.others)] == [True, True]
+
+
+def test_where_no_process_is_seen_many_connections_are_asked(worlds):
+    with bench(worlds.target, "orders", "unseen", own=True) as here:
+        agent = SimpleNamespace(spop_address=here.world.agent.spop_address, host_pid=None)
+        with Spread(agent, 2, 5.0) as spread:
+            assert (len(spread.askers()), spread.reached) == (UNSEEN, 0)
+
+
+def test_a_wrong_answer_of_another_worker_counts():
+    right, wrong = (Observation(status, status == 200, "", "") for status in (200, 403))
+    seen = Observation(200, True, "", "", others=(right, wrong))
+
+    assert mismatches(Expectation(status=200), seen, {}) == ["status: expected 200, got 403"]
