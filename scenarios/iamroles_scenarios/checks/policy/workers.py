@@ -1,0 +1,178 @@
+"""Each kind of change, put to each worker: by itself, and after the death of each process of the agent.
+
+A change that one worker of two does not learn of is a wrong answer in every second request. A kind of change
+is a row of `CHANGES`; it is made in one world after the other kinds, and asked of all workers at once
+(`engine.spread`). Deaths are those of a process that the agent has when it is ready, its first process last.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from iamroles_scenarios.base.errors import AgentFault, Untestable
+from iamroles_scenarios.base.family import family
+from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.engine.bench import ALLOWED, EDGE, Bench, bench, refused
+from iamroles_scenarios.engine.events import end_process
+from iamroles_scenarios.engine.observation import mismatches
+from iamroles_scenarios.engine.target import Target
+from iamroles_scenarios.engine.worlds import WORKERS
+
+_WITHIN = 10.0
+"""Seconds, times the scale, in which the agent answers after a death, and keys, revocations and ends of
+sessions are in force: `refresh` and `recheck` are one second here."""
+_POLL = 0.05
+_names = count(1)
+
+
+def _policy(here: Bench) -> None:
+    policy, token = here.loan.policy, here.token()
+    kept = [grant for grant in policy["grants"] if grant["id"] != "R1"]
+    here.expect("by the policy", token, ALLOWED)
+    here.must_reload({**policy, "grants": kept}, "without the reader's grant")
+    here.expect("without its grant", token, refused("no_grant", status=403))
+    here.must_reload(policy, "with the reader's grant")
+    here.expect("with its grant again", token, ALLOWED)
+
+
+def _keys(here: Bench) -> None:
+    issuer = here.issuer()
+    former, old = issuer.keys[0], here.token()
+    here.expect("by the old key", old, ALLOWED, within=_WITHIN)
+    issuer.rotate()
+    new = here.token()
+    here.expect("by a key that came in", new, ALLOWED, within=_WITHIN)
+    here.expect("by the old key beside it", old, ALLOWED)
+    issuer.remove(former.kid)
+    gone = refused("key_unknown", "signature_invalid")
+    here.expect("by a key that went out", old, gone, within=_WITHIN)
+    here.expect("by the key that stayed", new, ALLOWED)
+
+
+def _revocation(here: Bench) -> None:
+    name = f"eve-{next(_names)}"
+    token, other = here.token(sub=name), here.token(sub="mallory")
+    here.expect("before the revocation", token, ALLOWED, within=_WITHIN)
+    here.revoke(principals=[name])
+    here.expect("after its revocation", token, refused("credential_revoked"), within=_WITHIN)
+    here.expect("after the revocation of another", other, ALLOWED)
+    here.revoke()
+
+
+def _session(here: Bench) -> None:
+    keys = here.session()
+    credential = here.credential(keys)
+    here.expect("a session that began", credential, ALLOWED, within=_WITHIN)
+    here.cloud.expire(keys)
+    ended = refused("sts_rejected", "token_expired")
+    here.expect("a session that ended", credential, ended, within=_WITHIN)
+    here.expect("the next session", here.credential(here.session()), ALLOWED, within=_WITHIN)
+
+
+CHANGES: Mapping[str, tuple[str, Callable[[Bench], None]]] = {
+    "a policy": ("reload", _policy),
+    "a key in and a key out": ("oidc", _keys),
+    "a revocation": ("live", _revocation),
+    "an STS session": ("sts", _session),
+}
+"""Kinds of change: the feature that an agent needs for it, and what makes it and asks."""
+
+
+@contextmanager
+def _world(target: Target, owner: str) -> Iterator[Bench]:
+    """Lend a world in which everything may change."""
+    override: dict[str, Any] = {"keys": {"refresh": "1s", "cooldown": "500ms"}}
+    if not target.lacks(["live"]):
+        override["live"] = {"revocations": "revocations.toml"}
+    if not target.lacks(["sts"]):
+        about = {"endpoint": "{sts}", "binding_value": EDGE, "insecure_http": True, "recheck": "1s"}
+        override["sts"] = [{"name": "workers", "hosts": ["workers{suffix}.sts.example"], **about}]
+    with bench(target, "orders", owner, own=True, flow="workers", **override) as here:
+        if "live" in override:
+            here.revoke()
+        yield here
+
+
+def _change_all(here: Bench, when: str) -> int:
+    """Make each kind of change that the agent knows, and ask all workers."""
+    played = [(kind, make) for kind, (feature, make) in CHANGES.items() if not here.target.lacks([feature])]
+    for kind, make in played:
+        here.when = f"{when}{kind}: "
+        make(here)
+    return len(played)
+
+
+def _must_answer(here: Bench, what: str) -> None:
+    """Ask until each worker answers; without a look at the agent's processes, until one does.
+
+    Raises:
+        CheckFailed: no right answer comes.
+    """
+    token, deadline = here.token(), time.monotonic() + here.seconds(_WITHIN)
+    while True:
+        here.client.close()  # the next question opens connections, and finds out which workers there are
+        try:
+            seen = here.ask(token)
+            wrong, whole = "; ".join(mismatches(ALLOWED, seen, {})), len(seen.others) + 1 >= WORKERS
+        except AgentFault as error:
+            wrong, whole = error.message, False
+        if (whole and not wrong) or time.monotonic() >= deadline:
+            break
+        time.sleep(_POLL)
+    if wrong:
+        raise here.failed(f"{what}: no right answer within {_WITHIN:g} s: {wrong}")
+
+
+def deaths(here: Bench) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Yield each process of the agent in words, and what ends it: the first process last.
+
+    Raises:
+        Untestable: its processes cannot be seen from here, or not be killed.
+    """
+    agent = here.world.agent
+    if (first := agent.host_pid) is None:
+        raise Untestable("the agent's processes cannot be seen from this host")
+    found = {pid: Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").strip() for pid in family(first)[1:]}
+    if not found:
+        raise AgentFault("the agent has no child process that could be killed: declare `workers = false`")
+    for number, (pid, name) in enumerate(found.items(), 1):
+        if pid in family(first):
+            yield f"the death of process {number} of {len(found)} ({name})", partial(end_process, pid)
+
+    def end_first() -> None:
+        agent.kill()  # with the rest of its group, as a service manager does
+        agent.start()
+
+    yield "the death of its first process, and a start", end_first
+
+
+@check("policy.workers.changes", "WORKERS-CHANGE-001", features={"oidc", "workers"})
+def changes(target: Target) -> str:
+    """Each change is in force in each worker: a policy, a key in, a key out, a revocation, an STS session.
+
+    With two workers; each question is asked over connections to both.
+    """
+    with _world(target, "policy.workers.changes") as here:
+        return f"{_change_all(here, '')} kinds of change"
+
+
+@check("policy.workers.deaths", "WORKERS-DEATH-001", features={"oidc", "workers"}, long=True)
+def after_deaths(target: Target) -> str:
+    """After the death of any of its processes the agent answers again, and takes up each kind of change.
+
+    Each process is killed in turn, the first process last; then everything changes once.
+    """
+    with _world(target, "policy.workers.deaths") as here:
+        number = 0
+        for number, (what, end) in enumerate(deaths(here), 1):  # noqa: B007 - counted
+            _must_answer(here, f"before {what}")
+            end()
+            _must_answer(here, f"after {what}")
+            _change_all(here, f"after {what}: ")
+    return f"{number} deaths, {len(CHANGES)} kinds of change after each"
