@@ -38,15 +38,15 @@ ROOMS = {
 ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 22_700,
-    "scenarios": 29_764,
-    "conformance": 9_623,
+    "scenarios": 30_102,
+    "conformance": 9_688,
     "loadtests": 4_862,
     "benchmarks": 4_009,
-    "tests": 30_075,
+    "tests": 30_154,
 }
 TRUSTED_LINES = 17_626
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 19_890
+DATA_LINES = 19_896
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""

@@ -14,12 +14,13 @@ from iamroles_agent.live.cutter import Cutter
 from iamroles_agent.live.judge import EXPIRED, REVOKED, Ends
 from iamroles_agent.live.revocations import NONE, Revocation, Revocations
 from iamroles_agent.live.ticket import Ticket
-from iamroles_agent.processes import cutting, watch
+from iamroles_agent.processes import cutting, watch, worker
 from iamroles_agent.serving.gate import Gate
 from iamroles_agent.spop import actions
 from iamroles_agent.tokens.keys import KeySet
 from iamroles_conformance.selftest.mutants.edits import replaced, without
 from iamroles_conformance.selftest.mutants.override import after, around, setting
+from iamroles_conformance.selftest.mutants.policy.workers import THIS, born
 from iamroles_conformance.selftest.registry import Override, both, mutant
 from iamroles_tools.haproxy import render
 
@@ -251,3 +252,9 @@ mutant("live.renewal-forgives", "LIVE-RENEW-004 LIVE-RENEW-005", "ignores revoca
 mutant("live.renewal-forgotten", "LIVE-RENEW-006", "forgets at a restart what prolonged a stream")(
     setting(proxy_worker.ProxyWorker, "unjudged", lambda self, stream: False)
 )
+
+
+@mutant("live.replacement-cuts", "LIVE-DEATH-001", "cuts nothing once a worker was replaced", born)
+@around(worker, "cutting")
+def replacement_cuts(sound: Any, gate: Any, audit: Any, metrics: Any, master: Any) -> Any:
+    return sound(gate, audit, metrics, None if THIS["why"] else master)
