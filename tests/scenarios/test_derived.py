@@ -15,17 +15,20 @@ from iamroles_scenarios.checks.derived import (
     credentials,
     exact,
     issuers,
+    key_sets,
     reasons,
     reloads,
     rules,
     schema,
     seconds,
+    signatures,
     waits,
 )
 from iamroles_scenarios.checks.oracle.judge import judge, load_error
 from iamroles_scenarios.checks.plan import plan
 from iamroles_scenarios.declarations.tables import ARN, policy_schema, table
 from iamroles_scenarios.engine import answers
+from iamroles_scenarios.jose import SigningKey
 from iamroles_scenarios.mock.faults import ENDLESS, KINDS
 
 ROOT = Path(__file__).parents[2]
@@ -168,6 +171,57 @@ def test_every_way_in_which_an_answer_never_ends_is_played():
     assert set(waits.WAYS) == ENDLESS
     assert set(waits.WAYS) | set(waits.ENDS) == KINDS
     assert not set(waits.WAYS) & set(waits.ENDS)
+
+
+def _faults_of_issuers():
+    """Faults that rows of key sets put on an endpoint."""
+    for row in key_sets.ROWS:
+        for act in ("first", "then"):
+            yield from (fault for name, fault in row.get(act, {}).items() if name != "keys")
+
+
+def test_every_way_in_which_an_issuer_answers_is_played():
+    """A redirect is played by identity.cold.redirect; what never ends by identity.derived.waits."""
+    assert {fault["kind"] for fault in _faults_of_issuers()} == KINDS - ENDLESS - {"redirect"}
+
+
+def test_every_member_that_the_contract_names_of_a_key_set_is_varied():
+    clause = SPEC[SPEC.index("**5.25**") : SPEC.index('<a id="c-6">')]
+    entries = [
+        entry
+        for row in key_sets.ROWS
+        for act in ("first", "then")
+        for entry in row.get(act, {}).get("keys", ())
+    ]
+    tables = [entry for entry in entries if isinstance(entry, dict)]
+    varied = {name for entry in tables for name in (*entry, *entry.get("without", ()))}
+    varied |= {name for fault in _faults_of_issuers() for name in fault.get("members", ())}
+    varied |= {
+        name for fault in _faults_of_issuers() for name in re.findall(r'"(\w+)":', fault.get("body", ""))
+    }
+
+    assert (
+        {"use", "key_ops", "alg", "kid", "keys", "jwks_uri"} <= set(re.findall(r"`(\w+)`", clause)) <= varied
+    )
+
+
+@pytest.mark.parametrize("row", key_sets.ROWS, ids=lambda row: row["what"])
+def test_a_row_of_key_sets_tells_an_agent_that_keeps_a_key_from_one_that_drops_it(row):
+    wanted = [answers.expected(word) for _, *words in row["asked"] for word in words]
+
+    assert "then" in row
+    assert any(each != answers.OPEN for each in wanted)
+    assert len({said for said, *_ in row["asked"]}) == len(row["asked"])
+
+
+@pytest.mark.parametrize("alg", [*issuers.NEEDED, *issuers.OPTIONAL])
+def test_a_signature_of_every_algorithm_has_its_forms(alg):
+    found = list(signatures.forms(SigningKey.generate(alg, kid="k"), alg, b"data"))
+    size = len(found[0][1])
+
+    assert all(len(octets) == size for _, octets, good in found if good)
+    assert {size - 1, size, size + 1} <= {len(octets) for _, octets, _ in found}
+    assert len({octets for _, octets, _ in found}) == len(found) > 8
 
 
 def test_a_reload_ends_each_cause_and_nothing_else():

@@ -41,6 +41,8 @@ function claim(payload, path) {
 function signed(alg, key, data, signature) {
   if (alg === "EdDSA" || alg === "Ed25519") return verify(null, data, key, signature);
   const hash = `sha${alg.slice(2)}`;
+  // OpenSSL takes an RSA signature without its leading zeros; RFC 8017 8.1.2 and 8.2.2 do not.
+  if (key.asymmetricKeyType === "rsa" && signature.length !== Math.ceil(key.asymmetricKeyDetails.modulusLength / 8)) return false;
   if (alg.startsWith("ES")) return verify(hash, data, { key, dsaEncoding: "ieee-p1363" }, signature);
   if (alg.startsWith("RS")) return verify(hash, data, { key, padding: constants.RSA_PKCS1_PADDING }, signature);
   return verify(hash, data, { key, padding: constants.RSA_PKCS1_PSS_PADDING, saltLength: constants.RSA_PSS_SALTLEN_DIGEST }, signature);

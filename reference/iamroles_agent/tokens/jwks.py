@@ -238,8 +238,8 @@ class KeySource(Keyring):
     async def _download(self) -> dict[str, Any]:
         uri = self._jwks_uri
         now = self._monotonic()
-        if self.issuer.jwks_uri is None and (
-            uri is None or self.failures or now - self._discovered_at >= self.settings.refresh
+        if self.issuer.jwks_uri is None and (  # a fifth, so that no document in use is older than `refresh`
+            uri is None or self.failures or now - self._discovered_at >= self.settings.refresh / 5
         ):
             uri = await self._discover()
             self._jwks_uri, self._discovered_at = uri, now

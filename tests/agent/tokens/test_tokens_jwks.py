@@ -130,6 +130,20 @@ async def test_discovery(server):
         assert await reason(agent, old(iss=iss)) == "keys_unavailable"
 
 
+async def test_discovery_that_moves_the_keys_is_followed_within_refresh(server):
+    path = "/.well-known/openid-configuration"
+    server.json(path, {"issuer": server.url, "jwks_uri": server.url + "/jwks"})
+    server.json("/moved", keys(NEW))
+    entry = issuer(issuer=server.url, jwks_uri=None, insecure_http=True)
+    settings = KeySettings.model_validate({"refresh": "1s"})
+    async with running(Config(version=1, issuers=[entry], keys=settings)) as agent:
+        assert await reason(agent, old(iss=server.url)) == ""
+        server.json(path, {"issuer": server.url, "jwks_uri": server.url + "/moved"})
+        await until(lambda: agent.sources["corp"].kids == ("new",))
+        assert server.counts["/jwks"] == 1  # at the first renewal already
+        assert await reason(agent, old(iss=server.url)) == "key_unknown"
+
+
 async def test_http_needs_the_policys_word(server):
     entry = issuer(issuer=server.url, jwks_uri=server.url + "/jwks")
     async with running(Config(version=1, issuers=[entry])) as agent:

@@ -18,6 +18,8 @@ module              one row for each                    what is made of it
 `claims`            claim that a policy can name (5)    every shape of JSON that might stand there
 `exact`             text that is compared (5, 6, 7)     its neighbours: case, slash, blank, Unicode
 `reasons`           reason (4)                          a question that gets it, and what its cause hides
+`key_sets`          answer of an issuer (5.25)          before it, after it, and after a withdrawal
+`signatures`        algorithm (5.10)                    signatures in other octets, sound or not
 `waits`             call that an agent makes            every way in which its answer never ends
 ==================  ==================================  ======================================================
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from iamroles_scenarios.checks.derived.world import derived, iam_check
 from iamroles_scenarios.declarations.results import check
@@ -19,6 +19,9 @@ from iamroles_scenarios.engine.answers import ALLOW, REFUSE, expected
 from iamroles_scenarios.engine.bench import EDGE, Bench, SpopQuestion
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.jose import SigningKey, mint
+
+if TYPE_CHECKING:
+    from iamroles_scenarios.mock.clients import IssuerHandle
 
 Row = Mapping[str, Any]
 TABLES: dict[str, dict[str, list[Row]]] = filled(
@@ -164,6 +167,14 @@ _URL = "https://algorithms.kiosk.example"
 _CURVES = {"ES256": "ES256", "ES384": "ES384", "ES512": "ES512", "EdDSA": "EdDSA", "Ed25519": "Ed25519"}
 
 
+def keys_of_all(issuer: IssuerHandle) -> dict[str, SigningKey]:
+    """Publish a key for each algorithm; those of RSA share one, which does not say which it is for."""
+    keys = {name: issuer.add_key(name) for name in _CURVES}
+    keys["RSA"] = SigningKey.generate("RS256", kid="any")
+    issuer.publish({name: value for name, value in keys["RSA"].public_jwk().items() if name != "alg"})
+    return keys
+
+
 def _by_each_algorithm(here: Bench, keys: dict[str, SigningKey], now: float) -> Iterator[tuple[str, str]]:
     """Mint a token by each algorithm, and forgeries under the names of those that no policy can name."""
     for name in (*NEEDED, *OPTIONAL):
@@ -187,9 +198,7 @@ def algorithms(target: Target) -> str:
     """
     with derived(target, "identity.derived.algorithms") as here:
         issuer = here.issuer("algorithms")
-        keys = {name: issuer.add_key(name) for name in _CURVES}
-        keys["RSA"] = SigningKey.generate("RS256", kid="any")
-        issuer.publish({name: value for name, value in keys["RSA"].public_jwk().items() if name != "alg"})
+        keys = keys_of_all(issuer)
         tokens = dict(_by_each_algorithm(here, keys, time.time()))
         lacking = []
         for name in (*NEEDED, *OPTIONAL):

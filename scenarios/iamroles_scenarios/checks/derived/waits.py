@@ -89,7 +89,7 @@ def _issuer(name: str, call: Call) -> dict[str, Any]:
 
 
 @contextmanager
-def _started(target: Target, suffix: str, **override: Any) -> Iterator[Bench]:  # noqa: ANN401 - a policy's tables
+def started(target: Target, suffix: str, **override: Any) -> Iterator[Bench]:  # noqa: ANN401 - a policy's tables
     """Start a world when the faults are there."""
     override["agent"] = {"drain_timeout": "1s"}
     with (
@@ -142,7 +142,7 @@ def waits(target: Target) -> str:
         if not call.known:
             issuers[name].fault(call.endpoint, way, times=1, seconds=0.2)
     tables = [_issuer(name, call) for name, call, _ in rows]
-    with _started(target, suffix, keys=_KEYS, issuers=tables) as here:
+    with started(target, suffix, keys=_KEYS, issuers=tables) as here:
 
         def ask(what: str, name: str, sub: str = "ann") -> SpopQuestion:
             token = here.token(name, key="ES256", roles=["kiosk"], sub=sub)
@@ -178,7 +178,7 @@ def sts_waits(target: Target) -> str:
         for way, host in hosts.items()
     ]  # fmt: skip
     cloud = target.stage.cloud
-    with _started(target, suffix, sts=tables) as here:
+    with started(target, suffix, sts=tables) as here:
         session = here.session("kiosk")
 
         def ask(way: str) -> SpopQuestion:

@@ -15,6 +15,7 @@ from iamroles_scenarios.wire.frames import (
     Flags,
     Frame,
     FrameType,
+    as_hello,
     encode_message,
     hello,
     notify,
@@ -41,13 +42,16 @@ _BOUNDARIES = (0, 239, 240, 2287, 2288, 264431, 264432, 33818863, 33818864)
 async def byte_by_byte(target: WireTarget) -> None:
     """HELLO and NOTIFY arrive byte by byte, the length prefix included.
 
-    TCP keeps no boundaries.
+    TCP keeps no boundaries. Sizes, lengths and ids have varints of 1 to 5 bytes, each cut at every byte.
     """
-    async with connected(target) as connection:
-        await connection.send(hello(), piece=1, gap=PIECE_GAP)
-        await connection.expect(FrameType.AGENT_HELLO)
-        await connection.send(question(probe(target)), piece=1, gap=PIECE_GAP)
-        connection.must_judge(await connection.expect(FrameType.ACK))
+    for number in (256, 2287, 2288, 264431, 264432, 33818863, 33818864, 2**32 - 1):
+        said = {**HELLO, "max-frame-size": number, "engine-id": "x" * min(number - 17, 300)}
+        async with connected(target) as connection:
+            await connection.send(hello(as_hello(said)), piece=1, gap=PIECE_GAP)
+            await connection.expect(FrameType.AGENT_HELLO)
+            if number > 256:
+                await connection.send(question(probe(target), stream_id=number), piece=1, gap=PIECE_GAP)
+                connection.must_judge(await connection.expect(FrameType.ACK))
 
 
 @check("wire.frame.split-anywhere", "SPOP-FRAME-001", "SPOP-FRAME-002")

@@ -10,10 +10,11 @@ from typing import Any
 from iamroles_scenarios.base.errors import CheckFailed, SilenceError, Untestable, WireError
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.answers import ALWAYS
-from iamroles_scenarios.wire.client import OMIT, check_arguments, context_arguments, question
+from iamroles_scenarios.wire.client import OMIT, Ended, check_arguments, context_arguments, question
 from iamroles_scenarios.wire.codec import DataType, Typed, Value, address, string
 from iamroles_scenarios.wire.frames import HELLO, Frame, FrameType, encode_message, notify, read_actions
 from iamroles_scenarios.wire.judge import (
+    DEADLINE,
     JudgedConnection,
     allowed,
     connected,
@@ -62,14 +63,23 @@ async def stream_zero(target: WireTarget) -> None:
 
 @check("wire.ack.large-ids", "SPOP-ACK-003")
 async def large_ids(target: WireTarget) -> None:
-    """Ids up to 2**31 - 1, even or odd, may be reused on other connections.
+    """Ids up to 2**32 - 1, even or odd, may be reused on other connections.
 
-    Ids that an agent truncates to 8, 16 or 24 bits come back wrong.
+    Ids that an agent truncates to 8, 16, 24 or 31 bits come back wrong. SPOE.txt gives an id no width: a
+    larger one comes back as it was, or ends the connection.
     """
     async with session(target) as one, session(target) as other:
-        for number in (2, 255, 256, 65535, 65536, 2**24 + 1, 2**31 - 2, 2**31 - 1):
+        for number in (2, 255, 256, 65535, 65536, 2**24 + 1, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1):
             for connection in (one, other):
                 await connection.must_answer(question(probe(target), stream_id=number, frame_id=number))
+    for number in (2**32, 2**53 + 1, 2**63, 2**64 - 1):
+        async with session(target) as connection:
+            asked = question(probe(target), stream_id=number, frame_id=1)
+            await connection.send(asked)
+            answer = await connection.receive(target.seconds(DEADLINE))
+            if not isinstance(answer, Ended) and answer.type != FrameType.AGENT_DISCONNECT:
+                connection.must_answer_each([asked], [answer])
+    await must_live(target, "wide ids")
 
 
 @check("wire.ack.frame-id", "SPOP-ACK-004")

@@ -10,6 +10,9 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric import padding
+from cryptography.hazmat.primitives.hashes import SHA384
+
 from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.policy import compiled
 from iamroles_agent.serving import gate
@@ -220,6 +223,7 @@ mutant("identity.derived-scope-first", "DERIVED-REASON-002", "names a missing sc
 
 # --- algorithms
 
+_ANY_SALT = padding.PSS(padding.MGF1(SHA384()), padding.PSS.AUTO)
 _WIDE = keys.Algorithm("OKP", ("Ed25519", "Ed448"), keys._eddsa)
 
 
@@ -233,4 +237,38 @@ def _one_edwards(sound: Any, token: Any, rules: Any) -> Any:
 
 mutant("identity.derived-wide-edwards", "DERIVED-ALGORITHM-001", "takes Ed448 for Ed25519")(
     Override(lambda: keys.ALGORITHMS.update(Ed25519=_WIDE))
+)
+
+
+# --- the octets of signatures
+
+
+def _signed(alg: str, change: Callable[[Any, bytes], bytes]) -> Override:
+    """Change the octets of signatures by some algorithms, named by their first letters."""
+
+    @around(keys.Key, "verifier")
+    def verifier(sound: Any, self: Any, name: str) -> Any:
+        verify = sound(self, name)
+        return (lambda octets, data: verify(change(self, octets), data)) if name.startswith(alg) else verify
+
+    return verifier
+
+
+def _wrapped(octets: bytes) -> bytes:
+    """Reduce S of Ed25519 by the order of the base point."""
+    order = (1 << 252) + 27742317777372353535851937790883648493
+    return octets[:32] + (int.from_bytes(octets[32:], "little") % order).to_bytes(32, "little")
+
+
+mutant("identity.derived-pads-rsa", "DERIVED-SIGNATURE-001", "takes an RSA signature without its zero octet")(
+    _signed("RS", lambda key, octets: octets.rjust(key.public.key_size // 8, b"\0"))
+)
+mutant(
+    "identity.derived-first-zero", "DERIVED-SIGNATURE-001", "refuses an ECDSA r with a zero octet in front"
+)(_signed("ES", lambda _, octets: b"" if octets.startswith(b"\0") else octets))
+mutant("identity.derived-wraps", "DERIVED-SIGNATURE-001", "takes an S of Ed25519 above the order")(
+    _signed("Ed", lambda _, octets: _wrapped(octets))
+)
+mutant("identity.derived-any-salt", "DERIVED-SIGNATURE-001", "takes PSS with a salt of any length")(
+    Override(lambda: keys.ALGORITHMS.update(PS384=keys.Algorithm("RSA", (), keys._rsa(_ANY_SALT, SHA384()))))
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import urllib.request
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +17,7 @@ from iamroles_agent.tokens.jwks import KeySource
 from iamroles_agent.tokens.keyring import Keyring
 from iamroles_agent.tokens.keys import KeySet, KeySetError
 from iamroles_conformance.selftest.mutants.gate import asks_nothing
-from iamroles_conformance.selftest.mutants.override import after, around, fail, rescue, setting
+from iamroles_conformance.selftest.mutants.override import after, around, before, fail, rescue, setting
 from iamroles_conformance.selftest.registry import Override, mutant
 
 # --- single keys and whole sets
@@ -139,14 +140,47 @@ mutant("identity.storm", "JWKS-STORM-001", "fetches for each unknown kid")(
 )
 
 
-@mutant("identity.any-discovery", "JWKS-DISCOVERY-001", "uses any discovery document")
-@around(KeySource, "_discover")
-async def any_discovery(_sound: Any, self: Any) -> Any:
+async def any_discovered(self: Any) -> Any:
+    """Return the `jwks_uri` of a discovery document of any issuer."""
     document = await self._get(f"{self.issuer.issuer}/.well-known/openid-configuration")
     return document["jwks_uri"]
+
+
+mutant("identity.any-discovery", "JWKS-DISCOVERY-001", "uses any discovery document")(
+    around(KeySource, "_discover")(lambda _sound, self: any_discovered(self))
+)
 
 
 mutant("identity.plain-http", "JWKS-DISCOVERY-002", "calls issuers of plain http")(
     around(checks, "_url")(lambda sound, key, text, _insecure, **how: sound(key, text, True, **how)),
     around(jwks, "check_url")(lambda sound, url, *, insecure_http: sound(url, insecure_http=True)),
+)
+
+
+# --- every answer of an issuer (checks/derived/key_sets.py)
+
+
+@mutant("identity.derived-empty-set", "DERIVED-KEYS-001", "takes a set without keys for a failure")
+@around(KeySet, "parse")
+def _empty_set(sound: Any, document: Any, previous: Any = None) -> Any:
+    return sound(document, previous) if document.get("keys") else fail(KeySetError("no keys"))
+
+
+@mutant("identity.derived-any-status", "DERIVED-KEYS-001", "takes a key set of an answer with any status")
+@around(jwks.Transport, "get")
+async def _any_status(sound: Any, self: Any, url: Any, **how: Any) -> Any:
+    return replace(await sound(self, url, **how), status=200)
+
+
+@mutant("identity.derived-moved-issuer", "DERIVED-KEYS-001", "checks the issuer of its first discovery alone")
+@around(KeySource, "_discover")
+async def _moved_issuer(sound: Any, self: Any) -> Any:
+    return await (sound(self) if self._jwks_uri is None else any_discovered(self))
+
+
+mutant("identity.derived-discovered-once", "DERIVED-KEYS-001", "asks an issuer only once for its jwks_uri")(
+    before(KeySource, "_download")(lambda self: setattr(self, "_discovered_at", self._monotonic()))
+)
+mutant("identity.derived-unnamed-lives", "DERIVED-KEYS-001", "remembers by withdrawn keys without a kid")(
+    around(Keyring, "_kill")(lambda sound, self, keys: sound(self, [key for key in keys if key.kid]))
 )

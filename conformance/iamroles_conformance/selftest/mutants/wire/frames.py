@@ -325,6 +325,9 @@ mutant("wire.stream-zero", "SPOP-ACK-002", "does not answer stream-id 0")(
 mutant("wire.ids-16-bits", "SPOP-ACK-003", "keeps 16 bits of a stream-id")(
     _ids(lambda stream_id, frame_id: (stream_id & 0xFFFF, frame_id))
 )
+mutant("wire.ids-31-bits", "SPOP-ACK-003", "keeps 31 bits of a stream-id")(
+    _ids(lambda stream_id, frame_id: (stream_id & 0x7FFFFFFF, frame_id))
+)
 mutant("wire.frame-id-one", "SPOP-ACK-004", "answers every frame as frame 1")(
     _ids(lambda stream_id, _frame_id: (stream_id, 1))
 )
