@@ -16,6 +16,7 @@ from iamroles_agent.tokens.authenticator import Authenticator
 from iamroles_agent.tokens.jwks import KeySource
 from iamroles_agent.tokens.keyring import Keyring
 from iamroles_agent.tokens.keys import KeySet, KeySetError
+from iamroles_agent.tokens.transport import Transport
 from iamroles_conformance.selftest.mutants.gate import asks_nothing
 from iamroles_conformance.selftest.mutants.override import after, around, before, fail, rescue, setting
 from iamroles_conformance.selftest.registry import Override, mutant
@@ -167,7 +168,7 @@ def _empty_set(sound: Any, document: Any, previous: Any = None) -> Any:
 
 
 @mutant("identity.derived-any-status", "DERIVED-KEYS-001", "takes a key set of an answer with any status")
-@around(jwks.Transport, "get")
+@around(Transport, "get")
 async def _any_status(sound: Any, self: Any, url: Any, **how: Any) -> Any:
     return replace(await sound(self, url, **how), status=200)
 
