@@ -38,15 +38,15 @@ ROOMS = {
 ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 22_700,
-    "scenarios": 30_102,
-    "conformance": 9_688,
+    "scenarios": 30_460,
+    "conformance": 9_764,
     "loadtests": 4_862,
     "benchmarks": 4_009,
-    "tests": 30_154,
+    "tests": 30_223,
 }
 TRUSTED_LINES = 17_626
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 19_896
+DATA_LINES = 20_217
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""
