@@ -1,11 +1,48 @@
 """An agent that departs from `strict` and misses a SHOULD: not accused of it, nor said to conform to more."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 from invoking import agent_toml, said
 
+from iamroles_conformance.selftest import record
+from iamroles_conformance.selftest.registry import permitted
+from iamroles_scenarios.checks.plan import plan
+from iamroles_scenarios.declarations.catalogue import catalogue
+from iamroles_scenarios.declarations.scenario import Expectation
+from iamroles_scenarios.engine.observation import Observation, falsely_allowed
+
 pytest_plugins = ["pytester"]
+
+MAY_ALLOW = {one.id for one in catalogue().values() if one.may_allow}
+LETS_IN = re.compile(r"allow: expected False, got True|must not be allowed was allowed")
+
+
+def test_may_allow_stands_where_a_permitted_mutant_was_seen_to_allow_and_nowhere_else():
+    """Else a permitted agent fails for a false allow, or a false allow is a departure."""
+    recorded = record.load(Path(__file__).with_name("mutants.json"))
+    proves = {check.id: check.requirements for check in plan()}
+    kept = [recorded[name] for name, one in permitted().items() if one.kills]
+    red = [(check, text or "") for found in kept for check, text in found.items()]
+
+    assert {name for check, text in red if LETS_IN.search(text) for name in proves[check]} == MAY_ALLOW
+
+
+@pytest.mark.parametrize(
+    ("right", "allow", "false"),
+    [
+        *(({"allow": False}, True, True), ({"allow": False}, False, False), ({"allow": True}, True, False)),
+        *(({"status": [401, 503]}, True, True), ({"status": [200, 503]}, True, False)),
+        *(({"status": 403}, True, True), ({"status": 101}, True, False), ({"path": "/"}, True, False)),
+    ],
+)
+def test_an_allow_is_false_if_a_refusal_alone_is_right(right, allow, false):
+    seen = Observation(200, allow, "", "")
+
+    assert falsely_allowed(Expectation(**right), seen) is false
+
 
 RUN = """conformance run --stage=processes --lane=wire --lane=gate-spop
     --check=identity.encoding.canonical --check=wire.health.closes"""

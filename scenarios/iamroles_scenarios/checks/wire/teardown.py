@@ -297,7 +297,8 @@ async def _refuses(target: WireTarget, address: str) -> bool:
 @check("wire.life.connection-limit", "SPOP-LIFE-005", features={"limits"})
 async def connection_limit(target: WireTarget) -> str:
     """Connections above the limit are refused at once, or an idle one ends for them; the rest is served."""
-    async with launched(target, {"max_connections": 4}) as process, AsyncExitStack() as stack:
+    limits = {"max_connections": 4, "handshake_timeout": "1h"}  # so that no other limit ends the one above
+    async with launched(target, limits) as process, AsyncExitStack() as stack:
         address = process.spop_address
         held = [await stack.enter_async_context(session(target, address=address)) for _ in range(4)]
         async with connected(target, address) as extra:
