@@ -23,15 +23,15 @@ from iamroles_agent.serving.server import _Peer
 from iamroles_agent.tokens.authenticator import Authenticator
 from iamroles_agent.tokens.keyring import Keyring
 
-MUTANTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {}
-"""By name: the class, its method, and what stands in its place: called with the sound one first."""
+MUTANTS: dict[str, tuple[Any, str, Callable[..., Any], int]] = {}
+"""By name: class, method, what replaces it (called with the sound one first), and the first seed to try."""
 
 
-def mutant(owner: Any, method: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Note a mutant under its function's name."""
+def mutant(owner: Any, method: str, seed: int = 0) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Note a mutant under its function's name; the seed that found a rare one is tried first."""
 
     def note(replacement: Callable[..., Any]) -> Callable[..., Any]:
-        MUTANTS[replacement.__name__.replace("_", "-")] = owner, method, replacement
+        MUTANTS[replacement.__name__.replace("_", "-")] = owner, method, replacement, seed
         return replacement
 
     return note
@@ -43,7 +43,7 @@ def planted(name: str) -> Iterator[None]:
     if not name:
         yield
         return
-    owner, method, replacement = MUTANTS[name]
+    owner, method, replacement, _ = MUTANTS[name]
     sound = getattr(owner, method)
     setattr(owner, method, lambda *args, **named: replacement(sound, *args, **named))
     try:
@@ -68,7 +68,7 @@ def asks_a_newborn_to_serve_that_is_behind(sound, changes, slot):
     sound(changes, slot)
 
 
-@mutant(Changes, "_give_up")
+@mutant(Changes, "_give_up", 1285)
 def uses_a_version_again_that_was_given_up(sound, changes, error):
     changes._versions -= 1
     sound(changes, error)
@@ -106,7 +106,7 @@ def remembers_identities_across_a_reload(sound, authenticator, config, rules):
     sound(authenticator, config, rules)
 
 
-@mutant(Keyring, "_kill")
+@mutant(Keyring, "_kill", 360)
 def lets_a_lost_key_live_a_moment_longer(sound, keyring, lost):
     asyncio.get_running_loop().call_later(0.05, sound, keyring, lost)
 
@@ -130,7 +130,7 @@ def keeps_what_was_built_for_a_version_that_was_aborted(sound, member, version):
     pass
 
 
-@mutant(Member, "_stamp")
+@mutant(Member, "_stamp", 478)
 def loses_a_stamp_that_comes_during_a_change(sound, member, name, at):
     coming, member._coming = member._coming, {}
     sound(member, name, at)
