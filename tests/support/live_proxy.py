@@ -26,6 +26,20 @@ class Row:
         self.ends = self.expires
 
 
+class FrozenConsole:
+    """A console to a worker without streams that answers once it goes on."""
+
+    def __init__(self, goes_on):
+        self._goes_on = goes_on
+
+    async def ask(self, command):
+        await self._goes_on.wait()
+        return f"# table: {command.split()[2]}\n"
+
+    def close(self):
+        pass
+
+
 class Proxy:
     """It stands for each console that the cutter opens."""
 
@@ -39,6 +53,8 @@ class Proxy:
         """The address of every stream in `show sess`, in place of the client's."""
         self.asked, self.cuts, self.renewed = [], [], []
         self.silent = False
+        self.frozen = None
+        """An event: worker 3, which has no streams, answers nothing before it."""
         self.rows = 0
         """Rows of tables that were shown."""
 
@@ -48,7 +64,7 @@ class Proxy:
         return self
 
     def __call__(self, path, pid=0):
-        return self
+        return FrozenConsole(self.frozen) if pid == 3 else self
 
     def close(self):
         pass
@@ -69,7 +85,7 @@ class Proxy:
         alive = {n: row for n, row in alive.items() if n not in self.hidden}
         match command.split():
             case ["show", "proc"]:
-                return "1 master\n2 worker\n"
+                return "1 master\n2 worker\n" + "3 worker\n" * (self.frozen is not None)
             case ["show", "table", table, *_] if table == FRESH:
                 rows = (f"0x1: key={SRC}|{who} use=0 exp=9 gpt0={ends}\n" for who, ends in self.seen)
                 return f"# table: {FRESH}\n" + "".join(rows)

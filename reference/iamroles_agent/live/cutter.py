@@ -6,9 +6,10 @@ or revocations all streams are read and judged once, and again at each look for 
 verdict on a request may have been under way to HAProxy. Revocations change nothing else that was judged, so
 after a change of them alone each stream is only looked for in them: a tenth of the work.
 
-A look has these steps: the long streams of all workers are read, then the credentials that may prolong what
-is about to end (`renewal`); then for each worker its streams are judged, prolonged or cut, then its requests
-that wait, and at last what has ended is read, for the record. What has ended delays no cut.
+A look has these steps: the long streams of all workers are read (nobody waits for a silent worker), then the
+credentials that may prolong what is about to end (`renewal`); then for each worker its streams are judged,
+prolonged or cut, then its requests that wait, and at last what has ended is read, for the record. What has
+ended delays no cut.
 
 Nobody's streams delay the cuts of others: each principal's first stream comes before anybody's second, and
 cutting stops for a new look when something changes, and after `POLL`.
@@ -29,6 +30,8 @@ from iamroles_agent.live.renewal import Judge, Renewal, Successors
 
 POLL = 0.5
 """Seconds between looks when nothing is due, and after which cutting makes way for a new look."""
+_PATIENCE = 0.1
+"""Seconds that a look waits for the other workers of HAProxy once one has answered."""
 _OFTEN_ENOUGH = 0.2
 """Seconds for which the credentials that may prolong streams are not read again."""
 
@@ -114,7 +117,7 @@ class Cutter:
         finally:
             self._master.close()
             for worker in self._workers.values():
-                worker.console.close()
+                worker.close()
 
     def _pause(self) -> float:
         now = self.clock()
@@ -152,20 +155,45 @@ class Cutter:
             return
         self._problems.report("master")
         for pid in self._workers.keys() - pids:
-            self._workers.pop(pid).console.close()
+            self._workers.pop(pid).close()
         for pid in pids:
             if pid not in self._workers:
                 self._workers[pid] = ProxyWorker(self, pid)
         found = [self._workers[pid] for pid in pids]
-        answered = await asyncio.gather(*(worker.read() for worker in found))
-        read = [worker for worker, well in zip(found, answered, strict=True) if well]
+        read = await self._read(found)
         successors = await self._find_successors(read)
         done = await asyncio.gather(*(worker.act(successors) for worker in read))
         self.numbers.open = sum(worker.used for worker in read)
-        self.numbers.unreachable = len(pids) - sum(done)
+        late = [worker for worker in found if worker.reading is not None]
+        self.numbers.unreachable = len(pids) - sum(done) - sum(not worker.unread for worker in late)
         self.numbers.problem = "; ".join(what for worker in found for what in worker.problems())
-        if not self.numbers.unreachable and not any(worker.holds() for worker in found):
+        open_ = late or any(worker.holds() or worker.read_at != changes for worker in found)
+        if not self.numbers.unreachable and not open_:
             self.numbers.judged = changes
+
+    async def _read(self, found: list[ProxyWorker]) -> list[ProxyWorker]:
+        """Read the workers, and return those that answered.
+
+        A worker whose answer takes longer than that of another delays nobody: a later look takes the answer.
+        """
+        reading = {}
+        for worker in found:
+            worker.reading = worker.reading or asyncio.create_task(worker.read())
+            reading[worker.reading] = worker
+        if reading:
+            _, late = await asyncio.wait(reading, return_when=asyncio.FIRST_COMPLETED)
+            if late:
+                _, late = await asyncio.wait(late, timeout=_PATIENCE)
+            for task in late:
+                task.add_done_callback(self._came)
+        done = [(worker, task) for task, worker in reading.items() if task.done()]
+        for worker, _ in done:
+            worker.reading = None
+        return [worker for worker, task in done if task.result()]
+
+    def _came(self, reading: asyncio.Task[bool]) -> None:
+        if not reading.cancelled() and reading.exception() is None and reading.result():
+            self._wake.set()
 
     async def _find_successors(self, read: list[ProxyWorker]) -> Successors:
         """The credentials that may prolong streams, of all workers; none if no stream needs one."""

@@ -113,8 +113,12 @@ class ProxyWorker:
         self._whole = False
         """True if the last answer held all streams."""
         self._whole_at = 0.0
-        self._unread = False
+        self.unread = False
         """True if it did not answer, so its streams have not been judged by later changes."""
+        self.reading: asyncio.Task[bool] | None = None
+        """The answer that a look still waits for, or a later one will take."""
+        self.read_at = -1
+        """`Cutter.changes` when it was read."""
         self._back_at = 0.0
         """Epoch seconds: when it answered again."""
         self._lists = True
@@ -122,6 +126,11 @@ class ProxyWorker:
         self._ours: bool | None = None
         """False if it asks the agents of another gate; None: not known yet."""
         self._problems = Problems()
+
+    def close(self) -> None:
+        if self.reading is not None:
+            self.reading.cancel()
+        self.console.close()
 
     def problems(self) -> list[str]:
         return self._problems.current()
@@ -132,7 +141,7 @@ class ProxyWorker:
 
     async def read(self) -> bool:
         """Read the long streams that are due, or all; false if it does not answer, or is not ours."""
-        now = self._cutter.clock()
+        now, self.read_at = self._cutter.clock(), self._cutter.changes
         self._whole = self._wants_all(now)
         try:
             answer = await self.console.ask(f"show table {TABLE} data.conn_cur gt 0{self._which(now)}")
@@ -140,8 +149,8 @@ class ProxyWorker:
         except ConsoleError as error:
             self._fail(error)
             return False
-        if self._unread:
-            self._unread, self._back_at = False, now
+        if self.unread:
+            self.unread, self._back_at = False, now
         used = answer[:200].partition("used:")[2].partition("\n")[0].strip()
         self.used = int(used) if used.isdecimal() else 0
         return self._is_ours()
@@ -152,13 +161,13 @@ class ProxyWorker:
         return "" if self._whole else f" data.gpt0 lt {int(now) + ahead + 1}"
 
     def _fail(self, error: ConsoleError) -> None:
-        self._unread = True
+        self.unread = True
         self._problems.report(f"worker {self._pid}", f"{self._cutter.path}: worker {self._pid}: {error}")
 
     def _wants_all(self, now: float) -> bool:
         """Decide whether to read all streams: after a failed look, while one is due before its credential
         ends, and for some seconds after a change."""
-        if self._unread or self.holds():
+        if self.unread or self.holds():
             return True
         since = now - max(self._cutter.changed_at, self._back_at)
         if self._lists:

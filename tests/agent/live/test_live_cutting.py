@@ -1,5 +1,6 @@
 """Which streams are found, in which order, and what delays whom: the cutter against a console of text."""
 
+import asyncio
 from dataclasses import replace
 
 import pytest
@@ -81,6 +82,20 @@ async def test_what_haproxy_does_not_show_stays_due_and_is_reported(proxy, caplo
     await cutter.look()
     await cutter.look()
     assert (ended(proxy), cutter.numbers.unreachable) == ([7], 0)
+
+
+async def test_a_frozen_worker_delays_no_cut_in_another(proxy):
+    proxy.streams, proxy.frozen = {7: Row(4711, 9000)}, asyncio.Event()
+    cutter = proxy.cutter(revoking("alice"))
+    for _ in range(2):
+        await asyncio.wait_for(cutter.look(), 1.0)
+
+    assert (ended(proxy), cutter.numbers.judged) == ([7], -1)
+    proxy.frozen.set()
+    await asyncio.sleep(0)
+    for _ in range(2):
+        await cutter.look()
+    assert (cutter.numbers.judged, cutter.numbers.unreachable) == (0, 0)
 
 
 # --- requests that wait
