@@ -37,16 +37,16 @@ ROOMS = {
 }
 ARROWS = {"iamroles_agent": 40}
 LINES = {
-    "reference": 22_700,
-    "scenarios": 30_461,
-    "conformance": 9_764,
+    "reference": 22_737,
+    "scenarios": 30_974,
+    "conformance": 9_825,
     "loadtests": 4_862,
     "benchmarks": 4_009,
     "tests": 30_261,
 }
-TRUSTED_LINES = 17_626
+TRUSTED_LINES = 17_663
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 20_217
+DATA_LINES = 20_347
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""

@@ -24,8 +24,10 @@ from iamroles_scenarios.checks.derived import (
     signatures,
     waits,
 )
+from iamroles_scenarios.checks.live import generated as live
 from iamroles_scenarios.checks.oracle.judge import judge, load_error
 from iamroles_scenarios.checks.plan import plan
+from iamroles_scenarios.declarations.scenario import WorldSpec, policy_of
 from iamroles_scenarios.declarations.tables import ARN, policy_schema, table
 from iamroles_scenarios.engine import answers
 from iamroles_scenarios.jose import SigningKey
@@ -357,3 +359,46 @@ def test_an_answer_that_is_not_whole_is_told():
     assert answers.faults(answer(**strange)) == ["expires is a INT32 on the wire"]
     other = sound | {"status": Typed(DataType.INT32, 401)}
     assert answers.faults(answer(**other)) == ["status is 401 beside no_grant"]
+
+
+# --- under open streams -------------------------------------------------------------------------------------
+
+
+def test_each_row_that_ends_an_allow_ends_a_stream():
+    """Of rules and issuers, in each direction; what no stream can play is exempt."""
+    base = {**policy_of(WorldSpec(policy="derived")), "denies": []}
+    ends = {
+        edge.key if edge.key in live.EXEMPT else (edge.key, edge.room)
+        for edge in EDGES
+        for said, asked in edge.asked
+        if len({each.backend for each in live.outcomes(edge, base, said, asked)}) > 1
+    }
+    played = {(row.key, row.room) for row in live.of_rules(base, EDGES) if row.ends}
+
+    assert ends - played == set(live.EXEMPT)
+    for name in ("issuers", "limits"):
+        for number, key, row, rows in live.of_issuers(name):
+            pairs = [(said, *pair) for said, *pair in row["asked"] if "open" not in pair]
+            allowed = [[one == "allow" or isinstance(one, dict) for one in pair] for _, *pair in pairs]
+            wanted = {without for pair in allowed for without in (0, 1) if pair[without] > pair[not without]}
+            assert {row.without for row in rows if row.ends} == wanted, (name, key, number)
+
+
+def test_each_key_of_a_revocation_is_played_alone_and_in_each_pair():
+    said = re.search(r"one or more of ((?:`\w+`,?\s)+)", _section(9))
+    rows = [(set(named), bounded) for named, bounded, _ in live.revocations()]
+
+    assert set(re.findall(r"\w+", said[1])) == set(live.KEYS)
+    for one in live.KEYS:
+        for other in live.KEYS:
+            assert ({one, other}, True) in rows
+            assert ({one, other}, False) in rows
+    for named, bounded, found in live.revocations():
+        assert {live.revoked(named, each, bounded=bounded) for each in found} == {True, False}
+
+
+def test_each_likeness_of_a_fresh_credential_is_broken_alone():
+    said = re.search(r"fresh credential of the same\s(.+?) prolongs", _section(9), re.DOTALL)
+    broken = {row["differs"] for row in table("streams")["likeness"] if not row.get("prolongs")}
+
+    assert set(re.split(r",\s| and\s", said[1])) <= broken

@@ -13,7 +13,7 @@ import secrets
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -204,10 +204,15 @@ class Bench:
             raise self.failed(f"a sound policy was turned down ({what}): {answer.get('error', answer)}")
 
     def revoke(self, agent: AgentHandle | None = None, **revocation: Any) -> None:  # noqa: ANN401 - any members
-        """Write the revocations of the world's agent, or of another; without members, revoke nothing."""
-        lines = [f"{key} = {json.dumps(value)}" for key, value in revocation.items()]
-        text = "\n".join(["[[revocations]]", 'id = "now"', *lines, ""]) if revocation else "# nothing\n"
-        (agent or self.world.agent).put("revocations.toml", text)
+        """Write the one revocation of the world's agent, or of another; without members, revoke nothing."""
+        self.revoke_all([{"id": "now", **revocation}] if revocation else [], agent)
+
+    def revoke_all(self, rows: Iterable[Mapping[str, Any]], agent: AgentHandle | None = None) -> None:
+        """Write the file of revocations."""
+        lines = ["# nothing"]
+        for row in rows:
+            lines += ["[[revocations]]", *(f"{key} = {json.dumps(value)}" for key, value in row.items())]
+        (agent or self.world.agent).put("revocations.toml", "\n".join([*lines, ""]))
 
     # --- STS ------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ received, headers keep order, spelling and repetition, body is its length in byt
 
 - `Upgrade: websocket`: a WebSocket that echoes (RFC 6455); ping, close and fragments are honoured;
 - `Accept: text/event-stream`: server-sent events, the first one the answer above, then one each 50 ms;
+- the query `type=dGV4dC94`: the same, of this media type (base64url);
 - the query `after=300`: the answer comes 300 ms later;
 - the query `interim=1`: no answer, but interim responses (103), one each 50 ms;
 - the query `raw=SFRUUC8`: the answer is these bytes (base64url), and all that comes later is sent back;
@@ -44,6 +45,11 @@ _PIECE_INTERVAL = 0.05
 _PIECE = b"." * 4096
 _AFTER = re.compile(r"[?&]after=([0-9]{1,5})(?:&|$)")
 _RAW = re.compile(r"[?&]raw=([A-Za-z0-9_-]+)(?:&|$)")
+_TYPE = re.compile(r"[?&]type=([A-Za-z0-9_-]+)(?:&|$)")
+
+
+def _decoded(text: str) -> bytes:
+    return urlsafe_b64decode(text + "=" * (-len(text) % 4))
 
 
 class Backend:
@@ -128,7 +134,7 @@ class EchoProtocol(asyncio.Protocol):
         self._backend.requests += 1
         fields = {key.decode(): value.decode("latin-1") for key, value in self._request.headers}
         if raw := _RAW.search(path):
-            self._transport.write(urlsafe_b64decode(raw[1] + "=" * (-len(raw[1]) % 4)))
+            self._transport.write(_decoded(raw[1]))
             self._socket = TunnelEcho()
             self._echo(self._http.trailing_data[0])
             return
@@ -143,8 +149,10 @@ class EchoProtocol(asyncio.Protocol):
             "client": self._client, "body": self._body,
         }  # fmt: skip
         quiet = "quiet=1" in path
-        if "text/event-stream" in fields.get("accept", ""):
-            kind = [("Content-Type", "text/event-stream"), ("Cache-Control", "no-store")]
+        spelt = _TYPE.search(path)
+        if spelt or "text/event-stream" in fields.get("accept", ""):
+            said = _decoded(spelt[1]).decode() if spelt else "text/event-stream"
+            kind = [("Content-Type", said), ("Cache-Control", "no-store")]
             self._begin(200, kind)
             self._write(h11.Data(data=f"data: {json.dumps(report)}\n\n".encode()))
             self._tick(1, None if quiet else lambda n: h11.Data(data=f"event: tick\ndata: {n}\n\n".encode()))

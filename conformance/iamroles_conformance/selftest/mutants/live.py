@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import replace
 from typing import Any
@@ -48,6 +49,18 @@ mutant("live.proxys-own-clock", "LIVE-CLOCK-001", "uses the proxy's clock, which
     setting(proxy_worker, "GRACE", 60.0),
 )
 
+mutant("live.last-byte", "LIVE-EXPIRY-001", "passes bytes for 0.8 s after the credential's end")(
+    replaced('.iam.expires")) or 0) - self.early', '.iam.expires")) or 0) + 800', name="iam-live.lua"),
+    setting(proxy_worker, "GRACE", 60.0),
+)
+_MEDIA_TYPE = "reg -i ^text/event-stream([[:space:];]|$)"
+mutant("live.types-by-letter", "LIVE-REFUSE-002", "knows an event stream by small letters alone")(
+    replaced(_MEDIA_TYPE, _MEDIA_TYPE.replace(" -i", ""), name="iam-routes.cfg")
+)
+mutant("live.types-by-beginning", "LIVE-REFUSE-002", "refuses any type that begins as an event stream's")(
+    replaced(_MEDIA_TYPE, "beg -i text/event-stream", name="iam-routes.cfg")
+)
+
 # --- which streams are judged again, and how
 
 
@@ -60,10 +73,35 @@ def _lost(edit: Any) -> Override:
     )
 
 
+def _refused(what: str, *, fresh: bool = False) -> Override:
+    """Let streams live whose request, with a fresh credential or their own, is refused for a reason now."""
+
+    def judge(sound: Any, ticket: str, expires: int, *rest: Any, **how: Any) -> Any:
+        found = sound(ticket, expires, *rest, **how)
+        kept = found.detail.startswith(f"now refused: {what}") and bool(how["fresh"]) >= fresh
+        return Ends(expires, EXPIRED) if kept else found
+
+    return around(cutting, "judge")(judge)
+
+
+def _later(seconds: float) -> Any:
+    return lambda sound, self: asyncio.get_running_loop().call_later(seconds, sound, self)
+
+
 def _judged(edit: Any) -> Override:
     """Change arguments of `cutting.judge`; `edit` gets them by name, and returns those that change."""
     return around(cutting, "judge")(lambda sound, *args, **how: sound(*args, **{**how, **edit(how)}))
 
+
+mutant("live.scopes-unseen", "LIVE-POLICY-004", "ends no stream that its scopes no longer permit")(
+    _refused("scope_insufficient")
+)
+mutant("live.denies-unseen", "LIVE-POLICY-004", "ends no stream that a deny closes")(
+    _refused("denied_by_rule")
+)
+mutant("live.late", "LIVE-POLICY-001", "looks at open streams 9 s after a change")(
+    around(Cutter, "changed")(_later(9.0)), around(Cutter, "revoked")(_later(9.0))
+)
 
 _met: set[str] = set()
 """Keys of all sets that this process has read."""
@@ -111,10 +149,22 @@ mutant("live.revocations-alone", "LIVE-POLICY-001 LIVE-KEY-001", "ends streams f
 mutant("live.revokes-nothing", "LIVE-REVOKE-001 LIVE-REVOKE-002", "puts no revocations in force")(
     setting(Gate, "revoke", lambda self, revocations: None)
 )
+
+
+def _fitting(edit: Any) -> Override:
+    """Change which keys of a revocation count: `edit` gets a row, and returns those that change."""
+    return around(Revocation, "fits")(lambda sound, row, *who: sound(row.model_copy(update=edit(row)), *who))
+
+
 mutant("live.revokes-any-issuer", "LIVE-REVOKE-003", "ignores which issuers a revocation names")(
-    around(Revocation, "fits")(
-        lambda sound, row, *who: sound(row.model_copy(update={"issuers": []}) if row.issuers else row, *who)
-    )
+    _fitting(lambda row: {"issuers": []})
+)
+_NAMES = ("roles", "principals", "sessions", "credentials", "issuers")
+mutant("live.first-key-alone", "LIVE-REVOKE-006", "goes by the first key of a revocation alone")(
+    _fitting(lambda row: {name: [] for name in list(filter(row.__getattribute__, _NAMES))[1:]})
+)
+mutant("live.bound-revoked", "LIVE-REVOKE-006", "revokes what was issued in the second of `issued_before`")(
+    _fitting(lambda row: {"issued_before": row.issued_before and row.issued_before + 1})
 )
 mutant("live.believes-signed-dates", "LIVE-REVOKE-004", "spares what a caller of STS dated later")(
     setting(Identity, "dated_by_caller", False)
@@ -138,7 +188,7 @@ mutant("live.keys-unseen", "LIVE-KEY-001", "lets streams live whose key has left
 @around(proxy_worker.ProxyWorker, "read")
 async def all_or_none(sound: Any, self: Any) -> Any:
     found = await sound(self)
-    if self._unread:
+    if self.unread:
         raise ConsoleError("a worker is silent")
     return found
 
@@ -218,6 +268,11 @@ def _role_unseen(sound: Any, ticket: str, *args: Any, **kwargs: Any) -> Any:
     return sound(ticket, *args, **kwargs)
 
 
+def _of_any_address(self: Any, stream: Any) -> Any:
+    who = judging.whose(stream.decoded())
+    return {one for key, found in self._known.items() if key[1:] == who for one in found}
+
+
 @mutant("live.renewal-revives", "LIVE-RENEW-004", "lets a prolonged stream outlive its own credential")
 @around(cutting, "judge")
 def revives(sound: Any, *args: Any, **kwargs: Any) -> Any:
@@ -248,6 +303,12 @@ mutant("live.renews-across-roles", "LIVE-RENEW-003", "lets the session's other r
 )
 mutant("live.renewal-forgives", "LIVE-RENEW-004 LIVE-RENEW-005", "ignores revocations of prolonged streams")(
     _judged(lambda how: {"revocations": NONE} if how["fresh"] else {})
+)
+mutant(
+    "live.renews-any-address", "LIVE-RENEW-007", "lets another address of the same caller prolong a stream"
+)(setting(renewal.Successors, "matching", _of_any_address))
+mutant("live.renews-unpermitted", "LIVE-RENEW-007", "never judges a stream's request by what prolongs it")(
+    _refused("", fresh=True)
 )
 mutant("live.renewal-forgotten", "LIVE-RENEW-006", "forgets at a restart what prolonged a stream")(
     setting(proxy_worker.ProxyWorker, "unjudged", lambda self, stream: False)

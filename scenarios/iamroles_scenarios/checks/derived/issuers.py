@@ -44,19 +44,19 @@ def entry(number: int, **changes: Any) -> dict[str, Any]:  # noqa: ANN401 - keys
     return {name: value for name, value in (usual | changes).items() if value is not None}
 
 
-def _entry(number: int, key: str, row: Row, *, without: bool) -> dict[str, Any]:
+def entry_of(number: int, key: str, row: Row, *, without: bool) -> dict[str, Any]:
     """Make the issuer of a row; without a key, for a bound of all issuers."""
     beside = {**dict.fromkeys(row.get("left_out", ())), **row.get("beside", {})}
-    own = {key: _value(row, without=without)} if key else {}
+    own = {key: value_of(row, without=without)} if key else {}
     return entry(number, **filled(beside | own, {"n": number}))
 
 
-def _value(row: Row, *, without: bool) -> Any:  # noqa: ANN401 - any JSON
+def value_of(row: Row, *, without: bool) -> Any:  # noqa: ANN401 - any JSON
     """Return the value of a row's key in one of the two policies; None: the key is left out."""
     return [*row["values"], None][without]
 
 
-def _claims(*parts: Mapping[str, Any]) -> dict[str, Any]:
+def joined(*parts: Mapping[str, Any]) -> dict[str, Any]:
     """Join claims, the later ones winning; a dropped claim is None."""
     found: dict[str, Any] = {}
     for part in parts:
@@ -65,7 +65,7 @@ def _claims(*parts: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _token(here: Bench, said: Mapping[str, Any], now: int) -> str:
+def token_of(here: Bench, said: Mapping[str, Any], now: int) -> str:
     """Mint a token of these claims; a claim of None is left out."""
     times = {name: now + said[name] for name in ("exp", "nbf", "iat") if isinstance(said.get(name), int)}
     recipe: dict[str, Any] = {"key": said.get("alg", "ES256"), "signer": said.get("signer", "corp")}
@@ -81,8 +81,8 @@ def _questions(here: Bench, key: str, number: int, row: Row, now: int) -> tuple[
     found: tuple[list[SpopQuestion], ...] = ([], [])
     usual = {"iss": f"https://issuer{number}.example", "roles": [f"{ARN}kiosk"]}
     for claims, *answers in filled(row["asked"], {"n": number}):
-        said = _claims(row.get("claims", {}), claims)
-        token = _token(here, usual | said, now)
+        said = joined(row.get("claims", {}), claims)
+        token = token_of(here, usual | said, now)
         what = f"{key} = {row['values'][0]!r}, asked with {said}"
         for into, answer in zip(found, answers, strict=True):
             into.append(SpopQuestion(what, iam_check(token, role=said.get("role")), expected(answer)))
@@ -107,7 +107,7 @@ def keys_of_issuers(target: Target) -> str:
         ]
         for without, when in _CHANGES:
             issuers = [
-                here.loan.own(_entry(number, key, row, without=without))
+                here.loan.own(entry_of(number, key, row, without=without))
                 for number, (key, row) in enumerate(rows)
             ]
             here.must_reload({**base, "issuers": [*base["issuers"], *issuers]}, "the keys of issuers")
@@ -116,10 +116,10 @@ def keys_of_issuers(target: Target) -> str:
             here.ask_all(questions, when, again=not when.startswith("again"))
         for key, bounds in TABLES["limits"].items():
             for number, row in enumerate(bounds, 1000):
-                issuer = here.loan.own(_entry(number, "", row, without=False))
+                issuer = here.loan.own(entry_of(number, "", row, without=False))
                 pair = _questions(here, f"limits.{key}", number, row, now)
                 for without, when in _CHANGES[:2]:
-                    value = _value(row, without=without)
+                    value = value_of(row, without=without)
                     limits = {} if value is None else {"limits": {key: value}}
                     policy = {**base, "issuers": [*base["issuers"], issuer], **limits}
                     here.must_reload(policy, f"limits.{key}")
@@ -145,7 +145,7 @@ def keys_of_endpoints(target: Target) -> str:
                     for recipe, *_ in row["asked"]
                 ]
                 for without, when in _CHANGES:
-                    value = _value(row, without=without)
+                    value = value_of(row, without=without)
                     changed = usual | {"insecure_http": True, key: value}
                     endpoint = {name: each for name, each in changed.items() if each is not None}
                     here.must_reload({**here.loan.policy, "sts": [endpoint]}, f"sts.{key}")

@@ -17,6 +17,7 @@ from iamroles_scenarios.checks.live.fixture import (
     IDLE_SOCKET,
     OPEN,
     SOCKET,
+    WITHIN,
     live_bench,
 )
 from iamroles_scenarios.checks.live.stream import Stream, StreamShape
@@ -144,7 +145,7 @@ def frozen(target: Target) -> None:
             here.must_last(staying, "the revocation of another, an old worker frozen")
         finally:
             haproxy.send_to(old, signal.SIGCONT)
-        here.must_end(old_going, "its worker went on")
+        here.must_end(old_going, "its worker went on", WITHIN)
         here.must_last(old_staying, "the revocation of another")
 
 

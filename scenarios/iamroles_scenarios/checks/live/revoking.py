@@ -26,6 +26,8 @@ from iamroles_scenarios.jose.encoding import part
 _PLAIN: dict[str, Any] = {"path": "/plain/a"}
 _STS = "live-sts"
 _FAST_KEYS = {"refresh": "1s", "cooldown": "1s"}
+_KEYS = 1.0 + AFTER
+"""Seconds, times the scale: the agent learns of a key within `refresh`."""
 
 
 @check("live.policy.ends", "LIVE-POLICY-001", "LIVE-KEEP-001", features={"live", "reload"})
@@ -60,7 +62,7 @@ def key(target: Target) -> None:
         staying = here.open(SOCKET, here.token(exp="+15m"))
         here.must_last([going], "a new key beside its own", 2 * AFTER)
         issuer.remove(part(first, 0)["kid"])
-        here.must_end([going], "its key was removed")
+        here.must_end([going], "its key was removed", _KEYS)
         here.must_last([staying], "the removal of another's key", 0.0)
 
 
@@ -78,7 +80,7 @@ def replaced(target: Target) -> None:
         staying = here.open(SOCKET, here.token(exp="+15m"))
         other = issuer.add_key(publish=False, sign=False, kid=first.kid)
         issuer.publish(second.public_jwk(), other.public_jwk(), replace=True)
-        here.must_end(going, "its key was replaced")
+        here.must_end(going, "its key was replaced", _KEYS)
         here.must_last([staying], "the replacement of another's key", 0.0)
 
 
@@ -97,7 +99,7 @@ def away(target: Target) -> None:
         here.world.agent.kill()
         issuer.remove(first.kid)
         here.start_agent()
-        here.must_end(going, "the agent came back")
+        here.must_end(going, "the agent came back", WITHIN)
         here.must_last([staying], "the return of the agent", 0.0)
 
 

@@ -113,6 +113,8 @@ class ObservedStream:
         """Epoch seconds."""
         self.last = 0.0
         """Epoch seconds of the last byte of the other side."""
+        self.stamped = False
+        """Whether `last` is the kernel's, of a backend where no byte may pass after the end (9.1, 9.3)."""
         self.sent = 0.0
         """Epoch seconds of the last piece that was sent."""
         self.ended = 0.0
@@ -182,6 +184,7 @@ class Stream(ObservedStream):
 
     def __init__(self, here: Bench, shape: StreamShape, path: str, token: str, preamble: bytes = b"") -> None:
         super().__init__(shape, token)
+        self.stamped = shape.kind != "upload" and not path.startswith("/plain")
         self._sock = self._connected(here)
         self._sock.settimeout(BEAT)
         self._sock.setsockopt(socket.SOL_SOCKET, STAMPS, 1)

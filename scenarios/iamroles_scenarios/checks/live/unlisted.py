@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 import struct
-from ipaddress import ip_address
 
+from iamroles_scenarios.checks.live.crowd import V2, preamble
 from iamroles_scenarios.checks.live.fixture import AFTER, IDLE_SOCKET, WITHIN, live_bench
 from iamroles_scenarios.checks.live.stream import Stream, StreamShape
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.target import Target
 
 _DOWNLOAD, _INTERIM = StreamShape("download"), StreamShape("interim")
-_V2 = b"\r\n\r\n\0\r\nQUIT\n"
-
-
-def _v2(client: str, port: int) -> bytes:
-    """Return a header of the PROXY protocol, version 2."""
-    address = ip_address(client)
-    body = 2 * address.packed + struct.pack("!HH", port, 443)
-    return _V2 + struct.pack("!BBH", 0x21, 0x11 if address.version == 4 else 0x21, len(body)) + body
-
-
 _PREAMBLES = {
     "IPv4": b"PROXY TCP4 192.0.2.9 192.0.2.1 40001 443\r\n",
     "IPv6": b"PROXY TCP6 2001:db8::9 2001:db8::1 40002 443\r\n",
     "IPv4 in IPv6": b"PROXY TCP6 ::ffff:192.0.2.9 ::1 40003 443\r\n",
     "no port": b"PROXY TCP4 192.0.2.9 192.0.2.1 0 443\r\n",
     "no address": b"PROXY UNKNOWN\r\n",
-    "IPv4, version 2": _v2("192.0.2.9", 40004),
-    "IPv6, version 2": _v2("2001:db8::9", 40005),
-    "local, version 2": _V2 + struct.pack("!BBH", 0x20, 0, 0),
+    "IPv4, version 2": preamble("192.0.2.9", 40004),
+    "IPv6, version 2": preamble("2001:db8::9", 40005),
+    "local, version 2": V2 + struct.pack("!BBH", 0x20, 0, 0),
 }
 """What a load balancer says of a client before its request."""
 

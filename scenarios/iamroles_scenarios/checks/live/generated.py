@@ -1,0 +1,313 @@
+"""Each row of the derived tables, and each pair of keys of a revocation, played under open streams.
+
+SPEC.md 9.4 and 9.13 end a stream when a new request with its credential would be refused. The tables of
+`checks/derived/` say what such a request would get. So each row opens streams that one of its two policies
+allows and the other does not, and others that both allow; the reload between the two must end exactly the
+former. Hundreds of streams share a world and a reload.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import secrets
+import time
+from base64 import urlsafe_b64encode
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+from iamroles_scenarios.checks.derived import issuers, rules
+from iamroles_scenarios.checks.derived.world import HOST, PATH, POLICY, SOURCE, Policy, iam_check
+from iamroles_scenarios.checks.live.crowd import Crowd, crowd
+from iamroles_scenarios.checks.live.fixture import LiveBench, live_bench
+from iamroles_scenarios.checks.oracle.judge import Outcome, judge
+from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.declarations.tables import ARN, filled, table
+from iamroles_scenarios.engine.answers import ALLOW, expected
+from iamroles_scenarios.engine.bench import SpopQuestion
+from iamroles_scenarios.engine.target import Target
+
+_BACKENDS = ("orders-ro", "orders-rw")
+"""Of the world: HAProxy knows no others."""
+_ROUTE = "/live/reader"
+_LIFE = 5.0
+"""Seconds, times the scale."""
+_SOON = 15.0
+"""Seconds by which the streams of a reload must have begun: some rows have tokens that last for 20."""
+_EACH = 2
+"""Streams of a row and a direction that end, and the same number that stay, at most."""
+_USUAL = {"method": "GET", "host": HOST, "path": PATH, "src": SOURCE, "role": None}
+EXEMPT: Mapping[str, str] = table("streams")["exempt"]
+"""Rows that no stream plays though they end an allow, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlayedRow:
+    """A stream that a row of a table opens, and whether the change of the policy must end it."""
+
+    key: str
+    what: str
+    without: bool
+    """Which of the row's two policies allows it: that without the key."""
+    ends: bool
+    token: Callable[[LiveBench, int], str]
+    """Mints its credential; times are counted from the given epoch seconds."""
+    asked: Mapping[str, Any]
+    room: str = ""
+
+
+def _few(found: list[PlayedRow]) -> Iterator[PlayedRow]:
+    """Yield those at the ends of a row's list: of each direction some that end, and some that stay."""
+    for kind in itertools.product((False, True), repeat=2):
+        same = [row for row in found if (row.without, row.ends) == kind]
+        yield from (same if len(same) <= _EACH else [same[0], same[-1]])
+
+
+def _fate(before: Outcome, after: Outcome) -> bool | None:
+    """Return whether a stream ends when the one answer becomes the other; None: it is not there, or open."""
+    if before.backend not in _BACKENDS:
+        return None
+    if not after.allow or after.backend != before.backend:
+        return True
+    return False if after.roles == before.roles else None
+
+
+def outcomes(edge: rules.Edge, base: Policy, said: Policy, asked: Policy) -> list[Outcome]:
+    """Return the oracle's answers with the edge's key and without it."""
+    now, question = int(time.time()), {**_USUAL, **asked}
+    policies = [rules.policy_with(base, [edge], without=without) for without in (False, True)]
+    return [judge(policy, rules.claims_of(said, now), question, now) for policy in policies]
+
+
+def of_rules(base: Policy, edges: list[rules.Edge]) -> Iterator[PlayedRow]:
+    """Yield the streams of the keys of rules, roles, groups and backends."""
+    for edge in edges:
+        found = []
+        for said, asked in edge.asked:
+            if asked.get("method") == "HEAD":
+                continue  # its answer is over at once
+            pair = outcomes(edge, base, said, asked)
+            for without, (before, after) in enumerate((pair, pair[::-1])):
+                if (ends := _fate(before, after)) is not None:
+                    what = f"{edge.key} = {edge.value!r}, asked with {said} {asked}"
+                    ask = {**_USUAL, **asked}
+                    found.append(
+                        PlayedRow(edge.key, what, bool(without), ends, _minted(said), ask, edge.room)
+                    )
+        yield from _few(found)
+
+
+def _minted(said: Policy) -> Callable[[LiveBench, int], str]:
+    return lambda here, now: here.token(key="ES256", claims=rules.claims_of(said, now), drop=["nbf"])
+
+
+def of_issuers(name: str) -> Iterator[tuple[int, str, Policy, list[PlayedRow]]]:
+    """Yield number, key, row, and streams of each row of a table of `issuers.TABLES`.
+
+    If another claim is read now, an agent without the token may end what would still be allowed (9.13).
+    """
+    every = [(key, row) for key, rows in issuers.TABLES[name].items() for row in rows]
+    for number, (key, row) in enumerate(every):
+        found = []
+        usual = {"iss": f"https://issuer{number}.example", "roles": [f"{ARN}kiosk"]}
+        for claims, *answers in filled(row["asked"], {"n": number}):
+            said = usual | issuers.joined(row.get("claims", {}), claims)
+            ask = {**_USUAL, "role": said.get("role")}
+            for without, (before, after) in enumerate((answers, answers[::-1])):
+                allowed = [isinstance(each, Mapping) or each == "allow" for each in (before, after)]
+                reread = key.endswith("_claim") or key == "profile" or "allow" not in (before, after)
+                if not allowed[0] or after == "open" or (allowed[1] and reread):
+                    continue
+                what = f"{name}.{key} = {row['values'][0]!r}, asked with {said}"
+                found.append(PlayedRow(key, what, bool(without), not allowed[1], _said(said), ask))
+        yield number, key, row, list(_few(found))
+
+
+def _said(said: Policy) -> Callable[[LiveBench, int], str]:
+    return lambda here, now: issuers.token_of(here, said, now)
+
+
+def _played(
+    all_: Crowd, rows: list[PlayedRow], policies: Callable[[bool], dict[str, Any]], what: str
+) -> None:
+    """Open what each of two policies allows, and reload the other."""
+    here = all_.here
+    for without in (False, True):
+        now, asked = int(time.time()), [row for row in rows if row.without == without]
+        if not any(row.ends for row in asked):
+            continue
+        here.must_reload(policies(without), what)
+        played = [(row, row.token(here, now)) for row in asked]
+        here.wait_for_keys([SpopQuestion("", iam_check(token, **row.asked), ALLOW) for row, token in played])
+        for row, token in played:
+            sent = {key: value for key, value in row.asked.items() if value is not None or key == "role"}
+            all_.join(row.what, token, ends=row.ends, **sent)
+        all_.must_begin(now + _SOON)
+        here.must_reload(policies(not without), what)
+        all_.must_split(f"the reload of {what}")
+
+
+@check("live.derived.policy", "LIVE-POLICY-004", "LIVE-KEEP-001", features={"live", "oidc", "reload"})
+def policy(target: Target) -> str:
+    """Each key of a rule and of an issuer ends the streams whose requests it would refuse, and no others.
+
+    All rows at once: a reload takes the keys away, and another one brings them back. Then each bound of all
+    issuers, alone.
+    """
+    streams = [{"name": name, "streams": True} for name in _BACKENDS]
+    with crowd(target, "live.derived.policy", POLICY, backends=streams) as all_, all_.here.asking():
+        here = all_.here
+        here.issuer("partner")
+        base = {**here.loan.policy, "denies": []}  # its own would refuse each `guard`
+        edges, keys = rules.edges(), list(of_issuers("issuers"))
+
+        def changed(without: bool) -> dict[str, Any]:
+            added = [issuers.entry_of(number, key, row, without=without) for number, key, row, _ in keys]
+            added = here.loan.own({"issuers": added})["issuers"]
+            return {**rules.policy_with(base, edges, without=without), "issuers": [*base["issuers"], *added]}
+
+        rows = [*of_rules(base, edges), *(row for *_, some in keys for row in some)]
+        _played(all_, rows, changed, "the keys of rules and issuers")
+        for number, key, row, bounded in of_issuers("limits"):
+            entry = here.loan.own(issuers.entry_of(number, "", row, without=False))
+            values = [issuers.value_of(row, without=without) for without in (False, True)]
+            tables = [{} if value is None else {"limits": {key: value}} for value in values]
+            policies = [{**base, "issuers": [*base["issuers"], entry], **limits} for limits in tables]
+            _played(all_, bounded, policies.__getitem__, f"limits.{key}")
+        return f"{all_.played} streams"
+
+
+# --- revocations ------------------------------------------------------------------------------------------
+
+KEYS: Mapping[str, Mapping[str, Any]] = table("streams")["revocations"]
+"""Those by which a revocation names credentials: what row `n` names, and the claims of a token that fits."""
+
+
+Case = tuple[frozenset[str], int | None]
+"""A credential for a revocation: the keys that it fits, and its `iat` in seconds from the bound."""
+
+
+def revocations() -> Iterator[tuple[tuple[str, ...], bool, list[Case]]]:
+    """Yield each key and each pair of keys, whether `issued_before` stands beside them, and credentials.
+
+    Credentials that fit all of them, of every date, and those that fit all but one.
+    """
+    for size, bounded in itertools.product((1, 2), (False, True)):
+        for named in itertools.combinations(KEYS, size):
+            whole = [(frozenset(named), iat) for iat in (-1, 0, None)]
+            yield named, bounded, [*whole, *((frozenset(named) - {key}, -1) for key in named)]
+
+
+def revoked(named: tuple[str, ...], case: Case, *, bounded: bool) -> bool:
+    """Decide as 9.6 says."""
+    return case[0] == set(named) and not (bounded and case[1] == 0)
+
+
+def hash_of(token: str) -> str:
+    """Name a token as 9.6 says."""
+    return "sha256:" + hashlib.sha256(token.rpartition(".")[0].encode()).hexdigest()[:16]
+
+
+def _token(here: LiveBench, number: int, case: Case, bound: int) -> tuple[str, str | None]:
+    """Mint a credential for a row; return it and the role to ask for: it may hold the revoked role unused."""
+    claims: dict[str, Any] = {"exp": bound + 900, "roles": [f"{ARN}reader"], "mark": secrets.token_hex(4)}
+    fits, iat = case
+    for key in fits:
+        claims |= filled(KEYS[key]["claims"], {"n": number})
+    if iat is None:
+        claims["roles"] = sorted({*claims["roles"], f"{ARN}reader"})
+        return here.token(claims=claims, drop=["iat"]), "reader"
+    return here.token(claims={**claims, "iat": bound + iat}), None
+
+
+@check("live.derived.revocations", "LIVE-REVOKE-006", "LIVE-KEEP-001", features={"live", "oidc"})
+def pairs(target: Target) -> str:
+    """A revocation ends the streams of the credentials that fit all its keys, and no others.
+
+    Each key and each pair of keys, with `issued_before` and without; all in one file. Tokens from the second
+    of `issued_before`, from the second before it, and without `iat`.
+    """
+    rows = list(revocations())
+    roles = [{"name": f"r{number}", "arn": f"{ARN}r{number}"} for number in range(len(rows))]
+    grant = {"id": "L1", "roles": ["reader", *(role["name"] for role in roles)]}
+    tables = {"issuers": list(map(issuers.entry, range(len(rows)))), "roles": roles, "grants": [grant]}
+    name = "live.derived.revocations"
+    with crowd(target, name, "live", revoking=True, **tables) as all_, all_.here.asking():
+        here, bound, lines, questions = all_.here, int(time.time()) - 30, [], []
+        for number, (named, bounded, credentials) in enumerate(rows):
+            row = {key: [filled(KEYS[key]["names"][-bounded], {"n": number})] for key in named}
+            made = [(each, *_token(here, number, each, bound)) for each in credentials]
+            for each, token, role in made:
+                ends = revoked(named, each, bounded=bounded)
+                what = f"{named}{', issued_before' * bounded}; fits {sorted(each[0])}, iat {each[1]}"
+                question = iam_check(token, path=_ROUTE, role=role)
+                questions.append((what, question, ends))
+            if "credentials" in named:
+                row["credentials"] = [hash_of(token) for each, token, _ in made if "credentials" in each[0]]
+            lines.append({"id": f"row{number}", **row, **({"issued_before": bound} if bounded else {})})
+        here.wait_for_keys([SpopQuestion(what, question, ALLOW) for what, question, _ in questions])
+        for what, question, ends in questions:
+            token = question["authorization"].partition(" ")[2]
+            all_.join(what, token, ends=ends, path=_ROUTE, role=question["role"])
+        all_.must_begin()
+        here.revoke_all(lines)
+        all_.must_split("the revocation")
+        answers = (ALLOW, expected("credential_revoked"))
+        asked = [SpopQuestion(what, question, answers[ends]) for what, question, ends in questions]
+        here.ask_all(asked, again=False)
+        return f"{all_.played} streams, {len(rows)} revocations"
+
+
+# --- likenesses, and media types --------------------------------------------------------------------------
+
+
+@check("live.derived.likeness", "LIVE-RENEW-007", features={"live", "renew", "oidc"})
+def likeness(target: Target) -> str:
+    """A fresh credential of which one likeness differs, or that does not permit the stream's own request,
+    prolongs nothing.
+
+    A stream for each difference, and for each difference that counts for nothing; all end together.
+    """
+    found = table("streams")
+    with crowd(target, "live.derived.likeness", "live-renew", **found["renewing"]) as all_:
+        here = all_.here
+        end = here.end(_LIFE)
+
+        def token(row: Mapping[str, Any], number: int, exp: int, **recipe: Any) -> str:  # noqa: ANN401
+            who = {"sub": f"who{number}", "sid": f"session{number}", "roles": [f"{ARN}reader"]}
+            return here.token(claims={**who, **row.get("claims", {})}, exp=exp, **recipe)
+
+        rows: list[Mapping[str, Any]] = found["likeness"]
+        for number, row in enumerate(rows):
+            ends = not row.get("prolongs")
+            all_.join(row["differs"], token({}, number, end), path="/renewing/own", role="reader", ends=ends)
+        all_.must_begin(end - 1)
+        for number, row in enumerate(rows):
+            fresh = token(row, number, end + 600, key=row.get("key", "RS256"))
+            seen = all_.status(row["differs"], fresh, **{"path": "/renewing/rest", **row.get("ask", {})})
+            if seen != row.get("status", 200):
+                raise here.failed(f"a question with another {row['differs']}: status {seen}")
+        here.in_time(end - 1, "the questions with fresh credentials")
+        all_.must_split("their first credentials' end", end)
+        return f"{all_.played} streams"
+
+
+@check("live.derived.types", "LIVE-REFUSE-002", features={"live"})
+def types(target: Target) -> str:
+    """A backend without streams refuses an event stream however its media type is spelt, and nothing else.
+
+    Letter case, parameters and blanks vary; then types that only look alike.
+    """
+    with live_bench(target, "live.derived.types") as here, closing(Crowd(here)) as all_:
+        token, wrong = here.token(exp="+15m"), []
+        for wanted, spelt in table("streams")["types"].items():
+            for text in spelt:
+                path = f"/plain/a?quiet=1&type={urlsafe_b64encode(text.encode()).decode().rstrip('=')}"
+                seen = all_.status(text, token, path=path, src=None, accept="*/*")
+                if seen != int(wanted):
+                    wrong.append(f"{text!r}: status {seen}, expected {wanted}")
+        if wrong:
+            raise here.failed(f"long answers of a backend without streams: {'; '.join(wrong)}")
+    return ""
