@@ -27,6 +27,7 @@ from iamroles_scenarios.checks.derived import (
 from iamroles_scenarios.checks.live import generated as live
 from iamroles_scenarios.checks.oracle.judge import judge, load_error
 from iamroles_scenarios.checks.plan import plan
+from iamroles_scenarios.checks.proxy import asked, misbehaving, shapes
 from iamroles_scenarios.declarations.scenario import WorldSpec, policy_of
 from iamroles_scenarios.declarations.tables import ARN, policy_schema, table
 from iamroles_scenarios.engine import answers
@@ -72,6 +73,34 @@ def test_every_argument_of_a_question_has_values():
 
 def test_every_variable_of_an_answer_has_a_row():
     assert list(answers.VARIABLES) == [name for name, *_ in _table(3, "| variable |") if name]
+
+
+def test_every_variable_of_an_answer_is_changed_before_the_proxy():
+    changed = {name for row, _ in misbehaving.ROWS["verdicts"].values() for name in row}
+
+    # The proxy keeps the ticket for the agent, whose own affair it is.
+    assert set(answers.VARIABLES) - changed == {"ticket"}
+
+
+def test_every_header_that_the_contract_removes_is_forged():
+    said = SPEC.split('<a id="c-1-2"></a>')[1].split("\n\n")[0]
+    names = {name.replace("*", "User") for name in re.findall(r"`([A-Z][A-Za-z*-]+)`", said)}
+    forged = {name.replace("_", "-") for name in table("shapes")["forged"]}
+
+    assert names <= forged
+
+
+def test_every_kind_of_refusal_has_a_credential_in_each_shape():
+    statuses = {row["status"] for row in shapes.CREDENTIALS.values()}
+
+    assert statuses == {200, *(status for status, _ in answers.REASONS.values() if status != 503)}
+    assert {version for row in shapes.SHAPES.values() for version in row["http"]} == {"1.0", "1.1", "2"}
+
+
+def test_every_compared_text_is_carried_by_http_or_within_the_token():
+    checks = {name: row.ask.__qualname__.partition(".")[0] for name, row in exact.EXACT.items()}
+
+    assert {name for name, made in checks.items() if made in ("_argument", "_scheme")} == set(asked.CARRIED)
 
 
 def test_a_ticket_may_hold_what_the_contract_says():

@@ -144,7 +144,7 @@ def _times(issuer: Policy, policy: Policy, here: str) -> Iterator[str]:
         longest = min(longest, _seconds(bound))
     for name in ("exp", "nbf", "iat"):
         yield f"http-request set-var(txn.jwt_{name}) var(txn.jwt),jwt_payload_query('$.{name}','int')"
-        yield f"http-request set-var(txn.jwt_{name}_in) date,neg,add(txn.jwt_{name}) if {{ var(txn.jwt_{name}) -m found }}"
+        yield f"http-request set-var(txn.jwt_{name}_in) date,sub(txn.jwt_{name}),neg if {{ var(txn.jwt_{name}) -m found }}"
         number = f"{{ var(txn.jwt_body) -m reg '\"{name}\"[ ]*:[ ]*[0-9]{{1,15}}[ ]*[,}}]' }}"
         there = "" if name == "exp" else f"{{ var(txn.jwt_body) -m sub '\"{name}\"' }} "
         yield _refuse("claim_invalid", f"{here} {there}!{number}")

@@ -79,7 +79,7 @@ def native(text: str, key: str) -> str:
         "    http-request set-var(txn.bearer) http_auth_bearer\n"
         f'    {refuse} {{ var(txn.bearer),jwt_verify(RS256,"{key}") -m int 1 }}\n'
         "    http-request set-var(txn.native_exp) var(txn.bearer),jwt_payload_query('$.exp','int')\n"
-        f"    {refuse} {{ date,neg,add(txn.native_exp) -m int gt 0 }}\n" + _by_hand(),
+        f"    {refuse} {{ date,sub(txn.native_exp),neg -m int gt 0 }}\n" + _by_hand(),
     )
 
 

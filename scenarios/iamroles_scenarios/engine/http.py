@@ -14,6 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.events import ConnectionTerminated, DataReceived, ResponseReceived, StreamEnded, StreamReset
+from h2.exceptions import ProtocolError
+
 from iamroles_scenarios.base import recording
 from iamroles_scenarios.base.errors import HttpFault
 
@@ -107,6 +112,54 @@ class HttpConnection:
     def close(self) -> None:
         with contextlib.suppress(OSError):
             self._socket.close()
+
+
+def exchange_h2(
+    address: tuple[str, int], timeout: float, fields: Sequence[tuple[str, str]], body: bytes
+) -> Answer:
+    """Send one request over HTTP/2 with prior knowledge, and read its response.
+
+    Args:
+        address: host and port.
+        timeout: seconds for connecting and for each read.
+        fields: of the request, pseudo-headers first.
+        body: as much of it as the peer's first window takes is sent before an answer is read.
+
+    Raises:
+        HttpFault: no well-formed answer before the deadline.
+    """
+    line = H2Connection(H2Configuration(client_side=True))
+    line.initiate_connection()
+    line.send_headers(1, fields, end_stream=not body)
+    headers, found, ended = list[tuple[str, str]](), b"", False
+    try:
+        with socket.create_connection(address, timeout=timeout) as sock:
+            while not ended:
+                room = min(line.local_flow_control_window(1), line.max_outbound_frame_size, len(body))
+                while body and room:
+                    piece, body = body[:room], body[room:]
+                    line.send_data(1, piece, end_stream=not body)
+                    room = min(line.local_flow_control_window(1), line.max_outbound_frame_size, len(body))
+                sock.sendall(line.data_to_send())
+                if not (data := sock.recv(65536)):
+                    raise HttpFault("HAProxy closed an HTTP/2 connection")
+                for event in line.receive_data(data):
+                    match event:
+                        case ResponseReceived(headers=said):
+                            headers = [(name.decode(), value.decode("latin-1")) for name, value in said or []]
+                        case DataReceived(data=piece):
+                            found += piece or b""
+                        case StreamEnded():
+                            ended = True
+                        case StreamReset() | ConnectionTerminated():
+                            raise HttpFault(f"HAProxy ended an HTTP/2 stream: {event}")
+            port: int = sock.getsockname()[1]
+    except (OSError, ProtocolError) as error:
+        raise HttpFault(f"HAProxy gave no answer over HTTP/2: {error!r}") from error
+    status, plain = int(dict(headers)[":status"]), [pair for pair in headers if pair[0] != ":status"]
+    answer = Answer(status, "", tuple(plain), found, port, time.time())
+    recording.note("\r\n".join(f"{name}: {value}" for name, value in fields), answer)
+    return answer
 
 
 def request_bytes(method: str, target: str, headers: Sequence[tuple[str, str]]) -> bytes:

@@ -1,7 +1,7 @@
 """An impostor: it stands before the agent as a `Breaker`, and takes the agent's place when a check says so.
 
-HAProxy asks at the same address all the time. As an impostor it lets everybody in with an admin's role, over
-plain SPOP or over TLS, and keeps what it was asked.
+HAProxy asks at the same address all the time. As an impostor it lets everybody in with an admin's role, or
+answers as the check says, over plain SPOP or over TLS, and keeps what it was asked.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import asyncio
 import socket
 import ssl
 import threading
+from collections.abc import Callable
 
 from iamroles_scenarios.stage.breaker import Breaker
 from iamroles_scenarios.wire.blunt import Manner, Peer, ack, greeted
@@ -23,9 +24,18 @@ class Impostor(Breaker):
         host: where to listen, as `Breaker`.
         to: `host:port` of the agent.
         backend: where it sends all requests.
+        answer: makes the bytes that answer a question, and says whether the connection ends behind them.
     """
 
-    def __init__(self, host: str, to: str, *, backend: str) -> None:
+    def __init__(
+        self,
+        host: str,
+        to: str,
+        *,
+        backend: str,
+        answer: Callable[[Frame], tuple[bytes, bool]] | None = None,
+    ) -> None:
+        self._answer = answer
         self._acts = False
         self._tls: ssl.SSLContext | None = None
         self._manner = Manner(0.0, backend)
@@ -74,6 +84,9 @@ class Impostor(Breaker):
         @greeted
         async def behave(peer: Peer, frame: Frame) -> None:
             self.asked.append(frame.payload)
-            await peer.write(ack(frame, peer.verdict()))
+            said, ends = self._answer(frame) if self._answer else (ack(frame, peer.verdict()), False)
+            await peer.write(said)
+            if ends:
+                peer.writer.close()
 
         await behave(peer)

@@ -56,6 +56,80 @@ mutant("proxy.adds-upgrade", "PROXY-UPGRADE-001", "adds Connection: upgrade to e
     replaced("{ req.hdr_cnt(upgrade) eq 1 } iam_upgrade iam_upgrade_to", "{ req.hdr_cnt(upgrade) eq 1 }")
 )
 
+# --- HAProxy's configuration before an agent that answers whatever it likes
+
+_YES = "int(200) if iam_yes iam_ok iam_ends !iam_faulty"
+_UNROUTED, _ROUTE = "default_backend iam-unrouted", "use_backend route-%[var(txn.iam.backend)]"
+_ANY = "use_backend %[var(txn.iam.backend)] if { var(txn.iam.backend) -m beg route- }"
+_VERDICTS = {
+    "status-alone": ("lets in whatever has the status 200", _YES, "int(200) if iam_ok iam_ends"),
+    "allow-alone": ("lets in whatever has `allow`", _YES, "int(200) if iam_yes iam_ends"),
+    "endless": ("lets in without an end", " iam_ends !iam_faulty", " !iam_faulty"),
+    "past": ("lets in after the end", "if iam_over iam_note_over", "if iam_over !iam_over"),
+    "default-backend": ("has a default for an unknown backend", _UNROUTED, "default_backend route-orders-ro"),
+    "any-section": ("lets the agent name any route's section", _ROUTE, f"{_ANY}\n    {_ROUTE}"),
+    "any-case": ("reads a backend's name in small letters", ".backend)]\n", ".backend),lower]\n"),
+    "any-refusal": (
+        "lets an unknown refusal on",
+        "unless iam_pass\n",
+        "if !iam_pass { var(txn.iam.status) -m int 200 400 401 403 503 }\n",
+    ),
+    "writes-lines": ("writes a tag's line break", "if iam_tag_unsafe", "if iam_tag_unsafe !iam_tag_unsafe"),
+}
+for _name, (_what, _old, _new) in _VERDICTS.items():
+    mutant(f"proxy.verdict-{_name}", "PROXY-VERDICT-001", _what)(replaced(_old, _new))
+
+# --- HAProxy's configuration before requests of other shapes
+
+_IAM, _OWN = "^x[^a-z0-9]iam([^a-z0-9]|$) -m reg", "http-request del-header Authorization"
+_WHO = "%[var(txn.iam.principal)]\n"
+_401 = 'string "Unauthorized\\n" hdr WWW-Authenticate "%[var(txn.iam_challenge)]"'
+_CHALLENGE = '    http-request set-var-fmt(txn.iam_challenge) "Bearer realm=\\"${IAM_REALM}\\"" if'
+_SHAPES = {
+    "h2-headers": (
+        1,
+        "passes the client's identity headers over HTTP/2",
+        _IAM,
+        f"{_IAM} if {{ fc_http_major 1 }}",
+    ),
+    "post-token": (1, "forwards the credential of a POST", _OWN, f"{_OWN} if !METH_POST"),
+    "preflight-bare": (1, "tags no preflight", _WHO, _WHO.replace("\n", " if !METH_OPTIONS\n")),
+    "method-read": (
+        1,
+        "makes a GET of methods that it does not know",
+        _OWN,
+        f"{_OWN}\n    http-request set-method GET if {{ method PROPFIND }}",
+    ),
+    "body-says-why": (
+        2,
+        "tells the reason in a body",
+        _401,
+        _401.replace('string "Unauthorized', 'lf-string "%[var(txn.iam.reason)]'),
+    ),
+}
+for _name, (_number, _what, _old, _new) in _SHAPES.items():
+    mutant(f"proxy.shape-{_name}", f"PROXY-SHAPE-00{_number}", _what)(replaced(_old, _new))
+mutant("proxy.shape-preflight-open", "PROXY-SHAPE-002", "lets each OPTIONS in, for the sake of CORS")(
+    replaced(_CHALLENGE, f"    http-request set-var(txn.iam_verdict) int(200) if METH_OPTIONS\n{_CHALLENGE}"),
+    replaced(_UNROUTED, f"use_backend route-orders-ro if METH_OPTIONS\n    {_UNROUTED}"),
+)
+
+# --- HAProxy's configuration that asks another question than the client did
+
+_STRIP, _SPOE = "    http-request set-var(txn.iam_requested_role) req.fhdr(x-iam-role)\n", "iam.spoe.cfg"
+_BY = "req.hdr(x-forwarded-host)"
+_TO = f"    http-request set-header Host %[{_BY}] if {{ {_BY} -m found }}\n"
+_ASKED = {
+    "splits-roles": ("takes the last of a list of roles", "haproxy.cfg", _STRIP, _STRIP.replace(".f", ".")),
+    "splits-credentials": ("takes the last credential of a list", _SPOE, "=req.fhdr(auth", "=req.hdr(auth"),
+    "any-role-case": ("asks for a role in small letters", _SPOE, "requested_role)", "requested_role),lower"),
+    "any-method-case": ("asks for a method in capitals", _SPOE, "method=method", "method=method,upper"),
+    "any-path-case": ("asks for a path in small letters", _SPOE, "path=path", "path=path,lower"),
+    "forwarded-host": ("believes X-Forwarded-Host", "haproxy.cfg", _STRIP, _TO + _STRIP),
+}
+for _name, (_what, _file, _old, _new) in _ASKED.items():
+    mutant(f"proxy.asked-{_name}", "PROXY-ASKED-001", _what)(replaced(_old, _new, name=_file))
+
 # --- connections, health, pairs of agents
 
 

@@ -1,0 +1,160 @@
+"""The proxy before an agent that answers whatever it likes (SPEC.md 1.19).
+
+All other checks judge the proxy behind a sound agent, which hides what the configuration leaves to the agent.
+Here a scripted agent takes the agent's place. The rows of data/derived/misbehaving.toml change its sound
+verdict, or the frame around it, one thing at a time. The sound verdict passes between the rows, so that each
+refusal is the row's own.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from ipaddress import ip_address
+from typing import Any
+
+from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec
+from iamroles_scenarios.declarations.tables import filled, table
+from iamroles_scenarios.engine.bench import Bench, own_bench
+from iamroles_scenarios.engine.observation import Observation
+from iamroles_scenarios.engine.target import Target
+from iamroles_scenarios.stage.impostor import Impostor
+from iamroles_scenarios.wire.codec import DataType, Typed, Value, string
+from iamroles_scenarios.wire.frames import Flags, Frame, FrameType, Scope, as_hello, encode_kv, read_messages
+
+Row = Mapping[str, Any]
+ROWS: Mapping[str, Mapping[str, tuple[Row, str]]] = table("misbehaving")
+_ALL = [*ROWS["verdicts"].items(), *ROWS["frames"].items()]
+_CHANGES: list[tuple[Row, Row]] = [
+    *((row, {}) for row, _ in ROWS["verdicts"].values()),
+    *(({}, row) for row, _ in ROWS["frames"].values()),
+]
+"""What a row changes in the verdict, and in the frame; by its place in `_ALL`."""
+_PATH = "/orders/"
+_PROCESSING = 0.5
+"""Seconds, times the scale, that HAProxy waits for a verdict here."""
+_BACK = 15.0
+"""Seconds, times the scale, within which HAProxy asks on a new connection."""
+_SHOWN = 8
+_BACKEND = "orders-ro"
+_OPEN, _SHUT = Expectation(status=200, backend=_BACKEND), (400, 401, 403, 503)
+_FORGED = re.compile(r"^x-forged\s*:", re.MULTILINE | re.IGNORECASE)
+_COUNT = re.compile(r'"requests": (\d+)')
+
+
+def _verdict() -> dict[str, Any]:
+    """Return a sound verdict for now."""
+    named = {"role": "arn:aws:iam::111111111111:role/reader", "principal": "ann", "session": "s-1"}
+    more = {"issuer": "corp", "rule": "R1", "backend": _BACKEND, "expires": int(time.time()) + 600}
+    return {"status": 200, **named, **more, "allow": True}
+
+
+def _set(name: str, value: Any) -> bytes:  # noqa: ANN401 - any value of a row
+    scope, _, bare = name.rpartition(".")
+    if isinstance(value, Mapping):
+        kind, said = DataType[value["type"]], value["value"]
+        value = Typed(kind, ip_address(said) if kind is DataType.IPV4 else said)
+    return bytes((1, 3, Scope[scope or "txn"])) + string(bare) + Typed.of(value).encode()
+
+
+def actions(row: Row) -> bytes:
+    """Return the actions of a verdict that a row changed."""
+    how = {"only", "again", "unset", "begin", "end"}
+    changes = {name: value for name, value in row.items() if name not in how}
+    verdict = {**_verdict(), **filled(changes, {"past": int(time.time()) - 60})}
+    verdict = {name: value for name, value in verdict.items() if value != "{gone}"}
+    if "only" in row:
+        verdict = {name: verdict[name] for name in row["only"]}
+    found = b"".join(_set(name, value) for name, value in (*verdict.items(), *row.get("again", {}).items()))
+    found += b"".join(bytes((2, 2, Scope.txn)) + string(name) for name in row.get("unset", ()))
+    return bytes.fromhex(row.get("begin", "")) + found + bytes.fromhex(row.get("end", ""))
+
+
+class Script:
+    """Answers as the row that a question's path numbers, and with a sound verdict to any other path."""
+
+    def __init__(self) -> None:
+        self._late = b""
+
+    def __call__(self, asked: Frame) -> tuple[bytes, bool]:
+        """Return the bytes of the answer to a question, and whether the connection ends behind it."""
+        path = next(str(value.value) for name, value in read_messages(asked)[-1].arguments if name == "path")
+        number = path.removeprefix(_PATH)
+        verdict, row = _CHANGES[int(number)] if number.isdecimal() else ({}, {})
+        late, self._late = self._late, b""
+        ids = asked.stream_id + row.get("stream", 0), asked.frame_id + row.get("frame", 0)
+        ack = Frame(row.get("type", FrameType.ACK), *ids, actions(verdict), row.get("flags", Flags.FIN))
+        said = late + bytes.fromhex(row.get("before", "")) + ack.encode()[: row.get("keep")]
+        if row.get("late"):
+            self._late, said = ack.encode(), late
+        if "twice" in row:
+            pair = [ack, replace(ack, payload=actions({"allow": False, "status": 403}))]
+            said = b"".join(each.encode() for each in (pair[::-1] if row["twice"] else pair))
+        if "farewell" in row:
+            items: dict[str, Value | Typed] = as_hello({"status-code": row["farewell"], "message": "bye"})
+            said += Frame(FrameType.AGENT_DISCONNECT, payload=encode_kv(items)).encode()
+        return said, row.get("ends", False)
+
+
+@check("proxy.verdict.misbehaving", "PROXY-VERDICT-001", features={"spop"}, long=True)
+def misbehaving(target: Target) -> str:
+    """Whatever an agent answers, the proxy lets in with a sound verdict alone, and where that says.
+
+    A scripted agent stands in the agent's place: verdicts with one thing changed, and broken frames.
+    """
+    impostors = list[Impostor]()
+    with ExitStack() as stack:
+
+        def between(host: str, agent: str) -> str:
+            impostors.append(stack.enter_context(Impostor(host, agent, backend=_BACKEND, answer=Script())))
+            return impostors[0].address
+
+        settings = {"IAM_TIMEOUT_PROCESSING": f"{round(target.seconds(_PROCESSING) * 1000)}ms"}
+        here = stack.enter_context(own_bench(target, "orders", between=between, settings=settings))
+        impostors[0].takes_over(None)
+        if faults := [found for found in _played(here) if found[1]]:
+            sentences = "; ".join(f"{what}: {wrong}" for what, wrong, *_ in faults[:_SHOWN])
+            raise here.failed(f"{len(faults)} answers of the agent: {sentences}", faults[0][2], faults[0][3])
+    return f"{len(_ALL)} answers of a scripted agent"
+
+
+def _played(here: Bench) -> Iterator[tuple[str, str, Observation, str]]:
+    reached = _reached(here, "the first")
+    for number, (what, (row, said)) in enumerate(_ALL):
+        seen = _ask(here, number)
+        wrong = _wrong(said, seen)
+        if row.get("late"):  # the answer to this question comes just before the refusal of the next
+            wrong = wrong or _wrong("shut", _ask(here, [name for name, _ in _ALL].index("a refusal")))
+        before, reached = reached, _reached(here, what)
+        if seen.status != 200 and reached != before:
+            wrong = wrong or "a backend is reached behind the refusal"
+        yield what, wrong, seen, said
+
+
+def _ask(here: Bench, number: int) -> Observation:
+    return here.client.ask(RequestSpec(path=f"{_PATH}{number}", connection="one"), "", with_reason=False)
+
+
+def _reached(here: Bench, what: str) -> int:
+    """Ask the backend, by a sound verdict, how many requests it got without this one."""
+    asked: dict[str, Any] = {"path": "/_control/counters", "connection": "one", "with_reason": False}
+    seen = here.expect(f"a sound verdict beside {what}", "", _OPEN, within=_BACK, **asked)
+    found = _COUNT.search(seen.received)
+    if found is None:
+        raise here.failed("the backend's counter did not come through", seen)
+    return int(found[1])
+
+
+def _wrong(said: str, seen: Observation) -> str:
+    """Return what is wrong with a client's answer, or ""."""
+    passed = seen.status == 200 and seen.backend == _BACKEND
+    if _FORGED.search(seen.received) or any(name == "x-forged" for name, _ in seen.headers):
+        return "it writes a header of its own"
+    if seen.allow or seen.status == 200:
+        return "" if passed and said == "open" else f"it reaches {seen.backend or 'the client'}"
+    right = (int(said), 503) if said.isdecimal() else _SHUT  # 503 is what a busy host makes of any answer
+    return "" if seen.status in right else f"status {seen.status}"
