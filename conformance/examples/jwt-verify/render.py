@@ -263,8 +263,8 @@ def _verdict() -> Iterator[str]:
 
 
 def _seconds(text: str) -> int:
-    number, unit = re.fullmatch(r"(\d+)(ms|s|m|h)", text).groups()  # type: ignore[union-attr]
-    return int(int(number) * {"ms": 0.001, "s": 1, "m": 60, "h": 3600}[unit])
+    number, unit = re.fullmatch(r"([0-9.]+)(ms|s|m|h|d)", text).groups()  # type: ignore[union-attr]
+    return int(float(number) * {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}[unit])
 
 
 def certificate(key: Any) -> bytes:  # noqa: ANN401 - a public key of `cryptography`

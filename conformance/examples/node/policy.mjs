@@ -46,12 +46,12 @@ const TABLES = {
   metrics: { listen: "text" },
   identity_header: { issuer: "text!", lifetime: "duration", rotate: "duration" },
 };
-const UNITS = { ms: 0.001, s: 1, m: 60, h: 3600 };
+const UNITS = { ms: 0.001, s: 1, m: 60, h: 3600, d: 86400 };
 export const ALGORITHMS = /^(?:[RPE]S(?:256|384|512)|EdDSA|Ed25519)$/;
 const METHODS = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
 
 function seconds(text) {
-  const match = typeof text === "string" && /^(\d+)(ms|s|m|h)$/.exec(text);
+  const match = typeof text === "string" && /^([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)$/.exec(text);
   return match ? Number(match[1]) * UNITS[match[2]] : null;
 }
 const isTexts = (value) => Array.isArray(value) && value.every((item) => typeof item === "string");
