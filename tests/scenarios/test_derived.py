@@ -236,6 +236,16 @@ def test_every_member_that_the_contract_names_of_a_key_set_is_varied():
     )
 
 
+def test_every_claim_of_the_profile_aws_is_played():
+    """`original_session_exp` is played by identity.derived.seconds and identity.outbound.session-end."""
+    clause = SPEC[SPEC.index("**5.12**") : SPEC.index("### Pre-signed")]
+    said = {"aws_account", "principal_id", "principal_tags", "request_tags", "subject_mode", "roles_claim"}
+    rows = [row for key in ("accounts", "roles_claim", "profile") for row in issuers.TABLES["issuers"][key]]
+    played = str([row for row in rows if row.get("beside", {}).get("profile") == "aws"]) + "roles_claim"
+
+    assert {name for name in re.findall(r"`(\w+_\w+)`", clause) if name in played} >= said
+
+
 @pytest.mark.parametrize("row", key_sets.ROWS, ids=lambda row: row["what"])
 def test_a_row_of_key_sets_tells_an_agent_that_keeps_a_key_from_one_that_drops_it(row):
     wanted = [answers.expected(word) for _, *words in row["asked"] for word in words]

@@ -138,7 +138,7 @@ def _until_asked(here: Bench, rows: list[_Row]) -> None:
                 return
 
 
-def _until_right(here: Bench, asked: list[SpopQuestion]) -> None:
+def until_right(here: Bench, asked: list[SpopQuestion]) -> None:
     """Ask without judging until all answers are right, or the agent has had time enough."""
     left, deadline = asked, time.monotonic() + here.seconds(_TAKEN)
     while left and time.monotonic() < deadline:
@@ -177,6 +177,6 @@ def key_sets(target: Target) -> str:
                 row.mark = row.issuer.counters().get(row.watched, 0)
             _until_asked(here, rows if act else [])
             asked = _asked(rows, known, act)
-            _until_right(here, asked)
+            until_right(here, asked)
             here.ask_all(asked, when, again=False)
     return f"{len(rows)} answers of issuers, {here.asked} questions"

@@ -79,7 +79,7 @@ def _rows() -> Iterator[tuple[str, Call, str]]:
             yield f"w{number}-{way}", call, way
 
 
-def _issuer(name: str, call: Call) -> dict[str, Any]:
+def issuer_of(name: str, call: Call) -> dict[str, Any]:
     """Make an issuer, without `jwks_uri` if it is discovery that hangs."""
     found = {"jwks_uri": f"{{idp}}/{name}/jwks"} if call.endpoint == "jwks" else {}
     return {
@@ -141,7 +141,7 @@ def waits(target: Target) -> str:
     for name, call, way in rows:
         if not call.known:
             issuers[name].fault(call.endpoint, way, times=1, seconds=0.2)
-    tables = [_issuer(name, call) for name, call, _ in rows]
+    tables = [issuer_of(name, call) for name, call, _ in rows]
     with started(target, suffix, keys=_KEYS, issuers=tables) as here:
 
         def ask(what: str, name: str, sub: str = "ann") -> SpopQuestion:

@@ -77,6 +77,18 @@ mutant("identity.derived-greater-lifetime", "DERIVED-KEY-002", "takes the greate
 mutant("identity.derived-cognito-roles", "DERIVED-KEY-002", "reads Cognito's roles where others have them")(
     _ruled("_find_roles", lambda _, issuer, __: claims._finder((issuer.roles_claim,)))
 )
+mutant("identity.derived-aws-vouches", "DERIVED-KEY-002", "lets an issuer without `accounts` vouch for all")(
+    _ruled("_accounts", lambda rules, *_: rules._accounts or frozenset({"111111111111", "222222222222"}))
+)
+
+
+@mutant("identity.derived-user-is-malformed", "DERIVED-KEY-002", "calls a user of AWS a malformed role")
+@rescue(ClaimRules, "_aws", Refusal)
+def _user_is_malformed(refusal: Any, *_asked: Any) -> None:
+    if refusal.reason is Reason.ROLE_MISSING:
+        raise Refusal(Reason.ROLE_MALFORMED, refusal.detail)
+
+
 mutant("identity.derived-sts-accounts", "DERIVED-KEY-003", "does not hold an STS endpoint to its `accounts`")(
     any_account
 )
@@ -239,6 +251,17 @@ mutant("identity.derived-wide-edwards", "DERIVED-ALGORITHM-001", "takes Ed448 fo
     Override(lambda: keys.ALGORITHMS.update(Ed25519=_WIDE))
 )
 
+
+_rules: dict[object, str] = {}
+
+
+def _former_rule(found: Any, *_judged: Any) -> Any:
+    return found if found.reason else replace(found, rule=_rules.setdefault(found.role, found.rule))
+
+
+mutant("identity.derived-former-rule", "DERIVED-KEYS-002", "names a former rule beside the new backend")(
+    edit.decided(_former_rule)
+)
 
 # --- the octets of signatures
 

@@ -76,6 +76,16 @@ def _one_scope(sound: Any, self: Any, whole: Any, *rest: Any, **more: Any) -> No
     sound(self, whole.model_copy(update={"scopes": last}), *rest, **more)
 
 
+@mutant("policy.derived-joined-scopes", "DERIVED-KEY-001", "joins the methods of all scopes of one name")
+@around(Policy, "__init__")
+def _joined_scopes(sound: Any, self: Any, whole: Any, *rest: Any, **more: Any) -> None:
+    joined: dict[str, list[str]] = {}
+    for scope in whole.scopes:
+        joined.setdefault(scope.name, []).extend(scope.methods)
+    scopes = [scope.model_copy(update={"methods": joined[scope.name]}) for scope in whole.scopes]
+    sound(self, whole.model_copy(update={"scopes": scopes}), *rest, **more)
+
+
 @mutant("policy.derived-unknown-in-scopes", "DERIVED-KEY-004", "passes over unknown keys in a scope")
 @Override
 def _unknown_in_scopes() -> None:
