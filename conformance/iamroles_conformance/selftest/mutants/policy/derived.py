@@ -76,7 +76,7 @@ def _one_scope(sound: Any, self: Any, whole: Any, *rest: Any, **more: Any) -> No
     sound(self, whole.model_copy(update={"scopes": last}), *rest, **more)
 
 
-@mutant("policy.derived-joined-scopes", "DERIVED-KEY-001", "joins the methods of all scopes of one name")
+@mutant("policy.derived-joined-scopes", "DERIVED-KEY-001", "joins the methods of scopes that share a name")
 @around(Policy, "__init__")
 def _joined_scopes(sound: Any, self: Any, whole: Any, *rest: Any, **more: Any) -> None:
     joined: dict[str, list[str]] = {}
