@@ -158,7 +158,7 @@ def keys_of_rules(target: Target) -> str:
     All rows at once, in rooms of their own: with the keys, without them, with them again.
     """
     with derived(target, "policy.derived.rules") as here:
-        base, added = here.loan.policy, edges()
+        base, added = {**here.loan.policy, "denies": []}, edges()  # its own would refuse each `guard`
         asked = _Rules(here, added)
         for without, when in ((False, ""), (True, "without it: "), (False, "again with it: ")):
             here.must_reload(policy_with(base, added, without=without), "the keys of rules")

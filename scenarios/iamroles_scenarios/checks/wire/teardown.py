@@ -328,6 +328,21 @@ async def _serves(connection: JudgedConnection) -> bool:
     return True
 
 
+@check("wire.life.handshake-limit", "SPOP-LIFE-008", features={"limits"})
+async def handshake_limit(target: WireTarget) -> str:
+    """A connection that says no HELLO is closed once `handshake_timeout` has passed.
+
+    A fresh agent with `handshake_timeout = "1s"`; one connection says nothing, another half a length.
+    """
+    async with launched(target, {"handshake_timeout": "1s"}) as process:
+        async with connected(target, process.spop_address) as silent:
+            await silent.must_end("no HELLO for over a second", *range(14), seconds=4.0)
+        async with connected(target, process.spop_address) as trickle:
+            await trickle.send(b"\x00\x00")
+            await trickle.must_end("half a length prefix", *range(14), seconds=4.0)
+    return "closed by a timeout of 1 s"
+
+
 @check("wire.life.handshake-timeout", "SPOP-LIFE-006")
 async def handshake_timeout(target: WireTarget) -> str:
     """A connection that never says HELLO is closed.
@@ -335,13 +350,7 @@ async def handshake_timeout(target: WireTarget) -> str:
     A fresh agent with `handshake_timeout = "1s"`; if the suite cannot start one, the check waits 12 s.
     """
     if target.launch is not None and "limits" in target.features:
-        async with launched(target, {"handshake_timeout": "1s"}) as process:
-            async with connected(target, process.spop_address) as silent:
-                await silent.must_end("no HELLO for over a second", *range(14), seconds=4.0)
-            async with connected(target, process.spop_address) as trickle:
-                await trickle.send(b"\x00\x00")
-                await trickle.must_end("half a length prefix", *range(14), seconds=4.0)
-        return "closed by a timeout of 1 s"
+        return await handshake_limit(target)
     async with connected(target) as silent:
         try:
             await silent.ended(target.seconds(12.0))

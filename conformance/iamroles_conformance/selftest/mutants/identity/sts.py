@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
+from iamroles_agent.base.identity import Identity
 from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.processes import remote
 from iamroles_agent.serving import gate
@@ -40,6 +41,11 @@ class _Near(dict[str, Any]):
 def _query(edit: Callable[[list[tuple[str, str]]], list[tuple[str, str]]]) -> Override:
     """Change the query's pairs before they are judged."""
     return around(sts, "parse_qsl")(lambda sound, *query, **how: edit(sound(*query, **how)))
+
+
+mutant("identity.recheck-late", "STS-EXPIRY-003", "believes an answer of STS two seconds too long")(
+    setting(Identity, "believed_until", property(lambda self: (self.check_again or self.not_after - 2) + 2))
+)
 
 
 @mutant("identity.sts-first-of-two", "STS-QUERY-002", "takes the first of two parameters")

@@ -223,7 +223,7 @@ mutant("wire.slow-accept", "SPOP-LIFE-004", "takes 80 ms for each new connection
 mutant("wire.no-connection-limit", "SPOP-LIFE-005", "has no limit on connections")(
     settings(max_connections=1 << 20)
 )
-mutant("wire.no-handshake-timeout", "SPOP-LIFE-006", "keeps connections that say nothing")(
+mutant("wire.no-handshake-timeout", "SPOP-LIFE-006 SPOP-LIFE-008", "keeps connections that say nothing")(
     settings(handshake_timeout=3600.0)
 )
 mutant("wire.all-interfaces", "SPOP-LIFE-007", "listens on all interfaces")(
