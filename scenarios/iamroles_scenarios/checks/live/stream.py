@@ -184,7 +184,7 @@ class Stream(ObservedStream):
 
     def __init__(self, here: Bench, shape: StreamShape, path: str, token: str, preamble: bytes = b"") -> None:
         super().__init__(shape, token)
-        self.stamped = shape.kind != "upload" and not path.startswith("/plain")
+        self.stamped = shape.kind in ("websocket", "events", "download") and not path.startswith("/plain")
         self._sock = self._connected(here)
         self._sock.settimeout(BEAT)
         self._sock.setsockopt(socket.SOL_SOCKET, STAMPS, 1)
