@@ -38,15 +38,15 @@ ROOMS = {
 ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 22_737,
-    "scenarios": 31_571,
-    "conformance": 9_932,
+    "scenarios": 31_588,
+    "conformance": 9_938,
     "loadtests": 4_862,
     "benchmarks": 4_009,
     "tests": 30_376,
 }
 TRUSTED_LINES = 17_663
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 20_681
+DATA_LINES = 20_691
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""
