@@ -22,7 +22,7 @@ from contextlib import suppress
 from json.encoder import encode_basestring_ascii as quoted
 from urllib.parse import unquote
 
-_DOT = r"(?:\.|%2[Ee])"
+_DOT = r"(?:=|%3[Dd])*+(?:\.|%2[Ee])"  # some pad the parts
 _LONG = r"[A-Za-z0-9_-]{16,}+"
 _TOKEN = re.compile(
     r"(?<![A-Za-z0-9_-])"

@@ -86,6 +86,8 @@ class Check:
     """Features of `agent.toml` without which the check is not-applicable."""
     long: bool = False
     """True if a run begins with it, because its steps take long and wait for each other."""
+    last: bool = False
+    """True if a run ends with it, because it judges what all others left."""
     explanation: str = ""
     """The words that follow the title, for `iamroles conformance explain`."""
 
@@ -112,6 +114,7 @@ def check(
     title: str = "",
     features: set[str] | None = None,
     long: bool = False,
+    last: bool = False,
 ) -> Callable[[_F], _F]:
     """Declare a function as a check that proves these requirements.
 
@@ -131,6 +134,7 @@ def check(
             function,
             frozenset(features or ()),
             long,
+            last,
             rest or (first if title else ""),
         )
         return function

@@ -35,14 +35,19 @@ class Job:
         return self.lane in PROXY_LANES
 
     @property
+    def last(self) -> bool:
+        """True if it judges what all others left."""
+        return self.scenario is None and any(one.function and one.function.last for one in self.checks)
+
+    @property
     def rank(self) -> tuple[bool, ...]:
         """The key by which a run that plays everything is sorted. Long jobs and those that wait for the clock
         come first, so that they overlap with the work of the others.
         """
         if self.scenario is None:
             long = self.checks[0].function is not None and self.checks[0].function.long
-            return (self.lane != "wire", False, not long)
-        return (True, True, not waits(self.scenario), not self.scenario.world.own)
+            return (self.last, self.lane != "wire", False, not long)
+        return (False, True, True, not waits(self.scenario), not self.scenario.world.own)
 
     def play(self, target: Target) -> list[CheckResult]:
         """Play a scenario, or the one function; never raises for what the agent does."""

@@ -2,7 +2,7 @@
 
 A backend fetches the keys now and then, and again when it meets a name that it does not know
 (docs/backends.md). Here a thread fetches them again and again, from each address where an agent publishes
-them. Each header must verify by every set that a backend could hold when it came.
+them. Each header must verify by every set that a backend could hold when it came (SPEC.md 1.18).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import threading
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jwt
@@ -25,17 +26,32 @@ from iamroles_scenarios.traffic.polling import NANO, now
 if TYPE_CHECKING:
     from iamroles_scenarios.engine.judged_traffic import JudgedTraffic
     from iamroles_scenarios.engine.ledger import Entry
+    from iamroles_scenarios.engine.observation import Observation
     from iamroles_scenarios.stage import Stage
     from iamroles_scenarios.stage.agent_handle import AgentHandle
 
 _GATE = "https://gate.example.com"
 """`identity_header.issuer` of the worlds that are looked at."""
-_PUBLISHED = re.compile(r"http://[^\s/]+:(\d+)(/\S*jwks)\b")
 _EACH = 0.2
 """Seconds between two fetches."""
+_SKEW = 1.0
+"""Seconds by which `iat` may be ahead of the judge: agents round."""
+TYPE = "iam-identity+jwt"
+PRIVATE = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
+"""Members of a JWK that are secret (RFC 7518 section 6)."""
 
 Keys = dict[str, dict[str, Any]]
 """JWKs by `kid`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """An answer of a check, as an `Entry` is one of a timeline."""
+
+    seen: Observation
+    sent: int
+    """Nanoseconds of CLOCK_REALTIME, as `received`."""
+    received: int
 
 
 def signing(stage: Stage, rotate: float) -> dict[str, Any]:
@@ -44,11 +60,29 @@ def signing(stage: Stage, rotate: float) -> dict[str, Any]:
 
     Args:
         stage: where it runs.
-        rotate: seconds that a key signs, and is published before and after.
+        rotate: seconds that a key signs, and is published before and after; an identity lives half as long.
     """
-    header = {"issuer": _GATE, "lifetime": "2s", "rotate": f"{rotate:g}s"}
-    listen = "127.0.0.1:0" if stage.host.startswith("127.") else "0.0.0.0:0"
-    return {"metrics": {"listen": listen}, "identity_header": header}
+    header = {"issuer": _GATE, "lifetime": f"{min(rotate / 2, 60):g}s", "rotate": f"{rotate:g}s"}
+    return {"metrics": listening(stage), "identity_header": header}
+
+
+def listening(stage: Stage) -> dict[str, Any]:
+    """Return the table `metrics` of a policy by which the suite reaches an agent's pages."""
+    return {"listen": "127.0.0.1:0" if stage.host.startswith("127.") else "0.0.0.0:0"}
+
+
+def fetched(agents: Sequence[AgentHandle], ending: str) -> Iterator[str]:
+    """Fetch the pages that agents' logs name by URLs with this ending.
+
+    Raises:
+        OSError: a page cannot be fetched.
+    """
+    for agent in agents:
+        host = agent.spop_address.rpartition(":")[0]
+        named = re.findall(rf"http://[^\s/]+:(\d+)(/\S*{ending})\b", "\n".join(agent.lines()))
+        for port, path in sorted(set(named)):
+            with urllib.request.urlopen(f"http://{host}:{port}{path}", timeout=10) as answer:
+                yield answer.read().decode("utf-8", "replace")
 
 
 class KeySets:
@@ -62,6 +96,7 @@ class KeySets:
     def __init__(self, agents: Sequence[AgentHandle], rotate: float) -> None:
         self._agents = agents
         self._rotate = rotate
+        self._lifetime = min(rotate / 2, 60.0)
         self._cache = round(rotate / 2 * NANO)
         self._found: list[tuple[int, int, Keys]] = []
         """When each was asked for and when it was there, nanoseconds, and the keys."""
@@ -71,16 +106,14 @@ class KeySets:
         """Names of keys whose headers verified."""
 
     def _fetch(self) -> None:
-        for agent in self._agents:
-            host = agent.spop_address.rpartition(":")[0]
-            for port, path in sorted(set(_PUBLISHED.findall("\n".join(agent.lines())))):
+        begun = now()
+        try:
+            for page in fetched(self._agents, "jwks"):
+                keys = json.loads(page)["keys"]
+                self._found.append((begun, now(), {key["kid"]: key for key in keys}))
                 begun = now()
-                try:
-                    with urllib.request.urlopen(f"http://{host}:{port}{path}", timeout=10) as answer:
-                        keys = json.load(answer)["keys"]
-                    self._found.append((begun, now(), {key["kid"]: key for key in keys}))
-                except (OSError, ValueError, KeyError, TypeError) as error:
-                    self._fault = f"the keys cannot be fetched from {path}: {error}"
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            self._fault = f"the keys cannot be fetched: {error}"
 
     @contextmanager
     def fetched(self) -> Iterator[None]:
@@ -101,6 +134,11 @@ class KeySets:
             end.set()
             thread.join()
 
+    def private(self) -> list[str]:
+        """Return the private members of published keys, each with the name of its key."""
+        keys = {kid: key for _, _, found in self._found for kid, key in found.items()}
+        return [f"{name} of {kid}" for kid, key in keys.items() for name in sorted(PRIVATE & key.keys())]
+
     def _held(self, at: int) -> list[Keys]:
         """Return the sets that a backend may hold at a moment, and the set that it would fetch then."""
         held: list[Keys] = []
@@ -111,7 +149,7 @@ class KeySets:
                 break
         return held
 
-    def unverified(self, entry: Entry, *, every: bool) -> str:
+    def unverified(self, entry: Entry | Answered, *, every: bool) -> str:
         """Return why a backend cannot verify an answer's identity; "" if it can, or on a refusal.
 
         Args:
@@ -120,7 +158,7 @@ class KeySets:
         """
         if not entry.seen.allow:
             return ""
-        whys = [why_not(entry, keys) for keys in self._held(entry.received)] or [self._fault]
+        whys = [why_not(entry, keys, self._lifetime) for keys in self._held(entry.received)] or [self._fault]
         if not all(whys):
             self.signed.add(kid_of(entry))
         return next(filter(None, whys), "") if every or all(whys) else ""
@@ -144,7 +182,7 @@ class KeySets:
         self._found = [one for one in self._found if one[1] >= before - self._cache]
 
 
-def kid_of(entry: Entry) -> str:
+def kid_of(entry: Entry | Answered) -> str:
     """Return the name of the key that signed an answer's identity; "" if there is none."""
     values = [value for header, value in entry.seen.headers if header == "x-iam-identity"]
     try:
@@ -153,23 +191,39 @@ def kid_of(entry: Entry) -> str:
         return ""
 
 
-def why_not(entry: Entry, keys: Mapping[str, Any]) -> str:
+def why_not(entry: Entry | Answered, keys: Mapping[str, Any], lifetime: float) -> str:
     """Return why a backend that holds these keys refuses an answer's header; "" if it does not."""
     seen = entry.seen
     values = [value for header, value in seen.headers if header == "x-iam-identity"]
     if len(values) != 1:
         return f"{len(values)} signed identities"
     try:
-        kid = jwt.get_unverified_header(values[0])["kid"]
-        if kid not in keys:
-            return f"its key {kid!r} is not among those published, {sorted(keys)}"
-        claims = _verified(values[0], json.dumps(keys[kid]), seen.backend)
-    except (jwt.PyJWTError, KeyError) as error:
+        header = jwt.get_unverified_header(values[0])
+        if header["kid"] not in keys:
+            return f"its key {header['kid']!r} is not among those published, {sorted(keys)}"
+        claims = _verified(values[0], json.dumps(keys[header["kid"]]), seen.backend)
+        return _wrong_field({**header, **claims}, entry, lifetime)
+    except (jwt.PyJWTError, KeyError, TypeError, ValueError) as error:
         return f"{type(error).__name__}: {error}"
-    principals = [value for header, value in seen.headers if header == "x-iam-principal"]
-    if [claims["sub"]] != principals:
-        return f"it is {claims['sub']!r}'s, not {principals}'s"
-    return "" if claims["exp"] * NANO > entry.sent else "it was dead when it was asked for"
+
+
+def _wrong_field(fields: Mapping[str, Any], entry: Entry | Answered, lifetime: float) -> str:
+    """Return the first field that is not as SPEC.md 1.18 says; "" if all are."""
+    tags, iat, exp = entry.seen.tags, fields["iat"], fields["exp"]
+    known = {"typ": TYPE, "aud": entry.seen.backend, "sub": tags.get("principal"), "role": tags.get("role")}
+    known |= {"session": tags.get("session", ""), "idp": tags.get("issuer")}
+    for name, wish in known.items():
+        value = fields.get(name) or ""
+        if value != wish and not (name == "aud" and value == [wish]):
+            return f"its {name} is {value!r}, not {wish!r}"
+    if exp * NANO <= entry.sent:
+        return "it was dead when it was asked for"
+    if iat > entry.received / NANO + _SKEW:
+        return f"its iat is {iat - entry.received / NANO:.1f} s ahead"
+    if exp - iat > lifetime:
+        return f"it lives {exp - iat} s; `lifetime` is {lifetime:g} s"
+    ends = tags.get("expires") or "inf"
+    return f"its exp is {exp}, and access ends at {ends}" if exp > float(ends) else ""
 
 
 @functools.lru_cache(1 << 10)

@@ -37,6 +37,8 @@ class Observation:
     received: str = ""
     trace: object = ""
     """Becomes text when it is read, which it is of failures only."""
+    leaked: tuple[str, ...] = ()
+    """Credentials that a refusal holds (`base.sent`)."""
     at: float = 0.0
     """Epoch seconds at which the answer was complete."""
     others: tuple[Observation, ...] = ()
@@ -82,7 +84,7 @@ def mismatches(expectation: Expectation, seen: Observation, expires: Mapping[str
             wanted[name] = set(choices(text))
     if expectation.expires is not None:
         wanted["expires"] = str(expires[expectation.expires])
-    found = []
+    found = [f"the refusal holds a credential: {name}" for name in seen.leaked]
     if expectation.reason is not None and seen.reason is None:
         found.append("reason: HAProxy's log has no line for this request")
         del wanted["reason"]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from iamroles_scenarios.base import recording
 from iamroles_scenarios.base.errors import HarnessFault, HttpFault
+from iamroles_scenarios.base.sent import held
 from iamroles_scenarios.declarations.scenario import Lane, RequestSpec
 from iamroles_scenarios.engine.http import Answer, HttpConnection, redacted, request_bytes
 from iamroles_scenarios.engine.observation import TAGS, Observation
@@ -95,6 +96,7 @@ def observed(
         path=str(echo.get("path", "")),
         sent=redacted(raw.decode("latin-1").replace("\r\n", "\n").strip(), secrets),
         received=redacted(str(answer), secrets) + _logged(line),
+        leaked=() if answer.status < 400 else tuple(sorted(held(f"{answer.headers}".encode() + answer.body))),
         at=answer.at,
     )
 

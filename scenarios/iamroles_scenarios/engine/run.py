@@ -6,10 +6,11 @@ result that it wants (`Run.result`). `verdicts` says what each result becomes be
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -106,7 +107,7 @@ class Run:
         """Failures of the wire lane whose cause is not yet known."""
         self._lock = threading.Lock()
         self._over = threading.Event()
-        self._submitted: set[Job] = set()
+        self._submitted: dict[Job, None] = {}
 
     # --- life ----------------------------------------------------------------------------------------------
 
@@ -184,7 +185,7 @@ class Run:
     def start(self) -> None:
         """Submit every planned check, under a budget in the order of the plan; idempotent."""
         by_rank = sorted(self._jobs, key=lambda job: job.rank)
-        for job in by_rank if self.options.budget is None else self._jobs:
+        for job in by_rank if self.options.budget is None else sorted(self._jobs, key=lambda job: job.last):
             self._submit(job)
 
     def result(self, check: PlannedCheck) -> CheckResult:
@@ -222,12 +223,14 @@ class Run:
         with self._lock:
             if job in self._submitted:
                 return
-            self._submitted.add(job)
+            self._submitted[job] = None
         assert self._pool is not None  # noqa: S101 - open() made it
         self._pool.submit(self._play, job)
 
     def _play(self, job: Job) -> None:
         try:
+            if job.last:
+                self._await_others(job)
             if not self.agent.spop and not job.through_proxy:
                 results = [lacking(check, ["spop"]) for check in job.checks]
             elif job.lane == "wire":
@@ -239,6 +242,15 @@ class Run:
         missing = RuntimeError("the check was played, but gave no result")
         for result in [*results, *(blamed(check, missing) for check in job.checks)]:
             self._report(result)
+
+    def _await_others(self, last: Job) -> None:
+        """Wait for the results of all jobs that were submitted before."""
+        with self._lock:
+            others = list(itertools.takewhile(lambda job: job is not last, self._submitted))
+        for job in others:
+            for check in job.checks:
+                with suppress(CancelledError):
+                    self._futures[check.id, check.lane].exception()
 
     def _report(self, result: CheckResult) -> None:
         """Hand out a result; the first of a check stands."""

@@ -21,7 +21,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from iamroles_scenarios.base import lateness, recording
+from iamroles_scenarios.base import lateness, recording, sent
 from iamroles_scenarios.base.errors import (
     AgentFault,
     CheckFailed,
@@ -234,7 +234,15 @@ def reported(result: CheckResult, agent: AgentSpec) -> CheckResult:
     for rule in (_of_running, _weighed, _known):
         verdict, message = rule(result, agent)
         result = replace(result, verdict=verdict, message=message)
-    return result
+    return _without_credentials(result)
+
+
+def _without_credentials(result: CheckResult) -> CheckResult:
+    """Cut what a result holds of the run's credentials: every report is made of it."""
+    seen, cut = result.evidence, sent.cut
+    logs = {part: cut(log) for part, log in seen.logs.items()}
+    evidence = Evidence(cut(seen.sent), cut(seen.expected), cut(seen.received), cut(seen.trace), logs)
+    return replace(result, message=cut(result.message), evidence=evidence, transcript=cut(result.transcript))
 
 
 def _of_running(result: CheckResult, agent: AgentSpec) -> tuple[Verdict, str]:

@@ -25,6 +25,7 @@ from iamroles_scenarios.base.errors import StageError, Untestable
 from iamroles_scenarios.declarations.scenario import WorldSpec, merged, policy_of
 from iamroles_scenarios.engine.certificates import ProxyCertificates
 from iamroles_scenarios.engine.key_sets import KeySets, signing
+from iamroles_scenarios.engine.leaks import Leaks
 from iamroles_scenarios.engine.setups import ENDING, answers, ended, uses
 from iamroles_scenarios.stage.rendering import SHIPPED
 from iamroles_scenarios.stage.spec import declares
@@ -122,6 +123,7 @@ class Worlds:
         self._lock = threading.Lock()
         self._starting = threading.Semaphore(_STARTS)
         self._issuers: dict[str, IssuerHandle] = {}
+        self.leaks = Leaks()
         self.on_shared: Callable[[Loan], None] | None = None
         """Called with each world that is started to be shared; `on_release` before it is closed."""
         self.on_release: Callable[[Loan], None] | None = None
@@ -242,6 +244,7 @@ class Worlds:
         """Start a world whose agent serves the address that it announces."""
         with self._starting:
             world = self._stage.world(agent, policy, **how)
+        self.leaks.watch(world)
         try:
             if world.agent.spop_address:
                 answers(world.agent.spop_address, {"agent": world.agent.logs()})

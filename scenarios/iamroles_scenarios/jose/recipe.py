@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from iamroles_scenarios.base.durations import seconds
 from iamroles_scenarios.base.errors import RecipeError
+from iamroles_scenarios.base.sent import note_token
 from iamroles_scenarios.jose import broken
 from iamroles_scenarios.jose.encoding import (
     Json,
@@ -97,7 +98,7 @@ def mint(
     if unknown := sorted(set(recipe) - _WORDS):
         raise RecipeError(f"unknown recipe keys {', '.join(unknown)}; known are {', '.join(sorted(_WORDS))}")
     try:
-        return _Minting(recipe, keys, now, issuer_url, urls or {}).token()
+        return note_token(_Minting(recipe, keys, now, issuer_url, urls or {}).token())
     except RecipeError:
         raise
     except (ValueError, KeyError) as fault:

@@ -13,6 +13,7 @@ import boto3
 from botocore import UNSIGNED
 from botocore.config import Config
 
+from iamroles_scenarios.base.sent import note_token
 from iamroles_scenarios.mock import presign
 from iamroles_scenarios.mock.control_client import Control, IssuerHandle
 from iamroles_scenarios.mock.presign import SessionKeys
@@ -99,7 +100,7 @@ class CloudClient:
             DurationSeconds=duration,
             **parameters,
         )
-        return answer["WebIdentityToken"]
+        return note_token(answer["WebIdentityToken"])
 
     def presign_caller_identity(
         self,

@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import base64
 import datetime as dt
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,7 @@ from urllib.parse import quote
 
 from iamroles_scenarios.base.durations import seconds
 from iamroles_scenarios.base.errors import RecipeError
+from iamroles_scenarios.base.sent import note
 from iamroles_scenarios.mock import sigv4
 
 PREFIX = "iam-sts-v1."
@@ -51,6 +53,9 @@ _WORDS = frozenset(
         *("order", "case", "secret", "key_id", "token", "signature", "encoding", "prefix", "size", "url"),
     }
 )
+_TAIL = 40
+"""Letters at the end of a credential, where its signature stands."""
+_SECRETS = re.compile(r"(?:Signature|Security-Token)=([^&#]*)", re.IGNORECASE)
 Pairs = list[tuple[str, str]]
 
 
@@ -94,7 +99,8 @@ def credential(
         raise RecipeError(f"unknown recipe keys {', '.join(unknown)}; known are {', '.join(sorted(_WORDS))}")
     defaults = {"binding_value": binding_value, "binding_header": binding_header, "host": host}
     url = str(recipe["url"]) if "url" in recipe else _sized({**defaults, **recipe}, keys, now)
-    return str(recipe.get("prefix", PREFIX)) + _encoded(url, recipe.get("encoding", ""))
+    text = str(recipe.get("prefix", PREFIX)) + _encoded(url, recipe.get("encoding", ""))
+    return note("pre-signed URL", text, text[-_TAIL:], *_SECRETS.findall(url))
 
 
 def _encoded(url: str, word: str) -> str:

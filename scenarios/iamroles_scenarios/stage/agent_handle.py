@@ -25,6 +25,8 @@ class AgentHandle:
         self._composer = composer
         self._part: Part | None = None
         self._past: list[str] = []
+        self.parts: list[Part] = []
+        """What runs or ran of it, a part for each start."""
         self._paused = False
         self._asked_to_end = True
         """True once it was asked to end, and before it has begun."""
@@ -60,6 +62,7 @@ class AgentHandle:
                 return
             self._keep_log()
             part = self._place.start()
+            self.parts.append(part)
             try:
                 self.ready = part.ready(self.spec.ready_within)
             except StageError:

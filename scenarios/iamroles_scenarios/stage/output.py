@@ -49,6 +49,12 @@ class Output:
         with self._changed:
             return self._count
 
+    @property
+    def dropped(self) -> int:
+        """Lines that are no longer kept."""
+        with self._changed:
+            return self._count - len(self._kept)
+
     def lines(self, since: int = 0) -> list[str]:
         """The lines kept, from number `since` on."""
         with self._changed:

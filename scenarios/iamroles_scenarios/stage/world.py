@@ -7,7 +7,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from itertools import chain, repeat
 from typing import Any, Self
@@ -17,6 +17,7 @@ from iamroles_scenarios.base.errors import ProxyFileError, StageError
 from iamroles_scenarios.stage.agent_handle import AgentHandle
 from iamroles_scenarios.stage.composer import Composer
 from iamroles_scenarios.stage.kind import HaproxyPlace, HaproxyRun, StageKind
+from iamroles_scenarios.stage.output import Output
 from iamroles_scenarios.stage.part import Part
 from iamroles_scenarios.stage.rendering import Renderer, refusal
 from iamroles_scenarios.stage.spec import AgentSpec
@@ -380,6 +381,17 @@ class World:
             found["haproxy"] = self._haproxy.logs()
         found |= {name: part.log() for name, part in self._composer.echo.items()}
         return found
+
+    def outputs(self) -> Iterator[tuple[str, Output]]:
+        """Yield all that agents and HAProxy wrote, over their restarts, each with the name of its part."""
+        agents = [part for agent in (self.agent, *self._neighbours) for part in agent.parts]
+        parts = [("agent", part) for part in agents]
+        parts += [("HAProxy", part) for part in ([] if self._haproxy is None else self._haproxy.parts)]
+        for name, part in parts:
+            for stream in (part.stdout, part.stderr):
+                if not part.alive:
+                    stream.finish()
+                yield name, stream
 
     def close(self) -> None:
         """Stop HAProxy and the agents; idempotent."""

@@ -42,6 +42,14 @@ def test_any_three_part_token_goes(header, around):
     assert "[redacted sha256:" in text
 
 
+@pytest.mark.parametrize("pad", ["=", "%3D", "=="])
+def test_a_token_with_padded_parts_goes(pad):
+    text = redacted(f"/orders/{part(HEADER)}{pad}.{part(BODY)}{pad}.{SEAL}/x")
+
+    assert SEAL not in text
+    assert text.endswith("]/x")
+
+
 def test_a_token_is_still_named_by_its_hash():
     token = mint(claims())
 

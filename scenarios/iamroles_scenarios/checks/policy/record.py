@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from urllib.parse import quote
 
 from iamroles_scenarios.base.errors import CheckFailed, Evidence, Untestable
+from iamroles_scenarios.base.sent import held
 from iamroles_scenarios.declarations.results import check
-from iamroles_scenarios.engine.bench import bench
+from iamroles_scenarios.engine.bench import Bench, bench
+from iamroles_scenarios.engine.key_sets import fetched, listening
 from iamroles_scenarios.engine.observation import Observation, differences
 from iamroles_scenarios.engine.target import Target
-
-if TYPE_CHECKING:
-    from iamroles_scenarios.stage import World
 
 _WITHIN = 5.0
 """Seconds, times the scale, until a line of the log is there."""
@@ -108,33 +108,6 @@ def _compare(row: _Recorded, seen: Observation, record: dict[str, Any]) -> None:
         raise CheckFailed(f"{row.name}: {'; '.join(wrong)}", evidence)
 
 
-@check("policy.record.secret", "AUDIT-SECRET-001", lane="gate")
-def secret(target: Target) -> str:
-    """Agent and proxy log neither a token nor the signature of a token.
-
-    Allowed, refused, malformed and repeated tokens; then the check searches both logs for pieces of them.
-    """
-    with bench(target, "policy", "policy.record.secret", own=True) as here:
-        tokens = [here.token(**row.recipe) for row in _RECORDED]
-        tokens += [f"{tokens[0][:-40]}.{tokens[0][-40:]}", tokens[0] + "A" * 40, tokens[0].replace(".", ",")]
-        for token in tokens:
-            for form in _FORMS:
-                here.ask(token, authorization=form)
-        if target.agent.runs:  # an agent may write late, but not after its end
-            here.world.agent.stop()
-        written = _written(here.world)
-    if not any(written.values()):
-        raise Untestable("neither the agent nor HAProxy wrote anything that could be searched")
-    for token in tokens:
-        for part, text in written.items():
-            if any(piece in text for piece in _pieces(token)):
-                raise CheckFailed(
-                    f"what the {part} writes holds a piece of a token",
-                    Evidence(sent=f"{len(tokens)} tokens in {len(_FORMS)} forms", logs=here.world.logs()),
-                )
-    return f"{len(tokens)} tokens, {sum(map(len, written.values()))} characters written"
-
-
 _FORMS = (
     ["Bearer {token}"],
     ["Bearer {token}", "Bearer {token}"],
@@ -144,20 +117,70 @@ _FORMS = (
 )
 
 
-def _written(world: World) -> dict[str, str]:
-    """Return all that agent and HAProxy have written so far."""
-    return {
-        "agent": "\n".join(world.agent.lines()),
-        "proxy": "\n".join(
-            [*(json.dumps(found) for found in world.haproxy.log_lines()), world.haproxy.logs()]
-        ),
-    }
+_REFUSED: tuple[dict[str, Any], ...] = (
+    {"claims": {"iss": "https://unknown.example"}},
+    {"key": "other"},
+    {"key": "unknown-kid"},
+    {"exp": "-60s"},
+    {"aud": "hall"},
+    {"signature": "flipped"},
+    {"suffix": "."},
+    {"prefix": "."},
+    {"encoding": {"payload": "padded"}},
+    {"raw_payload": "{ not JSON, but long enough to be seen"},
+    {"roles": ["nobody"]},
+)
+"""Recipes of tokens, each refused for another reason."""
+_UNPROVEN: tuple[dict[str, Any], ...] = (
+    {"secret": "wrong"},
+    {"url_host": "sts.unknown.example"},
+    {"token": "wrong"},
+    {"date": "-20m"},
+    {"extra": [["X-Evil", "1"]]},
+    {"binding_value": "edge-b"},
+    {"encoding": "padded"},
+    {"encoding": "hex"},
+)
+_FAULTS: tuple[tuple[str, dict[str, Any]], ...] = (("status", {"status": 500}), ("malformed", {}))
+"""Answers of STS by which it proves nobody."""
+_PAGES = ("show info", "show stat", "show table", "show servers state")
+"""HAProxy's own pages that say something about requests."""
 
 
-def _pieces(token: str) -> list[str]:
-    """Return parts from which a token could be pieced together: ends of its payload and its signature.
+@check("policy.record.credentials", "AUDIT-SECRET-001", lane="gate", last=True)
+def credentials(target: Target) -> str:
+    """Nothing that agent and proxy write in a run holds a credential of the run, refused ones included.
 
-    All tokens of an issuer share their beginning, which says nothing.
+    The check sends each kind of credential in each place of a request. Then it searches logs, record, pages
+    and metrics, and the logs of all worlds before it, for every token and pre-signed URL that the run made.
     """
-    payload, _, signature = token.rpartition(".")
-    return [piece for piece in (payload[-24:], signature[:24], signature[-24:]) if len(piece) == 24]
+    sts, leaks = not target.lacks(["sts"]), target.worlds.leaks
+    world = ("identity-sts" if sts else "policy", "policy.record.credentials")
+    with bench(target, *world, own=True, flow="hosts", metrics=listening(target.stage)) as here:
+        for recipe in ({}, *_REFUSED):
+            _send(here, here.token(**recipe))
+        for recipe in ({}, *_UNPROVEN) if sts else ():
+            _send(here, here.credential(here.reader, **recipe))
+        for kind, how in _FAULTS if sts else ():
+            here.sts_fault(kind, **how)
+            _send(here, here.credential(here.reader))
+        pages = {page: here.world.haproxy.runtime(page) for page in _PAGES}
+        pages["the agent's metrics"] = "".join(fetched([here.world.agent], "metrics"))
+    found = [f"{page}: {', '.join(sorted(names))}" for page, text in pages.items() if (names := held(text))]
+    if found := [*found, *leaks.found()]:
+        raise CheckFailed("; ".join(found), Evidence(expected="no credential", logs=here.world.logs()))
+    if not leaks.letters:
+        raise Untestable("neither the agent nor HAProxy wrote anything that could be searched")
+    missed = f"; {leaks.missed} lines were not kept, and not searched" if leaks.missed else ""
+    return f"{leaks.letters} characters written{missed}"
+
+
+def _send(here: Bench, token: str) -> None:
+    """Send a credential in each place of a request; no refusal may show it."""
+    path = quote(token, safe=".")[:2000]
+    places: list[dict[str, Any]] = [{"authorization": form} for form in _FORMS]
+    places += [{"path": f"/orders/{path}"}, {"path": f"/orders/1?access_token={path}"}]
+    for request in places:
+        seen = here.ask(token, with_reason=False, **request)
+        if seen.leaked:
+            raise here.failed(f"a refusal holds {', '.join(seen.leaked)}", seen, "no credential")

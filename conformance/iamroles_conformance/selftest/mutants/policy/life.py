@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 import time
+from base64 import urlsafe_b64encode
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +23,11 @@ from iamroles_agent.serving import gate
 from iamroles_agent.serving.gate import Gate
 from iamroles_agent.spop import actions, messages
 from iamroles_agent.spop.actions import encode_verdict
+from iamroles_agent.tokens.authenticator import Authenticator
+from iamroles_agent.tokens.sts import StsVerifier
 from iamroles_conformance.selftest.mutants import edits as edit
 from iamroles_conformance.selftest.mutants.edits import replaced, without
-from iamroles_conformance.selftest.mutants.override import after, around, before, fail, setting
+from iamroles_conformance.selftest.mutants.override import after, around, before, fail, rescue, setting
 from iamroles_conformance.selftest.registry import Override, mutant
 
 # --- reloads and restarts
@@ -92,7 +97,8 @@ async def _by_the_old(_sound: Any, self: Any, check: Any, context: Any, _key: An
     state = self._current()
     decision, _ = await self._decide(state, check)
     await self._record(self._prepared(check, decision, state), context)
-    return encode_verdict(decision)
+    signs = self.signer is not None and decision.allow
+    return encode_verdict(decision, self.signer.sign(decision, self._clock()).token if signs else "")
 
 
 mutant("policy.memory-survives", "RELOAD-ALL-001", "keeps remembered verdicts over a reload")(
@@ -205,8 +211,33 @@ mutant("policy.slow-on-long-paths", "TEXT-LIMIT-002", "keeps all waiting while i
 
 # --- the record
 
+_say = partial(print, file=sys.stderr)
 mutant("policy.logs-tokens", "AUDIT-SECRET-001", "writes the token into the audit line")(
     around(gate, "credential_hash")(lambda _sound, credential: credential[-32:])
+)
+mutant("policy.logs-presigned", "AUDIT-SECRET-001", "writes pre-signed requests into the audit line")(
+    around(gate, "credential_hash")(
+        lambda sound, text: text[-60:] if text.startswith("iam-sts") else sound(text)
+    )
+)
+mutant("policy.logs-strangers", "AUDIT-SECRET-001", "logs the tokens of issuers that it does not know")(
+    rescue(Authenticator, "_issuer_of", Refusal)(
+        lambda _why, _self, jws: _say(jws.signing_input, urlsafe_b64encode(jws.signature))
+    )
+)
+mutant("policy.logs-sts-urls", "AUDIT-SECRET-001", "logs the URL by which it asks STS")(
+    before(StsVerifier, "_identity")(lambda _self, question, _caller: _say(question.url()))
+)
+_CHALLENGE = ' hdr WWW-Authenticate "%[var(txn.iam_challenge)]" if { var(txn.iam_verdict) -m int 401 }'
+mutant("policy.shows-credential", "AUDIT-SECRET-001", "shows the credential on the page of a refusal")(
+    replaced(
+        f'string "Unauthorized\\n"{_CHALLENGE}', f'lf-string "%[req.fhdr(authorization)]\\n"{_CHALLENGE}'
+    )
+)
+_ASK = "    http-request send-spoe-group iam iam-check-group\n"
+mutant("policy.records-credential", "AUDIT-SECRET-001", "writes the credential into HAProxy's record")(
+    replaced(_ASK, f"    http-request set-var(txn.iam_said) req.fhdr(authorization)\n{_ASK}"),
+    replaced("%[var(txn.iam_remedy)]", "%[var(txn.iam_said),json(utf8s)]"),
 )
 mutant("policy.log-without-rule", "AUDIT-LOG-001", "does not record which rule decided")(
     replaced("%[var(txn.iam.rule),json(utf8s)]", "-")

@@ -1,0 +1,125 @@
+"""The signed identity, field by field, as a backend reads it (SPEC.md 1.18, docs/backends.md)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.declarations.scenario import WorldSpec, policy_of
+from iamroles_scenarios.engine.bench import ALLOWED, Bench, bench
+from iamroles_scenarios.engine.key_sets import Answered, KeySets, kid_of, signing
+from iamroles_scenarios.engine.target import Target
+
+_ROTATE = 8.0
+"""Seconds that a key signs; an identity lives half as long. Both times the scale."""
+_POLL = 0.25
+_SOON = 3.0
+"""Seconds until a token ends that ends before an identity would, times the scale."""
+
+_READS = {"path": "/orders/1", "role": "reader"}
+_EXPORTS = {"path": "/orders/export", "role": "reader"}
+_WRITES = {"path": "/orders/1", "method": "POST", "role": "writer"}
+_BOTH = {"sub": "alice", "roles": ["reader", "writer"], "claims": {"jti": "s1"}}
+_Rows = list[tuple[dict[str, Any], dict[str, Any]]]
+_FIELDS: _Rows = [
+    ({"sub": "carol"}, _READS),
+    ({"sub": "carol"}, _EXPORTS),
+    ({"sub": "carol", "roles": ["writer"]}, _WRITES),
+    ({"sub": "carol", "drop": ["jti"]}, _READS),
+    ({"sub": "dave", "exp": "soon"}, _READS),
+]
+"""Recipe and request: backends, roles, a caller without a session, an access that ends soon."""
+_CALLERS: _Rows = [
+    (_BOTH, _READS),
+    (_BOTH, _EXPORTS),
+    (_BOTH, {**_READS, "role": "writer"}),
+    (_BOTH, _WRITES),
+    ({**_BOTH, "sub": "bob"}, _READS),
+    ({**_BOTH, "claims": {"jti": "s2"}}, _READS),
+    ({**_BOTH, "issuer": "other"}, _READS),
+    ({**_BOTH, "exp": "soon"}, _READS),
+]
+"""Each differs from the first: in backend, role, both, caller, session, issuer, end."""
+_SHARED = {"id": "R5", "roles": ["writer"], "methods": ["GET"], "path": "/orders", "backend": "orders-ro"}
+
+
+@contextmanager
+def _signed(target: Target) -> Iterator[tuple[Bench, KeySets]]:
+    """Lend a world whose agent signs identities, shared by the checks of this module, and its keys."""
+    rotate = 2.0 * round(_ROTATE / 2 * target.scale)
+    policy = policy_of(WorldSpec(policy="orders"))
+    other = {**policy["issuers"][0], "name": "other", "issuer": "{idp}/other"}
+    override: dict[str, Any] = {
+        "issuers": [*policy["issuers"], other],
+        "grants": [*policy["grants"], _SHARED],
+    }
+    with bench(target, "orders", **{**override, **signing(target.stage, rotate)}) as here:
+        yield here, KeySets([here.world.agent], rotate)
+
+
+def _ask(here: Bench, token: str, request: dict[str, Any], soon: int = 0) -> Answered:
+    """Ask a question that is allowed, until the token ends."""
+    sent = time.time_ns()
+    seen = here.ask(token, with_reason=False, **request)
+    if soon and not seen.allow:
+        here.in_time(soon, "a question with a token that ends soon")
+    if not seen.allow:
+        raise here.failed("a request that is granted was refused", seen, ALLOWED)
+    return Answered(seen, sent, time.time_ns())
+
+
+def _verify(here: Bench, sets: KeySets, answers: list[Answered]) -> None:
+    for answer in answers:
+        if why := sets.unverified(answer, every=True):
+            raise here.failed(f"a backend must refuse the signed identity: {why}", answer.seen)
+
+
+def _judge(target: Target, rows: _Rows) -> str:
+    with _signed(target) as (here, sets):
+        with sets.fetched():
+            answers = []
+            for recipe, request in [*rows, *reversed(rows)]:
+                soon = here.now() + round(here.seconds(_SOON)) if "exp" in recipe else 0
+                ends = {"exp": soon} if soon else {}
+                answers.append(_ask(here, here.token(**{**recipe, **ends}), request, soon))
+        _verify(here, sets, answers)
+    return f"{len(answers)} identities"
+
+
+@check("identity.signed.fields", "SIGNED-FIELD-001", lane="gate", features={"identity"})
+def fields(target: Target) -> str:
+    """A backend can verify each field of the signed identity: who acts, in which role, for whom, how long."""
+    return _judge(target, _FIELDS)
+
+
+@check("identity.signed.callers", "SIGNED-CALLER-001", lane="gate", features={"identity"})
+def callers(target: Target) -> str:
+    """Nobody's signed identity is used again for another caller, role, session, issuer, backend or end."""
+    return _judge(target, _CALLERS)
+
+
+_KEYS = ("SIGNED-KEY-001", "SIGNED-KEY-002")
+
+
+@check("identity.signed.keys", *_KEYS, lane="gate", features={"identity"}, long=True)
+def keys(target: Target) -> str:
+    """The published keys are public only, and a new key is published before it signs.
+
+    A caller asks until another key signs. Each identity verifies by every set that a backend may hold.
+    """
+    with _signed(target) as (here, sets):
+        with sets.fetched():
+            token, end = here.token(sub="erin"), time.monotonic() + 2.5 * _ROTATE * target.scale
+            answers = [_ask(here, token, _READS)]
+            while len(set(map(kid_of, answers))) < 2 and time.monotonic() < end:
+                time.sleep(_POLL)
+                answers.append(_ask(here, token, _READS))
+        if found := sets.private():
+            raise here.failed(f"the published set has private members: {', '.join(found)}")
+        _verify(here, sets, answers)
+    if len(sets.signed) < 2:
+        return f"no other key signed within {2.5 * _ROTATE:g} s: that keys are published before was not seen"
+    return f"{len(answers)} identities, {len(sets.signed)} keys"
