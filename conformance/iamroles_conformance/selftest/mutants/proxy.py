@@ -65,7 +65,6 @@ _VERDICTS = {
     "status-alone": ("lets in whatever has the status 200", _YES, "int(200) if iam_ok iam_ends"),
     "allow-alone": ("lets in whatever has `allow`", _YES, "int(200) if iam_yes iam_ends"),
     "endless": ("lets in without an end", " iam_ends !iam_faulty", " !iam_faulty"),
-    "past": ("lets in after the end", "if iam_over iam_note_over", "if iam_over !iam_over"),
     "default-backend": ("has a default for an unknown backend", _UNROUTED, "default_backend route-orders-ro"),
     "any-section": ("lets the agent name any route's section", _ROUTE, f"{_ANY}\n    {_ROUTE}"),
     "any-case": ("reads a backend's name in small letters", ".backend)]\n", ".backend),lower]\n"),
@@ -74,7 +73,6 @@ _VERDICTS = {
         "unless iam_pass\n",
         "if !iam_pass { var(txn.iam.status) -m int 200 400 401 403 503 }\n",
     ),
-    "writes-lines": ("writes a tag's line break", "if iam_tag_unsafe", "if iam_tag_unsafe !iam_tag_unsafe"),
 }
 for _name, (_what, _old, _new) in _VERDICTS.items():
     mutant(f"proxy.verdict-{_name}", "PROXY-VERDICT-001", _what)(replaced(_old, _new))
