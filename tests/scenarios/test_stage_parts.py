@@ -89,11 +89,13 @@ def test_a_bad_agent_toml_names_file_key_and_remedy(tmp_path, text, message):
     assert str(path) in caught.value.message
 
 
-def test_a_program_is_found_beside_this_python_first(tmp_path):
+def test_a_program_is_found_beside_agent_toml_then_beside_this_python(tmp_path):
     assert find_program("python3", tmp_path) == sys.executable
     assert find_program("pytest", tmp_path) == str(Path(sys.executable).parent / "pytest")
     (tmp_path / "run.sh").touch()
-    assert find_program("./run.sh", tmp_path) == str(tmp_path / "run.sh")
+    assert find_program("./run.sh", tmp_path) == find_program("run.sh", tmp_path) == str(tmp_path / "run.sh")
+    (tmp_path / "pytest").touch()  # as `agent.toml` means it
+    assert find_program("pytest", tmp_path) == str(tmp_path / "pytest") != find_program("pytest", None)
     with pytest.raises(StageError, match="neither in"):
         find_program("no-such-program", tmp_path)
 

@@ -133,7 +133,7 @@ def shipped(world: str, output: str, agents: Sequence[str] = ()) -> int:
     program, *words = SHIPPED
     if agents:
         words = [*words[: words.index("--agent")], *(word for at in agents for word in ("--agent", at))]
-    argv = [find_program(program, Path()), *(word.format(world=world, output=output) for word in words)]
+    argv = [find_program(program, None), *(word.format(world=world, output=output) for word in words)]
     return subprocess.run(argv, check=False, stdout=subprocess.DEVNULL).returncode  # noqa: S603 - as shipped
 
 

@@ -94,7 +94,7 @@ class Renderer:
             world.write_text(json.dumps(document), encoding="utf-8")
             output.mkdir()
             program, *words = self._command
-            argv = [find_program(program, self._directory)]
+            argv = [find_program(program, self._directory if self.own else None)]
             argv += [word.format(world=world, output=output) for word in words]
             if words[-len(SHIPPED) + 1 :] == list(SHIPPED[1:]) and _proven(document):  # a mutant's as well
                 argv += _PROVEN

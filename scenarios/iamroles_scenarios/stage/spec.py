@@ -161,17 +161,19 @@ def is_address(text: str) -> bool:
     return text.startswith("unix:/") or bool(host and port.isdecimal() and 0 < int(port) < 65536)
 
 
-def find_program(program: str, directory: Path) -> str:
-    """A program's path; one of this virtual environment counts even when it is not on PATH.
+def find_program(program: str, directory: Path | None) -> str:
+    """Find a program beside `agent.toml`, in this virtual environment, or on PATH.
+
+    Args:
+        program: its name or path.
+        directory: of `agent.toml`; None: a program of the suite, which no file there may stand in for.
 
     Raises:
         AgentFileError: it is nowhere.
     """
-    if "/" in program:
-        found = directory / program
-        if found.is_file():
-            return str(found)
-    else:
+    if directory is not None and (found := directory / program).is_file():
+        return str(found)
+    if "/" not in program:
         if program in ("python", "python3"):
             return sys.executable
         beside = Path(sys.executable).parent / program
