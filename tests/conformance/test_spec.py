@@ -11,6 +11,7 @@ from invoking import said
 
 from iamroles_scenarios.checks.oracle.generate import draw
 from iamroles_scenarios.checks.oracle.judge import judge
+from iamroles_scenarios.checks.plan import plan
 from iamroles_scenarios.declarations.catalogue import catalogue
 from iamroles_scenarios.declarations.scenario import policy_of, scenarios
 
@@ -66,9 +67,21 @@ def test_what_has_no_clause_is_demanded_by_a_standard():
 
 def test_what_is_strict_is_a_clause_marked_so_and_the_other_way_round():
     strict = {item.id for item in catalogue().values() if item.grade == "strict"}
-    marked = {name for body in _clauses().values() if "*strict*" in body for name in _named(body)}
+    marked = {name for body in _clauses().values() for name in _named(body.partition("*strict*")[2])}
 
     assert marked == strict
+
+
+def test_a_must_is_judged_by_a_check_that_is_no_should_and_not_strict():
+    """Else a MUST that fails is a warning. SHOULDs and what is seen only from within have none."""
+    checks = [check for check in plan() if check.must and check.grade == "core"]
+    judged = {name for check in checks for name in check.requirements}
+    core = {number: body.partition("*strict*")[0] for number, body in _clauses().items()}
+    bare = {number for number, body in core.items() if _named(body) and not _named(body) & judged}
+    classes = {number: {catalogue()[name].class_ for name in _named(core[number])} for number in bare}
+
+    assert {number for number in bare if classes[number] != {"inside"}} == {"2.4", "8.6"}
+    assert "SHOULD" in core["2.4"] and "SHOULD" in core["8.6"]  # noqa: PT018
 
 
 def test_a_clause_without_a_requirement_says_so():

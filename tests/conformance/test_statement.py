@@ -1,10 +1,13 @@
 """The statement claims nothing that was not played, and blames nothing that the standards permit."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from iamroles_conformance.reports.report import _check
 from iamroles_conformance.reports.statement import holds, statement
+from iamroles_scenarios.base.errors import Evidence
 from iamroles_scenarios.checks.plan import plan
 from iamroles_scenarios.declarations.catalogue import CLASSES, catalogue
 from iamroles_scenarios.declarations.results import CheckResult, Verdict
@@ -136,6 +139,38 @@ def test_a_failure_weighs_what_it_proves(level, grade, becomes):
     for name in (one.id for one in catalogue().values() if (one.level, one.grade) == (level, grade)):
         assert reported(CheckResult("a.b", (name,), Verdict.FAIL), agent).verdict is becomes
         assert reported(CheckResult("a.b", (name,), Verdict.PASS), agent).verdict is Verdict.PASS
+
+
+SOFT = [c for c in ALL if (c.grade == "strict" or not c.must) and c.classes]
+
+
+@pytest.mark.parametrize("check", SOFT, ids=lambda check: check.name)
+def test_a_false_allow_fails_in_every_grade_and_costs_its_class(check):
+    """Also if the vendor lists it; but not if the standards permit what a strict clause refuses."""
+    agent = AgentSpec(name="any", version="", directory=Path(), known_failures={check.name: "some day"})
+    failed = CheckResult(check.id, check.requirements, Verdict.FAIL, "", Evidence(false_allow=True))
+    permitted = any(catalogue()[name].may_allow for name in check.requirements)
+    verdict = reported(failed, replace(agent, known_failures={})).verdict
+
+    assert (verdict is Verdict.FAIL) is not permitted
+    for result in (replace(failed, verdict=verdict), reported(replace(failed, lane=check.lane), agent)):
+        checks = [{"name": one.name, "verdict": "pass"} for one in ALL if one is not check]
+        told = statement("m", [*checks, _check(check, result)], features=FEATURES, known_failures={})
+        assert (check.classes <= set(told["conforms"]["core"])) is permitted
+
+
+def test_what_an_agent_does_not_declare_and_what_nobody_sees_costs_no_class():
+    declared = FEATURES | {"limits": False, "proof": False, "renew": False}
+    told = _told(
+        lambda c: Verdict.PASS if declares_all(c, declared) else Verdict.NOT_APPLICABLE, features=declared
+    )
+
+    assert told["conforms"]["core"] == CLASS_NAMES
+    assert "inside" not in CLASS_NAMES
+
+
+def declares_all(check, features):
+    return all(features.get(name, name == "spop") for name in check.features)
 
 
 def test_no_must_can_fail_without_costing_a_class():

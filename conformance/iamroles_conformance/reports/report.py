@@ -34,6 +34,7 @@ from iamroles_scenarios.declarations.results import CheckResult, Verdict
 from iamroles_scenarios.declarations.scenario import PlannedCheck
 from iamroles_scenarios.engine.run import Run
 from iamroles_scenarios.engine.setups import findings
+from iamroles_scenarios.engine.verdicts import lets_in
 
 SCHEMA = 1
 SPEC = 1
@@ -151,7 +152,7 @@ def _check(check: PlannedCheck, result: CheckResult) -> Document:
             "received": without_secrets(evidence.received),
             "trace": without_secrets(evidence.trace),
             "logs": {part: without_secrets(text) for part, text in evidence.logs.items()},
-        }
+        } | ({"false_allow": True} if lets_in(result) else {})
     return found
 
 

@@ -4,7 +4,9 @@
 whatever the standards permit; `strict` adds what SPEC.md asks beyond them. It is said only where every MUST
 check of the class in the whole suite was played and passed. A check that was not selected, does not apply,
 could not be judged, or fails as the vendor's list says, was not passed: the class is then told by its counts.
-Of an agent that declares `spop = false`, a class is what HAProxy's lanes hold of it.
+A false allow costs its class in both grades, whatever check saw it, and also if the vendor's list has it.
+Of an agent that declares `spop = false`, a class is what HAProxy's lanes hold of it. What only the reference
+agent's own tests see (class `inside` of the catalogue) has no check, so no conformance needs it.
 
 The statement is computed from the document's checks alone, so a reader of a published report can compute it
 again, and an edited sentence does not survive that.
@@ -20,11 +22,13 @@ from typing import Any
 from iamroles_scenarios.checks.plan import plan
 from iamroles_scenarios.declarations.catalogue import CLASSES, Grade
 from iamroles_scenarios.declarations.results import Verdict
-from iamroles_scenarios.declarations.scenario import PROXY_LANES, PlannedCheck
+from iamroles_scenarios.declarations.scenario import ALL_LANES, PROXY_LANES, PlannedCheck
 from iamroles_scenarios.stage.spec import declares
 
 Document = dict[str, Any]
 _PASS = Verdict.PASS.value
+_OPTIONAL = frozenset({"limits", "proof", "renew"})
+"""Features whose clauses count in a class only if the agent declares them (SPEC.md 8.3, 9.8, 11.6)."""
 _RED = {Verdict.FAIL.value, Verdict.WARNING.value, Verdict.DEPARTURE.value}
 _JUDGED = {_PASS, Verdict.KNOWN_FAILURE.value, *_RED}
 
@@ -68,8 +72,9 @@ def statement(
     for check in checks:  # if a check appears twice, the verdict that is not a pass counts
         if verdicts.get(check["name"], _PASS) == _PASS:
             verdicts[str(check["name"])] = str(check["verdict"])
-    spop = declares(features, "spop")
-    classes = [_class(name, verdicts, spop=spop) for name in CLASSES if _checks_of(name, spop=spop)]
+    absent = frozenset(one for one in ("spop", *_OPTIONAL) if not declares(features, one))
+    lets_in = {check["name"] for check in checks if check.get("evidence", {}).get("false_allow")}
+    classes = [_class(name, verdicts, lets_in, absent) for name in CLASSES if _checks_of(name, absent)]
     played = sum(verdicts.get(check.name) in _JUDGED for check in _all())
     found: Document = {
         "grade": grade,
@@ -94,10 +99,10 @@ def statement(
     return {"sentence": _sentence(product, found, verdicts), "beside": _beside(found), **found}
 
 
-def _class(name: str, verdicts: Mapping[str, str], *, spop: bool) -> Document:
-    checks = _checks_of(name, spop=spop)
-    must = [check for check in checks if check.must]
-    core = [check.name for check in must if check.grade == "core"]
+def _class(name: str, verdicts: Mapping[str, str], lets_in: set[str], absent: frozenset[str]) -> Document:
+    checks = _checks_of(name, absent)
+    must = [check for check in checks if check.must or check.name in lets_in]
+    core = [check.name for check in must if check.grade == "core" or check.name in lets_in]
     return {
         "class": name,
         "title": CLASSES[name],
@@ -180,10 +185,11 @@ def _all() -> tuple[PlannedCheck, ...]:
 
 
 @cache
-def _checks_of(name: str, *, spop: bool) -> tuple[PlannedCheck, ...]:
-    """The checks of a class; of an agent without SPOP those that HAProxy stands in."""
+def _checks_of(name: str, absent: frozenset[str]) -> tuple[PlannedCheck, ...]:
+    """The checks of a class for an agent without these features; without SPOP those through HAProxy."""
+    lanes = PROXY_LANES if "spop" in absent else ALL_LANES
     return tuple(
         check
         for check in _all()
-        if name in check.classes and (spop or (check.lane in PROXY_LANES and "spop" not in check.features))
+        if name in check.classes and check.lane in lanes and not check.features & absent
     )

@@ -22,7 +22,7 @@ CHECKED = {"checked": True}
 def _seconds(value: object, info: ValidationInfo) -> float:
     if info.context is CHECKED and isinstance(value, float):
         return value
-    if isinstance(value, str) and (match := re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", value)):
+    if isinstance(value, str) and (match := re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)", value)):
         return float(match[1]) * _UNITS[match[2]]
     raise ValueError('a duration is a string such as "500ms", "90s", "15m", "1h"')
 
@@ -34,7 +34,7 @@ Duration = Annotated[float, BeforeValidator(_seconds, json_schema_input_type=str
 def _bytes(value: object, info: ValidationInfo) -> int:
     if info.context is CHECKED and type(value) is int:
         return value
-    if isinstance(value, str) and (match := re.fullmatch(r"(\d{1,6})(KB|MB|GB|TB)", value)):
+    if isinstance(value, str) and (match := re.fullmatch(r"([0-9]{1,6})(KB|MB|GB|TB)", value)):
         return int(match[1]) * _SIZES[match[2]]
     raise ValueError('a size is a string such as "500MB", "20GB"; 1MB is 1,000,000 bytes')
 

@@ -26,6 +26,8 @@ class Evidence:
     """Decoded transcript: `>> NOTIFY …`, `<< ACK …`."""
     logs: dict[str, str] = field(default_factory=dict)
     """Log tails by part: agent, haproxy, idp, cloud, echo."""
+    false_allow: bool = False
+    """The agent allowed a request that had to be refused: a failure in every grade."""
 
 
 class PageError(Exception):

@@ -39,13 +39,15 @@ class Requirement(Model):
 
     id: str
     level: Literal["MUST", "SHOULD"]
-    class_: Literal["wire", "gate", "oidc", "sts", "policy", "live"] = Field(alias="class")
-    """The conformance class that it belongs to."""
+    class_: Literal["wire", "gate", "oidc", "sts", "policy", "live", "inside"] = Field(alias="class")
+    """The conformance class that it belongs to; `inside` if only an agent's own tests can see it."""
     grade: Grade = "core"
     source: str = ""
     """The section of the standard that demands it, e.g. `SPOE.txt 3.2.4` or `RFC 7519 section 4.1.4`."""
     clauses: list[str] = Field(default_factory=list)
     """The clauses of SPEC.md that demand it, e.g. `6.12`; none where the source alone demands it."""
+    may_allow: bool = False
+    """The standards, or a SHOULD, let an agent allow what this refuses: no false allow in `core`."""
     text: str = Field(min_length=10)
     attack: str = Field(min_length=5)
 
@@ -60,6 +62,12 @@ class Requirement(Model):
     def _demanded(self) -> Requirement:
         if not self.source and not self.clauses:
             raise ValueError("nothing demands it: name the section of a standard, or clauses of SPEC.md")
+        if self.may_allow and (self.level, self.grade) == ("MUST", "core"):
+            raise ValueError("may_allow: a MUST of core lets nobody in")
+        if (self.class_ == "inside") is not ("Seen only from within: " in self.text + self.attack):
+            raise ValueError(
+                "class `inside` is for what is seen only from within, and names the test that sees it"
+            )
         return self
 
     @property

@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,13 @@ from iamroles_scenarios.declarations.scenario import Expectation, OneOf, Request
 from iamroles_scenarios.engine import answers
 from iamroles_scenarios.engine.credentials import readable
 from iamroles_scenarios.engine.events import EVENT_DEADLINE
-from iamroles_scenarios.engine.observation import Observation, describe, differences, mismatches
+from iamroles_scenarios.engine.observation import (
+    Observation,
+    describe,
+    differences,
+    falsely_allowed,
+    mismatches,
+)
 from iamroles_scenarios.engine.players import Player, player_for
 from iamroles_scenarios.engine.spread import Spread
 from iamroles_scenarios.engine.target import Target
@@ -173,7 +179,8 @@ class Bench:
         if seen is None:
             return CheckFailed(message, Evidence(expected=wanted, received=received, logs=logs))
         sent = "\n".join([seen.sent, *readable(self._credential)])
-        return CheckFailed(message, Evidence(sent, wanted, seen.received, str(seen.trace), logs))
+        false_allow = isinstance(expected, Expectation) and falsely_allowed(expected, seen)
+        return CheckFailed(message, Evidence(sent, wanted, seen.received, str(seen.trace), logs, false_allow))
 
     # --- issuers, tokens and the policy ---------------------------------------------------------------------
 
@@ -308,6 +315,7 @@ class Bench:
             rest = [f"and {len(sentences) - _SHOWN} more"] if len(sentences) > _SHOWN else []
             evidence = self._wrong[0][1]
             evidence.logs.update(tails(self.world.logs()))
+            evidence = replace(evidence, false_allow=any(one.false_allow for _, one in self._wrong))
             raise CheckFailed("; ".join([*sentences[:_SHOWN], *rest]), evidence)
 
     def ask_all(
@@ -358,7 +366,9 @@ class Bench:
         sent = "\n".join([f"iam-check {shown}", *readable(str(check.get("authorization")).partition(" ")[2])])
         received = "\n".join(f"{name} = {value!r}" for name, value in sorted((seen or {}).items()))
         expected = str(dict(question.expected)) if question is not None else ""
-        self._wrong.append((sentence, Evidence(sent, expected, received)))
+        false_allow = question is not None and question.expected.get("allow") is False
+        false_allow = false_allow and (seen or {}).get("allow") is True
+        self._wrong.append((sentence, Evidence(sent, expected, received, false_allow=false_allow)))
 
     def wait_for_keys(self, questions: Sequence[SpopQuestion]) -> None:
         """Ask without judging until no answer is `keys_unavailable`: the agent then has new issuers' keys."""

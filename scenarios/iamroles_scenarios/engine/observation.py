@@ -49,6 +49,12 @@ class Observation:
         return {**dict.fromkeys(TAGS, ""), **self.tags, **{name: getattr(self, name) for name in _SEEN}}
 
 
+def falsely_allowed(expectation: Expectation, seen: Observation) -> bool:
+    """Tell whether a request was allowed that could only be refused."""
+    statuses = expectation.status if isinstance(expectation.status, list) else [expectation.status or 0]
+    return seen.allow and (expectation.allow is False or min(statuses) >= 400)
+
+
 def differences(wanted: Mapping[str, object], got: Mapping[str, object]) -> list[str]:
     """Return what differs, one sentence each. No other function says whether an answer is right.
 

@@ -25,7 +25,7 @@ from iamroles_scenarios.engine.credentials import readable
 from iamroles_scenarios.engine.events import Events
 from iamroles_scenarios.engine.judged_traffic import JudgedTraffic
 from iamroles_scenarios.engine.ledger import Finding, Kind
-from iamroles_scenarios.engine.observation import Observation, describe, mismatches
+from iamroles_scenarios.engine.observation import Observation, describe, falsely_allowed, mismatches
 from iamroles_scenarios.engine.players import Player, player_for
 from iamroles_scenarios.engine.setups import ENDING, ended
 from iamroles_scenarios.engine.target import Target
@@ -270,7 +270,8 @@ class _Playing:
         sent, received = entry.shown
         sent = "\n".join([sent, *readable(entry.question.secret)])
         expected = " or ".join(map(describe, entry.right))
-        return Evidence(sent, expected, received, "\n".join(trace), self._log_tails())
+        false_allow = any(each is Kind.FALSE_ALLOW for _, each, _ in found.bad)
+        return Evidence(sent, expected, received, "\n".join(trace), self._log_tails(), false_allow)
 
     # --- judging -------------------------------------------------------------------------------------------
 
@@ -283,12 +284,13 @@ class _Playing:
         differing: list[str],
         token: str,
     ) -> None:
-        message = f"{where}: {'; '.join(differing)}"
+        message, false_allow = f"{where}: {'; '.join(differing)}", falsely_allowed(expected, seen)
         if name in self._failures:  # the evidence is the first step's; every step is named, with its token
             before, evidence = self._failures[name]
             shown = "\n".join(readable(token))
             if shown not in evidence.sent and evidence.sent.count("\nalso ") < _ALSO:
                 evidence = replace(evidence, sent=f"{evidence.sent}\nalso {where}:\n{shown}")
+            evidence = replace(evidence, false_allow=evidence.false_allow or false_allow)
             self._failures[name] = (f"{before}\n  {message}", evidence)
             return
         evidence = Evidence(
@@ -297,6 +299,7 @@ class _Playing:
             received=seen.received,
             trace=str(seen.trace),
             logs=self._log_tails(),
+            false_allow=false_allow,
         )
         self._failures[name] = (message, evidence)
 

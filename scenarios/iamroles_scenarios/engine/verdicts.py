@@ -8,7 +8,8 @@
    times allow for? Then a failure in which time counted proves nothing yet (`attempts` plays it again).
 4. `recorded`: how long it took, how near a wait came to its bound, what was sent and seen.
 5. `reported`: what the result is for this vendor. Of an agent that already runs, UNTESTABLE does not apply;
-   a failure of a SHOULD is a warning, of `strict` alone a departure; then comes the list of known failures.
+   a failure of a SHOULD is a warning, of `strict` alone a departure, unless the agent let somebody in
+   (`lets_in`); then comes the list of known failures.
 
 Every lane applies the first four, so no lane is kinder than another. Only `Run` applies the last one: the
 self-test counts failures as they are. No other module changes a result.
@@ -256,15 +257,24 @@ def _of_running(result: CheckResult, agent: AgentSpec) -> tuple[Verdict, str]:
 
 
 def _weighed(result: CheckResult, _agent: AgentSpec) -> tuple[Verdict, str]:
-    """Weigh a failure by what it proves; it stays if the catalogue lacks its requirements, as in tests."""
+    """Weigh a failure by what it proves; it stays if the catalogue lacks its requirements, as in tests.
+
+    A false allow stays a failure (`lets_in`).
+    """
     verdict = result.verdict
     known = [catalogue()[name] for name in result.requirements if name in catalogue()]
-    if verdict is Verdict.FAIL and known:
+    if verdict is Verdict.FAIL and known and not lets_in(result):
         if all(item.level == "SHOULD" for item in known):
             verdict = Verdict.WARNING
         elif all(item.grade == "strict" for item in known):
             verdict = Verdict.DEPARTURE
     return verdict, result.message
+
+
+def lets_in(result: CheckResult) -> bool:
+    """Tell whether a request was allowed that no grade permits an agent to allow."""
+    known = [catalogue()[name] for name in result.requirements if name in catalogue()]
+    return result.evidence.false_allow and not any(item.may_allow for item in known)
 
 
 def _known(result: CheckResult, agent: AgentSpec) -> tuple[Verdict, str]:

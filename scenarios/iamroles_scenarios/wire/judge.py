@@ -76,9 +76,11 @@ class JudgedConnection(Connection):
             raise self.fail(f"AGENT-HELLO has max-frame-size {said!r}")
         return said
 
-    def fail(self, message: str, *, expected: str = "", received: str = "") -> CheckFailed:
+    def fail(
+        self, message: str, *, expected: str = "", received: str = "", false_allow: bool = False
+    ) -> CheckFailed:
         """A verdict against the agent; the lane adds the transcripts."""
-        evidence = Evidence(expected=expected, received=received, trace=str(self.transcript))
+        evidence = Evidence("", expected, received, str(self.transcript), false_allow=false_allow)
         return CheckFailed(message, evidence)
 
     def verdict(self, ack: Frame) -> dict[str, Value]:
@@ -110,6 +112,7 @@ class JudgedConnection(Connection):
                 "a request that must not be allowed was allowed",
                 expected="txn.allow unset or false",
                 received=shown(found),
+                false_allow=True,
             )
         return found
 
@@ -118,7 +121,12 @@ class JudgedConnection(Connection):
         found = self.verdict(ack)
         if found.get("allow") is not False or (reasons and found.get("reason") not in reasons):
             expected = "txn.allow=false" + (f" txn.reason={'|'.join(reasons)}" if reasons else "")
-            raise self.fail("not the explicit deny it must be", expected=expected, received=shown(found))
+            raise self.fail(
+                "not the explicit deny it must be",
+                expected=expected,
+                received=shown(found),
+                false_allow=found.get("allow") is True,
+            )
         return found
 
     def must_judge(self, ack: Frame) -> dict[str, Value]:

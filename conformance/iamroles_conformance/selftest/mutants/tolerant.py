@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from typing import Any
 
 from iamroles_agent.base.reasons import Reason, Refusal
@@ -135,6 +136,27 @@ def needs_kid(sound: Any, token: Any, rules: Any) -> Any:
     if token.header.kid is None:
         raise Refusal(Reason.KEY_UNKNOWN, "no kid")
     return found
+
+
+mutant("tolerant.any-letter", "", "takes every tag that has no control character or line separator")(
+    around(claims, "_label")(
+        lambda sound, value, name: value if isinstance(value, str) and _plain(value) else sound(value, name)
+    )
+)
+
+
+def _plain(text: str) -> bool:
+    bad = any(unicodedata.category(one) in ("Cc", "Zl", "Zp", "Cs") for one in text)
+    return 0 < len(text) <= 512 and text == text.strip() and not bad
+
+
+mutant("tolerant.null-count", "", "takes a NULL authorization-count for a missing count")(
+    around(messages, "_check")(
+        lambda sound, asked: sound(
+            {k: v for k, v in asked.items() if k != b"authorization-count" or v[0] is not DataType.NULL}
+        )
+    )
+)
 
 
 def _texts(value: Any) -> Any:

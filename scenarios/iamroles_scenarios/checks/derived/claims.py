@@ -112,7 +112,7 @@ def _doubled(here: Bench, now: int) -> Iterator[SpopQuestion]:
     for name, claim in CLAIMS.items():
         if claim.path[1:] or not isinstance(claim.good, str | int) or name == "session_claim":
             continue
-        bad = now - 9 if claim.path[0] == "exp" else now + 900 if claim.path[0] in _TIMES else 7
+        bad = {"exp": now - 9, "nbf": now + 900}.get(claim.path[0], 7)
         twice = {claim.path[0]: [claim.value(here, now), bad]}
         token = minted(here, claim.issuer, claim.base, duplicate=twice)
         yield SpopQuestion(f"{name} twice", iam_check(token), REFUSE)

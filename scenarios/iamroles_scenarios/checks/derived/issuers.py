@@ -27,6 +27,8 @@ Row = Mapping[str, Any]
 TABLES: dict[str, dict[str, list[Row]]] = filled(
     table("issuers"), {"abroad": "arn:aws:iam::222222222222:role/kiosk"}
 )
+_SOON = 55
+"""Seconds from minting in which the answers to rows of `leeway` hold: no leeway is over a minute."""
 _RECIPE = ("typ", "alg", "signer", "size", "role")
 """Keys of a row that are not claims."""
 
@@ -114,6 +116,7 @@ def keys_of_issuers(target: Target) -> str:
             questions = [each for pair in asked for each in pair[without]]
             here.wait_for_keys(questions)
             here.ask_all(questions, when, again=not when.startswith("again"))
+            here.in_time(now + _SOON, "questions about an `nbf` or `exp` that is near")
         for key, bounds in TABLES["limits"].items():
             for number, row in enumerate(bounds, 1000):
                 issuer = here.loan.own(entry_of(number, "", row, without=False))

@@ -35,6 +35,8 @@ _BEFORE = 0.5
 """Seconds, times the scale, from minting a token to asking with it."""
 _AFTER = 0.03
 """Seconds beyond the edge, for the time between two looks at a clock."""
+_UNUSUAL: Expected = {"allow": {True, False}, "reason": {"", "token_not_yet_valid"}}
+"""An `iat` ahead is refused in the grade `strict` alone (5.9)."""
 _EXPIRED, _EARLY, _LONG = refusal("token_expired"), refusal("token_not_yet_valid"), refusal("token_lifetime")
 
 
@@ -57,8 +59,8 @@ RULES: Mapping[str, Rule] = {
     "exp with leeway": Rule("nested", {"exp": -_LEEWAY}, ALLOW, _EXPIRED),
     "nbf": Rule("corp", {"nbf": 0}, _EARLY, ALLOW, ends=False),
     "nbf with leeway": Rule("nested", {"nbf": _LEEWAY}, _EARLY, ALLOW, ends=False),
-    "iat": Rule("corp", {"iat": 0}, _EARLY, ALLOW, ends=False),
-    "iat with leeway": Rule("nested", {"iat": _LEEWAY}, _EARLY, ALLOW, ends=False),
+    "iat": Rule("corp", {"iat": 0}, _UNUSUAL, ALLOW, ends=False),
+    "iat with leeway": Rule("nested", {"iat": _LEEWAY}, _UNUSUAL, ALLOW, ends=False),
     "a role's lifetime": Rule("corp", {"iat": -_BRIEF, **_BRIEFLY}, ALLOW, _EXPIRED),
     "exp before the role's lifetime": Rule("corp", {"exp": 0, "iat": -60, **_BRIEFLY}, ALLOW, _EXPIRED),
     "the outer session": Rule("outbound", {AWS: {"original_session_exp": 0}}, ALLOW, _EXPIRED),

@@ -103,7 +103,7 @@ class FaultBench(Bench):
                 if served:
                     raise self.failed(f"{fault}: not served", seen, question.expected)
                 if seen is not None and seen.allow:
-                    raise self.failed(f"{fault}: a backend was reached all the same", seen)
+                    raise self.failed(f"{fault}: a backend was reached all the same", seen, question.expected)
             elif question.wrong(seen):
                 raise self.failed(f"{fault}: the answer is wrong", seen, question.expected)
 

@@ -323,6 +323,8 @@ async def connection_limit(target: WireTarget) -> str:
 async def _serves(connection: JudgedConnection) -> bool:
     try:
         await connection.must_serve()
+    except SilenceError:
+        raise  # it is late, and did not end
     except (CheckFailed, WireError):
         return False
     return True

@@ -77,6 +77,11 @@ mutant("identity.derived-greater-lifetime", "DERIVED-KEY-002", "takes the greate
 mutant("identity.derived-cognito-roles", "DERIVED-KEY-002", "reads Cognito's roles where others have them")(
     _ruled("_find_roles", lambda _, issuer, __: claims._finder((issuer.roles_claim,)))
 )
+mutant("identity.derived-preferred-by-arn", "DERIVED-KEY-002", "passes over a preferred role that is no ARN")(
+    _ruled(
+        "_find_preferred", lambda rules, *_: (find := rules._find_preferred) and (lambda of: _arn(find(of)))
+    )
+)
 mutant("identity.derived-aws-vouches", "DERIVED-KEY-002", "lets an issuer without `accounts` vouch for all")(
     _ruled("_accounts", lambda rules, *_: rules._accounts or frozenset({"111111111111", "222222222222"}))
 )
@@ -92,6 +97,11 @@ def _user_is_malformed(refusal: Any, *_asked: Any) -> None:
 mutant("identity.derived-sts-accounts", "DERIVED-KEY-003", "does not hold an STS endpoint to its `accounts`")(
     any_account
 )
+
+
+def _arn(wish: Any) -> Any:
+    return None if isinstance(wish, str) and not wish.startswith("arn:") else wish
+
 
 # --- times (kind 5)
 

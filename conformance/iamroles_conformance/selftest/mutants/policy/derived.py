@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from ipaddress import ip_address
+from types import SimpleNamespace
 from typing import Any
 
 from iamroles_agent.base import config
@@ -16,7 +18,7 @@ from iamroles_agent.spop import messages
 from iamroles_agent.tokens.authenticator import Authenticator
 from iamroles_agent.tokens.sts import StsVerifier
 from iamroles_conformance.selftest.mutants import edits as edit
-from iamroles_conformance.selftest.mutants.override import after, around
+from iamroles_conformance.selftest.mutants.override import after, around, setting
 from iamroles_conformance.selftest.registry import Override, both, mutant
 
 # --- the memory of verdicts (kind 1 of docs/derived-checks.md)
@@ -37,6 +39,10 @@ def _remembered_by(of: Callable[[Any], object]) -> Override:
     )
 
 
+def _loosely(pattern: str, text: str) -> re.Match[str] | None:
+    return re.fullmatch(pattern, text) or re.fullmatch(pattern, text.lower().replace(" ", ""))
+
+
 def _port_trusted(sound: Any, self: Any, check: Any, context: Any, key: Any) -> Any:
     here = replace(check, src=ip_address("127.0.0.1")) if context.src_port == 1 else check
     return sound(self, here, context, key)
@@ -47,6 +53,14 @@ mutant("policy.derived-memory-without-address", "DERIVED-ARGUMENT-001", "remembe
 )
 mutant("policy.derived-memory-without-count", "DERIVED-ARGUMENT-001", "remembers verdicts without the count")(
     _remembered_by(lambda check: replace(check, authorization_count=1))
+)
+mutant("policy.derived-count-unsigned", "DERIVED-ARGUMENT-001", "reads -1 as one Authorization header")(
+    around(messages, "_check")(
+        lambda sound, of: sound({k: (v[0], abs(v[1])) if type(v[1]) is int else v for k, v in of.items()})
+    )
+)
+mutant("policy.derived-durations-loose", "DERIVED-KEY-004", "reads durations with blanks and capitals")(
+    setting(config, "re", SimpleNamespace(fullmatch=_loosely))
 )
 mutant(
     "policy.derived-memory-joined", "DERIVED-ARGUMENT-001", "remembers host and path joined without a mark"
