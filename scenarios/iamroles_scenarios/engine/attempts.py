@@ -46,6 +46,7 @@ def attempted(target: Target, play: Callable[[Target], list[CheckResult]]) -> li
         if not late or stretch == STRETCHES[-1]:
             break
         again.append(late)
+        target.worlds.start_again()
     return [settled(result, again) for result in results]
 
 

@@ -179,6 +179,7 @@ class Run:
     def _stretch(self) -> None:
         factor, self.host = stretched()
         self.options = replace(self.options, scale=self.options.scale * factor)
+        self.agent = replace(self.agent, ready_within=self.agent.ready_within * factor)
 
     # --- results -------------------------------------------------------------------------------------------
 

@@ -129,6 +129,7 @@ def blamed(check: PlannedCheck, error: Exception, beside: Evidence | None = None
             if set(error.logs) != {_AGENT} and not isinstance(error, ProxyFileError):
                 proxy = error.message if set(error.logs) == {_PROXY} else ""
                 return _result(check, Verdict.HARNESS_ERROR, error.message, evidence, proxy)
+            recording.timed()  # it was not ready in time
             return _result(check, Verdict.FAIL, error.message, evidence, error.cause)
         case _:
             trace = "".join(traceback.format_exception(error)[-6:])

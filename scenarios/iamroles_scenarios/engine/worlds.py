@@ -149,7 +149,8 @@ class Worlds:
             owner: scenario and lane; names an own world and its issuers.
 
         Raises:
-            StageError: it cannot be started; later borrowers of the same world get the same error.
+            StageError: it cannot be started; later borrowers of the same world get the same error, until
+                `start_again`.
         """
         key = _key(spec, owner)
         with self._lock:
@@ -287,6 +288,12 @@ class Worlds:
             del self._planned[key], self._lent[key], self._slots[key]
         with slot.lock:
             self._let_go(slot)
+
+    def start_again(self) -> None:
+        """Let worlds that did not start be started again: the host was late for one of them."""
+        with self._lock:
+            for key in [key for key, slot in self._slots.items() if slot.fault and not self._lent[key]]:
+                del self._slots[key]
 
     def _let_go(self, slot: _Slot) -> None:
         if slot.loan is not None:

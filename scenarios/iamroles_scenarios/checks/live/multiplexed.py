@@ -71,7 +71,7 @@ class H2Client:
         self._flush()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
-        self._settled.wait(_CONNECT)
+        self._settled.wait(here.seconds(_CONNECT))
 
     def stream(self, shape: StreamShape, path: str, token: str) -> Multiplexed:
         with self._lock:
