@@ -67,13 +67,23 @@ LATE = CheckResult("a.check", ("A-001",), Verdict.FAIL, "no", late="the judge di
 PASSED = CheckResult("a.check", ("A-001",), Verdict.PASS)
 
 
+class NotStarted:
+    """Worlds that did not start, and how often they may start again."""
+
+    started = 0
+
+    def start_again(self):
+        self.started += 1
+
+
 def _target(**how):
-    return Target("gate", None, None, None, **how)
+    return Target("gate", None, None, NotStarted(), **how)
 
 
 def test_what_was_late_is_played_again_with_longer_times_and_says_so():
-    playing = Playing(LATE, LATE, PASSED)
-    [result] = attempted(_target(), playing)
+    playing, target = Playing(LATE, LATE, PASSED), _target()
+    [result] = attempted(target, playing)
+    assert target.worlds.started == 2
     assert (result.verdict, playing.scales) == (Verdict.PASS, [1, 2, 4])
     assert result.again == (LATE.late, LATE.late)
 
