@@ -242,8 +242,14 @@ def reported(result: CheckResult, agent: AgentSpec) -> CheckResult:
 def _without_credentials(result: CheckResult) -> CheckResult:
     """Cut what a result holds of the run's credentials: every report is made of it."""
     seen, cut = result.evidence, sent.cut
-    logs = {part: cut(log) for part, log in seen.logs.items()}
-    evidence = Evidence(cut(seen.sent), cut(seen.expected), cut(seen.received), cut(seen.trace), logs)
+    evidence = replace(
+        seen,
+        sent=cut(seen.sent),
+        expected=cut(seen.expected),
+        received=cut(seen.received),
+        trace=cut(seen.trace),
+        logs={part: cut(log) for part, log in seen.logs.items()},
+    )
     return replace(result, message=cut(result.message), evidence=evidence, transcript=cut(result.transcript))
 
 
