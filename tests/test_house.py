@@ -38,8 +38,8 @@ ROOMS = {
 ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 22_737,
-    "scenarios": 32_059,
-    "conformance": 10_104,
+    "scenarios": 32_086,
+    "conformance": 10_101,
     "loadtests": 4_862,
     "benchmarks": 4_009,
     "tests": 30_458,

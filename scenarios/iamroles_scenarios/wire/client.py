@@ -44,8 +44,8 @@ MAX_UNREAD = 4 << 20
 """Bytes kept unread before reading pauses."""
 _TIMEOUT = 2
 """The status code of SPOE.txt section 3.3 for "a timeout occurred"."""
-_SENDING = 2.0
-"""Seconds in which the judge must have sent what it sends in pieces; agents wait for a HELLO for longer."""
+_SENDING = 4.0
+"""Seconds in which the judge must have sent what it sends in pieces; agents wait 5 s for a HELLO (6.1)."""
 MAX_FRAMES = 2000
 """Frames that `ended` reads before it calls them a flood."""
 

@@ -10,7 +10,6 @@ from typing import Any
 from iamroles_agent.base.identity import Identity
 from iamroles_agent.live import cutter, proxy_worker, renewal, shutdown
 from iamroles_agent.live import judge as judging
-from iamroles_agent.live.console import ConsoleError
 from iamroles_agent.live.cutter import Cutter
 from iamroles_agent.live.judge import EXPIRED, REVOKED, Ends
 from iamroles_agent.live.revocations import NONE, Revocation, Revocations
@@ -185,12 +184,10 @@ mutant("live.keys-unseen", "LIVE-KEY-001", "lets streams live whose key has left
 
 
 @mutant("live.all-workers-or-none", "LIVE-RELOAD-002", "cuts nothing while one of the workers is silent")
-@around(proxy_worker.ProxyWorker, "read")
-async def all_or_none(sound: Any, self: Any) -> Any:
-    found = await sound(self)
-    if self.unread:
-        raise ConsoleError("a worker is silent")
-    return found
+@around(Cutter, "_read")
+async def all_or_none(sound: Any, self: Any, found: Any) -> Any:
+    read = await sound(self, found)
+    return [] if any(worker.unread or worker.reading for worker in found) else read
 
 
 @around(shutdown, "pointers")

@@ -16,13 +16,13 @@ from functools import cached_property
 from typing import Any
 
 from iamroles_scenarios.base import recording
-from iamroles_scenarios.base.errors import HttpFault, StageError
+from iamroles_scenarios.base.errors import AgentFault, HttpFault, StageError
 from iamroles_scenarios.checks.proxy.traffic import HttpQuestion, person
 from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec
 from iamroles_scenarios.engine.bench import EDGE, Bench, own_bench
 from iamroles_scenarios.engine.http import HttpConnection
-from iamroles_scenarios.engine.observation import Observation
-from iamroles_scenarios.engine.players import observed, raw_request
+from iamroles_scenarios.engine.observation import Observation, mismatches
+from iamroles_scenarios.engine.players import observed, player_for, raw_request
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.worlds import Loan
 
@@ -138,6 +138,31 @@ class FaultBench(Bench):
         self.recoveries[fault] = took = time.monotonic() - began
         recording.waited(f"recovery from {fault}", took, self.seconds(BACK))
         self.ask_during(f"{fault}, after its end", questions, served=True)
+        if opening := [question for question in questions if question.expected.status == 200]:
+            self._ask_each_worker(fault, opening[0])
+
+    def _ask_each_worker(self, fault: str, question: HttpQuestion) -> None:
+        """Ask each worker without HAProxy, which asks another worker if one does not answer.
+
+        Raises:
+            CheckFailed: a worker did not serve within `BACK`.
+        """
+        end = time.monotonic() + self.seconds(BACK)
+        while True:
+            seen, why = None, ""
+            try:
+                with closing(
+                    player_for("gate-spop", self.world, self.target.scale, self.loan.workers)
+                ) as each:
+                    seen = each.ask(question.request, question.token, with_reason=False)
+                    why = "; ".join(mismatches(question.expected, seen, {}))
+            except AgentFault as error:
+                why = error.message
+            if not why:
+                return
+            if time.monotonic() > end:
+                raise self.failed(f"{fault}: a worker does not serve {BACK:g} s after its end: {why}", seen)
+            time.sleep(_POLL)
 
     def rotate_through(
         self, faults: Iterable[tuple[str, Callable[[], object]]], mend: Callable[[], object]

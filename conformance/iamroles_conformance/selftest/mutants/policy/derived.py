@@ -44,7 +44,7 @@ def _loosely(pattern: str, text: str) -> re.Match[str] | None:
 
 
 def _port_trusted(sound: Any, self: Any, check: Any, context: Any, key: Any) -> Any:
-    here = replace(check, src=ip_address("127.0.0.1")) if context.src_port == 1 else check
+    here = replace(check, src=ip_address("198.51.100.1")) if context.src_port == 1 else check
     return sound(self, here, context, key)
 
 
@@ -65,7 +65,7 @@ mutant("policy.derived-durations-loose", "DERIVED-KEY-004", "reads durations wit
 mutant(
     "policy.derived-memory-joined", "DERIVED-ARGUMENT-001", "remembers host and path joined without a mark"
 )(_remembered_by(lambda check: replace(check, host=None, path=f"{check.host}{check.path}")))
-mutant("policy.derived-port-trusted", "DERIVED-ARGUMENT-002", "takes port 1 for its own host's proxy")(
+mutant("policy.derived-port-trusted", "DERIVED-ARGUMENT-002", "takes port 1 for another proxy's")(
     around(Gate, "judge")(_port_trusted)
 )
 
