@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, Self, TypeVar, cast
 
 from iamroles_scenarios.base import recording
@@ -42,7 +43,8 @@ _background = _Background()
 class Asker:
     """A connection kept open for many questions; synchronous, safe to share between threads.
 
-    Questions of several threads are pipelined: each has a stream-id of its own and gets its own ACK.
+    Questions of several threads are pipelined: each has a stream-id of its own and gets its own ACK. An agent
+    that does not announce pipelining gets the next one after its answer (SPOE.txt section 3.2.4.1).
     After the connection broke, the next question opens a new one.
 
     Args:
@@ -58,6 +60,7 @@ class Asker:
         self._stream_id = 1
         self._reading: asyncio.Task[None] | None = None
         self._opening: asyncio.Lock | None = None
+        self._turn: AbstractAsyncContextManager[object] = nullcontext()
         self._limit = MAX_ANSWER
         """Bytes of the longest frame that was agreed on."""
 
@@ -128,6 +131,16 @@ class Asker:
         self, check: Mapping[str, Any], context: Mapping[str, Any] | None, read: Callable[[Frame], _T]
     ) -> _T:
         connection = await self._connected()
+        async with self._turn:
+            return await self._asked(connection, check, context, read)
+
+    async def _asked(
+        self,
+        connection: Connection,
+        check: Mapping[str, Any],
+        context: Mapping[str, Any] | None,
+        read: Callable[[Frame], _T],
+    ) -> _T:
         stream_id, self._stream_id = self._stream_id, self._stream_id + 2
         waiting = asyncio.get_running_loop().create_future()
         self._waiting[stream_id] = waiting
@@ -160,11 +173,14 @@ class Asker:
             if self._connection is None:
                 connection = await Connection.open(self.address, within=self.timeout)
                 try:
-                    said = (await connection.hello()).get("max-frame-size")
+                    agreed = await connection.hello()
                 except BaseException:
                     connection.close()
                     raise
+                said, able = agreed.get("max-frame-size"), str(agreed.get("capabilities", ""))
                 self._limit = said if isinstance(said, int) else MAX_ANSWER
+                pipelined = "pipelining" in [name.strip() for name in able.split(",")]
+                self._turn = nullcontext() if pipelined else asyncio.Lock()
                 self._connection = connection
                 self._reading = asyncio.create_task(self._read(connection))
             return self._connection

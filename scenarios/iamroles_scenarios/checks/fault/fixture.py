@@ -117,8 +117,15 @@ class FaultBench(Bench):
         if seen is not None and seen.status not in (401, *FAULTY) and question.wrong(seen):
             raise self.failed(f"{fault}: the answer is wrong", seen, question.expected)
 
-    def must_recover(self, fault: str, questions: Sequence[HttpQuestion] | None = None) -> None:
+    def must_recover(
+        self, fault: str, questions: Sequence[HttpQuestion] | None = None, *, everywhere: bool = False
+    ) -> None:
         """Ask after the fault until every answer is right, and once more from then on.
+
+        Args:
+            fault: names it.
+            questions: and what the policy gives them; None: `people`.
+            everywhere: ask each worker too, without HAProxy, which asks another if one does not answer.
 
         Raises:
             CheckFailed: that took longer than `BACK`, or an answer gave more than the policy does.
@@ -138,15 +145,10 @@ class FaultBench(Bench):
         self.recoveries[fault] = took = time.monotonic() - began
         recording.waited(f"recovery from {fault}", took, self.seconds(BACK))
         self.ask_during(f"{fault}, after its end", questions, served=True)
-        if opening := [question for question in questions if question.expected.status == 200]:
-            self._ask_each_worker(fault, opening[0])
+        if everywhere and self.target.agent.spop:
+            self._ask_each_worker(fault, questions[0])
 
     def _ask_each_worker(self, fault: str, question: HttpQuestion) -> None:
-        """Ask each worker without HAProxy, which asks another worker if one does not answer.
-
-        Raises:
-            CheckFailed: a worker did not serve within `BACK`.
-        """
         end = time.monotonic() + self.seconds(BACK)
         while True:
             seen, why = None, ""

@@ -97,7 +97,7 @@ def descriptors(target: Target) -> str:
         with _limited(here, resource.RLIMIT_NOFILE, _descriptors):
             here.world.haproxy.reload()
             here.ask_during("no descriptors")
-        here.must_recover("no descriptors")
+        here.must_recover("no descriptors", everywhere=True)
         return here.remark
 
 
@@ -116,7 +116,7 @@ def memory(target: Target) -> str:
         with _limited(here, resource.RLIMIT_AS, _address_space):
             here.world.haproxy.reload()
             here.ask_during("no memory", _fresh(here, 20) + here.people)
-        here.must_recover("no memory")
+        here.must_recover("no memory", everywhere=True)
         return here.remark
 
 
@@ -141,7 +141,7 @@ def cpu(target: Target) -> str:
                     spent = time.monotonic() - began
                     if spent > here.seconds(_STARVED if waits.deepest >= _DEEP else _PATIENCE):
                         break
-            here.must_recover("no CPU")
+            here.must_recover("no CPU", everywhere=True)
         if waits.deepest < _DEEP:
             raise Untestable("the agent cannot be starved of CPU here")
         if (after := _processes(here)) != before:
@@ -253,7 +253,7 @@ def disk(target: Target) -> str:
                 seen = here.send(question)
                 if seen is not None and seen.allow:
                     raise here.failed("a full disk: allowed without a record", seen, question.expected)
-        here.must_recover("a full disk")
+        here.must_recover("a full disk", everywhere=True)
         return here.remark
 
 
@@ -269,11 +269,11 @@ def agent(target: Target) -> str:
         part.kill()
         here.ask_during("killed")
         part.start()
-        here.must_recover("killed")
+        here.must_recover("killed", everywhere=True)
         part.pause()
         here.ask_during("frozen", here.people[:3])
         part.resume()
-        here.must_recover("frozen")
+        here.must_recover("frozen", everywhere=True)
         return here.remark
 
 
