@@ -284,7 +284,8 @@ def no_secrets(target: Target) -> None:
             here.ask(text, role=text[:600])
         if target.agent.runs:  # an agent may write late, but not after its end
             here.world.agent.stop()
-        logs = here.world.agent.logs()
+        written = [stream.lines() for part, stream in here.world.outputs() if part == "agent"]
+        logs = "\n".join(line for lines in written for line in lines)
         hidden = {"the secret": keys.secret_access_key, "the security token": keys.session_token or ""}
         for text in tokens:
             hidden |= {f"part {number} of a token": part for number, part in enumerate(text.split("."))}
