@@ -157,7 +157,7 @@ class FaultBench(Bench):
         """Ask each worker without HAProxy, which asks another one if the first does not answer.
 
         Returns:
-            The answer of one, with `others`; None if a worker gave none.
+            The first answer, with `others`; None if a worker gave none.
         """
         if not self.target.agent.spop:
             return self.send(question)
