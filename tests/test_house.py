@@ -38,7 +38,7 @@ ROOMS = {
 ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 22_737,
-    "scenarios": 32_128,
+    "scenarios": 32_133,
     "conformance": 10_101,
     "loadtests": 4_862,
     "benchmarks": 4_009,

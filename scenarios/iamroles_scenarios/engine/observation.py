@@ -45,6 +45,11 @@ class Observation:
     """The answers of the agent's other workers to the same question."""
 
     @property
+    def opened(self) -> bool:
+        """True if any worker allowed it."""
+        return any(one.allow for one in (self, *self.others))
+
+    @property
     def shown(self) -> dict[str, object]:
         return {**dict.fromkeys(TAGS, ""), **self.tags, **{name: getattr(self, name) for name in _SEEN}}
 

@@ -247,9 +247,7 @@ def disk(target: Target) -> str:
         with _limited(here, resource.RLIMIT_FSIZE, lambda _pid: 0):
             end = time.monotonic() + here.seconds(BACK)
             # Each worker learns it by a record of its own.
-            while (seen := here.ask_each_worker(here.people[0])) and any(
-                one.allow for one in (seen, *seen.others)
-            ):
+            while (seen := here.ask_each_worker(here.people[0])) and seen.opened:
                 if time.monotonic() > end:
                     raise here.failed("allowed though nothing can be recorded", seen)
             for question in here.people:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from iamroles_scenarios.base import recording
 from iamroles_scenarios.base.errors import RecipeError
 from iamroles_scenarios.checks.identity.fetch import listening, must_be_silent
 from iamroles_scenarios.declarations.results import check
@@ -202,7 +203,8 @@ def ended(target: Target) -> None:
         here.expect("again, from memory", credential, ALLOWED)
         here.cloud.expire(keys)
         believed = time.time() + _RECHECK + _ROUNDED
-        while (asked := time.time()) < believed and here.ask(credential).allow:
+        recording.timed(_RECHECK)
+        while (asked := time.time()) < believed and here.ask(credential).opened:
             time.sleep(_POLL)
         what = "after `recheck`" if asked >= believed else "once it was refused"
         here.expect(what, credential, refused("sts_rejected", "token_expired"))
