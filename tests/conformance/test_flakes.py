@@ -1,6 +1,9 @@
 """The measuring of flakes: real runs, and what the page makes of them."""
 
 import json
+import subprocess
+import sys
+import time
 from contextlib import ExitStack
 
 import pytest
@@ -9,6 +12,7 @@ from invoking import said
 from iamroles_conformance.reports import flakes
 from iamroles_scenarios.base import busy
 from iamroles_scenarios.base.errors import SuiteError
+from iamroles_scenarios.base.family import family, resident
 
 
 def _runs(*checks):
@@ -87,3 +91,16 @@ def test_programs_beside_a_run_are_seen_if_they_end(monkeypatch):
             program.wait(60)
         with pytest.raises(SuiteError, match="keep this host busy ended"):
             beside.close()
+
+
+def test_programs_end_with_whoever_started_them():
+    command = [sys.executable, "-m", busy.__name__, "cat"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as holder:
+        deadline = time.monotonic() + 60
+        while len(loops := family(holder.pid)[1:]) < 5 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        holder.kill()
+    assert len(loops) == 5
+    while any(map(resident, loops)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(resident, loops))

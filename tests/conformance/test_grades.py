@@ -42,6 +42,7 @@ def test_an_allow_is_false_if_a_refusal_alone_is_right(right, allow, false):
     seen = Observation(200, allow, "", "")
 
     assert falsely_allowed(Expectation(**right), seen) is false
+    assert falsely_allowed(Expectation(**right), Observation(401, False, "", "", others=(seen,))) is false
 
 
 RUN = """conformance run --stage=processes --lane=wire --lane=gate-spop

@@ -404,7 +404,7 @@ def test_an_answer_that_is_not_whole_is_told():
 
 
 def test_each_row_that_ends_an_allow_ends_a_stream():
-    """Of rules and issuers, in each direction; what no stream can play is exempt."""
+    """Each row of rules and issuers, in each direction; rows that no stream can play are exempt."""
     base = {**policy_of(WorldSpec(policy="derived")), "denies": []}
     ends = {
         edge.key if edge.key in live.EXEMPT else (edge.key, edge.room)

@@ -1,30 +1,36 @@
-"""Other programs that keep this host busy while something is measured; none outlives its block."""
+"""Programs that keep this host busy while something is measured; none outlives the process that started them.
+
+`python -m iamroles_scenarios.base.busy COMMAND...` runs a command beside four endless loops.
+"""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from iamroles_scenarios.base.errors import SuiteError
 
-_LOOP = "while True: pass"
+_LOOP = """\
+import os, sys
+while os.getppid() == int(sys.argv[1]): pass
+"""
 _COPY = """\
 import os, sys
 block = os.urandom(1 << 20)
-while True:
+while os.getppid() == int(sys.argv[1]):
     for name in "ab":
-        with open(os.path.join(sys.argv[1], name), "wb") as file:
+        with open(os.path.join(sys.argv[2], name), "wb") as file:
             for _ in range(256):
                 file.write(block)
             os.fsync(file.fileno())
 """
 """Writes 256 MiB again and again, all the way to the disk."""
-WAYS = {"nothing": (0, False), "loops": (4, False), "disk": (4, True)}
-"""What a run may have beside it: endless loops, and whether files are copied."""
+WAYS = {"nothing": (0, 0), "loops": (4, 0), "disk": (4, 1)}
+"""By name: endless loops beside a run, and programs that copy files."""
 
 
 @contextmanager
@@ -38,8 +44,9 @@ def beside(way: str) -> Iterator[list[subprocess.Popen[bytes]]]:
         SuiteError: one of the programs ended before the block did.
     """
     loops, copies = WAYS[way]
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:  # often on a disk, where /tmp is in memory
-        words = [["-c", _LOOP]] * loops + [["-c", _COPY, folder]] * copies
+    with tempfile.TemporaryDirectory(dir="." if copies else None) as folder:  # /tmp may be in memory
+        own = str(os.getpid())
+        words = [["-c", _LOOP, own]] * loops + [["-c", _COPY, own, folder]] * copies
         programs = [subprocess.Popen([sys.executable, "-S", *one]) for one in words]  # noqa: S603 - our own
         try:
             yield programs
@@ -50,3 +57,9 @@ def beside(way: str) -> Iterator[list[subprocess.Popen[bytes]]]:
                 program.wait()
     if ended:
         raise SuiteError(f"a program that was to keep this host busy ended: {ended[0]!r}")
+
+
+if __name__ == "__main__":
+    with beside("loops"):
+        code = subprocess.run(sys.argv[1:], check=False).returncode  # noqa: S603 - as the caller says
+    sys.exit(code)

@@ -67,7 +67,7 @@ class _Seen(NamedTuple):
 
 
 class _Look(NamedTuple):
-    """What this host has made wait by a moment."""
+    """The waits that this host has caused until a moment."""
 
     at: float
     lost: float

@@ -1,4 +1,4 @@
-"""What the outputs of a run's worlds hold of the run's credentials (SPEC.md 1.16).
+"""Search the outputs of a run's worlds for the run's credentials (SPEC.md 1.16).
 
 Each world is searched when it is closed: all that the agent and HAProxy wrote. What is found says which
 output, which kind of credential, and the begin of its hash: never the credential.

@@ -262,7 +262,7 @@ class Outcomes:
         self.excused: Counter[Kind] = Counter()
         self.bad: Counter[Kind] = Counter()
         self.held: Counter[Kind] = Counter()
-        """What would be bad, had the host not been late for it."""
+        """Answers that would be bad if the host had not been late for them."""
         self.examples: list[tuple[float, Entry, Kind, str]] = []
         """Seconds from the begin, and what was not right then."""
         self.seconds: dict[int, Second] = {}

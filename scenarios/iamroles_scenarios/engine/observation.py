@@ -57,7 +57,7 @@ class Observation:
 def falsely_allowed(expectation: Expectation, seen: Observation) -> bool:
     """Tell whether a request was allowed that could only be refused."""
     statuses = expectation.status if isinstance(expectation.status, list) else [expectation.status or 0]
-    return seen.allow and (expectation.allow is False or min(statuses) >= 400)
+    return seen.opened and (expectation.allow is False or min(statuses) >= 400)
 
 
 def differences(wanted: Mapping[str, object], got: Mapping[str, object]) -> list[str]:

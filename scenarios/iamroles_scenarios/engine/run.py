@@ -7,12 +7,11 @@ result that it wants (`Run.result`). `verdicts` says what each result becomes be
 from __future__ import annotations
 
 import itertools
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -34,8 +33,6 @@ from iamroles_scenarios.wire.target import WireTarget
 
 THREADS = 12
 """Checks that are played at a time: most wait. Starts of worlds have a bound of their own (`worlds`)."""
-_TURN = 0.0005
-"""Seconds after which a thread hands over while the wire lane is played."""
 _LATE = 4
 """Factor on the agent's declared start time when the run has background load."""
 
@@ -60,20 +57,6 @@ class Options:
     budget: float | None = None
     """Seconds for the run, stage included; checks that have not been played by then are left out. None: no
     end."""
-
-
-@contextmanager
-def _prompt_turns() -> Iterator[None]:
-    """Let threads hand over the interpreter sooner: this lane's event loop has many short turns.
-
-    At Python's 5 ms each turn waited for some of the other threads, some 40 ms in all.
-    """
-    usual = sys.getswitchinterval()
-    sys.setswitchinterval(_TURN)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(usual)
 
 
 class Run:
@@ -288,7 +271,7 @@ class Run:
         )
 
     def _play_wire(self, job: Job) -> list[CheckResult]:
-        with self._wire_target() as target, _prompt_turns():
+        with self._wire_target() as target:
             return wire_lane.run(
                 target,
                 job.checks,

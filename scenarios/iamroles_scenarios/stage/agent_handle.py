@@ -26,7 +26,7 @@ class AgentHandle:
         self._part: Part | None = None
         self._past: list[str] = []
         self.parts: list[Part] = []
-        """What runs or ran of it, a part for each start."""
+        """A part for each start, those that have ended too."""
         self._paused = False
         self._asked_to_end = True
         """True once it was asked to end, and before it has begun."""

@@ -44,7 +44,7 @@ class Member:
     what: str
     """Names its row in a failure."""
     ends: bool
-    """Whether the change to come must end it."""
+    """True if the change to come must end it."""
     sock: socket.socket
     head: bytes = b""
     over: float = 0.0
@@ -142,7 +142,6 @@ class Crowd:
             due: when, epoch seconds; None: now.
         """
         began = time.time() if due is None else due
-        recording.timed()
         going = [one for one in self.members if one.ends]
         self._read(began + self.here.seconds(AFTER), lambda: all(one.over for one in going))
         took = time.time() - began

@@ -30,7 +30,7 @@ from iamroles_scenarios.engine.bench import SpopQuestion
 from iamroles_scenarios.engine.target import Target
 
 _BACKENDS = ("orders-ro", "orders-rw")
-"""Of the world: HAProxy knows no others."""
+"""Backends of the world; HAProxy knows no others."""
 _ROUTE = "/live/reader"
 _LIFE = 5.0
 """Seconds, times the scale."""

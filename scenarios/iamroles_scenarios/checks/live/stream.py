@@ -114,7 +114,7 @@ class ObservedStream:
         self.last = 0.0
         """Epoch seconds of the last byte of the other side."""
         self.stamped = False
-        """Whether `last` is the kernel's, of a backend where no byte may pass after the end (9.1, 9.3)."""
+        """True if the kernel gave `last`, for a backend where no byte may pass after the end (9.1, 9.3)."""
         self.sent = 0.0
         """Epoch seconds of the last piece that was sent."""
         self.ended = 0.0

@@ -1,4 +1,4 @@
-"""What is played over SPOP alone, asked through the proxy (SPEC.md 1.21).
+"""Questions that other checks put over SPOP alone, asked through the proxy (SPEC.md 1.21).
 
 The derived checks put arguments to the agent as a sound proxy would. Here a client puts them to the proxy. It
 sends the values of each argument, the neighbours of each text that HTTP carries, and headers that might stand

@@ -33,7 +33,7 @@ _CHANGES: list[tuple[Row, Row]] = [
     *((row, {}) for row, _ in ROWS["verdicts"].values()),
     *(({}, row) for row, _ in ROWS["frames"].values()),
 ]
-"""What a row changes in the verdict, and in the frame; by its place in `_ALL`."""
+"""Changes of the verdict, and of the frame, by a row's place in `_ALL`."""
 _PATH = "/orders/"
 _PROCESSING = 0.5
 """Seconds, times the scale, that HAProxy waits for a verdict here."""
