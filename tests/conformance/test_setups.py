@@ -11,6 +11,7 @@ from invoking import AGENTS, agent_toml, said
 from listening import nowhere
 from marked import Marked
 
+from iamroles_conformance.commands import doctor
 from iamroles_conformance.reports import report
 from iamroles_conformance.subject import default_agent_toml
 from iamroles_scenarios.declarations.scenario import WorldSpec, policy_of
@@ -189,6 +190,27 @@ def test_the_doctor_finds_what_a_run_would(tmp_path, fault, words):
 
     assert words in told
     assert "Traceback" not in told
+
+
+@pytest.mark.parametrize(
+    ("built", "words"),
+    [
+        ("Built with Lua version : Lua 5.4.7\n\t[SPOE] spoe", "3.5.0 at"),
+        ("Feature list : -LUA +OPENSSL\n\t[ SPOE] spoe", "built without Lua Backends with streams"),
+        ("Built with Lua version : Lua 5.4.7\n\t[COMP] compression", "built without SPOE It cannot ask"),
+        ("", "built without SPOE and Lua It cannot ask an agent: build it with USE_SPOE=1"),
+    ],
+)
+def test_the_doctor_says_what_haproxy_was_built_without(tmp_path, monkeypatch, built, words):
+    program = tmp_path / "haproxy"
+    program.write_text(f"#!/bin/sh\necho 'HAProxy version 3.5.0 2026/11/01'\ncat <<'E'\n{built}\nE\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+
+    found = next(item for item in doctor._haproxy() if item.what == "HAProxy (path)")
+
+    assert words in f"{found.said} {found.remedy}"
+    assert found.good is ("SPOE" not in found.said)
 
 
 def test_the_doctor_loads_nothing_that_it_does_not_use():

@@ -28,6 +28,7 @@ from puppet_gate import (
 )
 
 from iamroles_scenarios.checks.oracle.judge import segments
+from iamroles_scenarios.stage import haproxies
 from iamroles_scenarios.stage.images import Images
 from iamroles_scenarios.stage.spec import find_program
 
@@ -432,6 +433,7 @@ CHOICES = {
     "x-forwarded": ("", {"IAM_FORWARDED": "x-forwarded"}),
     "forwarded": ("", {"IAM_FORWARDED": "forwarded", "IAM_THREADS": "2"}),
     "wrong": ("", {"IAM_FORWARDED": "yes"}),
+    "release": ("--haproxy {release}", {}),
 }
 
 
@@ -468,7 +470,9 @@ def test_the_files_are_taken_without_a_warning_unless_a_choice_does_not_exist(
 ):
     kind, haproxy = place
     options, env = CHOICES[choice]
-    render(tmp_path, options.split())
+    version = haproxies.version(haproxy) if kind == "processes" else haproxy
+    release = ".".join(version.split(".")[:2])
+    render(tmp_path, options.format(release=release).split())
 
     status, said = check_files(kind, haproxy, tmp_path, env, lambda: request.getfixturevalue("engine"))
 

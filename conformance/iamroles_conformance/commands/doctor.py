@@ -21,6 +21,10 @@ from iamroles_scenarios.stage import AgentSpec, Stage, haproxies, open_stage
 from iamroles_scenarios.wire.asker import decide
 
 _PACKAGES = ("aiohttp", "boto3", "docker", "jinja2", "moto", "pytest", "rich", "testcontainers")
+_BUILD = {
+    "SPOE": "It cannot ask an agent: build it with USE_SPOE=1, or choose another by IAMROLES_HAPROXY.",
+    "Lua": "Backends with streams need Lua: build it with USE_LUA=1.",
+}
 _PATIENCE = 2.0
 """Seconds for each answer of the agent."""
 
@@ -104,9 +108,13 @@ def _haproxy() -> Iterator[Prerequisite]:
         try:
             binary = haproxies.find(choice)
             found.add(binary)
-            yield Prerequisite(
-                f"HAProxy ({choice})", good=True, said=f"{haproxies.version(binary)} at {binary}"
-            )
+            said, lacks = f"{haproxies.version(binary)} at {binary}", haproxies.lacks(binary)
+            remedy = ""
+            if lacks:
+                said += f", built without {' and '.join(lacks)}"
+                remedy = " ".join(_BUILD[name] for name in lacks)
+            good = "SPOE" not in lacks
+            yield Prerequisite(f"HAProxy ({choice})", good, said, remedy, needed=False)
         except StageError:
             yield Prerequisite(f"HAProxy ({choice})", good=False, said="not there", needed=False)
     if not found:

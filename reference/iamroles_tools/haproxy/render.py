@@ -30,6 +30,12 @@ _TIME = re.compile(r"[0-9]{1,9}(us|ms|s|m|h|d)?")
 _HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
 _PRESET = re.compile(r'^(?P<lead>\s*presetenv (?P<name>IAM_[A-Z_]+)\s+)"[^"]*"$', re.MULTILINE)
 
+_BLOCK = re.compile(r"^ *\.if .*?^ *\.endif\n", re.MULTILINE | re.DOTALL)
+_BRANCH = re.compile(r"^ *\.(if|elif|else|endif) ?(.*)\n", re.MULTILINE)
+_AT_LEAST = re.compile(r"(!?)version_atleast\((\d+)\.(\d+)(\.\d+)?\)")
+RELEASES = ("2.6", "2.8", "3.0", "3.1", "3.2")
+"""The releases for which `--haproxy` writes."""
+
 _PATH = click.Path(path_type=Path)
 _DIRECTORY = click.Path(path_type=Path, file_okay=False)
 _OPTIONS = "command line"
@@ -56,13 +62,15 @@ class Settings:
     realm: str | None = None
     maxconn: int | None = None
     timeout_processing: str | None = None
+    haproxy: str | None = None
+    """One of `RELEASES`, to leave out what is for others; None: for all, by HAProxy's own `.if`."""
 
     def presets(self) -> dict[str, str]:
         """Return the given settings by the name of their environment variable."""
         given = {
             name: value
             for name, value in asdict(self).items()
-            if value is not None and name != "chroot" and not name.startswith("agent")
+            if value is not None and name not in {"chroot", "haproxy"} and not name.startswith("agent")
         }
         return {f"IAM_{name.upper()}": str(value) for name, value in given.items()}
 
@@ -78,12 +86,56 @@ def configuration(config: Config, settings: Settings, *, source: str = "the poli
     """
     if problems := list(_problems(config, settings, source)):
         raise ConfigError(problems)
-    return {
+    texts = {
         "haproxy.cfg": _preset(_shipped("haproxy.cfg"), settings.presets()),
         "iam.spoe.cfg": _shipped("iam.spoe.cfg"),
         "iam-routes.cfg": _routes(config, settings, source),
-        "iam-live.lua": _shipped("iam-live.lua"),
     }
+    if settings.haproxy is not None:
+        texts = {name: for_release(text, settings.haproxy) for name, text in texts.items()}
+        texts["haproxy.cfg"] = _guard(settings.haproxy) + texts["haproxy.cfg"]
+    return {**texts, "iam-live.lua": _shipped("iam-live.lua")}
+
+
+def for_release(text: str, release: str) -> str:
+    """Leave out the branches of `.if version_atleast(…)` that do not hold on a release, e.g. "3.0"."""
+    return _BLOCK.sub(lambda block: _branches(block[0], release), text)
+
+
+def _branches(block: str, release: str) -> str:
+    _, *parts = _BRANCH.split(block)
+    kept = ""
+    for word, condition, body in zip(parts[0::3], parts[1::3], parts[2::3], strict=True):
+        holds = word == "else" or (word != "endif" and _holds(condition, release))
+        if word == "endif":
+            return f"{kept}.endif\n" if kept else ""
+        if holds and not kept:
+            return body
+        if holds:
+            return f"{kept}.else\n{body}.endif\n"
+        if holds is None:
+            kept += f"{'.elif' if kept else '.if'} {condition}\n{body}"
+    raise ValueError(block)
+
+
+def _holds(condition: str, release: str) -> bool | None:
+    """Tell if a condition holds on every patch of a release; None if HAProxy itself must tell."""
+    if (found := _AT_LEAST.fullmatch(condition)) is None:
+        return None
+    wanted, has = (int(found[2]), int(found[3])), tuple(map(int, release.split(".")))
+    return None if found[4] and has == wanted else (has >= wanted) != bool(found[1])
+
+
+def _guard(release: str) -> str:
+    """Make HAProxy refuse to start on files of another release: rules that it needs may be left out."""
+    major, minor = release.split(".")
+    return (
+        f".if !version_atleast({release})\n"
+        f'    .alert "these files are for HAProxy {release}"\n'
+        f".elif version_atleast({major}.{int(minor) + 1})\n"
+        f'    .alert "these files are for HAProxy {release}"\n'
+        ".endif\n"
+    )
 
 
 def _shipped(name: str) -> str:
@@ -256,6 +308,11 @@ def _is_ip(address: str) -> bool:
 @click.option("--agent-name", help="DNS name in the agents' certificates. Default: the host of --agent.")
 @click.option(
     "--chroot", metavar="DIRECTORY", help="HAProxy's chroot: Unix sockets are written as seen inside."
+)
+@click.option(
+    "--haproxy",
+    type=click.Choice(RELEASES),
+    help="Leave out what is for other releases. Default: files for all, which look at HAProxy's version.",
 )
 @click.option("--bind", help="Where HAProxy listens (IAM_BIND).")
 @click.option("--stats-socket", help="HAProxy's Runtime API socket (IAM_STATS_SOCKET).")

@@ -94,11 +94,22 @@ def version(binary: str) -> str:
     Raises:
         StageError: it does not say, or does not run.
     """
+    return parse_version(_said(binary, "-v"), binary)
+
+
+def lacks(binary: str) -> list[str]:
+    """Return what a binary was built without: "SPOE" asks the agent, "Lua" ends streams."""
+    built = _said(binary, "-vv")
+    has = {"SPOE": re.search(r"\[ *SPOE\]", built), "Lua": re.search(r"(?m)^Built with Lua|\+LUA\b", built)}
+    return [name for name, found in has.items() if not found]
+
+
+def _said(binary: str, option: str) -> str:
     try:
-        done = subprocess.run([binary, "-v"], capture_output=True, text=True, timeout=10, check=False)  # noqa: S603 - the operator's binary
+        done = subprocess.run([binary, option], capture_output=True, text=True, timeout=10, check=False)  # noqa: S603 - the operator's binary
     except (OSError, subprocess.TimeoutExpired) as error:
         raise StageError(f"{binary} does not run: {error}") from error
-    return parse_version(done.stdout, binary)
+    return done.stdout
 
 
 def parse_version(said: str, binary: str) -> str:

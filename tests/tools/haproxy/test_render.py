@@ -95,6 +95,41 @@ def test_a_release_that_closes_silent_websockets_says_so(tmp_path, binary):
     assert ("silent for 30 s is closed: send pings" in said) is old
 
 
+@pytest.mark.parametrize("release", render.RELEASES)
+def test_a_rendering_for_a_release_has_nothing_for_others_and_starts_on_no_other(tmp_path, release):
+    tables = {"export": EXPORT | {"streams": True, "renew": True}}
+    result, output = run(
+        tmp_path, "--haproxy", release, "--stats-socket", str(tmp_path / "s"), policy=policy_of(**tables)
+    )
+    assert result.exit_code == 0, result.output
+    written = {path.name: path.read_text() for path in output.glob("*.cfg")}
+    new = tuple(map(int, release.split("."))) >= (3, 1)
+
+    left = re.findall(r"version_atleast\((.*?)\)", "".join(written.values()).partition("# The role")[2])
+    assert all(exact.startswith(f"{release}.") for exact in left), left
+    assert re.findall("mode (spop|tcp)", written["iam-routes.cfg"]) == ["spop" if new else "tcp"]
+    assert ("timeout idle" in written["iam.spoe.cfg"]) is not new
+    for (binary,) in (found.values for found in binaries()):
+        same = haproxies.version(binary).startswith(f"{release}.")
+        checked = check(binary, output)
+        assert (checked.returncode == 0) is same, checked.stderr
+        assert same == ("these files are for HAProxy" not in checked.stderr)
+
+
+def test_a_condition_that_a_release_does_not_settle_is_left_to_haproxy():
+    conditional = (
+        ".if version_atleast(3.2.26)\na\n.elif version_atleast(2.9)\nb\n"
+        ".elif version_atleast(2.7)\nc\n.endif\n"
+        '.if streq("$A","x")\nd\n.elif !version_atleast(3.0)\ne\n.else\nf\n.endif\n'
+    )
+
+    assert render.for_release(conditional, "2.6") == '.if streq("$A","x")\nd\n.else\ne\n.endif\n'
+    assert render.for_release(conditional, "3.0") == 'b\n.if streq("$A","x")\nd\n.else\nf\n.endif\n'
+    assert render.for_release(conditional, "3.2").startswith(
+        ".if version_atleast(3.2.26)\na\n.else\nb\n.endif\n"
+    )
+
+
 def test_no_stranger_may_write_the_directory_whatever_the_umask(tmp_path):
     before = os.umask(0)
     try:
