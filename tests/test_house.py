@@ -37,14 +37,14 @@ ROOMS = {
 }
 ARROWS = {"iamroles_agent": 40}
 LINES = {
-    "reference": 22_794,
+    "reference": 23_094,
     "scenarios": 32_139,
     "conformance": 10_109,
     "loadtests": 4_862,
     "benchmarks": 4_106,
-    "tests": 30_537,
+    "tests": 30_755,
 }
-TRUSTED_LINES = 17_663
+TRUSTED_LINES = 17_688
 """Of the agent: what an auditor must trust."""
 DATA_LINES = 20_788
 """Of TOML and JSON: code must not hide as data."""

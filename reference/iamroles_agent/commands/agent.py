@@ -2,114 +2,29 @@
 
 from __future__ import annotations
 
-import gc
-import json
-import logging
-import os
-import sys
-from pathlib import Path
+from importlib import import_module
 
 import click
 
-from iamroles_agent.base.errors import ConfigError, StartError
-from iamroles_agent.base.output import log_to_stderr
-from iamroles_agent.commands import status_text
-from iamroles_agent.commands.shared import end, ends_if_unsound, policy_option
-from iamroles_agent.processes import local_socket
-from iamroles_agent.processes.agent import Agent, socket_of
-
-STATE_DIR = "IAMROLES_STATE_DIR"
-"""Environment variable with the path of the state directory."""
+_PLACES = {"probe": "iamroles_tools.commands.probe", "run": "", "status": ""}
+"""By name: the module of a command, if it is not `serve`."""
 
 
-@click.group()
+class _Late(click.Group):
+    """Loads a command on use, because a health check pays for each import every few seconds."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(_PLACES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in _PLACES:
+            return None
+        module = import_module(_PLACES[cmd_name] or "iamroles_agent.commands.serve")
+        command = getattr(module, cmd_name)
+        assert isinstance(command, click.Command)  # noqa: S101 - each module has one of its name
+        return command
+
+
+@click.group(cls=_Late)
 def agent() -> None:
     """Run the reference SPOE agent."""
-
-
-@agent.command()
-@policy_option("Configuration and policy, TOML or JSON.")
-@click.option(
-    "--state-dir",
-    type=click.Path(path_type=Path),
-    envvar=STATE_DIR,
-    help="Directory of the state in force, in place of the configuration's `agent.state_dir`. Then the "
-    f"accepted policy comes back even if CONFIG is no longer readable. Default: ${STATE_DIR}.",
-)
-@click.option(
-    "--take-over",
-    is_flag=True,
-    help="Take over sockets and state from the agent that runs with this state directory, if any. It drains "
-    "when this agent is ready; no connection is refused in between.",
-)
-@click.option(
-    "--log-level",
-    type=click.Choice(["debug", "info", "warning", "error"]),
-    default="info",
-    show_default=True,
-    help="Lowest level of the log on standard error.",
-)
-def run(config: Path, state_dir: Path | None, log_level: str, *, take_over: bool) -> None:
-    """Serve until SIGTERM (drains) or SIGINT; SIGHUP reloads CONFIG, all or nothing.
-
-    Prints a line of JSON on standard output when it serves, and a line for each reload.
-
-    Exit status: 0 after a drain, 2 if the file is wrong (every error is listed, nothing is started), 3 if the
-    agent cannot start (a busy port, an audit file that cannot be opened).
-    """
-    log_to_stderr(log_level.upper())
-    try:
-        made = Agent.read(config, state_dir, take_over=take_over)
-    except StartError as error:
-        end(3, f"iamroles agent: {error}")
-    except ConfigError as error:
-        count = "1 error" if len(error.problems) == 1 else f"{len(error.problems)} errors"
-        end(2, f"{error}\niamroles agent: {count} in {config}; nothing was started")
-    # Loaded objects live as long as the process: keep the collector, and forks, from touching them.
-    gc.freeze()
-    # Fetches, STS calls and the audit's writer are threads. By default Python lets a thread delay the event
-    # loop for 5 ms, the time of more than fifty decisions.
-    sys.setswitchinterval(0.0005)
-    try:
-        status = made.run()
-    except (StartError, ConfigError) as error:
-        end(2 if isinstance(error, ConfigError) else 3, f"iamroles agent: {error}")
-    finally:
-        logging.shutdown()
-    sys.stdout.flush()
-    # Fetch threads may still wait for an issuer that does not answer; the drain is over.
-    os._exit(status)
-
-
-@agent.command()
-@policy_option("The agent's configuration, which says where it answers.", required=False)
-@click.option(
-    "--state-dir",
-    type=click.Path(path_type=Path),
-    envvar=STATE_DIR,
-    help=f"The agent's state directory, if it was given on the command line. Default: ${STATE_DIR}.",
-)
-@click.option("--socket", "path", type=click.Path(path_type=Path), help="The agent's local socket.")
-@click.option("--json", "as_json", is_flag=True, help="Print the whole answer as JSON.")
-def status(config: Path | None, state_dir: Path | None, path: Path | None, *, as_json: bool) -> None:
-    """Ask the running agent for the version in force, its workers, the ages of keys, and the audit.
-
-    Exit status: 0 if all workers serve the version in force and can decide, and HAProxy answers for its open
-    streams; 1 if not, 3 without an answer.
-    """
-    if path is None and (config is not None or state_dir is not None):
-        with ends_if_unsound():
-            path = socket_of(config or Path(), state_dir)
-    if path is None:
-        raise click.UsageError(
-            "say which agent: --config with agent.state_dir or agent.control_socket in it, --state-dir, "
-            "or --socket"
-        )
-    try:
-        found = local_socket.ask(path, {"command": "status"})
-    except (OSError, ValueError) as error:
-        end(3, f"iamroles agent: no answer at {path}: {error}")
-    if "error" in found:
-        end(3, f"iamroles agent: {found['error']}")
-    click.echo(json.dumps(found, indent=2) if as_json else status_text.as_text(found))
-    sys.exit(0 if status_text.well(found) else 1)
