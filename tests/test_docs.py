@@ -13,7 +13,17 @@ MAIN: click.Group = _INSTALLED.load()
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "conformance/SPEC.md"])
 CODE = re.compile(r"^```[^\n]*\n(?P<block>.*?)^```|`(?P<inline>[^`\n]+)`", re.MULTILINE | re.DOTALL)
-FOLDERS = ("reference", "scenarios", "conformance", "loadtests", "tests", "docs", ".ci", ".github")
+FOLDERS = (
+    "reference",
+    "scenarios",
+    "conformance",
+    "loadtests",
+    "tests",
+    "docs",
+    ".ci",
+    ".github",
+    "packaging",
+)
 NOT_WORDS = re.compile(r"[…\[\]<>{}|]")
 """A placeholder, or prose about a command: nothing to look up."""
 
@@ -29,7 +39,7 @@ def commands(line):
     """`iamroles …` invocations of a line of shell, as words."""
     for part in re.split(r"&&|\|\||[;|]", line.removeprefix("$ ")):
         words = part.split(" #")[0].strip()
-        if re.match(r"(\.venv/bin/)?iamroles( |$)", words):
+        if re.match(r"(\.venv/bin/)?(haproxy-iam-roles|iamroles)( |$)", words):
             try:
                 yield shlex.split(words)[1:]
             except ValueError:

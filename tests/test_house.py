@@ -37,16 +37,16 @@ ROOMS = {
 }
 ARROWS = {"iamroles_agent": 40}
 LINES = {
-    "reference": 23_094,
+    "reference": 23_150,
     "scenarios": 32_139,
     "conformance": 10_109,
     "loadtests": 4_862,
     "benchmarks": 4_106,
-    "tests": 30_755,
+    "tests": 30_836,
 }
-TRUSTED_LINES = 17_688
+TRUSTED_LINES = 17_744
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 20_788
+DATA_LINES = 20_829
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""

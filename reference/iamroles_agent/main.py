@@ -17,8 +17,6 @@ from importlib import import_module
 
 import click
 
-from iamroles_agent import __version__
-
 _GROUPS = {
     "agent": ("agent", "", "Run the reference SPOE agent."),
     "audit": ("tools", "", "Verify, query, sign and prove the audit log."),
@@ -106,7 +104,16 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, former)
 
 
+def _version(context: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked and not context.resilient_parsing:
+        module = import_module("iamroles_agent.commands.version")  # loaded only here
+        click.echo(module.text(context.info_name or "iamroles"))
+        context.exit()
+
+
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="iamroles")
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version."
+)
 def main() -> None:
     """Role checks at the proxy: HAProxy, an SPOE agent, OIDC tokens and AWS roles."""
