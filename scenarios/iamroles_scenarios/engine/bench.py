@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from iamroles_scenarios.base import recording
 from iamroles_scenarios.base.errors import CheckFailed, Evidence, TooSlow
+from iamroles_scenarios.base.polling import polls
 from iamroles_scenarios.declarations.results import tails
 from iamroles_scenarios.declarations.scenario import Expectation, OneOf, RequestSpec, WorldSpec
 from iamroles_scenarios.engine import answers
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
 
 CHANGING = frozenset({"identity-cold", "identity-keys", "identity-kids", "identity-stale", "identity-sts"})
 """Shared worlds in which keys or sessions change: each check has an issuer, or a host of STS, of its own."""
-_POLL = 0.05
 _ANSWER, _KEYS = 20.0, 10.0
 """Seconds, times the scale, for an answer to one of many questions, and for the keys of new issuers."""
 _WINDOW = 32
@@ -285,7 +285,7 @@ class Bench:
         """
         began = time.monotonic()
         recording.note(f"{what}: expected {describe(expected)}")
-        while True:
+        for _last in polls(self.seconds(within)):
             seen = self.ask(token, **request)
             differing = mismatches(expected, seen, {})
             took = time.monotonic() - began
@@ -295,9 +295,7 @@ class Bench:
                 if within or prompt:
                     recording.waited(what, took, self.seconds(prompt or within))
                 return seen
-            if took >= self.seconds(within):
-                raise self.failed(f"{self.when}{what}: {'; '.join(differing)}", seen, expected)
-            time.sleep(_POLL)
+        raise self.failed(f"{self.when}{what}: {'; '.join(differing)}", seen, expected)
 
     # --- lists of questions ---------------------------------------------------------------------------------
 
@@ -372,17 +370,16 @@ class Bench:
 
     def wait_for_keys(self, questions: Sequence[SpopQuestion]) -> None:
         """Ask without judging until no answer is `keys_unavailable`: the agent then has new issuers' keys."""
-        deadline = time.monotonic() + self.seconds(_KEYS)
         known = [each for each in questions if "keys_unavailable" not in str(each.expected.get("reason"))]
         for worker in self.spread.askers():
             waiting = known
-            while waiting and time.monotonic() < deadline:
+            for _last in polls(self.seconds(_KEYS)):
                 found = zip(waiting, self.actions(waiting, of=worker), strict=True)
                 waiting = [
                     each for each, got in found if answers.read(got).get("reason") == "keys_unavailable"
                 ]
-                if waiting:
-                    time.sleep(_POLL)
+                if not waiting:
+                    break
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from functools import partial
 
 from iamroles_scenarios.base import recording
 from iamroles_scenarios.base.errors import AgentFault, CheckFailed, Evidence, HarnessFault, TooSlow
+from iamroles_scenarios.base.polling import polls
 from iamroles_scenarios.declarations.results import CheckResult, Verdict, tails
 from iamroles_scenarios.declarations.scenario import Expectation, PlannedCheck, RequestSpec, Scenario, Step
 from iamroles_scenarios.declarations.timeline import BEGIN
@@ -35,7 +36,6 @@ from iamroles_scenarios.engine.verdicts import blamed, judged, lacking, passed
 from iamroles_scenarios.engine.worlds import Loan
 from iamroles_scenarios.traffic.polling import NANO
 
-_POLL = 0.05
 """Seconds between two questions of an expectation that has time to come true."""
 _VARIANT = 80
 """Characters of one field of a request, in the line of a failing step."""
@@ -173,19 +173,18 @@ class _Playing:
         }
         patience = max((item.within or 0.0 for item in expectations.values()), default=0.0)
         bound = self._target.seconds(patience) if patience else 0.0
-        deadline = time.monotonic() + bound
+        began = time.monotonic()
         with_reason = any(item.reason is not None for item in expectations.values())
-        while True:
+        for _last in polls(bound):
             seen = player.ask(request, token.text if token else "", with_reason=with_reason)
             self._in_time(token, expectations, seen)
             differences = {
                 name: mismatches(item, seen, self._mint.expiries) for name, item in expectations.items()
             }
-            if not any(differences.values()) or time.monotonic() >= deadline:
+            if not any(differences.values()):
                 break
-            time.sleep(_POLL)
         if patience and not any(differences.values()):
-            recording.waited("an answer as expected", bound - (deadline - time.monotonic()), bound)
+            recording.waited("an answer as expected", time.monotonic() - began, bound)
         self._watcher.saw(step, seen, [text for each in differences.values() for text in each])
         where = f"step {number}" + (f" ({step.note})" if step.note else "")
         where += "".join(f", {text}" for text in _variant(step, request))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from iamroles_scenarios.base import recording
 from iamroles_scenarios.base.errors import HarnessFault, HttpFault
+from iamroles_scenarios.base.polling import polls
 from iamroles_scenarios.base.sent import held
 from iamroles_scenarios.declarations.scenario import Lane, RequestSpec
 from iamroles_scenarios.engine.http import Answer, HttpConnection, redacted, request_bytes
@@ -143,16 +144,13 @@ class ProxyPlayer:
 
     def _log_line(self, port: int) -> dict[str, Any] | None:
         """Return HAProxy's line for the last request on a connection: the n-th of its client port."""
-        deadline = time.monotonic() + _LOG_WITHIN * self._scale
-        while True:
+        for _last in polls(_LOG_WITHIN * self._scale):
             since = self._world.haproxy.log_lines(self._marks[port])
             lines = [line for line in since if line.get("client_port") == port]
             if len(lines) >= self._asked[port]:
                 return dict(lines[-1])
-            if time.monotonic() >= deadline:
-                self._dropped()
-                return None
-            time.sleep(0.02)
+        self._dropped()
+        return None
 
     def _dropped(self) -> None:
         """Raise if HAProxy dropped lines of its log, as it does if they are read too slowly."""

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from iamroles_scenarios.base import recording
 from iamroles_scenarios.base.errors import ProxyFileError, StageError
+from iamroles_scenarios.base.polling import polls
 from iamroles_scenarios.stage.agent_handle import AgentHandle
 from iamroles_scenarios.stage.composer import Composer
 from iamroles_scenarios.stage.kind import HaproxyPlace, HaproxyRun, StageKind
@@ -115,8 +116,7 @@ class HaproxyHandle:
 
     def _begin(self, replaced: HaproxyRun | None) -> None:
         run = self.place.start({**self._files, **self._beside}, self._settings, replaced)
-        deadline = time.monotonic() + _START
-        while True:
+        for last in polls(_START, _POLL):
             with suppress(OSError):
                 if "Pid:" in run.runtime("show info"):
                     break
@@ -126,11 +126,10 @@ class HaproxyHandle:
                 log = run.part.log()
                 run.part.kill()
                 raise self._unusable(f"HAProxy {self.version} refused its configuration.", log)
-            if time.monotonic() > deadline:
+            if last:
                 log = run.part.log()
                 run.part.kill()
                 raise self._unusable(f"HAProxy did not answer within {_START:g} s.", log)
-            time.sleep(_POLL)
         if run is not replaced:  # a container's master reloads in place
             self._runs.append(run)
 
@@ -183,10 +182,8 @@ class HaproxyHandle:
     def wait_agent(self, up: bool, within: float = 10.0) -> bool:
         """Wait until the health check says so; returns whether it did by the deadline."""
         began = time.monotonic()
-        while self.agent_is_up() != up:
-            if time.monotonic() > began + within:
-                return False
-            time.sleep(_POLL)
+        if not any(self.agent_is_up() == up for _last in polls(within, _POLL)):
+            return False
         recording.note(f"HAProxy holds the agent for {'up' if up else 'down'}")
         recording.waited("a health check", time.monotonic() - began, within)
         return True

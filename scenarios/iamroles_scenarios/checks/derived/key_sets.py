@@ -16,6 +16,7 @@ from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 from iamroles_scenarios.base.errors import WaitTimeoutError
+from iamroles_scenarios.base.polling import polls
 from iamroles_scenarios.checks.derived.waits import started
 from iamroles_scenarios.checks.derived.world import iam_check
 from iamroles_scenarios.declarations.results import check
@@ -34,7 +35,6 @@ ROWS: list[Mapping[str, Any]] = table("key_sets")["row"]
 _KEYS = {"refresh": "1500ms", "cooldown": "500ms", "max_stale": "1h", "timeout": "1s"}
 _TAKEN = 10.0
 """Seconds, times the scale, until an agent has asked again and has taken what it got."""
-_POLL = 0.1
 _ENDPOINTS = ("jwks", "discovery")
 Key = Callable[[str], SigningKey]
 
@@ -140,12 +140,12 @@ def _until_asked(here: Bench, rows: list[_Row]) -> None:
 
 def until_right(here: Bench, asked: list[SpopQuestion]) -> None:
     """Ask without judging until all answers are right, or the agent has had time enough."""
-    left, deadline = asked, time.monotonic() + here.seconds(_TAKEN)
-    while left and time.monotonic() < deadline:
+    left = asked
+    for _last in polls(here.seconds(_TAKEN)):
         found = [{**answers.UNSET, **answers.read(actions)} for actions in here.actions(left)]
         left = [each for each, seen in zip(left, found, strict=True) if differences(each.expected, seen)]
-        if left:
-            time.sleep(_POLL)
+        if not left:
+            return
 
 
 @check("identity.derived.key-sets", "DERIVED-KEYS-001", features={"oidc"}, long=True)

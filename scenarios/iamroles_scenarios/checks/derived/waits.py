@@ -9,7 +9,6 @@ holds the ways against the faults that the mocks can make.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from itertools import count
 from typing import Any
 
 from iamroles_scenarios.base.errors import SilenceError
+from iamroles_scenarios.base.polling import polls
 from iamroles_scenarios.checks.derived.world import POLICY, iam_check
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine import answers
@@ -48,7 +48,6 @@ _GIVE_UP = 5.0
 """Seconds, times the scale, for an answer: discovery and keys, or STS, may take half a second each."""
 _RECOVERY = 8.0
 """Seconds, times the scale, in which an agent gives up a call that hangs, and makes another."""
-_POLL = 0.05
 _KEYS = {"refresh": "500ms", "cooldown": "500ms", "max_stale": "1h", "timeout": "500ms"}
 _NOT_YET = refusal("keys_unavailable", "key_unknown", status={401, 503})
 _NO_STS = refusal("sts_unavailable", status=503)
@@ -103,8 +102,7 @@ def _until_accepted(
     here: Bench, hanging: list[SpopQuestion], beside: list[SpopQuestion], meanwhile: Expected
 ) -> None:
     """Ask all at once, beside others that must not be late, until the agent accepts all that hang."""
-    deadline = time.monotonic() + here.seconds(_RECOVERY)
-    while True:
+    for _last in polls(here.seconds(_RECOVERY)):
         try:
             found = here.actions([*hanging, *beside], window=len(hanging) + len(beside))
         except SilenceError:
@@ -121,12 +119,8 @@ def _until_accepted(
         hanging = left
         if not hanging:
             return
-        if time.monotonic() > deadline:
-            for question in hanging:
-                late = f"still refused after {_RECOVERY:g} s, though a new call is sound"
-                here.note_wrong(f"{question.what}: {late}")
-            return
-        time.sleep(_POLL)
+    for question in hanging:
+        here.note_wrong(f"{question.what}: still refused after {_RECOVERY:g} s, though a new call is sound")
 
 
 @check("identity.derived.waits", "DERIVED-WAIT-001", features={"oidc"})

@@ -17,6 +17,7 @@ from typing import Any
 
 from iamroles_scenarios.base import recording
 from iamroles_scenarios.base.errors import AgentFault, HttpFault, StageError
+from iamroles_scenarios.base.polling import polls
 from iamroles_scenarios.checks.proxy.traffic import HttpQuestion, person
 from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec
 from iamroles_scenarios.engine.bench import EDGE, Bench, own_bench
@@ -30,7 +31,6 @@ BACK = 20.0
 """Seconds, times the scale, within which callers are served when a fault is over."""
 _ANSWER = 10.0
 """Seconds, times the scale, that a client waits for an answer."""
-_POLL = 0.05
 ONE = RequestSpec(path="/orders/1")
 SERVED = Expectation(status=200, backend="orders-ro")
 """The answer to `ONE` for readers."""
@@ -134,24 +134,24 @@ class FaultBench(Bench):
         began = time.monotonic()
         for question in questions:
             opens = question.expected.status == 200
-            while (seen := self.send(question)) is None or question.wrong(seen):
+            for last in polls(began + self.seconds(BACK) - time.monotonic()):
+                if (seen := self.send(question)) is not None and not question.wrong(seen):
+                    break
                 if seen is not None and seen.status not in FAULTY and opens:
                     recording.note(f"{fault}: {seen.status} after its end")
                 if seen is not None and seen.allow and not opens:
                     raise self.failed(f"{fault}, after its end: the answer is wrong", seen, question.expected)
-                if time.monotonic() > began + self.seconds(BACK):
+                if last:
                     raise self.failed(f"{fault}: not served {BACK:g} s after its end", seen)
-                time.sleep(_POLL)
         self.recoveries[fault] = took = time.monotonic() - began
         recording.waited(f"recovery from {fault}", took, self.seconds(BACK))
         self.ask_during(f"{fault}, after its end", questions, served=True)
-        end = time.monotonic() + self.seconds(BACK)
-        while everywhere and (
-            (seen := self.ask_each_worker(questions[0])) is None or questions[0].wrong(seen)
-        ):
-            if time.monotonic() > end:
-                raise self.failed(f"{fault}: a worker does not serve {BACK:g} s after its end", seen)
-            time.sleep(_POLL)
+        if not everywhere:
+            return
+        for _last in polls(self.seconds(BACK)):
+            if (seen := self.ask_each_worker(questions[0])) is not None and not questions[0].wrong(seen):
+                return
+        raise self.failed(f"{fault}: a worker does not serve {BACK:g} s after its end", seen)
 
     def ask_each_worker(self, question: HttpQuestion) -> Observation | None:
         """Ask each worker without HAProxy, which asks another one if the first does not answer.

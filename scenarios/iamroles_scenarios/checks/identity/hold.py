@@ -6,6 +6,7 @@ import threading
 import time
 from typing import Any
 
+from iamroles_scenarios.base.polling import polls
 from iamroles_scenarios.checks.derived.world import iam_check
 from iamroles_scenarios.checks.identity.caller import WORLD
 from iamroles_scenarios.declarations.results import check
@@ -30,7 +31,7 @@ _GIVE_UP = 9.0
 _GIVEN_UP = refused("keys_unavailable", "key_unknown", "internal_error", status=[503, 401])
 _FORGED, _GOOD = 120, 12
 """Credentials of the flood, and of the caller that must be served beside it."""
-_CROWD, _SLOW, _PROMPT, _POLL = 60, 1.0, 1.9, 0.02
+_CROWD, _SLOW, _PROMPT = 60, 1.0, 1.9
 """Forged credentials at once, seconds of STS for each, and seconds, times the scale, in which the newcomer
 must be served."""
 _SHUT_OUT = refused("sts_rejected", "sts_unavailable", "token_expired", status=[401, 503])
@@ -98,9 +99,8 @@ def newcomer(target: Target) -> None:
 
         with beside(here, flood, 1), here.asking():
             try:
-                good, began = here.credential(keys, host=hosts[1]), time.monotonic()
-                while here.sts_calls() == 0 and time.monotonic() - began < here.seconds(_RECOVERY):
-                    time.sleep(_POLL)
+                good = here.credential(keys, host=hosts[1])
+                any(here.sts_calls() for _last in polls(here.seconds(_RECOVERY)))
                 began = time.monotonic()
                 here.ask_all([SpopQuestion("the newcomer", _question(good, "192.0.2.2"), ALLOW)], again=False)
                 if (took := time.monotonic() - began) > here.seconds(_PROMPT):

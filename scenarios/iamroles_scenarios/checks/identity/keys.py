@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from iamroles_scenarios.base.polling import polls
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.bench import ALLOWED, UNAVAILABLE, Bench, bench, refused
 from iamroles_scenarios.engine.target import Target
@@ -213,11 +214,10 @@ def outage(target: Target) -> None:
 def _asked(here: Bench, keys: IssuerHandle) -> None:
     """Wait until the agent asks the issuer once more, for discovery or keys."""
     before = sum(keys.counters().values())
-    deadline = time.monotonic() + here.target.seconds(10.0)
-    while sum(keys.counters().values()) <= before:
-        if time.monotonic() > deadline:
-            raise here.failed("the agent did not try to renew its keys within 10 s; refresh is 1 s")
-        time.sleep(0.05)
+    for _last in polls(here.target.seconds(10.0)):
+        if sum(keys.counters().values()) > before:
+            return
+    raise here.failed("the agent did not try to renew its keys within 10 s; refresh is 1 s")
 
 
 @check("identity.keys.stale", "JWKS-OUTAGE-002", features={"oidc"})

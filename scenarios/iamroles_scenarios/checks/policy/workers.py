@@ -7,7 +7,6 @@ is a row of `CHANGES`; it is made in one world after the other kinds, and asked 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -17,6 +16,7 @@ from typing import Any
 
 from iamroles_scenarios.base.errors import AgentFault, Untestable
 from iamroles_scenarios.base.family import family
+from iamroles_scenarios.base.polling import polls
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.bench import ALLOWED, EDGE, Bench, bench, refused
 from iamroles_scenarios.engine.events import end_process
@@ -27,7 +27,6 @@ from iamroles_scenarios.engine.worlds import WORKERS
 _WITHIN = 10.0
 """Seconds, times the scale, in which the agent answers after a death, and keys, revocations and ends of
 sessions are in force: `refresh` and `recheck` are one second here."""
-_POLL = 0.05
 _names = count(1)
 
 
@@ -114,17 +113,16 @@ def _must_answer(here: Bench, what: str) -> None:
     Raises:
         CheckFailed: no right answer comes.
     """
-    token, deadline = here.token(), time.monotonic() + here.seconds(_WITHIN)
-    while True:
+    token = here.token()
+    for _last in polls(here.seconds(_WITHIN)):
         here.client.close()  # the next question opens connections, and finds out which workers there are
         try:
             seen = here.ask(token)
             wrong, whole = "; ".join(mismatches(ALLOWED, seen, {})), len(seen.others) + 1 >= WORKERS
         except AgentFault as error:
             wrong, whole = error.message, False
-        if (whole and not wrong) or time.monotonic() >= deadline:
+        if whole and not wrong:
             break
-        time.sleep(_POLL)
     if wrong:
         raise here.failed(f"{what}: no right answer within {_WITHIN:g} s: {wrong}")
 

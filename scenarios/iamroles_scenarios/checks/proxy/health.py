@@ -12,6 +12,7 @@ from contextlib import closing
 from io import StringIO
 
 from iamroles_scenarios.base.errors import Untestable
+from iamroles_scenarios.base.polling import polls
 from iamroles_scenarios.checks.proxy.traffic import PROCESSING, HttpQuestion, gate, person
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.bench import Bench
@@ -22,7 +23,6 @@ _NOTICED = 15.0
 """Seconds, times the scale, until HAProxy must have seen a change: some rounds of health checks."""
 _AT_ONCE = PROCESSING / 4
 """Seconds, times the scale: well below the processing timeout, which a request would cost otherwise."""
-_POLL = 0.02
 
 
 @check("proxy.health.passes", "PROXY-HEALTH-001", features={"spop"})
@@ -32,11 +32,11 @@ def passes(target: Target) -> None:
     The check has ended, and ended well: UP alone is only HAProxy's first assumption.
     """
     with gate(target) as here:
-        deadline = time.monotonic() + here.seconds(_NOTICED)
-        while (status := _check_status(here)) != "L7OK":
-            if time.monotonic() > deadline:
+        for last in polls(here.seconds(_NOTICED)):
+            if (status := _check_status(here)) == "L7OK":
+                break
+            if last:
                 raise here.failed(f"the health check says {status or 'nothing'}, not L7OK")
-            time.sleep(_POLL)
         if not here.world.haproxy.agent_is_up():
             raise here.failed("the health check passed, but HAProxy does not call the agent up")
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
+from iamroles_scenarios.base.polling import polls
 from iamroles_scenarios.checks.proxy.traffic import HttpQuestion, gate, person
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.bench import Bench
@@ -13,7 +13,6 @@ from iamroles_scenarios.engine.target import Target
 
 _ROUNDS = 3
 _LOG_WITHIN = 5.0
-_POLL = 0.01
 _ABSENT = "-"
 _IDENTITY = ("issuer", "principal", "session", "role", "rule", "route", "expires")
 """Fields of HAProxy's record that a request without a verified token leaves empty (docs/haproxy.md)."""
@@ -55,12 +54,10 @@ def _answer(here: Bench, question: HttpQuestion, seen: Observation) -> None:
 
 def _record(here: Bench, count: int) -> list[dict[str, Any]]:
     """Wait for HAProxy's lines of these requests, in order; it writes each after its answer."""
-    deadline = time.monotonic() + here.target.seconds(_LOG_WITHIN)
-    while len(lines := here.world.haproxy.log_lines()) < count:
-        if time.monotonic() > deadline:
-            raise here.failed(f"HAProxy recorded {len(lines)} of {count} requests")
-        time.sleep(_POLL)
-    return lines
+    for _last in polls(here.target.seconds(_LOG_WITHIN), 0.01):
+        if len(lines := here.world.haproxy.log_lines()) >= count:
+            return lines
+    raise here.failed(f"HAProxy recorded {len(lines)} of {count} requests")
 
 
 def _leaked(question: HttpQuestion, line: dict[str, Any]) -> str:
