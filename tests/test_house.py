@@ -37,14 +37,14 @@ ROOMS = {
 }
 ARROWS = {"iamroles_agent": 40}
 LINES = {
-    "reference": 23_150,
+    "reference": 23_224,
     "scenarios": 32_134,
     "conformance": 10_109,
     "loadtests": 4_862,
     "benchmarks": 4_106,
-    "tests": 30_836,
+    "tests": 31_027,
 }
-TRUSTED_LINES = 17_744
+TRUSTED_LINES = 17_818
 """Of the agent: what an auditor must trust."""
 DATA_LINES = 20_829
 """Of TOML and JSON: code must not hide as data."""

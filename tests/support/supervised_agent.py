@@ -1,10 +1,10 @@
 """A program for `test_server_supervisor.py`: `python supervised_agent.py <listen> <workers> <state file>`.
 
 Each worker's gate tells its pid and the policy in force there, which is the text of the state file. The text
-also says how to behave: `refuse` and `die` at the start of worker 1; `bad`, `crash`, `wait`, `long report` in
-the loader; `bad for one`, `slow for one`, `nonsense of one` where worker 1 prepares; `deaf for one` where it
-should switch; `stuck` where a worker drains; `patient` leaves connections to a worker with fewer for longer
-than any test.
+also says how to behave: `refuse` and `die` at the start of worker 1, `mortal` at that of a replacement;
+`bad`, `crash`, `wait`, `long report` in the loader; `bad for one`, `slow for one`, `nonsense of one` where
+worker 1 prepares; `deaf for one` where it should switch; `stuck` where a worker drains; `patient` leaves
+connections to a worker with fewer for longer than any test.
 """
 
 import asyncio
@@ -45,7 +45,9 @@ class TellingWorker:
         await link.member.build({POLICY: self.prepare})
         if self._state == "refuse" and self._startup.index == 1:
             raise StartError("worker 1 will not")
-        if self._state == "die" and self._startup.index == 1:
+        if (self._state == "die" and self._startup.index == 1) or (
+            self._state == "mortal" and self._startup.why
+        ):
             os._exit(7)
         if self._state == "patient":
             accepting.PATIENCE = 3600.0

@@ -33,6 +33,11 @@ class Reloads:
         """True while there is a loader."""
         return self._began is not None
 
+    @property
+    def pending(self) -> bool:
+        """True while the last SIGHUP has no outcome."""
+        return self._again or (self.busy and not self._answered) or self._changes.reloading
+
     def load(self) -> None:
         """The configuration may have changed (SIGHUP)."""
         if self._members.stopping:

@@ -201,6 +201,11 @@ class Members:
         """True while dead members are replaced."""
         return self.served and not self.stopping
 
+    @property
+    def answering(self) -> bool:
+        """True if a worker serves that is not silent."""
+        return any(slot.serving and self.quiet(slot) <= self.timing.silence for slot in self.workers)
+
     def gone(self, slots: list[Slot] | None = None) -> bool:
         """Look whether all slots, or all of these, are empty."""
         return all(slot.life is Life.GONE for slot in slots or self.slots.values())

@@ -42,6 +42,7 @@ from iamroles_agent.control.document import POLICY, Document, Part
 from iamroles_agent.control.plane import Plane
 from iamroles_agent.control.slots import FETCHER, LOADER, Fail, Fork, Kill, Print, Send, Timing, slot_name
 from iamroles_agent.processes.link import Startup
+from iamroles_agent.processes.service import Service
 from iamroles_agent.serving import listening
 from iamroles_agent.serving.accepting import shared_counts
 from iamroles_agent.serving.server import LINGER
@@ -127,6 +128,7 @@ class Supervisor:
             runs=lambda index: self._scheduled(index)[0],
             saves=saves,
         )
+        self._service = Service(self.plane, settings.drain_timeout + 2 * LINGER + _KILL_MARGIN)
         self._selector = selectors.DefaultSelector()
         self._on_ready = on_ready
         self._inherited = {listening.address_of(sock): sock for sock in listeners}
@@ -190,6 +192,7 @@ class Supervisor:
             output(2).flush()
             if self.plane.left:
                 self._stop()
+            self._service.look()
             if self._stop_at is not None and time.monotonic() >= self._stop_at:
                 self._kill_all()
 
@@ -223,6 +226,7 @@ class Supervisor:
             }
             self._on_ready()
             self._remove(address for address in self._inherited if address not in self._addresses)
+        self._service.refused = line.get("error", "")
         self._out.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
 
     def _remove(self, addresses: Iterable[str]) -> None:
@@ -436,7 +440,8 @@ class Supervisor:
     def _signalled(self, numbers: bytes) -> None:
         if signal.SIGTERM in numbers or signal.SIGINT in numbers:
             self._stop()
-        elif signal.SIGHUP in numbers:
+        elif signal.SIGHUP in numbers and not self.plane.members.stopping:
+            self._service.reload()
             self.plane.load()
 
     def _stop(self) -> None:
@@ -458,7 +463,8 @@ class Supervisor:
 
 def _load(crew: Crew, channel: socket.socket) -> int:
     """Run the loader; the members that answer questions go first."""
-    os.nice(10)
+    with contextlib.suppress(OSError):  # a sandbox may forbid it
+        os.nice(10)
     try:
         part = crew.load()
     except ConfigError as error:

@@ -190,7 +190,7 @@ def _bind_unix(path: Path, group: str | None) -> socket.socket:
                     "directory that only this user may write"
                 ) from None
             sock.bind(str(path))
-            if group is not None:
+            if group is not None and path.lstat().st_gid != owner:  # else a sandbox may forbid even this
                 os.chown(path, -1, owner, follow_symlinks=False)
             sock.listen(BACKLOG)
     except OSError as error:
