@@ -37,16 +37,16 @@ ROOMS = {
 }
 ARROWS = {"iamroles_agent": 40}
 LINES = {
-    "reference": 23_224,
-    "scenarios": 32_134,
-    "conformance": 10_109,
+    "reference": 23_248,
+    "scenarios": 32_238,
+    "conformance": 10_129,
     "loadtests": 4_862,
     "benchmarks": 4_106,
-    "tests": 31_027,
+    "tests": 31_092,
 }
-TRUSTED_LINES = 17_818
+TRUSTED_LINES = 17_842
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 20_829
+DATA_LINES = 20_876
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""

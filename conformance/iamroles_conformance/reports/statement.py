@@ -27,8 +27,8 @@ from iamroles_scenarios.stage.spec import declares
 
 Document = dict[str, Any]
 _PASS = Verdict.PASS.value
-_OPTIONAL = frozenset({"limits", "proof", "renew"})
-"""Features whose clauses count in a class only if the agent declares them (SPEC.md 8.3, 9.8, 11.6)."""
+_OPTIONAL = frozenset({"age", "limits", "proof", "renew"})
+"""Features whose clauses count in a class only if the agent declares them (SPEC.md 8.3, 8.10, 9.8, 11.6)."""
 _RED = {Verdict.FAIL.value, Verdict.WARNING.value, Verdict.DEPARTURE.value}
 _JUDGED = {_PASS, Verdict.KNOWN_FAILURE.value, *_RED}
 

@@ -105,6 +105,9 @@ class AgentSettings(Model):
     idle_timeout: Duration = Field(default=600.0, gt=0.0)
     """A connection on which nothing was asked for this long is ended. Longer than HAProxy's own `timeout
     idle` and `timeout server`."""
+    max_connection_age: Duration | None = Field(default=None, ge=1.0)
+    """Each connection is ended between two questions when it is three quarters to the whole of this old, `1s`
+    at least: HAProxy then connects again, to a new agent too. Left out: never."""
     drain_timeout: Duration = 10.0
     """How long SIGTERM waits for answers in flight."""
     state_dir: str | None = None

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import select
 import socket
 import sys
@@ -49,11 +50,13 @@ LINGER = 1.0
 DRAIN_GRACE = 0.05
 """Seconds after SIGTERM in which connections, and then frames, already on their way are still taken."""
 GENTLY = 2.0
-"""Seconds after a takeover in which a busy connection is not ended."""
+"""Seconds after a takeover, or beyond its age, in which a busy connection is not ended."""
 MAX_COMING = 64
 """Connections in their TLS handshake at a time (`Bounded`)."""
 _MOMENT = 0.1
 """Seconds without a question after which a goodbye is unlikely to cross one."""
+_YOUNGEST = 0.75
+"""Share of `max_connection_age` at which a connection may end: not all that began together end together."""
 MAX_PENDING = 1024
 """Decisions under way on one connection before its reading pauses; HAProxy itself keeps to 20 frames."""
 
@@ -223,6 +226,8 @@ class _Peer(asyncio.Protocol):
         self._pending: dict[asyncio.Task[None], CheckRequested] = {}
         self._handshake: asyncio.TimerHandle | None = None
         self._farewell: asyncio.TimerHandle | None = None
+        self._ageing: asyncio.TimerHandle | None = None
+        self._why, self._busy_until = "the agent is stopping", 0.0
         self._life = _Life.SERVING
         self._half_closed = False
         self._secure = False
@@ -328,7 +333,18 @@ class _Peer(asyncio.Protocol):
 
     def leave(self) -> None:
         """Say goodbye right after the next answer: HAProxy, which waited for it, has not asked again yet."""
-        self._life = max(self._life, _Life.LEAVING)
+        if self._life is _SERVING:
+            self._life, self._busy_until = _Life.LEAVING, self._loop.time() + GENTLY
+
+    def _is_old(self, asked: int = -1) -> None:
+        """End the connection after the next answer, or once it is idle: no question since it was `asked`."""
+        if self._life is _SERVING:
+            self._why = "the connection is old"
+        self.leave()
+        if self.idle_since(asked):
+            self.say_goodbye(self._why)
+        else:
+            self._ageing = self._loop.call_later(_MOMENT, self._is_old, self.asked)
 
     def give_up(self, detail: str) -> None:
         """Deny what is still undecided and say goodbye."""
@@ -354,6 +370,9 @@ class _Peer(asyncio.Protocol):
             case HelloReceived():
                 if self._handshake is not None:
                     self._handshake.cancel()
+                if age := self._server.settings.max_connection_age:
+                    age *= random.uniform(_YOUNGEST, 1.0)  # noqa: S311 - no secret
+                    self._ageing = self._loop.call_later(max(0.0, age - _MOMENT), self._is_old)
                 log.debug(
                     "%s: HELLO from engine %r, frames of %d bytes",
                     self._name,
@@ -463,9 +482,11 @@ class _Peer(asyncio.Protocol):
         """
         if self._pending or self._life is _OVER:
             return
-        answered = self.asked and not self._connection.inside_frame
-        if self._life is _Life.DRAINING or (self._life is _Life.LEAVING and answered):
-            self.say_goodbye()
+        leaves = self._life is _Life.LEAVING and self.asked and not self._connection.inside_frame
+        if leaves and self._unread() and self._loop.time() < self._busy_until:
+            return  # another question is here already
+        if leaves or self._life is _Life.DRAINING:
+            self.say_goodbye(self._why)
         elif self._half_closed:
             self._end()
 
@@ -491,7 +512,7 @@ class _Peer(asyncio.Protocol):
             self._farewell = self._loop.call_later(LINGER, self._transport.abort)
 
     def _stop_timers(self) -> None:
-        for timer in (self._handshake, self._farewell):
+        for timer in (self._handshake, self._farewell, self._ageing):
             if timer is not None:
                 timer.cancel()
 

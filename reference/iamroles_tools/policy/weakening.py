@@ -21,8 +21,8 @@ _KEYS = {
     "true false": "audit.required",
     '"deny" "allow"': "audit.on_error",
     "either": "agent.listen_group agent.control_socket live.gate metrics.listen",
-    "never": "agent.workers agent.max_frame_size agent.drain_timeout agent.decision_timeout "
-    "agent.shadow_policy",
+    "never": "agent.workers agent.max_frame_size agent.max_connection_age agent.drain_timeout "
+    "agent.decision_timeout agent.shadow_policy",
 }
 WEAKENS = {key: row for row, keys in _KEYS.items() for key in keys.split()}
 ABSENT = "(absent)"

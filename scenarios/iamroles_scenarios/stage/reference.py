@@ -24,6 +24,7 @@ def reference_agent() -> AgentSpec:
                 "sts": True,
                 "reload": "SIGHUP",
                 "limits": True,
+                "age": True,
                 "workers": True,
                 "identity": True,
                 "live": True,

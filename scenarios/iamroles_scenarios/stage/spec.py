@@ -28,6 +28,7 @@ FEATURES = {
     "renew": "true or false",
     "proof": "true or false",
     "limits": "true or false",
+    "age": "true or false",
     "workers": "true or false",
     "pair": "true or false; left out, it is true with the shipped HAProxy configuration",
     "identity": "true or false",

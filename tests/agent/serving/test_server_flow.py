@@ -176,6 +176,71 @@ class TestFlow:
             peer.connection_lost(None)
 
 
+class TestAge:
+    """`max_connection_age`: the end of a connection between two questions."""
+
+    OLD = bye("the connection is old")
+
+    @pytest.fixture(autouse=True)
+    def young(self, monkeypatch):
+        monkeypatch.setattr(server_module, "_YOUNGEST", 0.2)
+        monkeypatch.setattr(server_module, "_MOMENT", 0.02)
+
+    async def test_an_idle_connection_ends(self):
+        async with talking(DictatedGate(), max_connection_age="1s") as (server, client):
+            client.send(notify())
+            await client.receive()
+
+            assert await client.receive_all() == [self.OLD]
+            await until(lambda: server.stats.open == 0)
+
+    async def test_what_is_under_way_is_answered_first(self):
+        gate = HeldGate(ALLOW)
+        async with talking(gate, max_connection_age="1s") as (server, client):
+            client.send(notify())
+            (peer,) = server.peers
+            await until(lambda: peer._life is not server_module._SERVING)
+            await asyncio.sleep(0.05)
+            client.send(notify(ids=(2, 1)))
+            await until(lambda: len(gate.asked) == 2)
+            gate.gone_on.set()
+
+            said = await client.receive_all()
+            assert sorted(said[:-1]) == [f"ACK 1/1 FIN {ALLOWED}", f"ACK 2/1 FIN {ALLOWED}"]
+            assert said[-1] == self.OLD
+
+    async def test_a_question_that_is_here_already_is_answered_first(self, monkeypatch):
+        async with talking(DictatedGate(), max_connection_age="1s") as (server, client):
+            (peer,) = server.peers
+            client.send(notify())
+            await client.receive()
+            unread = iter([True, True, False])
+            monkeypatch.setattr(server_module._Peer, "_unread", lambda _peer: next(unread, False))
+            peer._is_old()
+            client.send(notify(ids=(2, 1)))
+
+            assert await client.receive() == f"ACK 2/1 FIN {DENIED}"
+            assert await client.receive_all() == [self.OLD]
+
+    async def test_without_the_key_none_ends(self):
+        async with talking(DictatedGate()) as (server, client):
+            (peer,) = server.peers
+
+            assert peer._ageing is None
+            await client.close()
+
+    async def test_half_a_question_is_waited_for(self):
+        async with talking(DictatedGate(), max_connection_age="1s") as (server, client):
+            (peer,) = server.peers
+            half = notify()
+            client.send(half[:9])
+            await until(lambda: peer._life is not server_module._SERVING)
+            await asyncio.sleep(0.1)
+            client.send(half[9:])
+
+            assert await client.receive_all() == [f"ACK 1/1 FIN {DENIED}", self.OLD]
+
+
 class TestDrain:
     async def test_what_is_in_flight_is_answered(self):
         gate = HeldGate(ALLOW)

@@ -166,6 +166,9 @@ mutant("proxy.one-behind", "PROXY-PIPELINE-001", "gives each question the answer
 mutant("proxy.few-connections", "PROXY-RELOAD-002", "has room for three connections")(
     settings(max_connections=3)
 )
+mutant("proxy.old-forgets", "PROXY-AGE-001", "gives the last answer of an old connection without a verdict")(
+    before(_Peer, "_is_old")(lambda self, _asked=-1: setattr(self._connection, "_recall", lambda *_: b""))
+)
 mutant("proxy.unhealthy", "PROXY-HEALTH-001", "takes a health check for a HELLO without a size")(
     pairs_in(lambda pairs: _without(pairs, b"max-frame-size") if b"healthcheck" in pairs else pairs)
 )

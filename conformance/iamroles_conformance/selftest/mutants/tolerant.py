@@ -9,7 +9,7 @@ from typing import Any
 from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.policy import compiled
 from iamroles_agent.processes import remote
-from iamroles_agent.serving import gate, idle
+from iamroles_agent.serving import gate, idle, server
 from iamroles_agent.spop import actions, frames, messages, values
 from iamroles_agent.spop.actions import VariableScope, set_var, unset_var
 from iamroles_agent.spop.values import DataType
@@ -20,6 +20,11 @@ from iamroles_conformance.selftest.registry import mutant
 
 mutant("tolerant.displaces", "", "ends an idle connection at once in favour of another above the limit")(
     setting(idle, "IDLE", 0.0)
+)
+
+
+mutant("tolerant.ages-early", "", "ends connections long before `max_connection_age`, some at a third of it")(
+    setting(server, "_YOUNGEST", 0.3)
 )
 
 

@@ -22,6 +22,7 @@ from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec
 from iamroles_scenarios.engine.bench import Bench, bench
 from iamroles_scenarios.engine.target import Target
+from iamroles_scenarios.traffic.polling import NANO, now
 
 _THREADS = 4
 _PEOPLE = 12
@@ -29,6 +30,8 @@ _SIDE_BY_SIDE = 8
 _BETWEEN = 60
 """Requests that must end before, between and after the reloads."""
 _RELOADS, _CLIENTS = 3, 3
+_AGES = 10.0
+"""Seconds, times the scale, in which connections of a second at most must have ended twice."""
 
 
 @check("proxy.threads.verdicts", "PROXY-THREADS-001")
@@ -116,6 +119,29 @@ def under_traffic(target: Target) -> None:
     """
     with gate(target, settings={"IAM_THREADS": str(_THREADS)}) as here:
         _through_reloads(here, _people(here, _PEOPLE), lossless=True)
+
+
+@check("proxy.age.traffic", "PROXY-AGE-001", features={"age", "spop"})
+def ageing(target: Target) -> str:
+    """Connections that the agent ends because they are old cost no request, and change no verdict.
+
+    The agent has `max_connection_age = "1s"`. Traffic flows until HAProxy has made twice as many connections
+    again as it began with.
+    """
+    age = {"max_connection_age": "1s"}
+    with (
+        gate(target, settings={"IAM_THREADS": str(_THREADS)}, pipelining=True, agent=age) as here,
+        traffic(here, _people(here, _PEOPLE), "while connections end of their age") as flowing,
+    ):
+        flowing.wait(_BETWEEN)
+        first, end = len(here.frames.asking()), now() + round(here.seconds(_AGES) * NANO)
+        while (made := len(here.frames.asking())) < 3 * first:
+            if now() > end:
+                raise here.failed(
+                    f"in {here.seconds(_AGES):g} s HAProxy made {made} connections, first {first}"
+                )
+            flowing.wait(_BETWEEN)
+    return f"{made} connections, {first} at first"
 
 
 @check("gate.haproxy-reload.verdicts", "GATE-RELOAD-001")

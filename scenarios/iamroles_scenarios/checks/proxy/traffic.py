@@ -75,7 +75,11 @@ def person(here: Bench, name: str) -> list[HttpQuestion]:
 
 @contextmanager
 def gate(
-    target: Target, *, settings: Mapping[str, str] | None = None, pipelining: bool | None = None
+    target: Target,
+    *,
+    settings: Mapping[str, str] | None = None,
+    pipelining: bool | None = None,
+    agent: Mapping[str, Any] | None = None,
 ) -> Iterator[Bench]:
     """Yield a bench on a world of the orders' policy.
 
@@ -83,6 +87,7 @@ def gate(
         target: agent and stage.
         settings: HAProxy's, over a patient IAM_TIMEOUT_PROCESSING.
         pipelining: puts a relay before the agent, with or without that capability; None: no relay.
+        agent: keys of the world's `agent` table.
     """
     chosen = {"IAM_TIMEOUT_PROCESSING": f"{round(target.seconds(PROCESSING) * 1000)}ms", **(settings or {})}
     with ExitStack() as stack:
@@ -93,6 +98,7 @@ def gate(
             return relays[0].address
 
         how: dict[str, Any] = {"settings": chosen, "between": None if pipelining is None else between}
+        how["override"] = {"agent": agent} if agent else {}
         here = stack.enter_context(own_bench(target, "orders", **how))
         here.relay = relays[0] if relays else None
         yield here

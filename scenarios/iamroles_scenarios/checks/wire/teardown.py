@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import re
 import socket
 from collections.abc import AsyncIterator, Mapping
@@ -36,6 +37,10 @@ from iamroles_scenarios.wire.target import Process, WireTarget
 _ERROR_LINE = re.compile(
     r"Traceback|panic|\b(ERROR|CRITICAL|FATAL)\b|\"(level|severity)\": ?\"(error|critical|fatal)\"",
 )
+
+_AGE, _SPREAD = 2.0, 0.1
+"""Seconds, not scaled: `max_connection_age` here, and by how much the ages of twelve must differ."""
+_AGEING = {"max_connection_age": f"{_AGE:g}s"}
 
 
 @check("wire.bye.answered", "SPOP-BYE-001")
@@ -362,6 +367,71 @@ async def handshake_timeout(target: WireTarget) -> str:
                 "takes an agent whose timeout the suite can set"
             ) from error
     return "closed within 12 s"
+
+
+@check("wire.life.connection-age", "SPOP-AGE-001", features={"age"})
+async def connection_age(target: WireTarget) -> str:
+    """Each connection ends by AGENT-DISCONNECT 0 before it is older than `max_connection_age`, all answered.
+
+    A fresh agent with 2 s. On some connections the check asks all the time, on one never. On another an
+    answer is still under way when the connection is old.
+    """
+    async with launched(target, _AGEING) as process, AsyncExitStack() as stack:
+        sessions = [session(target, address=process.spop_address) for _ in range(8)]
+        silent, waiting, *busy = [await stack.enter_async_context(each) for each in sessions]
+        slow = [] if target.slow is None else [question(target.slow())]
+
+        async def wait() -> None:
+            await waiting.send(*slow)
+            await waiting.must_answer_all(slow, seconds=8.0)
+            await _must_be_old(waiting)
+
+        await asyncio.gather(wait(), _must_be_old(silent), *map(_ask_until_old, busy))
+    return "" if slow else "no slow question is known: none was under way when its connection was old"
+
+
+@check("wire.life.connection-age-spread", "SPOP-AGE-002", features={"age"})
+async def connection_age_spread(target: WireTarget) -> str:
+    """Connections do not end at one age: HAProxy would make all again at once that began together."""
+    loop = asyncio.get_running_loop()
+
+    async def age_of(address: str) -> float:
+        async with session(target, address=address) as connection:
+            begun = loop.time()
+            await _must_be_old(connection)
+            return loop.time() - begun
+
+    async with launched(target, _AGEING) as process:
+        ages = await asyncio.gather(*(age_of(process.spop_address) for _ in range(12)))
+    said = f"{len(ages)} connections ended at ages of {min(ages):.2f} to {max(ages):.2f} s"
+    if max(ages) - min(ages) < _SPREAD:
+        raise CheckFailed(said, Evidence(expected=f"a spread of {_SPREAD:g} s"))
+    return said
+
+
+async def _must_be_old(connection: JudgedConnection) -> None:
+    what = f"a connection older than {_AGE:g} s"
+    if await connection.must_end(what, 0, disconnect=True, seconds=_AGE + DEADLINE):
+        raise connection.fail(f"{what}: got another frame than AGENT-DISCONNECT")
+
+
+async def _ask_until_old(connection: JudgedConnection) -> None:
+    """Ask one question after another until the agent ends the connection; the last may cross its goodbye."""
+    target, loop = connection.target, asyncio.get_running_loop()
+    end = loop.time() + _AGE + target.seconds(DEADLINE)
+    for number in itertools.count(1):
+        if loop.time() > end:
+            raise connection.fail(f"a busy connection did not end {_AGE:g} s after it began")
+        await connection.send(question(probe(target), stream_id=number))
+        said = await connection.receive(target.seconds(DEADLINE))
+        if not isinstance(said, Frame):
+            raise connection.fail(f"a connection older than {_AGE:g} s: closed without AGENT-DISCONNECT")
+        if said.type == FrameType.AGENT_DISCONNECT:
+            if status := connection.check_disconnect(said):
+                raise connection.fail(f"a connection older than {_AGE:g} s: AGENT-DISCONNECT {status}")
+            return
+        connection.must_judge(said)
+        await asyncio.sleep(0.01)
 
 
 @check("wire.life.loopback", "SPOP-LIFE-007")

@@ -226,6 +226,18 @@ mutant("wire.no-connection-limit", "SPOP-LIFE-005", "has no limit on connections
 mutant("wire.no-handshake-timeout", "SPOP-LIFE-006 SPOP-LIFE-008", "keeps connections that say nothing")(
     settings(handshake_timeout=3600.0)
 )
+mutant("wire.never-old", "SPOP-AGE-001", "keeps connections for ever")(settings(max_connection_age=None))
+mutant("wire.old-in-flight", "SPOP-AGE-001", "ends an old connection with a question under way")(
+    setting(_Peer, "_is_old", lambda self, _asked=-1: self.say_goodbye())
+)
+mutant("wire.old-silently", "SPOP-AGE-001", "ends an old connection without AGENT-DISCONNECT")(
+    around(_Peer, "say_goodbye")(
+        lambda sound, self, why="": self.abort() if why == "the connection is old" else sound(self, why)
+    )
+)
+mutant("wire.old-together", "SPOP-AGE-002", "ends all connections at one and the same age")(
+    setting(server, "_YOUNGEST", 1.0)
+)
 mutant("wire.all-interfaces", "SPOP-LIFE-007", "listens on all interfaces")(
     around(listening, "bind")(lambda sound, at, *how: sound(at.replace("127.0.0.1", "0.0.0.0"), *how)),
     around(listening, "address_of")(lambda sound, sock: sound(sock).replace("0.0.0.0", "127.0.0.1")),
