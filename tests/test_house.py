@@ -37,8 +37,8 @@ ROOMS = {
 }
 ARROWS = {"iamroles_agent": 40}
 LINES = {
-    "reference": 23_248,
-    "scenarios": 32_238,
+    "reference": 23_250,
+    "scenarios": 32_283,
     "conformance": 10_129,
     "loadtests": 4_862,
     "benchmarks": 4_106,

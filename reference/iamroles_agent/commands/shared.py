@@ -21,7 +21,7 @@ def policy_option(help_text: str, *, required: bool = True) -> Callable[[Any], A
     """Make `--config`, which defaults to the file that the environment names."""
     return click.option(
         "--config",
-        type=click.Path(path_type=Path),
+        type=click.Path(path_type=Path, readable=False),  # its reader says what to do
         envvar=[VARIABLE, FORMER],
         required=required,
         callback=_warn,

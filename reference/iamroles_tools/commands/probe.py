@@ -267,7 +267,9 @@ def probe(
             names, worst = list(import_module("iamroles_agent.base.config").LISTEN), min
     if ca is not None:
         looks.tls = _trusting(ca, certificate)
-    status, line = worst(looks.look(name, ask=purpose == "readiness") for name in names)
+    found = [looks.look(name, ask=purpose == "readiness") for name in names]
+    status = worst(code for code, _ in found)
+    line = "; ".join(text for code, text in found if code == status)
     timer.cancel()
     if status == UNREADY and purpose != "readiness":
         status = 0

