@@ -112,7 +112,7 @@ def test_forms_are_made_from_a_saved_run(tmp_path):
     said("conformance report", saved, "--html", page)
 
     forms = {path.name for path in (tmp_path / "out").iterdir()}
-    assert forms == {"report.json", "report.html", "junit.xml", "summary.md", "badge.svg"}
+    assert forms == {"report.json", "report.html", "junit.xml", "summary.md", "badge.svg", "badge.json"}
     assert "gate.expired.refused" in page.read_text(encoding="utf-8")
     assert "fail           gate.expired.refused[spop]: why" in said("conformance report", saved)
 

@@ -4,7 +4,7 @@
 ``manifest.json``     SHA-256 and size of every other file; what a signature signs
 ``manifest.json.sig`` 64 bytes: Ed25519 (RFC 8032) over the bytes of ``manifest.json``; only if signed
 ``report.json``       the document of the run, and its forms: ``report.html``, ``junit.xml``, ``summary.md``,
-                      ``badge.svg``
+                      ``badge.svg``, ``badge.json``
 ``transcripts/…``     what passed in each check, those that passed too; named as the check, ``.txt``
 ====================  =====================================================================================
 

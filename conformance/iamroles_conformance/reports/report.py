@@ -42,6 +42,7 @@ SPEC = 1
 Document = dict[str, Any]
 _NAMED = 5
 """Checks that a finding names."""
+_ROWS = ("requirements", "checks")
 _RED = ("fail", "untestable", "harness-error", "known-failure", "departure", "warning")
 
 
@@ -226,8 +227,12 @@ def derived(found: Document) -> Document:
 
 
 def as_json(found: Document) -> str:
-    """Indented, keys in their order."""
-    return json.dumps(found, indent=2, ensure_ascii=False) + "\n"
+    """Write one line for each member, requirement and check: two reports are compared by lines."""
+    members = []
+    for name, value in found.items():
+        rows = ",\n".join(map(json.dumps, value)) if name in _ROWS else ""
+        members.append(f'"{name}": ' + (f"[\n{rows}\n]" if rows else json.dumps(value)))
+    return "{\n" + ",\n".join(members) + "\n}\n"
 
 
 def as_junit(found: Document) -> str:
@@ -300,8 +305,10 @@ def as_markdown(found: Document) -> str:
     return _page("summary.md").render(report=found)
 
 
-def as_badge(found: Document) -> str:
-    """SVG: the classes that the product conforms to, or how much was played."""
+def _badge(found: Document) -> tuple[str, str, str]:
+    """Return label, text and colour of a badge: the classes that the product conforms to, or how much was
+    played.
+    """
     stated = found["statement"]
     strict, core = stated["conforms"]["strict"], stated["conforms"]["core"]
     parts = [*(f"{name} strict" for name in strict), *(name for name in core if name not in strict)]
@@ -314,7 +321,18 @@ def as_badge(found: Document) -> str:
             f"{stated['coverage']['played']} of {stated['coverage']['of']} checks played",
             "#57606a",
         )
-    label = "iam-roles"
+    return "iam-roles", said, colour
+
+
+def as_endpoint(found: Document) -> str:
+    """The badge as JSON for https://shields.io/badges/endpoint-badge."""
+    label, said, colour = _badge(found)
+    return json.dumps({"schemaVersion": 1, "label": label, "message": said, "color": colour}) + "\n"
+
+
+def as_badge(found: Document) -> str:
+    """The badge as SVG."""
+    label, said, colour = _badge(found)
     left, right = (round(len(text) * _PER_LETTER) + 12 for text in (label, said))
     return _page("badge.svg").render(label=label, said=said, colour=colour, left=left, right=right)
 
@@ -351,7 +369,7 @@ def prepared(directory: Path) -> None:
 
 
 def write(found: Document, directory: Path) -> list[Path]:
-    """Write the document and its forms into a directory: JSON, HTML, JUnit, Markdown, badge."""
+    """Write the document and its forms into a directory: JSON, HTML, JUnit, Markdown, badges."""
     prepared(directory)
     written = []
     for name, text in forms(found).items():
@@ -368,4 +386,5 @@ def forms(found: Document) -> dict[str, str]:
         "junit.xml": as_junit(found),
         "summary.md": as_markdown(found),
         "badge.svg": as_badge(found),
+        "badge.json": as_endpoint(found),
     }
