@@ -1,4 +1,7 @@
-"""`iamroles conformance verify-report`: is a bundle of evidence whole, consistent, signed, and true?"""
+"""`iamroles conformance verify-report`: is a bundle of evidence whole, consistent, signed, and true?
+
+Of a folder of reports: has each its form, and do its numbers add up?
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,13 @@ from typing import Any
 import click
 
 from iamroles_conformance.commands.options import Command, judges
-from iamroles_conformance.errors import BundleError, ExitCode
-from iamroles_conformance.reports import bundle, report
+from iamroles_conformance.errors import BundleError, ExitCode, ReportError
+from iamroles_conformance.reports import bundle, report, submissions
 from iamroles_conformance.reports.bundle import Bundle
 from iamroles_conformance.reports.evidence import digests
 from iamroles_conformance.subject import Subject
 from iamroles_scenarios.checks.plan import plan
+from iamroles_scenarios.commands.values import OutputPath
 
 _UNSIGNED = (
     "none. An unsigned bundle proves nothing about who made it, nor that anything in it was ever measured: "
@@ -25,13 +29,16 @@ _UNSIGNED = (
 
 
 @click.command("verify-report", cls=Command)
-@click.argument("path", metavar="BUNDLE", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("path", metavar="BUNDLE|FOLDER", type=click.Path(exists=True, path_type=Path))
 @judges("agent", "address", "allowed", "stage", "require", "haproxy", "scale")
 @click.option("--sample", default=20, show_default=True, type=click.IntRange(min=1), help="Checks to replay.")
 @click.option("--seed", type=int, help="Chooses the sample; default: random, and printed.")
 @click.option("--public-key", "key", type=click.Path(path_type=Path), help="PEM, Ed25519: the vendor's.")
-def verify_report(*, path: Path, subject: Subject, sample: int, seed: int | None, key: Path | None) -> None:
-    """Check a bundle of evidence that somebody published.
+@click.option("--page", type=OutputPath(), help="Of a folder: put the tables of its reports into this page.")
+def verify_report(  # noqa: PLR0917 - as click gives them
+    path: Path, subject: Subject, sample: int, seed: int | None, key: Path | None, page: Path | None
+) -> None:
+    """Check a bundle of evidence that somebody published, or a folder of reports.
 
     Its digests and its signature are checked; its report is rendered again from its checks. With --agent or
     --agent-address some of its checks are played again, with fresh tokens, and the verdicts compared.
@@ -39,7 +46,14 @@ def verify_report(*, path: Path, subject: Subject, sample: int, seed: int | None
     Exit code 0 if all of that holds, 1 if the bundle was changed, is not signed by --public-key, is of
     another suite (which alone can render it again), or a verdict differs, 2 for a mistake in the command, 3
     if the stage or the agent on it cannot be used.
+
+    A folder is that of one report (`<project>/<version>/`), or one with many. Each must have the form that
+    docs/implementations.md describes, and say no more than its checks do: 1 if one does not.
     """
+    if path.is_dir():
+        sys.exit(_folder(path, page))
+    if page:
+        raise click.UsageError("--page is made from a folder of reports.")
     wanted = _wanted(key)
     try:
         found = bundle.read(path)
@@ -64,6 +78,25 @@ def verify_report(*, path: Path, subject: Subject, sample: int, seed: int | None
         anew = report.parsed(found.files[bundle.REPORT].decode(), bundle.REPORT)["statement"]
         _say("its checks", f"as this suite counts them: {anew['sentence']}")
     sys.exit(ExitCode.FAILED if differing or other else ExitCode.PASSED)
+
+
+def _folder(path: Path, page: Path | None) -> ExitCode:
+    """Check a folder of reports, and write the page of those that hold together."""
+    text = page.read_text(encoding="utf-8") if page else ""
+    one = (path / submissions.IMPLEMENTATION).exists() or (path / submissions.REPORT).exists()
+    try:
+        found, wrong = ([submissions.read(path)], []) if one else submissions.read_all(path)
+    except ReportError as error:
+        found, wrong = [], [str(error)]
+    for each in found:
+        how = "this suite says the same of its checks" if each.ours else "another suite's; its numbers add up"
+        _say("accepted", f"{each.name}: {how}")
+    for sentence in wrong:
+        _say("REFUSED", sentence)
+    if page:
+        page.write_text(submissions.page(text, found), encoding="utf-8")
+        click.echo(f"wrote {page}")
+    return ExitCode.FAILED if wrong or not found else ExitCode.PASSED
 
 
 def _say(what: str, text: str) -> None:
