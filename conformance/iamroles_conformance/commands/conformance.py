@@ -7,6 +7,7 @@ from importlib import import_module
 import click
 
 _COMMANDS = {
+    "collect": "collect:collect",
     "doctor": "doctor:doctor",
     "explain": "reading:explain",
     "flakes": "flakes:flakes",

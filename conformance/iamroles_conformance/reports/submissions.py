@@ -1,7 +1,7 @@
 """Reports of implementations as files in one folder, and the page that is made of them.
 
 =======================================  ==================================================================
-``<project>/<version>/``                 lower-case letters, digits, `.`, `_`, `-`
+``<project>/<version>/``                 letters (of a project small), digits, `.`, `_`, `-`
 ``…/implementation.toml``                organization, project, url, version, contact; `public_key` if signed
 ``…/report.json``                        of `iamroles conformance run --report`, unmodified
 ``…/report.json.sig``                    64 bytes: Ed25519 over the bytes of ``report.json``; only if signed
@@ -55,7 +55,13 @@ SIZES = {IMPLEMENTATION: 4 << 10, REPORT: 8 << 20, SIGNATURE: 64, README: 64 << 
 _CHECKS = 5000
 _NAMED = 40
 """Failed scenarios, or absent features, that the page names of one report."""
-_FOLDER = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_SHOWN = {
+    "failed": ("fail", "known-failure", "harness-error"),
+    "departures (strict)": ("departure",),
+    "warnings (SHOULD)": ("warning",),
+}
+"""Verdicts that the page counts by scenario."""
+FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _UNKNOWN = frozenset({Verdict.UNTESTABLE.value, Verdict.HARNESS_ERROR.value})
 _JUDGED = frozenset(one.value for one in Verdict) - _UNKNOWN - {Verdict.NOT_APPLICABLE.value}
 _LINK = re.compile(r"\]\s*\(\s*([^\s)]*)|^ {0,3}\[[^\]]*\]:\s*(\S*)", re.MULTILINE)
@@ -133,7 +139,7 @@ def read_all(root: Path) -> tuple[list[Submission], list[str]]:
 
 def _folders(root: Path, wrong: list[str]) -> Iterator[Path]:
     for entry in sorted(os.scandir(root), key=lambda one: one.name):
-        if not entry.is_dir(follow_symlinks=False) or not _FOLDER.fullmatch(entry.name):
+        if not entry.is_dir(follow_symlinks=False) or not FOLDER.fullmatch(entry.name):
             wrong.append(f"{root.name}/{entry.name!r}: name: is not a folder <project>/<version>. Remove it.")
         else:
             yield Path(entry.path)
@@ -446,13 +452,14 @@ def _section(one: Submission) -> Iterator[str]:
     yield f"<code>{escaped(document['reproduce'])}</code>"
     if absent := document["statement"]["absent_features"]:
         yield from ("", f"- absent features: {_listed(absent)}")
-    bad = Counter(
-        check["name"].partition("[")[0].rpartition(".")[0]
-        for check in document["checks"]
-        if check["verdict"] in ("fail", "known-failure", "harness-error")
-    )
-    if bad:
-        yield from ("", f"- failed: {_listed([f'{name} {count}' for name, count in sorted(bad.items())])}")
+    for title, verdicts in _SHOWN.items():
+        names = (check["name"] for check in document["checks"] if check["verdict"] in verdicts)
+        counts = Counter(name.partition("[")[0].rpartition(".")[0] for name in names)
+        if counts:
+            yield from (
+                "",
+                f"- {title}: {_listed([f'{name} {count}' for name, count in sorted(counts.items())])}",
+            )
 
 
 def _listed(names: list[str]) -> str:
