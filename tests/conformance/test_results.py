@@ -110,7 +110,7 @@ def collected(tmp_path):
         gh = tmp_path / "gh"
         gh.write_text(
             f'#!/bin/sh\ncase "$2" in\n*gone/*) exit 1 ;;\n'
-            f'*/zip) p=${{2%/zip}}; exec cat {hub}/${{p##*/}}.zip ;;\n'
+            f"*/zip) p=${{2%/zip}}; exec cat {hub}/${{p##*/}}.zip ;;\n"
             f"*) exec cat {hub}/list ;;\nesac\n"
         )
         gh.chmod(0o755)

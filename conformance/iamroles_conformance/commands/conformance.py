@@ -21,6 +21,7 @@ _COMMANDS = {
     "selftest": "selftest:selftest",
     "soak": "soak:soak",
     "spec": "reading:spec",
+    "vectors": "vectors:vectors",
     "verify-report": "verify:verify_report",
 }
 """Module and attribute by name. Each is loaded when it is called: none waits for what others import."""

@@ -40,16 +40,10 @@ from iamroles_scenarios.base.errors import PageError
 from iamroles_scenarios.declarations.catalogue import CLASSES
 from iamroles_scenarios.declarations.results import Verdict
 
-BEGIN, END = (
-    "<!-- reports: begin (written by `iamroles conformance verify-report --page`) -->",
-    "<!-- end -->",
-)
-IMPLEMENTATION, REPORT, SIGNATURE, README = (
-    "implementation.toml",
-    "report.json",
-    "report.json.sig",
-    "README.md",
-)
+BEGIN = "<!-- reports: begin (written by `iamroles conformance verify-report --page`) -->"
+END = "<!-- reports: end -->"
+IMPLEMENTATION, REPORT, README = "implementation.toml", "report.json", "README.md"
+SIGNATURE = f"{REPORT}.sig"
 SIZES = {IMPLEMENTATION: 4 << 10, REPORT: 8 << 20, SIGNATURE: 64, README: 64 << 10}
 """Bytes that each file may have."""
 _CHECKS = 5000

@@ -58,6 +58,20 @@ def _credentials(request: RequestSpec, token: str) -> list[str]:
     return [f"Bearer {token}"] if token else []
 
 
+def check_of(request: RequestSpec, token: str) -> dict[str, Any]:
+    """Return the arguments of `iam-check` that HAProxy makes of a request."""
+    credentials = _credentials(request, token)
+    return {
+        "authorization": credentials[-1] if credentials else None,
+        "authorization-count": len(credentials),
+        "role": request.role or None,
+        "method": request.method,
+        "host": request.host,
+        "path": request.path.partition("?")[0],
+        "src": "127.0.0.1",
+    }
+
+
 def raw_request(request: RequestSpec, token: str, *, keep: bool) -> bytes:
     """Return the request as a client of HAProxy sends it; `keep`: on a connection that is kept."""
     headers = [("Host", request.host), ("User-Agent", "iamroles-conformance")]
@@ -202,16 +216,7 @@ class SpopPlayer:
         self._count = 0
 
     def ask(self, request: RequestSpec, token: str, *, with_reason: bool) -> Observation:  # noqa: ARG002
-        credentials = _credentials(request, token)
-        check: dict[str, Any] = {
-            "authorization": credentials[-1] if credentials else None,
-            "authorization-count": len(credentials),
-            "role": request.role or None,
-            "method": request.method,
-            "host": request.host,
-            "path": request.path.partition("?")[0],
-            "src": "127.0.0.1",
-        }
+        check = check_of(request, token)
         self._count += 1
         context = {"request-id": f"{id(self):x}-{self._count}", "src-port": 40000 + self._count % 20000}
         if request.connection not in self._spreads:

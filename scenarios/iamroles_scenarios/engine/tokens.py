@@ -84,7 +84,7 @@ class Mint:
             recipe["exp"] = math.ceil(now + self._target.seconds(seconds(lives)))
         wanted = [recipe.get("issuer", DEFAULT_ISSUER), recipe.get("signer", DEFAULT_ISSUER), DEFAULT_ISSUER]
         issuers = {issuer: self._target.worlds.issuer(self._place.issuer(issuer)) for issuer in wanted}
-        recipe = _located(recipe, {name: issuer.url for name, issuer in issuers.items()})
+        recipe = located(recipe, {name: issuer.url for name, issuer in issuers.items()})
         text = mint_for(recipe, issuers, now, default=DEFAULT_ISSUER)
         return Minted(text, _expiry(text), short=lives is not None, minted=now)
 
@@ -139,10 +139,10 @@ class Mint:
             raise HarnessFault(f"the mock cloud did not {step.do} {step.role}: {error}") from error
 
 
-def _located(value: Json, urls: dict[str, str]) -> Json:
+def located(value: Json, urls: dict[str, str]) -> Json:
     """Replace `{issuer:corp}` in claims by that issuer's URL."""
     if isinstance(value, dict):
-        return {key: _located(item, urls) for key, item in value.items()}
+        return {key: located(item, urls) for key, item in value.items()}
     if isinstance(value, str):
         for name, url in urls.items():
             value = value.replace(f"{{issuer:{name}}}", url)

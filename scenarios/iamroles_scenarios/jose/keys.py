@@ -100,6 +100,8 @@ class SigningKey:
     algorithm: str
     """Its own JWS algorithm; `sign` may use another of the same family."""
     private: PrivateKey
+    steady: bool = False
+    """True if its ECDSA signatures of the same data are the same each time (RFC 6979)."""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, SigningKey) and self.public_jwk() == other.public_jwk()
@@ -175,7 +177,11 @@ class SigningKey:
                 return self.private.sign(data, pss, digest)
             return self.private.sign(data, padding.PKCS1v15(), digest)
         if isinstance(self.private, ec.EllipticCurvePrivateKey):
-            r, s = decode_dss_signature(self.private.sign(data, ec.ECDSA(_HASHES[_EC_HASH[self.curve]])))
+            r, s = decode_dss_signature(
+                self.private.sign(
+                    data, ec.ECDSA(_HASHES[_EC_HASH[self.curve]], deterministic_signing=self.steady)
+                )
+            )
             size = (self.private.key_size + 7) // 8
             return r.to_bytes(size, "big") + s.to_bytes(size, "big")
         return self.private.sign(data)

@@ -91,7 +91,7 @@ def minted(here: Bench, issuer: str, claims: Mapping[str, Any], **recipe: Any) -
     return here.token("corp", key="ES256", claims=kept, drop=[*drop, *nested], **typ, **recipe)
 
 
-def _shaped(here: Bench, now: int) -> Iterator[SpopQuestion]:
+def shaped(here: Bench, now: int) -> Iterator[SpopQuestion]:
     """Ask with every claim in every shape."""
     for name, claim in CLAIMS.items():
         good, shapes = claim.value(here, now), {"as it is": ALLOW} | claim.shapes
@@ -107,7 +107,7 @@ def _shaped(here: Bench, now: int) -> Iterator[SpopQuestion]:
             yield SpopQuestion(f"{name}, {shape}", iam_check(token), shapes.get(shape, REFUSE))
 
 
-def _doubled(here: Bench, now: int) -> Iterator[SpopQuestion]:
+def doubled(here: Bench, now: int) -> Iterator[SpopQuestion]:
     """Ask with each claim at the top of the token twice: first a good value, then a bad one."""
     for name, claim in CLAIMS.items():
         if claim.path[1:] or not isinstance(claim.good, str | int) or name == "session_claim":
@@ -125,7 +125,7 @@ def claims(target: Target) -> str:
     Also each claim twice, the good one first: the last counts, or the token is malformed (5.2).
     """
     with derived(target) as here:
-        questions = list(_shaped(here, here.now()))
+        questions = list(shaped(here, here.now()))
         here.wait_for_keys(questions[:: len(SHAPES)])
-        here.ask_all([*questions, *_doubled(here, here.now())])
+        here.ask_all([*questions, *doubled(here, here.now())])
     return f"{here.asked} questions about {len(CLAIMS)} claims"

@@ -134,18 +134,21 @@ EXACT: Mapping[str, Exact] = {
 """By the thing that is compared. Neighbours that make no difference have their own verdict."""
 
 
+def compared(here: Bench) -> Iterator[SpopQuestion]:
+    """Ask with each text, and with its neighbours."""
+    for name, row in EXACT.items():
+        yield SpopQuestion(f"{name} {row.text!r}", row.ask(here, row.text), ALLOW)
+        for what, other in neighbours(row.text):
+            answer = (row.alike or {}).get(what, REFUSE)
+            yield SpopQuestion(f"{name} with {what}: {other!r}", row.ask(here, other), answer)
+
+
 @check("identity.derived.exact", "DERIVED-EXACT-001", features={"oidc"})
 def exact(target: Target) -> str:
     """Texts are compared whole and to the letter: another case, blank, slash or letter is another text."""
     with derived(target) as here:
-        questions = []
-        for name, row in EXACT.items():
-            good = SpopQuestion(f"{name} {row.text!r}", row.ask(here, row.text), ALLOW)
-            here.wait_for_keys([good])
-            questions.append(good)
-            for what, other in neighbours(row.text):
-                answer = (row.alike or {}).get(what, REFUSE)
-                questions.append(SpopQuestion(f"{name} with {what}: {other!r}", row.ask(here, other), answer))
+        questions = list(compared(here))
+        here.wait_for_keys([each for each in questions if each.expected is ALLOW])
         here.ask_all(questions)
     return f"{here.asked} questions about {len(EXACT)} texts"
 

@@ -112,6 +112,16 @@ def named(first: Cause, second: Cause) -> set[str]:
     return {first.reason} | {cause.reason for cause in (first, second) if abs(cause.stage - first.stage) <= 1}
 
 
+def alone(here: Bench, until: int) -> Iterator[SpopQuestion]:
+    """Ask a good question, and with each cause alone."""
+    yield SpopQuestion("nothing is wrong", _asked(here, until), {"allow": True, "rule": "kiosk"})
+    for cause in CAUSES:
+        rule = {"rule": "no-guard"} if cause.reason == "denied_by_rule" else {}
+        status, error = REASONS[cause.reason]
+        said = refusal(cause.reason, status=status, error=error, backend="", **rule, **_named(until, cause))
+        yield SpopQuestion(f"{cause.reason} by {_shown(cause)}", _asked(here, until, cause), said)
+
+
 @check("identity.derived.reasons", "DERIVED-REASON-001", features={"oidc"})
 def reasons(target: Target) -> str:
     """Every reason is given for its cause, with its status and code, and for nothing else.
@@ -119,19 +129,8 @@ def reasons(target: Target) -> str:
     Each cause alone; for the denies also which of them is named.
     """
     with derived(target) as here:
-        until = here.now() + _LIVES
-        good = SpopQuestion("nothing is wrong", _asked(here, until), {"allow": True, "rule": "kiosk"})
-        here.wait_for_keys([good])
-        questions = [good]
-        for cause in CAUSES:
-            rule = {"rule": "no-guard"} if cause.reason == "denied_by_rule" else {}
-            status, error = REASONS[cause.reason]
-            expected = refusal(
-                cause.reason, status=status, error=error, backend="", **rule, **_named(until, cause)
-            )
-            questions.append(
-                SpopQuestion(f"{cause.reason} by {_shown(cause)}", _asked(here, until, cause), expected)
-            )
+        questions = list(alone(here, here.now() + _LIVES))
+        here.wait_for_keys(questions[:1])
         if not here.target.lacks(["sts"]):
             questions += _of_sts(here)
         here.ask_all(questions)
