@@ -188,7 +188,6 @@ def test_a_readme_that_says_no_command_or_links_elsewhere_is_refused(sent, readm
         (lambda one: (one.unlink(), one.symlink_to("/etc/passwd")), "is a link, a pipe or a folder"),
         (lambda one: (one.unlink(), os.mkfifo(one)), "is a link, a pipe or a folder"),
         (lambda one: (one.unlink(), one.mkdir()), "is a link, a pipe or a folder"),
-        (lambda one: one.unlink(), "is missing"),
         (lambda one: one.write_bytes(b" " * ((8 << 20) + 1)), "is larger than"),
     ],
 )
@@ -199,13 +198,16 @@ def test_files_that_are_no_plain_files_of_a_bounded_size_are_refused(sent, spoil
     _refused(root, "report.json", f"file: {what}", ". ")
 
 
-def test_other_files_and_folders_are_refused(sent, tmp_path):
+def test_other_files_and_folders_are_refused(sent):
     root = sent()
     (root / "agent/1/x\n.html").write_text("")
-    (root / "Agent").mkdir()
+    (root / "a b").mkdir()
     (root / "link").symlink_to(root / "agent")
     told = said("conformance verify-report", root, code=1)
+    (root / "agent/1/README.md").unlink()
+    (root / "agent/1/x\n.html").unlink()
 
+    _refused(root, "implementation.toml", "files: README.md is missing", "has the form")
     assert "agent/1/'x\\n.html': file: does not belong there. Remove it." in told
     assert told.count("is not a folder <project>/<version>. Remove it.") == 2
 

@@ -22,6 +22,7 @@ import stat
 import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -147,38 +148,33 @@ def read(folder: Path) -> Submission:
     """
     project, version = folder.resolve().parts[-2:]
     files = dict(_files(folder, f"{project}/{version}"))
-
-    def wrong(file: str, key: str, text: str) -> ReportError:
-        return ReportError(f"{project}/{version}/{file}: {key}: {text}")
-
-    try:
-        for name in (IMPLEMENTATION, REPORT, README):
-            if name not in files:
-                raise wrong(name, "file", "is missing. docs/implementations.md has the form.")
+    with _about(f"{project}/{version}/{IMPLEMENTATION}"):
+        if missing := [name for name in (IMPLEMENTATION, REPORT, README) if name not in files]:
+            raise _Wrong("files", f"{', '.join(missing)} is missing. docs/implementations.md has the form.")
         of = _implementation(files[IMPLEMENTATION])
         if of.version != version or re.sub(r"[^a-z0-9._-]+", "-", of.project.lower()) != project:
             raise _Wrong("project, version", "are not the names of its folders. Rename the folders.")
-    except _Wrong as error:
-        raise wrong(IMPLEMENTATION, *error.args) from error
-    try:
+    with _about(f"{project}/{version}/{SIGNATURE}"):
         _signed(of.public_key, files)
-    except _Wrong as error:
-        raise wrong(SIGNATURE, *error.args) from error
-    try:
+    with _about(f"{project}/{version}/{README}"):
         _instructions(_decoded(files[README]))
-    except _Wrong as error:
-        raise wrong(README, *error.args) from error
-    try:
+    with _about(f"{project}/{version}/{REPORT}"):
         document = _json(files[REPORT])
         if (said := document["product"]["version"]) != of.version:
             raise _Wrong("product.version", f"is {said[:40]!r}, not that of {IMPLEMENTATION}. {_RUN}")
         return Submission(project, version, of, document, _judged(document))
-    except _Wrong as error:
-        raise wrong(REPORT, *error.args) from error
 
 
 class _Wrong(Exception):  # noqa: N818 - becomes a ReportError
     """A key, and what is wrong with it."""
+
+
+@contextmanager
+def _about(file: str) -> Iterator[None]:
+    try:
+        yield
+    except _Wrong as error:
+        raise ReportError(f"{file}: {error.args[0]}: {error.args[1]}") from error
 
 
 def _files(folder: Path, name: str) -> Iterator[tuple[str, bytes]]:
