@@ -33,7 +33,10 @@ INDEX = "index.json"
 @click.option(
     "--keys", default=made.KEYS, show_default=True, metavar="URL", help="Where the folder is served."
 )
-def vectors(*, output: Path, now: str, keys: str) -> None:
+@click.option(
+    "--only", multiple=True, metavar="NAME", help="A file of vectors, such as orders; may be repeated."
+)
+def vectors(*, output: Path, now: str, keys: str, only: tuple[str, ...]) -> None:
     """Write tokens, key sets, policies, questions and right verdicts as JSON.
 
     The README.md in the folder explains them (docs/vectors.md). With the same --now and --keys the files are
@@ -52,7 +55,7 @@ def vectors(*, output: Path, now: str, keys: str) -> None:
         "within": made.WITHIN,
         "files": [],
     }
-    for name, content in made.files(clock, keys.rstrip("/")):
+    for name, content in made.files(clock, keys.rstrip("/"), only):
         path = output / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(_lines(content), encoding="utf-8")
@@ -63,6 +66,8 @@ def vectors(*, output: Path, now: str, keys: str) -> None:
     (output / "schema.json").write_text(schema.read_text(encoding="utf-8"), encoding="utf-8")
     (output / "README.md").write_text(contract.document("vectors"), encoding="utf-8")
     (output / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    if not index["files"]:
+        raise click.BadParameter(f"no file of vectors is named {', '.join(only)}.", param_hint="--only")
     click.echo(f"wrote {sum(each['vectors'] for each in index['files'])} vectors to {output}")
 
 

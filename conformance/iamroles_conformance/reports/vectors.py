@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -51,14 +51,15 @@ _PRIMORIAL = math.prod(
 Vector = dict[str, Any]
 
 
-def files(now: int, keys: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def files(now: int, keys: str, only: Collection[str] = ()) -> Iterator[tuple[str, dict[str, Any]]]:
     """Make each file of vectors, and each key set, by its path.
 
     Args:
         now: epoch seconds.
         keys: URL under which the folder is served.
+        only: names of files of vectors; none: all.
     """
-    desk = _Desk(now)
+    desk = _Desk(now, only)
     made: dict[str, list[dict[str, Any]]] = {}
     for file, group in (*_of_scenarios(desk), *_of_tables(desk), *_of_oracle(desk)):
         made.setdefault(file, []).append({**group, "policy": _served(group["policy"], keys)})
@@ -97,8 +98,12 @@ class _Desk:
     """Mints tokens as a `Bench` does."""
 
     time: int
+    only: Collection[str]
     issuers: dict[str, _Issuer] = field(default_factory=dict)
     _count: Iterator[int] = field(default_factory=itertools.count)
+
+    def wants(self, file: str) -> bool:
+        return not self.only or file in self.only
 
     def now(self) -> int:
         return self.time
@@ -190,7 +195,7 @@ def _vector(
 def _of_scenarios(desk: _Desk) -> Iterator[tuple[str, dict[str, Any]]]:
     by_policy: dict[str, tuple[str, WorldSpec, list[Vector]]] = {}
     for scenario in scenarios().values():
-        if _asks_only(scenario):
+        if _asks_only(scenario) and desk.wants(scenario.world.policy):
             key = json.dumps(policy_of(scenario.world), sort_keys=True)
             _, _, vectors = by_policy.setdefault(key, (scenario.id, scenario.world, []))
             vectors += _asked(scenario, desk)
@@ -255,7 +260,7 @@ def _of_tables(desk: _Desk) -> Iterator[tuple[str, dict[str, Any]]]:
         ),
         "texts": ("DERIVED-EXACT-001", lambda: exact.compared(here)),
     }
-    for file, (proves, questions) in asked.items():
+    for file, (proves, questions) in ((name, one) for name, one in asked.items() if desk.wants(name)):
         vectors = [
             _vector(f"{file}.{number}", one.what, one.check, one.expected, proves)
             for number, one in enumerate(questions(), 1)
@@ -272,7 +277,7 @@ def _plain(check: Mapping[str, Any]) -> bool:
 def _of_oracle(desk: _Desk) -> Iterator[tuple[str, dict[str, Any]]]:
     """Draw worlds of a seed, and what the oracle says of their questions."""
     base = policy_of(WorldSpec(policy=campaign.POLICY))
-    for number in range(_WORLDS):
+    for number in range(_WORLDS if desk.wants("oracle") else 0):
         drawn = generate.draw(1, number, _CASES)
         policy = {**base, **drawn.policy, "issuers": [{**base["issuers"][0], **drawn.policy["issuers"][0]}]}
         vectors = []
