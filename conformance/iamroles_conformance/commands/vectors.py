@@ -55,6 +55,8 @@ def vectors(*, output: Path, now: str, keys: str, only: tuple[str, ...]) -> None
         "within": made.WITHIN,
         "files": [],
     }
+    for old in (output / "vectors").glob("*.json"):  # of another clock
+        old.unlink()
     for name, content in made.files(clock, keys.rstrip("/"), only):
         path = output / name
         path.parent.mkdir(exist_ok=True)
