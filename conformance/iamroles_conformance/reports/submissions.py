@@ -339,14 +339,14 @@ def _judged(document: dict[str, Any]) -> bool:
     own = digests(Subject().spec())
     if any(said.digests.get(name) != own[name] for name in ("suite", "scenarios")):
         return False
-    anew = statement(
+    counted = statement(
         f"{document['product']['name']} {document['product']['version']}".strip(),
         document["checks"],
         features=document["features"],
         known_failures=document["known_failures"],
         grade=said.statement.grade,
     )
-    follows = report.derived(document) | {"statement": anew}
+    follows = report.derived(document) | {"statement": counted}
     for key in ("statement", "totals", "coverage", "requirements"):
         if follows[key] != document[key]:
             raise _Wrong(key, f"is not what this suite, which made it, says of its checks. {_RUN}")
