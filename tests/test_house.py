@@ -38,15 +38,15 @@ ROOMS = {
 ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 23_250,
-    "scenarios": 32_283,
-    "conformance": 10_129,
+    "scenarios": 32_296,
+    "conformance": 10_992,
     "loadtests": 4_862,
     "benchmarks": 4_106,
-    "tests": 31_092,
+    "tests": 31_696,
 }
 TRUSTED_LINES = 17_842
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 20_876
+DATA_LINES = 17_540
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""
