@@ -55,8 +55,9 @@ def managed(tmp_path, workers=2, *, address=None, state="one", **environment):
         yield agent, manager
 
 
-@pytest.mark.parametrize("name", [None, f"@iamroles-test-{os.getpid()}"])
-def test_a_life_in_reports(tmp_path, name):
+@pytest.mark.parametrize("abstract", [False, True])
+def test_a_life_in_reports(tmp_path, abstract):
+    name = f"@iamroles-test-{os.getpid()}" if abstract else None
     with managed(tmp_path, address=name) as (agent, manager):
         assert manager.next() == {"READY": "1", "STATUS": "policy one is in force in 2 of 2 workers"}
         address = agent.line()["address"]
