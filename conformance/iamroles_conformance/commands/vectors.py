@@ -40,7 +40,7 @@ def vectors(*, output: Path, now: str, keys: str, only: tuple[str, ...]) -> None
     """Write tokens, key sets, policies, questions and right verdicts as JSON.
 
     The README.md in the folder explains them (docs/vectors.md). With the same --now and --keys the files are
-    the same, but for the few tokens whose format wants chance (PSS, encryption).
+    the same, but for five tokens that need random numbers (PSS, encryption) or a certificate.
     """
     if now != "now" and not (now.isascii() and now.isdigit() and len(now) <= 10):
         raise click.BadParameter("say seconds since 1970, or the word now.", param_hint="--now")

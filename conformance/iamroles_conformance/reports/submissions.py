@@ -275,6 +275,10 @@ class _Grade(BaseModel):
     missing: list[str]
 
 
+_NOTHING = _Grade(conforms=False, of=0, played=0, passed=0, failed=[], missing=[])
+"""The counts of a class that a statement leaves out: no check may bear on it."""
+
+
 class _Class(BaseModel):
     class_: Annotated[str, Field(alias="class")]
     core: _Grade
@@ -331,8 +335,8 @@ def _judged(document: dict[str, Any]) -> bool:
         classes = {one.class_: getattr(one, grade) for one in said.statement.classes}
         if not classes.keys() <= CLASSES.keys() or len(classes) < len(said.statement.classes):
             raise _Wrong("statement.classes", f"names an unknown class, or one twice. {_RUN}")
-        for name, counts in classes.items():
-            if not _adds_up(counts, _bearing(said, name, grade)):
+        for name in CLASSES:
+            if not _adds_up(classes.get(name, _NOTHING), _bearing(said, name, grade)):
                 raise _Wrong(f"statement.classes.{name}.{grade}", f"does not follow from its checks. {_RUN}")
         if said.statement.conforms.get(grade, []) != [name for name, one in classes.items() if one.conforms]:
             raise _Wrong(f"statement.conforms.{grade}", f"is more or less than its verdicts support. {_RUN}")
