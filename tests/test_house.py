@@ -37,14 +37,14 @@ ROOMS = {
 }
 ARROWS = {"iamroles_agent": 40}
 LINES = {
-    "reference": 23_250,
-    "scenarios": 32_296,
+    "reference": 23_249,
+    "scenarios": 32_290,
     "conformance": 10_996,
     "loadtests": 4_862,
     "benchmarks": 4_106,
     "tests": 31_705,
 }
-TRUSTED_LINES = 17_842
+TRUSTED_LINES = 17_841
 """Of the agent: what an auditor must trust."""
 DATA_LINES = 17_540
 """Of TOML and JSON: code must not hide as data."""

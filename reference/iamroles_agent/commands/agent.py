@@ -6,8 +6,8 @@ from importlib import import_module
 
 import click
 
-_PLACES = {"probe": "iamroles_tools.commands.probe", "run": "", "status": ""}
-"""By name: the module of a command, if it is not `serve`."""
+_SERVE = "iamroles_agent.commands.serve"
+_PLACES = {"probe": "iamroles_tools.commands.probe", "run": _SERVE, "status": _SERVE}
 
 
 class _Late(click.Group):
@@ -19,8 +19,7 @@ class _Late(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in _PLACES:
             return None
-        module = import_module(_PLACES[cmd_name] or "iamroles_agent.commands.serve")
-        command = getattr(module, cmd_name)
+        command = getattr(import_module(_PLACES[cmd_name]), cmd_name)
         assert isinstance(command, click.Command)  # noqa: S101 - each module has one of its name
         return command
 

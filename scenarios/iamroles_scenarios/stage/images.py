@@ -78,31 +78,25 @@ class Images:
 
     def agent(self) -> str:
         """Return the image of the reference agent alone, from a checkout: docs/image.md."""
-        dockerfile = (_PROJECT / "packaging/image/Dockerfile").read_text(encoding="utf-8")
-        for name, value in self._labels().items():
-            dockerfile = dockerfile.replace(f"ARG {name}=\n", f'ARG {name}="{value}"\n')
-        context = source("iamroles_agent", "iamroles_tools") | {"Dockerfile": dockerfile.encode()}
-        return self._python("agent", requirements(), context, target="agent")
-
-    def _labels(self) -> dict[str, str]:
-        """Return values of the agent's labels: the project's metadata, its last commit, the base.
-
-        A base that was made here has no digest of a registry: its image id stands for it.
-        """
-        about = tomllib.loads((_PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-        urls = about.get("urls", {})
+        urls = tomllib.loads((_PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]
         commit = _run(["git", "-C", str(_PROJECT), "show", "-s", "--format=%H %cI"], "No commit is found.")
         revision, created = commit.decode().split()
         base = self._engine.images.get(self._base(_base_name()))
-        return {
+        labels = {
             "VERSION": distribution(DISTRIBUTION).version,
             "REVISION": revision,
             "CREATED": created,
-            "URL": urls.get("Repository", ""),
-            "DOCUMENTATION": urls.get("Documentation", ""),
+            "URL": urls["Repository"],
+            "DOCUMENTATION": urls["Documentation"],
             "BASE_NAME": f"docker.io/library/{_base_name()}",
+            # A base that was made here has no digest of a registry: its image id stands for it.
             "BASE_DIGEST": (base.attrs.get("RepoDigests") or [base.id])[0].rpartition("@")[2],
         }
+        dockerfile = (_PROJECT / "packaging/image/Dockerfile").read_text(encoding="utf-8")
+        for name, value in labels.items():
+            dockerfile = dockerfile.replace(f"ARG {name}=\n", f'ARG {name}="{value}"\n')
+        context = source("iamroles_agent", "iamroles_tools") | {"Dockerfile": dockerfile.encode()}
+        return self._python("agent", requirements(), context, target="agent")
 
     def haproxy(self, version: str) -> str:
         """Return the image of an HAProxy version: "2.6", "2.8", "3.0" or "3.2"."""
