@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,7 +20,7 @@ from iamroles_scenarios.checks.derived import claims, exact, reasons
 from iamroles_scenarios.checks.oracle import campaign, generate
 from iamroles_scenarios.checks.oracle.answer import wanted
 from iamroles_scenarios.checks.oracle.judge import judge
-from iamroles_scenarios.declarations.scenario import Scenario, WorldSpec, choices, policy_of, scenarios
+from iamroles_scenarios.declarations.scenario import OneOf, Scenario, WorldSpec, policy_of, scenarios
 from iamroles_scenarios.engine.observation import TAGS
 from iamroles_scenarios.engine.players import check_of
 from iamroles_scenarios.engine.tokens import located
@@ -48,6 +48,8 @@ _NAMES = dict.fromkeys(("cognito", "cognito-id"), ("event_id", "origin_jti"))
 _PRIMORIAL = math.prod(
     number for number in range(3, 2000) if all(number % one for one in range(2, 45)) or number < 45
 )
+_LOOKED_AT = {"status", "allow", "backend", "reason", "error", *TAGS}
+"""Fields of an expectation that are variables."""
 Vector = dict[str, Any]
 
 
@@ -110,11 +112,9 @@ class _Desk:
 
     def issuer(self, name: str = DEFAULT_ISSUER) -> _Issuer:
         if name not in self.issuers:
-            kids = (
-                ("RS256", f"{name}-rs256-2"),
-                ("ES256", f"{name}-es256-1"),
-            )  # as the mock issuer names them
-            self.issuers[name] = _Issuer(f"{_IDP}/{name}", [_key(algorithm, kid) for algorithm, kid in kids])
+            # Named as the mock issuer's keys.
+            keys = [_key("RS256", f"{name}-rs256-2"), _key("ES256", f"{name}-es256-1")]
+            self.issuers[name] = _Issuer(f"{_IDP}/{name}", keys)
         return self.issuers[name]
 
     def token(self, issuer: str = DEFAULT_ISSUER, signer: str = "", **recipe: Any) -> str:  # noqa: ANN401 - any recipe
@@ -131,12 +131,8 @@ class _Desk:
             strange = [_key(key.algorithm, key.kid, "stranger ") for key in published]
             signers["stranger"], recipe = _Issuer("", strange), unknown | recipe
             signer = "stranger"
-        full = {
-            "issuer": issuer,
-            "signer": signer or issuer,
-            **located(recipe, {n: i.url for n, i in signers.items()}),
-        }
-        return mint_for(full, signers, self.time)
+        full = located(recipe, {name: one.url for name, one in signers.items()})
+        return mint_for({**full, "issuer": issuer, "signer": signer or issuer}, signers, self.time)
 
 
 @functools.cache
@@ -146,11 +142,8 @@ def _key(algorithm: str, kid: str, whose: str = "") -> SigningKey:
     if algorithm == "RS256":
         p, q = (_prime(f"{seed} {one}") for one in "pq")
         d = pow(65537, -1, math.lcm(p - 1, q - 1))
-        numbers = {"e": 65537, "d": d, "p": p, "q": q}
-        parts: dict[str, str] = {
-            "kty": "RSA",
-            **{name: b64url_uint(number) for name, number in numbers.items()},
-        }
+        parts = {"kty": "RSA", "e": b64url_uint(65537), "d": b64url_uint(d)}
+        parts |= {"p": b64url_uint(p), "q": b64url_uint(q)}
     else:
         parts = {"kty": "EC", "crv": "P-256", "d": b64url(hashlib.sha256(seed.encode()).digest())}
     return replace(SigningKey.from_jwk({"kid": kid, "alg": algorithm, **parts}), steady=True)
@@ -182,14 +175,8 @@ def _vector(
         for key, value in permitted.items()
     }
     question = {"authorization-count": 0 if check.get("authorization") is None else 1, "role": None, **check}
-    named = {"requirements": sorted(set(proves))} if proves else {}
-    return {
-        "id": name,
-        "title": title,
-        **named,
-        "question": question,
-        "permitted": right or {"allow": [False, True]},
-    }
+    found = {"id": name, "title": title, "requirements": sorted(set(proves)), "question": question}
+    return found | {"permitted": right or {"allow": [False, True]}}
 
 
 def _of_scenarios(desk: _Desk) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -224,18 +211,13 @@ def _asked(scenario: Scenario, desk: _Desk) -> Iterator[Vector]:
             continue
         permitted: dict[str, Any] = {}
         for one in told.values():
-            found = one.model_dump(
-                include={"status", "allow", "backend", "reason", "error", *TAGS}, exclude_none=True
-            )
-            for name, value in found.items():
+            for name in sorted(one.model_fields_set & _LOOKED_AT):
+                value = getattr(one, name)
                 if name == "expires":
-                    permitted[name] = part(tokens[value], 1)["exp"]
-                    continue
-                values = (
-                    set(value if isinstance(value, list) else [value])
-                    if name in ("status", "allow")
-                    else set(choices(getattr(one, name)))
-                )
+                    value = part(tokens[value], 1)["exp"]
+                elif isinstance(value, OneOf):
+                    value = value.one_of
+                values = set(value if isinstance(value, list) else [value])
                 permitted[name] = values & permitted.get(name, values)
         proves = [each for name in told for each in checks[name].requirements]
         title = step.note or "; ".join(checks[name].title for name in told)
@@ -251,13 +233,10 @@ def _frozen(request: Any) -> str:  # noqa: ANN401 - a RequestSpec
 
 def _of_tables(desk: _Desk) -> Iterator[tuple[str, dict[str, Any]]]:
     """Write the derived checks that need one policy and one question."""
-    here, policy = cast("Bench", desk), policy_of(WorldSpec(policy="derived"))
-    asked: dict[str, tuple[str, Callable[[], Iterator[SpopQuestion]]]] = {
-        "reasons": ("DERIVED-REASON-001", lambda: reasons.alone(here, desk.time + 300)),
-        "claims": (
-            "DERIVED-CLAIM-001",
-            lambda: itertools.chain(claims.shaped(here, desk.time), claims.doubled(here, desk.time)),
-        ),
+    here, policy, now = cast("Bench", desk), policy_of(WorldSpec(policy="derived")), desk.time
+    asked: dict[str, tuple[str, Callable[[], Iterable[SpopQuestion]]]] = {
+        "reasons": ("DERIVED-REASON-001", lambda: reasons.alone(here, now + 300)),
+        "claims": ("DERIVED-CLAIM-001", lambda: (*claims.shaped(here, now), *claims.doubled(here, now))),
         "texts": ("DERIVED-EXACT-001", lambda: exact.compared(here)),
     }
     for file, (proves, questions) in ((name, one) for name, one in asked.items() if desk.wants(name)):
