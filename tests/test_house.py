@@ -39,7 +39,7 @@ ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 23_249,
     "scenarios": 32_290,
-    "conformance": 10_996,
+    "conformance": 10_975,
     "loadtests": 4_862,
     "benchmarks": 4_106,
     "tests": 31_705,
