@@ -37,16 +37,16 @@ ROOMS = {
 }
 ARROWS = {"iamroles_agent": 40}
 LINES = {
-    "reference": 23_249,
+    "reference": 23_699,
     "scenarios": 32_290,
     "conformance": 10_975,
     "loadtests": 4_862,
     "benchmarks": 4_106,
-    "tests": 31_705,
+    "tests": 31_970,
 }
 TRUSTED_LINES = 17_841
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 17_540
+DATA_LINES = 17_541
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""

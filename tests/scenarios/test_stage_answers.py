@@ -163,7 +163,7 @@ def test_each_refusal_of_the_rules_gives_its_reason(world):
     refusals = [
         line.strip()
         for name in ("haproxy.cfg", "no-streams.cfg")
-        for line in render._shipped(name).splitlines()
+        for line in render.shipped(name).splitlines()
         if re.match(r"    http-\w+ return status [345]", line)
     ]
     # The reason of these is the agent's, or was set before; without an answer it is `fault`.

@@ -87,14 +87,14 @@ def configuration(config: Config, settings: Settings, *, source: str = "the poli
     if problems := list(_problems(config, settings, source)):
         raise ConfigError(problems)
     texts = {
-        "haproxy.cfg": _preset(_shipped("haproxy.cfg"), settings.presets()),
-        "iam.spoe.cfg": _shipped("iam.spoe.cfg"),
+        "haproxy.cfg": _preset(shipped("haproxy.cfg"), settings.presets()),
+        "iam.spoe.cfg": shipped("iam.spoe.cfg"),
         "iam-routes.cfg": _routes(config, settings, source),
     }
     if settings.haproxy is not None:
         texts = {name: for_release(text, settings.haproxy) for name, text in texts.items()}
-        texts["haproxy.cfg"] = _guard(settings.haproxy) + texts["haproxy.cfg"]
-    return {**texts, "iam-live.lua": _shipped("iam-live.lua")}
+        texts["haproxy.cfg"] = guard(settings.haproxy) + texts["haproxy.cfg"]
+    return {**texts, "iam-live.lua": shipped("iam-live.lua")}
 
 
 def for_release(text: str, release: str) -> str:
@@ -126,7 +126,7 @@ def _holds(condition: str, release: str) -> bool | None:
     return None if found[4] and has == wanted else (has >= wanted) != bool(found[1])
 
 
-def _guard(release: str) -> str:
+def guard(release: str) -> str:
     """Make HAProxy refuse to start on files of another release: rules that it needs may be left out."""
     major, minor = release.split(".")
     return (
@@ -138,7 +138,7 @@ def _guard(release: str) -> str:
     )
 
 
-def _shipped(name: str) -> str:
+def shipped(name: str) -> str:
     """Read a file of this directory: a whole file to write, or a piece of `iam-routes.cfg`."""
     return files("iamroles_tools.haproxy").joinpath(name).read_text()
 
@@ -164,20 +164,20 @@ def _preset(text: str, values: dict[str, str]) -> str:
 
 def _routes(config: Config, settings: Settings, source: str) -> str:
     agents = {f"IAM_AGENT_{index}": agent for index, agent in enumerate(settings.agents, 1)}
-    head = _shipped("agents.cfg").format(
+    head = shipped("agents.cfg").format(
         source=source.replace("\n", " "),
         presets="\n".join(
             f'    presetenv {name} "{_address(agent, settings.chroot)}"' for name, agent in agents.items()
         ),
         servers="\n".join(
-            f'    server agent-{index} "${{{name}}}"{_agent_tls(settings, agent)}'
+            f'    server agent-{index} "${{{name}}}"{agent_tls(settings, agent)}'
             for index, (name, agent) in enumerate(agents.items(), 1)
         ),
-        lua=_shipped("lua.cfg") if any(backend.streams for backend in config.backends) else "",
+        lua=shipped("lua.cfg") if any(backend.streams for backend in config.backends) else "",
     )
     if any(backend.renew for backend in config.backends):
-        head += "\n" + _shipped("fresh.cfg")
-    section = "\n" + _shipped("backend.cfg")
+        head += "\n" + shipped("fresh.cfg")
+    section = "\n" + shipped("backend.cfg")
     return head + "".join(
         section.format(
             name=backend.name,
@@ -194,7 +194,7 @@ def _routes(config: Config, settings: Settings, source: str) -> str:
 def _streams(backend: Backend) -> str:
     """Return the lines that end or refuse streams in a backend."""
     names = [*(["renew"] if backend.renew else []), "streams"] if backend.streams else ["no-streams"]
-    text = "\n".join(_shipped(f"{name}.cfg").rstrip() for name in names)
+    text = "\n".join(shipped(f"{name}.cfg").rstrip() for name in names)
     return text.replace("{name}", backend.name)
 
 
@@ -207,7 +207,7 @@ def _tls(backend: Backend, server: str) -> str:
     return f"{words} crt {tls.certificate}" if tls.certificate else words
 
 
-def _agent_tls(settings: Settings, agent: str) -> str:
+def agent_tls(settings: Settings, agent: str) -> str:
     """Return the words of a `server` line by which HAProxy believes an agent on TCP, and is believed."""
     if settings.agent_ca is None or agent.startswith("unix:"):
         return ""
@@ -241,6 +241,11 @@ def _problems(config: Config, settings: Settings, source: str) -> Iterator[Probl
                 yield Problem(source, f"{key}.servers[{number}]", f"{server!r} is not an address", _ADDRESSES)
         for fault in tls_faults(key, backend):
             yield Problem(source, fault.key, fault.message, fault.remedy)
+    yield from unusable(settings)
+
+
+def unusable(settings: Settings) -> Iterator[Problem]:
+    """Find options that HAProxy cannot express, or that would add words to its configuration."""
     yield from _agent_problems(settings)
     if settings.timeout_processing and not _TIME.fullmatch(settings.timeout_processing):
         wrong = f"{settings.timeout_processing!r} is not a time for HAProxy"
@@ -289,7 +294,23 @@ def _is_ip(address: str) -> bool:
     return False
 
 
+_ELSEWHERE = ("agents", "bind", "chroot", "log", "maxconn", "stats_socket")
+"""Options that say what the controller decides."""
+
+
 @click.command("render")
+@click.option(
+    "--for",
+    "platform",
+    type=click.Choice(["kubernetes-ingress"]),
+    help="Write iam-kubernetes.yaml instead, for HAProxy Technologies' ingress controller.",
+)
+@click.option("--image", help="With --for: the agent's image.")
+@click.option("--namespace", help="With --for: of the agents.  [default: iam]")
+@click.option("--controller", metavar="NAMESPACE/CONFIGMAP", help="With --for: the controller's ConfigMap.")
+@click.option("--cluster-domain", "domain", help="With --for.  [default: cluster.local]")
+@click.option("--replicas", type=click.IntRange(1, 50), help="With --for: agents.  [default: 2]")
+@click.option("--secret", is_flag=True, default=None, help="With --for: the policy becomes a Secret.")
 @click.option("--config", "path", type=_PATH, required=True, help="The policy, TOML or JSON.")
 @click.option("--output", type=_DIRECTORY, required=True, help="Directory to write.")
 @click.option(
@@ -322,18 +343,45 @@ def _is_ip(address: str) -> bool:
 @click.option(
     "--timeout-processing", help="How long a request waits for its verdict (IAM_TIMEOUT_PROCESSING)."
 )
-def render(path: Path, output: Path, agents: tuple[str, ...], **choices: Any) -> None:  # noqa: ANN401
+def render(
+    path: Path,
+    output: Path,
+    agents: tuple[str, ...],
+    platform: str | None,
+    **choices: Any,  # noqa: ANN401
+) -> None:
     """Write HAProxy's configuration for a policy: haproxy.cfg, iam.spoe.cfg, iam-routes.cfg, iam-live.lua.
 
     Exit status: 0 written, 2 for a wrong policy or option, 3 if the directory cannot be written.
     """
+    names = ("image", "namespace", "controller", "domain", "replicas", "secret")
+    cluster = {name: value for name in names if (value := choices.pop(name)) is not None}
     with ends_if_unsound():
         config = load(path)
-        settings = Settings(agents or tuple(config.agent.addresses[:1]), **choices)
-        texts = configuration(config, settings, source=path.name)
+        if platform is None:
+            if cluster:
+                raise click.UsageError(f"--{next(iter(cluster))} goes with --for kubernetes-ingress")
+            settings = Settings(agents or tuple(config.agent.addresses[:1]), **choices)
+            texts = configuration(config, settings, source=path.name)
+        else:
+            texts = {"iam-kubernetes.yaml": _manifests(config, path, {"agents": agents, **choices}, cluster)}
     try:
         write(texts, output)
     except OSError as error:
         end(3, f"{error.filename}: cannot be written: {error.strerror}")
     for name in texts:
         click.echo(str(output / name))
+
+
+def _manifests(config: Config, path: Path, choices: dict[str, Any], cluster: dict[str, Any]) -> str:
+    from iamroles_tools.haproxy import kubernetes  # noqa: PLC0415 - it builds on this module
+
+    if wrong := [name for name in _ELSEWHERE if choices[name]]:
+        raise click.UsageError(
+            f"--{wrong[0].replace('_', '-').rstrip('s')} is the ingress controller's affair"
+        )
+    if "image" not in cluster:
+        raise click.UsageError("--image says which image the agents run")
+    release = choices.pop("haproxy") or RELEASES[-1]
+    settings = Settings(**{**choices, "haproxy": release})
+    return kubernetes.manifests(config, path, settings, kubernetes.Cluster(**cluster))

@@ -189,7 +189,7 @@ mutant("proxy.proof-any-name", "PROXY-PROOF-001", "believes any name of the agen
     replaced(" verifyhost agent.iamroles.test", "", name="iam-routes.cfg")
 )
 mutant("proxy.proof-plain", "PROXY-PROOF-001", "ignores agent.tls: speaks plain SPOP, and renders it")(
-    around(render, "_agent_tls")(lambda _sound, _settings, _agent: ""),
+    around(render, "agent_tls")(lambda _sound, _settings, _agent: ""),
     before(Server, "_connect")(lambda self, _sock: setattr(self, "tls", None)),
 )
 mutant("proxy.asker-any-authority", "PROXY-PROOF-002", "answers a peer without a certificate")(

@@ -1,0 +1,402 @@
+"""Render a policy for HAProxy Technologies' ingress controller (docs/kubernetes.md): one file of YAML.
+
+The controller writes HAProxy's frontends and backends itself. It takes pieces of configuration from keys of
+its ConfigMap, and HAProxy loads one folder more. So the rules of `haproxy.cfg` become two pieces, with these
+differences: they name no variable of the environment, they leave the choice of a backend to the controller,
+and they refuse a path that would have to be rewritten: the controller chose by the path as it was sent.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from iamroles_agent.base.config import Config
+from iamroles_agent.base.errors import ConfigError, Problem
+from iamroles_agent.policy.compiled import version_of
+from iamroles_tools.haproxy import render
+
+AUX = "/etc/haproxy/haproxy-aux.cfg"
+"""Where the controller's HAProxy finds our ConfigMap: it loads the files there whose names end in `.cfg`."""
+HOME = "/etc/haproxy-iam-roles"
+"""The policy's directory in a pod of the agent."""
+USER = 65532
+"""The user of the agent's image."""
+_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,48}[a-z0-9])?")
+_LARGEST = 1_000_000
+"""Bytes that a ConfigMap or Secret holds, less what its other fields need."""
+_OTHERS = re.compile(
+    r"bind |use_backend |default_backend |log-format |http-request set-var\(txn\.iam_path\)|.*iam_tunnel|"
+    r".*(track-sc|sc-set-gpt0|sc_get_gpt0|iam_note_full|iam_long|iam_wait|iam_remedy)"
+)
+"""Rules that have no place here: what the controller decides, the record, and the tables of open streams."""
+_FORWARDED = re.compile(r"\.if streq\(.*?\.endif\n", re.DOTALL)
+_UNSETTLED = re.compile(r"\.if [^\n]*\n(?:(?!\.endif).)*?\.else\n(.*?)\.endif\n", re.DOTALL)
+"""What differs between patches of a release: the rule for the older ones refuses more."""
+_REWRITTEN = "http-request set-pathq %[path]?%[var(txn.iam_query)] if iam_odd iam_query\n"
+_SENT = "http-request set-var(txn.iam_path_sent) path\n"
+_AS_SENT = (
+    "http-request set-var(txn.iam.reason) str(path_ambiguous) "
+    "if iam_odd !{ path,strcmp(txn.iam_path_sent) eq 0 }\n"
+)
+_UNPRINTABLE = re.compile(r"[^\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd]")
+_WORD = re.compile(r"(?!(true|false|null|yes|no|on|off|y|n|none)$)[A-Za-z/][A-Za-z0-9./_-]*", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """The operator's choices about the cluster."""
+
+    image: str
+    namespace: str = "iam"
+    """Of the agents; their objects are named `iam-agent`."""
+    controller: str = "haproxy-controller/haproxy-kubernetes-ingress"
+    """Namespace and ConfigMap of the ingress controller."""
+    domain: str = "cluster.local"
+    replicas: int = 2
+    secret: bool = False
+    """The policy is a Secret, not a ConfigMap."""
+
+
+def manifests(config: Config, policy: Path, settings: render.Settings, cluster: Cluster) -> str:
+    """Make the YAML documents.
+
+    Args:
+        config: what the policy file says.
+        policy: the file itself, which goes into the pods as it is.
+        settings: of HAProxy; `haproxy` is the controller's release, `agents` the port.
+        cluster: where all this runs.
+
+    Raises:
+        ConfigError: a pod cannot use the policy, or an option cannot be used; each with its key.
+        OSError: the file cannot be read.
+    """
+    text = policy.read_text(encoding="utf-8")
+    problems = [*_unfit(config, policy.name, len(text.encode())), *_wrong(cluster)]
+    port = _port(config)
+    host = f"iam-agent.{cluster.namespace}.svc.{cluster.domain}"
+    settings = replace(settings, agents=(f"{host}:{port or 9901}",))
+    if problems := [*problems, *render.unusable(settings)]:
+        raise ConfigError(problems)
+    name = "policy.json" if policy.suffix == ".json" else "policy.toml"
+    objects = [
+        _controller(settings, cluster),
+        _beside(settings, cluster),
+        _policy(cluster, name, text),
+        _deployment(config, cluster, name, port),
+        *_services(config, cluster, port),
+    ]
+    head = (
+        f"# Written by `iamroles policy render --for kubernetes-ingress` from {json.dumps(policy.name)},\n"
+        f"# for HAProxy {settings.haproxy}: change the policy, not this file (docs/kubernetes.md).\n"
+    )
+    return head + "".join(f"---\n{''.join(_block(one))}" for one in objects)
+
+
+# --- what HAProxy runs --------------------------------------------------------------------------------------
+
+
+def frontend(settings: render.Settings) -> str:
+    """Return the gate's rules as the controller's key `frontend-config-snippet` takes them."""
+    text = _rules("frontend iam-gate", settings)
+    text = _FORWARDED.sub("http-request set-header X-Forwarded-Proto https if { ssl_fc }\n", text)
+    text = text.replace("config iam.spoe.cfg", f"config {AUX}/iam.spoe")
+    return _SENT + text.replace(_REWRITTEN, _REWRITTEN + _AS_SENT)
+
+
+def backend(settings: render.Settings) -> str:
+    """Return the rules of each backend, for `backend-config-snippet`: access ends, streams are refused."""
+    text = _rules("defaults iam-routes", settings) + _stripped(render.shipped("no-streams.cfg"), settings)
+    return text.replace(" iam_note_upgrades", "").replace(" iam_note_events", "")
+
+
+def _rules(section: str, settings: render.Settings) -> str:
+    """Return the rules of a section of `haproxy.cfg`, one a line, for one release and without comments."""
+    found = re.search(
+        rf"^{re.escape(section)}\b.*?\n(.*?)^(?=backend|frontend|defaults)",
+        render.shipped("haproxy.cfg"),
+        re.MULTILINE | re.DOTALL,
+    )
+    assert found is not None  # noqa: S101 - a test renders each
+    return _stripped(found[1], settings)
+
+
+def _stripped(text: str, settings: render.Settings) -> str:
+    lines = [line.strip() for line in render.for_release(text, str(settings.haproxy)).splitlines()]
+    kept = "".join(
+        f"{line}\n" for line in lines if line and not line.startswith("#") and not _OTHERS.match(line)
+    )
+    kept = _UNSETTLED.sub(r"\1", kept)
+    return kept.replace("${IAM_REALM}", settings.realm or "iam").replace('"${IAM_UPGRADES[*]}"', "websocket")
+
+
+def beside(settings: render.Settings, cluster: Cluster) -> dict[str, str]:
+    """Return the files beside the controller's own: the agents' addresses, and the SPOE configuration."""
+    tls = render.agent_tls(settings, settings.agents[0])
+    server = f"server-template agent {max(4, 2 * cluster.replicas)} {settings.agents[0]}{tls}"
+    agents = render.shipped("agents.cfg").partition("backend iam-agents")
+    text = "".join(agents[1:]).replace("{servers}", f"    {server} resolvers iam-dns init-addr none")
+    aux = f"""\
+defaults iam-defaults
+    mode http
+    timeout client  30s
+    timeout connect 3s
+    timeout server  60s
+
+# The addresses of the agents' pods, which the headless Service names.
+resolvers iam-dns
+    parse-resolv-conf
+    accepted_payload_size 8192
+    hold valid    5s
+    hold obsolete 10s
+
+{text}"""
+    timeout = settings.timeout_processing or "2s"
+    spoe = render.shipped("iam.spoe.cfg").replace('"${IAM_TIMEOUT_PROCESSING}"', timeout)
+    release = str(settings.haproxy)
+    return {
+        "haproxy-aux.cfg": render.guard(release) + render.for_release(aux, release),
+        "iam.spoe": render.for_release(spoe, release),
+    }
+
+
+# --- what Kubernetes runs -----------------------------------------------------------------------------------
+
+
+def _object(kind: str, name: str, namespace: str, version: str = "v1") -> dict[str, Any]:
+    labels = {"app.kubernetes.io/name": "iam-agent", "app.kubernetes.io/part-of": "haproxy-iam-roles"}
+    return {
+        "apiVersion": version,
+        "kind": kind,
+        "metadata": {"name": name, "namespace": namespace, "labels": labels},
+    }
+
+
+_PODS = {"matchLabels": {"app.kubernetes.io/name": "iam-agent"}}
+
+
+def _controller(settings: render.Settings, cluster: Cluster) -> dict[str, Any]:
+    namespace, _, name = cluster.controller.partition("/")
+    found = _object("ConfigMap", name, namespace)
+    del found["metadata"]["labels"]  # it is the controller's
+    return found | {
+        "data": {
+            "global-config-snippet": "expose-experimental-directives\n",
+            "frontend-config-snippet": frontend(settings),
+            "backend-config-snippet": backend(settings),
+        }
+    }
+
+
+def _beside(settings: render.Settings, cluster: Cluster) -> dict[str, Any]:
+    found = _object("ConfigMap", "iam-haproxy", cluster.controller.partition("/")[0])
+    return found | {"data": beside(settings, cluster)}
+
+
+def _policy(cluster: Cluster, name: str, text: str) -> dict[str, Any]:
+    if cluster.secret:
+        return _object("Secret", "iam-policy", cluster.namespace) | {"stringData": {name: text}}
+    return _object("ConfigMap", "iam-policy", cluster.namespace) | {"data": {name: text}}
+
+
+def _deployment(config: Config, cluster: Cluster, name: str, port: int | None) -> dict[str, Any]:
+    source = {"secret": {"name": "iam-policy"}} if cluster.secret else {"configMap": {"name": "iam-policy"}}
+    sources = [source, *([{"secret": {"name": "iam-agent-tls"}}] if config.agent.tls else [])]
+    ports = [{"name": "spop", "containerPort": port}]
+    if metrics := _reachable(config.metrics.listen):
+        ports.append({"name": "metrics", "containerPort": metrics})
+    writable = ("run", "var/lib", "var/log")
+    container = {
+        "name": "agent",
+        "image": cluster.image,
+        "args": ["agent", "run", "--config", f"{HOME}/{name}"],
+        "ports": ports,
+        "startupProbe": _probe(name, "startup", period=2, failures=30),
+        "readinessProbe": _probe(name, "readiness", period=5, failures=2),
+        "livenessProbe": _probe(name, "liveness", period=10, failures=6),
+        "resources": {
+            "requests": {"cpu": "250m", "memory": "192Mi"},
+            "limits": {"memory": "512Mi"},
+        },
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": [
+            {"name": "policy", "mountPath": HOME, "readOnly": True},
+            *(
+                {"name": "scratch", "mountPath": f"/{at}/iamroles", "subPath": at.replace("/", "-")}
+                for at in writable
+            ),
+        ],
+    }
+    return _object("Deployment", "iam-agent", cluster.namespace, "apps/v1") | {
+        "spec": {
+            "replicas": cluster.replicas,
+            "selector": _PODS,
+            "strategy": {"rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
+            "template": {
+                "metadata": {
+                    "labels": _PODS["matchLabels"],
+                    # Another policy is another pod: no signal says that a mounted file changed.
+                    "annotations": {"haproxy-iam-roles/policy": version_of(config)},
+                },
+                "spec": {
+                    "automountServiceAccountToken": False,
+                    "terminationGracePeriodSeconds": round(config.agent.drain_timeout) + 20,
+                    "securityContext": {
+                        "runAsNonRoot": True,
+                        "runAsUser": USER,
+                        "runAsGroup": USER,
+                        "fsGroup": USER,
+                        "seccompProfile": {"type": "RuntimeDefault"},
+                    },
+                    "topologySpreadConstraints": [
+                        {
+                            "maxSkew": 1,
+                            "topologyKey": "kubernetes.io/hostname",
+                            "whenUnsatisfiable": "ScheduleAnyway",
+                            "labelSelector": _PODS,
+                        }
+                    ],
+                    "containers": [container],
+                    "volumes": [
+                        {"name": "policy", "projected": {"defaultMode": 0o440, "sources": sources}},
+                        {"name": "scratch", "emptyDir": {"sizeLimit": "1Gi"}},
+                    ],
+                },
+            },
+        }
+    }
+
+
+def _probe(name: str, purpose: str, *, period: int, failures: int) -> dict[str, Any]:
+    words = ["iamroles", "agent", "probe", "--config", f"{HOME}/{name}", "--for", purpose, "--timeout", "4"]
+    seconds = {"periodSeconds": period, "timeoutSeconds": 5, "failureThreshold": failures}
+    return {"exec": {"command": words}, **seconds}
+
+
+def _services(config: Config, cluster: Cluster, port: int | None) -> Iterator[dict[str, Any]]:
+    metrics = _reachable(config.metrics.listen)
+    ports = [{"name": "spop", "port": port}, *([{"name": "metrics", "port": metrics}] if metrics else [])]
+    yield _object("Service", "iam-agent", cluster.namespace) | {
+        # Without an address of its own: its name has those of all pods that are ready.
+        "spec": {"clusterIP": "None", "selector": _PODS["matchLabels"], "ports": ports}
+    }
+    yield _object("PodDisruptionBudget", "iam-agent", cluster.namespace, "policy/v1") | {
+        "spec": {"maxUnavailable": 1, "selector": _PODS}
+    }
+    space = {"matchLabels": {"kubernetes.io/metadata.name": cluster.controller.partition("/")[0]}}
+    proxies = {"matchLabels": {"app.kubernetes.io/name": "kubernetes-ingress"}}
+    asked: list[dict[str, Any]] = [
+        {"from": [{"namespaceSelector": space, "podSelector": proxies}], "ports": [{"port": port}]}
+    ]
+    if metrics:
+        asked.append({"ports": [{"port": metrics}]})
+    names = [{"protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 53}]
+    yield _object("NetworkPolicy", "iam-agent", cluster.namespace, "networking.k8s.io/v1") | {
+        "spec": {
+            "podSelector": _PODS,
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": asked,
+            "egress": [{"ports": names}, {"ports": [{"port": 443}]}],  # issuers' keys and STS
+        }
+    }
+    if metrics:
+        yield _object("ServiceMonitor", "iam-agent", cluster.namespace, "monitoring.coreos.com/v1") | {
+            "spec": {"selector": _PODS, "endpoints": [{"port": "metrics", "interval": "30s"}]}
+        }
+
+
+# --- what cannot be rendered --------------------------------------------------------------------------------
+
+
+def _reachable(listen: str) -> int | None:
+    """Return the port of a TCP address that other pods can reach."""
+    host, _, port = listen.rpartition(":")
+    if listen.startswith("unix:") or not port.isdecimal() or int(port) == 0:
+        return None
+    return None if host.strip("[]").startswith(("127.", "::1", "localhost")) else int(port)
+
+
+def _port(config: Config) -> int | None:
+    listen = config.agent.listen or []
+    return next(filter(None, map(_reachable, [listen] if isinstance(listen, str) else listen)), None)
+
+
+def _unfit(config: Config, source: str, size: int) -> Iterator[Problem]:
+    """Find what a policy says that no pod can do."""
+    if _port(config) is None:
+        remedy = 'Write listen = "0.0.0.0:9901", or "[::]:9901"'
+        yield Problem(source, "agent.listen", "no address that HAProxy reaches from another pod", remedy)
+    for table, key in (("live", "master_socket"), ("live", "revocations"), ("agent", "shadow_policy")):
+        if getattr(getattr(config, table), key) is not None:
+            remedy = "Leave it out (docs/kubernetes.md)"
+            yield Problem(source, f"{table}.{key}", "a pod has no such file", remedy)
+    if config.agent.tls is not None:
+        for key in ("certificate", "ca"):
+            if "/" in (file := getattr(config.agent.tls, key)):
+                remedy = "Name the key of the Secret iam-agent-tls, which lies beside the policy"
+                yield Problem(source, f"agent.tls.{key}", f"{file!r} is not beside the policy", remedy)
+    for index, one in enumerate(config.backends):
+        if one.streams:
+            remedy = "Leave it out: behind the controller streams are refused (docs/kubernetes.md)"
+            yield Problem(source, f"backends[{index}].streams", "nothing would end a stream here", remedy)
+    if size > _LARGEST:
+        yield Problem(source, "", f"{size:,} bytes", f"A ConfigMap or Secret holds {_LARGEST:,}")
+
+
+def _wrong(cluster: Cluster) -> Iterator[Problem]:
+    """Find options that Kubernetes would refuse, or that would add words to HAProxy's configuration."""
+    remedy = "Use lower-case letters, digits and '-', 50 at most"
+    controller, slash, name = cluster.controller.partition("/")
+    if not (_LABEL.fullmatch(controller) and slash and all(map(_LABEL.fullmatch, name.split(".")))):
+        wrong = f"{cluster.controller!r} is not NAMESPACE/CONFIGMAP"
+        yield Problem("command line", "--controller", wrong, remedy)
+    if not _LABEL.fullmatch(cluster.namespace):
+        yield Problem("command line", "--namespace", f"{cluster.namespace!r} is not a name", remedy)
+    if not all(map(_LABEL.fullmatch, cluster.domain.split("."))):
+        yield Problem("command line", "--cluster-domain", f"{cluster.domain!r} is not a domain", remedy)
+    if not re.fullmatch(r"[!-~]{1,500}", cluster.image):
+        yield Problem("command line", "--image", f"{cluster.image!r} is not an image", "Write registry/name:tag")
+
+
+# --- YAML ---------------------------------------------------------------------------------------------------
+
+
+def _block(value: Any, indent: str = "") -> Iterator[str]:  # noqa: ANN401 - what JSON can say
+    """Write a mapping or a list as a block of YAML, each value on lines of its own."""
+    items = value.items() if isinstance(value, Mapping) else ((None, one) for one in value)
+    for key, one in items:
+        lead = f"{indent}-" if key is None else f"{indent}{_scalar(key)}:"
+        if isinstance(one, Mapping | list) and one:
+            inner = "".join(_block(one, indent + "  "))
+            yield f"{lead} {inner.lstrip()}" if key is None else f"{lead}\n{inner}"
+        elif isinstance(one, str) and _is_plain(one):
+            yield f"{lead} |\n"
+            yield from (f"{indent}  {line}\n" if line else "\n" for line in one[:-1].split("\n"))
+        else:
+            yield f"{lead} {_scalar(one)}\n"
+
+
+def _is_plain(text: str) -> bool:
+    """Tell if a text of several lines says the same when it is only indented."""
+    ends = text.endswith("\n") and not text.endswith("\n\n") and not text.startswith((" ", "\t", "\n"))
+    return ends and not _UNPRINTABLE.search(text.replace("\n", "").replace("\t", ""))
+
+
+def _scalar(value: Any) -> str:  # noqa: ANN401 - what JSON can say
+    """Write a value on one line, as JSON does; YAML reads that, and a plain word without quotes."""
+    if isinstance(value, str) and _WORD.fullmatch(value):
+        return value
+    return _UNPRINTABLE.sub(_escaped, json.dumps(value, ensure_ascii=False))
+
+
+def _escaped(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\U{code:08x}" if code > 0xFFFF else f"\\u{code:04x}"

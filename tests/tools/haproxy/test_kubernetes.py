@@ -1,0 +1,265 @@
+"""`policy render --for kubernetes-ingress`: Kubernetes takes each document, and HAProxy what is in them.
+
+The controller itself is not here. Its configuration is put together as its documentation and its start script
+say: its own sections with the two pieces, and then the files of the ConfigMap that is mounted beside them.
+"""
+
+import contextlib
+import http.client
+import json
+import re
+import subprocess
+import time
+
+import kubernetes_validate
+import pytest
+import yaml
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from listening import nowhere
+from policies import document, grant
+from programs import world
+from running_agent import agent as running_agent
+from test_render import binaries
+from tokens_support import publishing, token_of
+
+from iamroles_scenarios.stage import haproxies
+from iamroles_tools.haproxy import kubernetes, render
+
+HOSTILE = 'x" ]\n---\nkind: Pod\n# é \u2028\x7f\u0085 {{ }} \U0001f600 \\ : - | > & * !!python/object'
+AGENT = {"listen": "0.0.0.0:9901"}
+TLS = {"certificate": "agent.pem", "ca": "ca.pem", "names": ["proxy.test"]}
+OWN_TLS = ("--agent-ca", "/tls/ca.pem", "--agent-certificate", "/tls/p.pem")
+POLICIES = {
+    "plain": ({"agent": AGENT}, ()),
+    "tls": ({"agent": {"listen": "[::]:7000", "tls": TLS}}, (*OWN_TLS, "--secret", "--replicas", "9")),
+    "metrics": (
+        {"agent": {"listen": ["unix:/run/a", "10.0.0.1:9901"]}, "metrics": {"listen": "[::]:9902"}},
+        (),
+    ),
+    "hostile": ({"agent": AGENT, "x-note": HOSTILE}, ("--realm", "the edge: #1", "--image", 'a"b#c:{d}')),
+}
+
+
+def policy(**tables):
+    rules = grant("R", "reader", "GET", "/orders", "b"), grant("H", "reader", "GET", "/h", "b")
+    return document(*rules, **tables)
+
+
+def rendered(tmp_path, name="plain", *options, text=None, code=0, **tables):
+    path = tmp_path / "policy.json"
+    found, more = POLICIES[name]
+    path.write_text(text or json.dumps(policy(**(found | tables)), ensure_ascii=False))
+    words = ["--for", "kubernetes-ingress", "--config", str(path), "--output", str(tmp_path / "out")]
+    image = [] if "--image" in more else ["--image", "registry.test/agent:1"]
+    done = CliRunner().invoke(render.render, [*words, *image, *more, *options])
+    assert done.exit_code == code, done.output
+    if code:
+        return done.output
+    return (tmp_path / "out" / "iam-kubernetes.yaml").read_text(encoding="utf-8")
+
+
+def objects(text):
+    return {(one["kind"], one["metadata"]["name"]): one for one in yaml.safe_load_all(text)}
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_kubernetes_takes_each_document(tmp_path, name):
+    found = objects(rendered(tmp_path, name))
+
+    kinds = {kind for kind, _ in found}
+    assert kinds - {"Secret"} >= {
+        *("ConfigMap", "Deployment", "Service", "NetworkPolicy", "PodDisruptionBudget")
+    }
+    assert ("ServiceMonitor" in kinds) is (name == "metrics")
+    for (kind, _), one in found.items():
+        if kind == "ServiceMonitor":  # a custom resource, whose schema is in no release of Kubernetes
+            assert one["spec"]["endpoints"][0]["port"] in str(found["Service", "iam-agent"]["spec"]["ports"])
+            continue
+        for version in ("1.28", kubernetes_validate.latest_version()):
+            kubernetes_validate.validate(one, version, strict=True)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_the_policy_arrives_as_it_was(tmp_path, name):
+    found = objects(rendered(tmp_path, name))
+
+    kind, key = ("Secret", "stringData") if name == "tls" else ("ConfigMap", "data")
+    data = found[kind, "iam-policy"][key]
+    assert data == {"policy.json": (tmp_path / "policy.json").read_text()}
+
+
+def test_the_pod_is_restricted_and_probed(tmp_path):
+    pod = objects(rendered(tmp_path, "tls"))["Deployment", "iam-agent"]["spec"]["template"]["spec"]
+    (agent,) = pod["containers"]
+
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert agent["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    for purpose in ("startup", "readiness", "liveness"):
+        words = agent[f"{purpose}Probe"]["exec"]["command"]
+        assert words[: words.index("--for") + 2][-2:] == ["--for", purpose]
+    sources = pod["volumes"][0]["projected"]["sources"]
+    assert sources == [{"secret": {"name": "iam-policy"}}, {"secret": {"name": "iam-agent-tls"}}]
+
+
+TEXTS = st.text() | st.sampled_from(
+    [HOSTILE, "", "no", "1e3", " a\n", "a\n\n", "a\n \n", "\ta\n", "a\r\nb\n"]
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.recursive(
+        TEXTS | st.integers() | st.booleans(), lambda one: st.lists(one) | st.dictionaries(TEXTS, one)
+    )
+)
+def test_what_is_written_is_read_back(value):
+    written = {"text": value, "more": [value]}
+
+    assert yaml.safe_load("".join(kubernetes._block(written))) == written
+
+
+@pytest.mark.parametrize(
+    ("tables", "options", "words"),
+    [
+        ({"agent": {"listen": "127.0.0.1:9901"}}, (), "agent.listen: no address that HAProxy reaches"),
+        ({"agent": {"listen": "unix:/run/a.sock"}}, (), "agent.listen: no address"),
+        ({"live": {"master_socket": "/run/m"}}, (), "live.master_socket: a pod has no such file"),
+        (
+            {"agent": {**AGENT, "tls": TLS | {"ca": "/etc/ca.pem"}}},
+            OWN_TLS,
+            "agent.tls.ca: '/etc/ca.pem' is not",
+        ),
+        ({"backends": [{"name": "b", "streams": True}]}, (), "backends[0].streams: nothing would end"),
+        ({"x-large": "a" * 1_000_000}, (), "bytes. A ConfigMap or Secret holds 1,000,000"),
+        ({}, ("--namespace", "a: b"), "--namespace: 'a: b' is not a name"),
+        ({}, ("--controller", "x"), "'x' is not NAMESPACE/CONFIGMAP"),
+        ({}, ("--cluster-domain", "a b"), "is not a domain"),
+        ({}, ("--image", "a\nb"), "is not an image"),
+        ({}, ("--bind", ":1"), "--bind is the ingress controller's affair"),
+        ({}, ("--agent", "a:1"), "--agent is the ingress controller's affair"),
+        ({}, ("--realm", 'a"b'), "cannot stand in HAProxy's configuration"),
+    ],
+)
+def test_what_no_pod_can_do_is_refused(tmp_path, tables, options, words):
+    assert words in rendered(tmp_path, "plain", *options, code=2, **tables)
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_of_the_cluster_go_with_it(tmp_path):
+    path = tmp_path / "policy.json"
+    path.write_text(json.dumps(policy()))
+    words = ["--config", str(path), "--output", str(tmp_path), "--image", "a"]
+
+    assert "--image goes with --for" in CliRunner().invoke(render.render, words).output
+
+
+# --- HAProxy, as the controller would run it ----------------------------------------------------------------
+
+
+CONTROLLER = """\
+global
+  {global-config-snippet}
+defaults
+  mode http
+  timeout connect 5s
+  timeout client 20s
+  timeout server 20s
+  timeout http-request 5s
+frontend http
+  bind {bind}
+  http-request set-var(txn.base) base
+  http-request set-var(txn.path) path
+  http-request set-var(txn.host) req.hdr(Host),field(1,:),lower
+  http-request set-header X-Forwarded-Proto https if {{ ssl_fc }}
+  {frontend-config-snippet}
+  use_backend denied if {{ var(txn.path) -m beg /closed }}
+  default_backend app
+backend app
+  {backend-config-snippet}
+  http-request set-var-fmt(txn.seen) "%[req.hdr(x-iam-principal)] %[req.hdr(x-forwarded-host)]"
+  http-request set-var-fmt(txn.seen) "%[var(txn.seen)]|%[req.hdr(authorization)]"
+  http-request return status 200 content-type text/plain lf-string "%[path] %[var(txn.seen)]"
+backend denied
+  http-request deny deny_status 429
+"""
+
+
+def assembled(tmp_path, binary, bind, agent, *options):
+    """Write the controller's file and the files beside it, in two folders; return HAProxy's arguments."""
+    release = ".".join(haproxies.version(binary).split(".")[:2])
+    found = objects(rendered(tmp_path, "plain", "--haproxy", release, *options))
+    aux = tmp_path / "haproxy-aux.cfg"
+    aux.mkdir(exist_ok=True)
+    data = found["ConfigMap", "haproxy-kubernetes-ingress"]["data"]
+    snippets = {
+        key: text.rstrip().replace("\n", "\n  ").replace(kubernetes.AUX, str(aux))
+        for key, text in data.items()
+    }
+    main = tmp_path / "haproxy.cfg"
+    main.write_text(CONTROLLER.format(bind=bind, **snippets))
+    for name, text in found["ConfigMap", "iam-haproxy"]["data"].items():
+        known = re.sub("server-template .*", f"server agent {agent} check", text) if agent else text
+        (aux / name).write_text(known)
+    return [binary, "-f", str(main), "-f", str(aux)]
+
+
+@pytest.mark.parametrize("options", [(), (*OWN_TLS, "--agent-name", "agent.test")])
+@pytest.mark.parametrize("binary", binaries())
+def test_haproxy_takes_it_without_a_warning(tmp_path, binary, options):
+    words = assembled(tmp_path, binary, nowhere(), "", *options)
+    if options:  # the files are in the controller's pod
+        texts = [path for path in (tmp_path / "haproxy-aux.cfg").iterdir() if "/tls/" in path.read_text()]
+        assert "verify required ca-file /tls/ca.pem verifyhost agent.test" in texts[0].read_text()
+        return
+
+    done = subprocess.run([*words, "-c", "-dW"], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
+
+
+@pytest.mark.parametrize("binary", binaries())
+def test_the_gate_judges_behind_the_controllers_rules(tmp_path, binary):
+    port = nowhere().rpartition(":")[2]
+    with contextlib.ExitStack() as stack:
+        issuer = stack.enter_context(publishing()).url
+        ready = stack.enter_context(running_agent(world(issuer), tmp_path))
+        words = assembled(tmp_path, binary, f"127.0.0.1:{port}", ready["address"])
+        process = stack.enter_context(subprocess.Popen([*words, "-db"], stderr=subprocess.PIPE))
+        stack.callback(process.terminate)
+
+        def ask(path="/orders/1", token=token_of(issuer, sub="alice"), **headers):  # noqa: B008 - one token
+            line = http.client.HTTPConnection("127.0.0.1", int(port), timeout=10)
+            with contextlib.closing(line):
+                given = {"Authorization": f"Bearer {token}"} if token else {}
+                line.request("GET", path, headers=given | headers)
+                answer = line.getresponse()
+                return answer.status, answer.read().decode()
+
+        assert until_allowed(ask) == (200, "/orders/1 alice |")
+        forged = {"X-IAM-Principal": "forged", "X-Forwarded-Host": "forged"}
+        assert ask(**forged) == (200, "/orders/1 alice |")
+        assert [ask(token="")[0], ask("/admin")[0], ask(token="x.y.z")[0]] == [401, 403, 401]
+        assert ask("/orders/%C3%A9") == (200, "/orders/%C3%A9 alice |")
+        assert ask("/orders/%61")[0] == 400, "the controller chose a backend by another path"
+        assert ask("/orders//1")[0] == 400
+        upgrade = {"Upgrade": "websocket", "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA=="}
+        assert ask(Connection="Upgrade", **upgrade)[0] == 403
+
+
+def until_allowed(ask):
+    """Ask until HAProxy listens, and its health check holds the agent for up."""
+    end = time.monotonic() + 60
+    answer = None
+    while time.monotonic() < end and (answer is None or answer[0] != 200):
+        time.sleep(0.05)
+        with contextlib.suppress(OSError):
+            answer = ask()
+    return answer
