@@ -74,6 +74,17 @@ def test_a_sound_report_is_accepted_and_shown(sent, tmp_path):
     assert said("conformance verify-report", tmp_path / "reports/agent/1")
 
 
+@pytest.mark.parametrize(
+    ("content", "told"), [(None, "cannot be read"), (b"\xff", "cannot be read"), (b"x", "lacks")]
+)
+def test_a_page_that_cannot_be_written_is_named(sent, tmp_path, content, told):
+    page = tmp_path / "page.md"
+    if content is not None:
+        page.write_bytes(content)
+
+    assert told in said("conformance verify-report", sent(), "--page", page, code=2)
+
+
 def test_a_report_of_another_suite_must_add_up(sent):
     told = said(
         "conformance verify-report", sent(lambda one: one["digests"].update(suite="sha256:" + "0" * 64))

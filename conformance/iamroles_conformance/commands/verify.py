@@ -19,6 +19,7 @@ from iamroles_conformance.reports import bundle, report, submissions
 from iamroles_conformance.reports.bundle import Bundle
 from iamroles_conformance.reports.evidence import digests
 from iamroles_conformance.subject import Subject
+from iamroles_scenarios.base.errors import PageError
 from iamroles_scenarios.checks.plan import plan
 from iamroles_scenarios.commands.values import OutputPath
 
@@ -82,11 +83,14 @@ def verify_report(  # noqa: PLR0917 - as click gives them
 
 def _folder(path: Path, page: Path | None) -> ExitCode:
     """Check a folder of reports, and write the page of those that hold together."""
-    text = page.read_text(encoding="utf-8") if page else ""
+    try:
+        text = page.read_text(encoding="utf-8") if page else ""
+    except (OSError, ValueError) as error:
+        raise PageError(f"{page}: cannot be read: {error}. Name a page with the two lines.") from error
     one = (path / submissions.IMPLEMENTATION).exists() or (path / submissions.REPORT).exists()
     try:
         found, wrong = ([submissions.read(path)], []) if one else submissions.read_all(path)
-    except ReportError as error:
+    except (ReportError, OSError) as error:
         found, wrong = [], [str(error)]
     for each in found:
         how = "this suite says the same of its checks" if each.ours else "another suite's; its numbers add up"

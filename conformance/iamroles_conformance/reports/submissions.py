@@ -122,7 +122,7 @@ def read_all(root: Path) -> tuple[list[Submission], list[str]]:
             try:
                 found.append(read(version))
                 keys[found[-1].name] = found[-1].of.public_key
-            except ReportError as error:
+            except (ReportError, OSError) as error:
                 wrong.append(str(error))
         if len(set(keys.values())) > 1:
             wrong.append(
