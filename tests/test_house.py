@@ -46,7 +46,7 @@ LINES = {
 }
 TRUSTED_LINES = 17_841
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 17_541
+DATA_LINES = 17_564
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""

@@ -66,9 +66,9 @@ class _Commands(click.Group):
             with _terminable():
                 return super().invoke(ctx)
         except ModuleNotFoundError as error:
-            name, package = ctx.invoked_subcommand or "", (error.name or "").partition(".")[0]
+            name, (package, _, inside) = ctx.invoked_subcommand or "", (error.name or "").partition(".")
             _, extra, _ = _GROUPS.get(name, ("", "", ""))
-            if not extra or package.startswith("iamroles_"):
+            if not extra or (package.startswith("iamroles_") and inside):
                 raise
             remedy = f"pip install 'haproxy-iam-roles[{extra}]'"
             raise click.ClickException(

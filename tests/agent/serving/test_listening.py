@@ -66,7 +66,7 @@ def test_without_a_group_nobody_else_may(opened, path, mask):
     ("group_below", "why"),
     [
         (("no-such", "a"), r"agent\.listen_group: this host has no group 'no-such'.*HAProxy"),
-        (("0", "a"), r"'0' in agent\.listen_group is not a group of this user"),
+        (("1", "a"), r"'1' in agent\.listen_group is not a group of this user"),
         ((None, "a/b"), r"the directory .*/a/b does not exist; make it"),
     ],
 )
