@@ -363,7 +363,9 @@ def _wrong(cluster: Cluster) -> Iterator[Problem]:
     if not all(map(_LABEL.fullmatch, cluster.domain.split("."))):
         yield Problem("command line", "--cluster-domain", f"{cluster.domain!r} is not a domain", remedy)
     if not re.fullmatch(r"[!-~]{1,500}", cluster.image):
-        yield Problem("command line", "--image", f"{cluster.image!r} is not an image", "Write registry/name:tag")
+        yield Problem(
+            "command line", "--image", f"{cluster.image!r} is not an image", "Write registry/name:tag"
+        )
 
 
 # --- YAML ---------------------------------------------------------------------------------------------------
