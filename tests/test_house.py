@@ -37,10 +37,10 @@ ROOMS = {
 }
 ARROWS = {"iamroles_agent": 40}
 LINES = {
-    "reference": 23_699,
+    "reference": 23_701,
     "scenarios": 32_290,
     "conformance": 10_979,
-    "loadtests": 4_862,
+    "loadtests": 4_932,
     "benchmarks": 4_106,
     "tests": 31_981,
 }

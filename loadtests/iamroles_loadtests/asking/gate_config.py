@@ -165,4 +165,5 @@ def render(world: str, output: str, agents: Sequence[str] = (), *, tls: bool = F
 
 
 if __name__ == "__main__":
-    sys.exit(render(*sys.argv[1:3], tls="--tls" in sys.argv[3:]))
+    both = ("127.0.0.1:9901", "127.0.0.1:9902") if "--second" in sys.argv[3:] else ()
+    sys.exit(render(sys.argv[1], sys.argv[2], both, tls="--tls" in sys.argv[3:]))

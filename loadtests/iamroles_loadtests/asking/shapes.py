@@ -48,11 +48,13 @@ SHAPES: dict[str, Callable[[float, float], dict[str, Any]]] = {
     "hostile": _parts((1, 0.2), weights={"mix": 1.0, "hostile": 1.0}),
     "fresh": _parts((1, 0.1), fresh=True),
     "streams": _parts((1, 0.5), streams=200),
+    "second-agent": _parts((1, 0.3)),
 }
 """Options of a phase by shape. `steady` half the knee; `step` three tenths, six, nine; `spike` a fifth, then
 more than the knee takes, then a fifth; `ramp` up to the knee; `closed` no timetable; `one`, `thousand` and
 `hundred-thousand` identities by Zipf's law; `cold` every token is new; `hostile` each second request is a
 stranger's; `fresh` a new connection (with --tls: a new handshake) for each request; `streams` half the knee
-beside 200 open event streams."""
+beside 200 open event streams; `second-agent` three tenths, while another agent begins after a third of the
+time. Its share of the questions from then on is an event of the result."""
 ANYWHERE = ("steady", "step", "spike", "ramp", "closed", "fresh")
 """Those that need no tokens, for any URL or agent."""

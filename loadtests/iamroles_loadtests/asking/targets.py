@@ -6,6 +6,7 @@ read. `Gate` sets a stage and asks the pools of `questions`; the other two ask o
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,7 @@ from iamroles_loadtests.asking.questions import POPULATIONS, Asking, straight
 from iamroles_scenarios.base.errors import StageError
 from iamroles_scenarios.declarations.scenario import WorldSpec, policy_of
 from iamroles_scenarios.stage import AgentSpec, Stage, World, open_stage
+from iamroles_scenarios.stage.agent_handle import AgentHandle
 from iamroles_scenarios.stage.reference import reference_agent
 from iamroles_scenarios.stage.rendering import SHIPPED
 from iamroles_scenarios.traffic import Address, Right
@@ -28,6 +30,7 @@ from iamroles_scenarios.traffic import Address, Right
 QUIET = {"IAM_LOG_LEVEL": "emerg"}
 """HAProxy's record is silenced: on a shared machine the suite's own reading of it would be measured."""
 _RENDER = ("python", "-m", "iamroles_loadtests.asking.gate_config", "{world}", "{output}")
+_AGE = {"max_connection_age": "1s"}
 _LIFE = 3500.0
 """Seconds that tokens live at most: the policy takes none that live longer than an hour."""
 
@@ -52,6 +55,8 @@ class Wanted:
     """Clients speak TLS to the gate."""
     streams: bool = False
     """A backend that streams."""
+    second: bool = False
+    """A second agent, which HAProxy knows, and which does not run yet; connections to both end of age."""
 
 
 @dataclass(slots=True)
@@ -70,6 +75,14 @@ class Target:
     """True if it has the pools `unasked`, `remembered` and `new`."""
     parts: Mapping[str, Finder] = field(default_factory=dict)
     world: World | None = None
+    second: AgentHandle | None = None
+    """See `Wanted.second`."""
+
+    def questions(self) -> list[int]:
+        """Return the bytes that HAProxy has sent to each agent; of a connection when it ends."""
+        assert self.world is not None  # noqa: S101 - only a gate on a stage has a second agent
+        rows = csv.DictReader(self.world.haproxy.runtime("show stat iam-agents 4 -1").splitlines())
+        return [int(row["bin"]) for row in rows]
 
     def phase(self, **more: Any) -> Phase:  # noqa: ANN401 - Phase checks
         """Make a phase of ordinary load, or what the keywords say."""
@@ -112,7 +125,9 @@ def gate(
         issuer.add_key("RS256")
         issuer.add_key("ES256")
         asking = Asking(issuer.mint, life=min(wanted.seconds + 600, _LIFE))
-        with _world(stage, agent, scratch, wanted, own=own, haproxy=not straight_on) as world:
+        second = _second(stage, agent, scratch) if wanted.second else None
+        asks = {} if second is None else {"IAM_AGENT_2": second.inner_address}
+        with _world(stage, agent, scratch, wanted, asks, own=own, haproxy=not straight_on) as world:
             about: dict[str, Any] = {
                 "kind": "stage",
                 "agent": {"name": agent.name, "version": agent.version},
@@ -136,11 +151,27 @@ def gate(
                     "agent": lambda: world.agent.host_pid,
                 },
                 world=world,
+                second=second,
             )
 
 
+def _second(stage: Stage, agent: AgentSpec, scratch: str) -> AgentHandle:
+    """Start an agent to learn its address, and stop it: it will come back there."""
+    policy = gate_config.orders_policy() | {"agent": _AGE, "audit": {"path": f"{scratch}/second.jsonl"}}
+    found = stage.world(agent, policy, haproxy=False).agent
+    found.stop()
+    return found
+
+
 def _world(
-    stage: Stage, agent: AgentSpec, scratch: str, wanted: Wanted, *, own: bool, haproxy: bool
+    stage: Stage,
+    agent: AgentSpec,
+    scratch: str,
+    wanted: Wanted,
+    asks: Mapping[str, str],
+    *,
+    own: bool,
+    haproxy: bool,
 ) -> World:
     bare = own or not haproxy
     policy = dict(policy_of(WorldSpec(policy="orders"))) if bare else gate_config.orders_policy()
@@ -148,14 +179,17 @@ def _world(
         # By default it writes its audit to standard error, which the stage reads: on the same cores.
         folder = scratch if stage.kind == "processes" else "/tmp"  # noqa: S108 - the container's own
         policy["audit"] = {"path": f"{folder}/audit.jsonl"}
+    if asks:
+        policy["agent"] = _AGE
     if bare:
         return stage.world(agent, policy, settings=QUIET, haproxy=haproxy)
     for backend in policy["backends"]:
         if wanted.streams and backend["name"] == "export":
             del backend["servers"]
             backend["streams"] = True  # an echo backend of the stage answers
-    render = {**agent.haproxy, "render": [*_RENDER, *(["--tls"] if wanted.tls else [])]}
-    return stage.world(replace(agent, haproxy=render), policy, settings=QUIET)
+    words = [*(["--tls"] if wanted.tls else []), *(["--second"] if asks else [])]
+    render = {**agent.haproxy, "render": [*_RENDER, *words]}
+    return stage.world(replace(agent, haproxy=render), policy, settings={**QUIET, **asks})
 
 
 def _pools(asking: Asking, wanted: Wanted, *, paired: bool) -> Pools:

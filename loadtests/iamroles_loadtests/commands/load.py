@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import secrets
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from iamroles_loadtests.pages import report as reports
 from iamroles_loadtests.results import result as results
 from iamroles_loadtests.results import slo as slos
 from iamroles_loadtests.results.compare import cautions, compared, obstacles
+from iamroles_scenarios.base.errors import StageError
 from iamroles_scenarios.commands.values import Number, OutputPath
 from iamroles_scenarios.stage.haproxies import RELEASES
 from iamroles_scenarios.traffic import Segment
@@ -110,6 +113,7 @@ def _wanted(options: dict[str, Any]) -> targets.Wanted:
         cold=cold_tokens(each) if "cold" in options["shapes"] else 0,
         tls=options["tls"],
         streams="streams" in options["shapes"],
+        second="second-agent" in options["shapes"],
     )
 
 
@@ -124,7 +128,7 @@ def _played(
     """Play all parts of a run; arguments of `result.assembled`."""
     level = options["duration"]
     conductor = Conductor(target, generator, _run_options(options), say=say)
-    begun = time.time()
+    events: list[dict[str, Any]] = [{"at": time.time(), "what": "begin"}]
     rates: dict[str, float] = {f"{rate:g}": rate for rate in options["rates"]}
     knee = None
     if not rates or options["shapes"]:
@@ -139,7 +143,9 @@ def _played(
         assert knee is not None  # noqa: S101 - found above
         say(f"shape {shape}")
         chosen = SHAPES[shape](knee["rate"], level)
-        phases.append(conductor.play(conductor.phase(shape, 0.0, level, **chosen), "shape"))
+        phase = conductor.phase(shape, 0.0, level, **chosen)
+        with _second_agent(target, level, events) if shape == "second-agent" else nullcontext():
+            phases.append(conductor.play(phase, "shape"))
     pairs = None
     if target.paired:
         slowest = min(rates.values()) if knee is None else knee["rate"] * SHARES["low"]
@@ -149,8 +155,35 @@ def _played(
         "knee": knee,
         "pairs": pairs,
         "played": conductor.played,
-        "events": [{"at": begun, "what": "begin"}],
+        "events": events,
     }
+
+
+@contextmanager
+def _second_agent(target: targets.Target, seconds: float, events: list[dict[str, Any]]) -> Iterator[None]:
+    """Start the second agent after a third of the time; note its share of the questions from then on."""
+    second = target.second
+    assert second is not None  # noqa: S101 - `_wanted` asked for it
+    seen: list[int] = []
+
+    def begin() -> None:
+        second.start()
+        events.append({"at": time.time(), "what": "a second agent begins"})
+        seen.extend(target.questions())
+
+    timer = threading.Timer(seconds / 3, begin)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.join()
+    if not seen:
+        raise StageError("The second agent did not start.", {"agent": second.logs()})
+    first, other = (after - before for before, after in zip(seen, target.questions(), strict=True))
+    said = f"the second agent got {other / max(1, first + other):.0%} of the questions since it began"
+    events.append({"at": time.time(), "what": said})
+    click.echo(said, err=True)
+    second.stop()
 
 
 @load.command("locust", context_settings={"ignore_unknown_options": True})
