@@ -36,6 +36,8 @@ KEPT = 5_000
 """Milliseconds that the table keeps an entry after its last change (`expire 5s` in haproxy.cfg)."""
 
 
+_TOGETHER = 100
+"""Commands that are sent at once."""
 _MUCH = 200_000
 """Bytes of an answer beyond which it is read in a thread."""
 _Parsed = TypeVar("_Parsed")
@@ -257,13 +259,14 @@ class Console:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def tell(self, commands: list[str]) -> None:
-        """Send commands that have no answer, all at once, so that they cost one wait.
+        """Send commands that have no answer, many at once, so that they cost one wait.
 
         Raises:
             ConsoleError: they are not taken in time.
         """
-        if commands:
-            await self.ask("\n".join(commands), len(commands))
+        for start in range(0, len(commands), _TOGETHER):
+            some = commands[start : start + _TOGETHER]
+            await self.ask("\n".join(some), len(some))
 
     async def ask(self, command: str, answers: int = 1) -> str:
         """Send a command, return its answer.

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 from iamroles_agent.live.console import WAITING, Console, ConsoleError, Problems, workers
 from iamroles_agent.live.proxy_worker import Cut, ProxyWorker
-from iamroles_agent.live.renewal import Judge, Renewal, Successors
+from iamroles_agent.live.renewal import Fresh, Judge, Renewal, Successors
 
 POLL = 0.5
 """Seconds between looks when nothing is due, and after which cutting makes way for a new look."""
@@ -86,6 +86,8 @@ class Cutter:
         self._workers: dict[int, ProxyWorker] = {}
         self._successors: tuple[float, Successors] = (0.0, Successors())
         """When the credentials that may prolong streams were read, and which they were."""
+        self.kept: set[Fresh] = set()
+        """Those that prolonged open streams, or may have: a reload of HAProxy loses them."""
         self._problems = Problems()
         self._wake = asyncio.Event()
         self._unlisted = False
@@ -206,6 +208,9 @@ class Cutter:
             return Successors()
         if now - self._successors[0] >= _OFTEN_ENOUGH:
             pieces = await asyncio.gather(*(worker.fresh(now) for worker in read))
-            found = await asyncio.to_thread(Successors, [one for piece in pieces for one in piece])
+            self.kept = {one for one in self.kept if one.expires > now}
+            found = await asyncio.to_thread(Successors, self.kept.union(*pieces))
             self._successors = now, found
+            prolonged = (one for worker in read for one in worker.streams if one.ends > one.expires)
+            self.kept.update(*map(found.matching, prolonged))
         return self._successors[1]

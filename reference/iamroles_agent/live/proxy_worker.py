@@ -121,6 +121,8 @@ class ProxyWorker:
         """`Cutter.changes` when it was read."""
         self._back_at = 0.0
         """Epoch seconds: when it answered again."""
+        self._met = False
+        """True once it knows what the agent keeps."""
         self._lists = True
         """False if it has no table of the requests that wait."""
         self._ours: bool | None = None
@@ -203,7 +205,7 @@ class ProxyWorker:
         except ConsoleError as error:
             problem = f"{self._cutter.path}: worker {self._pid}: {error}"
         self._problems.report(f"fresh {self._pid}", problem)
-        return [Fresh(self._pid, *one) for one in found]
+        return [Fresh(*one) for one in found]
 
     def may_renew(self, stream: Stream, now: float) -> bool:
         """Look whether a stream is about to end, and this agent may prolong it.
@@ -229,6 +231,9 @@ class ProxyWorker:
     async def act(self, successors: Successors) -> bool:
         """Judge, prolong and cut what was read; false if the worker did not answer, or hides a due stream."""
         try:
+            if self._cutter.kept and not self._met:
+                await self.console.tell([one.command() for one in self._cutter.kept])
+                self._met = True
             prolonged = await self._prolong(successors)
             await self._judge_all([one for one in self.streams if one.key not in prolonged], successors)
             waits = await self._judge_waiting(successors)
@@ -294,8 +299,7 @@ class ProxyWorker:
                 overdue.append(stream)
         if overdue:
             await self._cut_all(overdue)
-        for start in range(0, len(sooner), _TOGETHER):
-            await self.console.tell(sooner[start : start + _TOGETHER])
+        await self.console.tell(sooner)
 
     def _ends(self, stream: Stream, successors: Successors, now: float) -> Ends:
         """When a stream ends, by what is in force; judged once for each end that HAProxy was given."""
@@ -329,12 +333,13 @@ class ProxyWorker:
                 renewal
                 for stream in soon[start : start + _TOGETHER]
                 if now < stream.ends - EARLY and self._ends(stream, successors, now).cause == EXPIRED
-                for renewal in successors.renewal(self._pid, stream, cutter.judge)
+                for renewal in successors.renewal(stream, cutter.judge)
             ]
             await self.console.tell([command for one in chosen for command in one.commands()])
             for one in chosen:
                 done.add(one.stream.key)
                 self.due.pop(one.stream.key, None)
+                cutter.kept.add(one.fresh)
                 cutter.renewed(one)
         return done
 

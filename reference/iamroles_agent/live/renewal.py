@@ -9,8 +9,9 @@ Then the credential is chosen that lets it live longest, by judging the stream's
 stream's entry in `iam-live` gets its end. The filter looks at that entry when the first credential has run
 out; without an agent that end stays, and the stream ends when it would have.
 
-What prolonged a stream must be known for as long as it lives, because it may be revoked. So the chosen
-credential is written into the same process as well, which may be an old worker after a reload.
+What prolonged a stream must be known for as long as it lives, because it may be revoked. But at a reload
+HAProxy's old worker drops every entry that no open stream uses, and the new one begins with an empty table.
+So the agent keeps these credentials, and writes them into each worker that it meets (`Cutter.kept`).
 """
 
 from __future__ import annotations
@@ -35,13 +36,15 @@ class Judge(Protocol):
 class Fresh:
     """A credential that was seen."""
 
-    pid: int
-    """By which worker of HAProxy."""
     src: str
     who: str
     """First part of its ticket."""
     expires: int
     """Epoch seconds."""
+
+    def command(self) -> str:
+        """The command by which a worker of HAProxy knows it."""
+        return f"set table {FRESH} key {self.src}|{self.who} data.gpt0 {self.expires}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,21 +55,15 @@ class Renewal:
     successor: Ticket
     until: int
     """Epoch seconds."""
-    known: bool
-    """True if the stream's own worker saw the credential that prolongs it."""
     fresh: Fresh
 
     def commands(self) -> list[str]:
-        """The commands for the worker: by which credential, if it does not know that, and until when."""
+        """The commands for the worker."""
         stream = self.stream
-        until = [
+        return [
             f"set table {table} key {key} data.gpt0 {self.until}"
             for table, key in ((TABLE, stream.key), (WAITING, f"{stream.number}|{stream.ticket}"))
         ]
-        if self.known:
-            return until
-        key = f"{self.fresh.src}|{self.fresh.who}"
-        return [f"set table {FRESH} key {key} data.gpt0 {self.fresh.expires}", *until]
 
 
 class Successors:
@@ -88,17 +85,16 @@ class Successors:
             return set()
         return self._known.get((stream.src, *whose(ticket)), set())
 
-    def renewal(self, pid: int, stream: Stream, judge: Judge) -> list[Renewal]:
-        """Choose the credential by which a stream of a worker lives longest; none if it would end sooner."""
+    def renewal(self, stream: Stream, judge: Judge) -> list[Renewal]:
+        """Choose the credential by which a stream lives longest; none if it would end sooner."""
         best, until = None, stream.ends
         for fresh in self.matching(stream):
             ends = judge(stream.ticket, fresh.expires, fresh.who)
-            longer = ends.at > until or (ends.at == until > stream.ends and fresh.pid == pid)
-            if ends.cause == EXPIRED and longer:
+            if ends.cause == EXPIRED and ends.at > until:
                 best, until = fresh, int(ends.at)
         if best is None:
             return []
-        return [Renewal(stream, Ticket.decode(best.who), until, known=best.pid == pid, fresh=best)]
+        return [Renewal(stream, Ticket.decode(best.who), until, best)]
 
     def judge(self, stream: Stream, judge: Judge, now: float) -> Ends:
         """Judge a stream that was prolonged: by the best of those that may have prolonged it.
