@@ -10,8 +10,11 @@ from iamroles_scenarios.declarations.scenario import ALL_LANES, PlannedCheck, sc
 
 RENAMED = {
     "fault.host.processor": "fault.host.cpu",
+    "live.audience.ends": "live.derived.policy",
     "live.expiry.alone": "live.expiry.no-agent",
+    "live.renew.others": "live.derived.likeness",
     "live.renew.over": "live.renew.restarts",
+    "live.revoke.issuer": "live.derived.revocations",
     "policy.record.secret": "policy.record.credentials",
 }
 """Ids of checks that have another one now. The old one still selects the check, and is a known failure's."""

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -218,7 +219,9 @@ class Bench:
         """Write the file of revocations."""
         lines = ["# nothing"]
         for row in rows:
-            lines += ["[[revocations]]", *(f"{key} = {json.dumps(value)}" for key, value in row.items())]
+            lines.append("[[revocations]]")
+            for key, value in row.items():
+                lines.append(f"{key} = {value if isinstance(value, datetime) else json.dumps(value)}")
         (agent or self.world.agent).put("revocations.toml", "\n".join([*lines, ""]))
 
     # --- STS ------------------------------------------------------------------------------------------------

@@ -16,7 +16,8 @@ received, headers keep order, spelling and repetition, body is its length in byt
 - the query `raw=SFRUUC8`: the answer is these bytes (base64url), and all that comes later is sent back;
 - the query `endless=1`: a body of a terabyte, 4 KiB each 50 ms; `chunked=1`: without a length; `quiet=1`: no
   more than one piece;
-- `/_control/counters`: `{"backend", "requests"}`, itself not counted.
+- `/_control/counters`: `{"backend", "requests", "reached"}`, itself not counted; `reached`, how many of the
+  last requests had the same query.
 
 h11 and wsproto read the bytes, because they give a message as it came and take any method and target.
 """
@@ -29,6 +30,7 @@ import functools
 import json
 import re
 from base64 import urlsafe_b64decode
+from collections import deque
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -58,6 +60,7 @@ class Backend:
     def __init__(self, name: str) -> None:
         self.name = name
         self.requests = 0
+        self.queries: deque[str] = deque(maxlen=1000)
         self.connections: set[EchoProtocol] = set()
 
 
@@ -128,10 +131,13 @@ class EchoProtocol(asyncio.Protocol):
 
     def _answer(self) -> None:
         name, path = self._backend.name, self._request.target.decode("latin-1")
-        if path.partition("?")[0] == "/_control/counters":
-            self._send_json({"backend": name, "requests": self._backend.requests})
+        path_alone, _, query = path.partition("?")
+        if path_alone == "/_control/counters":
+            reached = self._backend.queries.count(query)
+            self._send_json({"backend": name, "requests": self._backend.requests, "reached": reached})
             return
         self._backend.requests += 1
+        self._backend.queries.append(query)
         fields = {key.decode(): value.decode("latin-1") for key, value in self._request.headers}
         if raw := _RAW.search(path):
             self._transport.write(_decoded(raw[1]))

@@ -98,6 +98,15 @@ mutant("live.scopes-unseen", "LIVE-POLICY-004", "ends no stream that its scopes 
 mutant("live.denies-unseen", "LIVE-POLICY-004", "ends no stream that a deny closes")(
     _refused("denied_by_rule")
 )
+
+
+@mutant("live.end-kept", "LIVE-POLICY-005", "keeps the end that a stream began with")
+@around(cutting, "judge")
+def end_kept(sound: Any, ticket: Any, expires: Any, *args: Any, **kwargs: Any) -> Any:
+    found = sound(ticket, expires, *args, **kwargs)
+    return replace(found, at=expires) if found.cause == EXPIRED else found
+
+
 mutant("live.late", "LIVE-POLICY-001", "looks at open streams 9 s after a change")(
     around(Cutter, "changed")(_later(9.0)), around(Cutter, "revoked")(_later(9.0))
 )

@@ -18,6 +18,7 @@ from iamroles_scenarios.checks.live.fixture import (
     OPEN,
     SOCKET,
     WITHIN,
+    LiveBench,
     live_bench,
 )
 from iamroles_scenarios.checks.live.stream import Stream, StreamShape
@@ -25,6 +26,9 @@ from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.target import Target
 
 LIFE = 6.0
+_Pair = tuple[list[Stream], list[Stream]]
+_FROZEN = 7.0
+"""Seconds that a worker stands after a change: an agent may look at what is new for some seconds only."""
 HALT = 1.5
 """Seconds, times the scale, for which the proxy is frozen: more than `AFTER`."""
 
@@ -126,6 +130,13 @@ def agents(target: Target) -> None:
         here.must_last(staying, "the revocation of another")
 
 
+def _two_workers(here: LiveBench) -> tuple[_Pair, int, _Pair]:
+    """Open two people's streams, reload the proxy, and open more; return the old worker between them."""
+    before, old = here.two_people(FEW), here.world.haproxy.worker
+    here.world.haproxy.reload()
+    return before, old, here.two_people(FEW)
+
+
 @check("live.reload.frozen", "LIVE-RELOAD-002", "LIVE-KEEP-001", features={"live"})
 def frozen(target: Target) -> None:
     """A frozen worker from before a reload delays no cut in the new one, and is cut when it goes on.
@@ -133,16 +144,13 @@ def frozen(target: Target) -> None:
     Two people's streams in the old worker and in the new one; a revocation while the old one stands.
     """
     with live_bench(target, "live.frozen", revoking=True) as here:
-        old_going, old_staying = here.two_people(FEW)
+        (old_going, old_staying), old, (going, staying) = _two_workers(here)
         haproxy = here.world.haproxy
-        old = haproxy.worker
-        haproxy.reload()
-        going, staying = here.two_people(FEW)
         haproxy.send_to(old, signal.SIGSTOP)
         try:
             here.revoke(principals=["alice"])
             here.must_end(going, "the revocation, an old worker frozen")
-            here.must_last(staying, "the revocation of another, an old worker frozen")
+            here.must_last(staying, "the revocation of another, an old worker frozen", _FROZEN)
         finally:
             haproxy.send_to(old, signal.SIGCONT)
         here.must_end(old_going, "its worker went on", WITHIN)
@@ -156,12 +164,8 @@ def dead(target: Target) -> None:
     The old worker is killed with its streams, then one person of the new one is revoked.
     """
     with live_bench(target, "live.dead", revoking=True) as here:
-        lost, _ = here.two_people(FEW)
-        haproxy = here.world.haproxy
-        old = haproxy.worker
-        haproxy.reload()
-        going, staying = here.two_people(FEW)
-        haproxy.send_to(old, signal.SIGKILL)
+        (lost, _), old, (going, staying) = _two_workers(here)
+        here.world.haproxy.send_to(old, signal.SIGKILL)
         here.must_end(lost, "its worker was killed")
         here.must_last([*going, *staying], "the death of the old worker")
         here.revoke(principals=["alice"])

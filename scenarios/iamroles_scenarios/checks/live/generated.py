@@ -16,7 +16,9 @@ from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 from iamroles_scenarios.checks.derived import issuers, rules
 from iamroles_scenarios.checks.derived.world import HOST, PATH, POLICY, SOURCE, Policy, iam_check
@@ -28,6 +30,7 @@ from iamroles_scenarios.declarations.tables import ARN, filled, table
 from iamroles_scenarios.engine.answers import ALLOW, expected
 from iamroles_scenarios.engine.bench import SpopQuestion
 from iamroles_scenarios.engine.target import Target
+from iamroles_scenarios.jose.encoding import b64url_decode
 
 _BACKENDS = ("orders-ro", "orders-rw")
 """Backends of the world; HAProxy knows no others."""
@@ -149,7 +152,11 @@ def _played(
         all_.must_split(f"the reload of {what}")
 
 
-@check("live.derived.policy", "LIVE-POLICY-004", "LIVE-KEEP-001", features={"live", "oidc", "reload"})
+@check(
+    "live.derived.policy",
+    *("LIVE-POLICY-002", "LIVE-POLICY-004", "LIVE-KEEP-001"),
+    features={"live", "oidc", "reload"},
+)
 def policy(target: Target) -> str:
     """Each key of a rule and of an issuer ends the streams whose requests it would refuse, and no others.
 
@@ -206,8 +213,12 @@ def revoked(named: tuple[str, ...], case: Case, *, bounded: bool) -> bool:
 
 
 def hash_of(token: str) -> str:
-    """Name a token as 9.6 says."""
-    return "sha256:" + hashlib.sha256(token.rpartition(".")[0].encode()).hexdigest()[:16]
+    """Name a token, or a pre-signed request, as 9.6 says."""
+    named = token.rpartition(".")[0]
+    if named == "iam-sts-v1":
+        url = b64url_decode(token.rpartition(".")[2]).decode()
+        named = parse_qs(urlsplit(url).query)["X-Amz-Signature"][0]
+    return "sha256:" + hashlib.sha256(named.encode()).hexdigest()[:16]
 
 
 def _token(here: LiveBench, number: int, case: Case, bound: int) -> tuple[str, str | None]:
@@ -217,12 +228,16 @@ def _token(here: LiveBench, number: int, case: Case, bound: int) -> tuple[str, s
     for key in fits:
         claims |= filled(KEYS[key]["claims"], {"n": number})
     if iat is None:
-        claims["roles"] = sorted({*claims["roles"], f"{ARN}reader"})
+        claims["roles"] = list(dict.fromkeys((f"{ARN}reader", *claims["roles"])))
         return here.token(claims=claims, drop=["iat"]), "reader"
     return here.token(claims={**claims, "iat": bound + iat}), None
 
 
-@check("live.derived.revocations", "LIVE-REVOKE-006", "LIVE-KEEP-001", features={"live", "oidc"})
+@check(
+    "live.derived.revocations",
+    *("LIVE-REVOKE-003", "LIVE-REVOKE-006", "LIVE-KEEP-001"),
+    features={"live", "oidc"},
+)
 def pairs(target: Target) -> str:
     """A revocation ends the streams of the credentials that fit all its keys, and no others.
 
@@ -235,9 +250,12 @@ def pairs(target: Target) -> str:
     tables = {"issuers": list(map(issuers.entry, range(len(rows)))), "roles": roles, "grants": [grant]}
     name = "live.derived.revocations"
     with crowd(target, name, "live", revoking=True, **tables) as all_, all_.here.asking():
-        here, bound, lines, questions = all_.here, int(time.time()) - 30, [], []
+        here, bound, questions = all_.here, int(time.time()) - 30, []
+        others, moment = table("streams")["others"], datetime.fromtimestamp(bound, UTC)
+        spelt = [bound, moment, moment.isoformat(), moment.isoformat().replace("+00:00", "Z")]
+        lines = [{"id": f"other{n}", **filled(others["row"], {"n": n})} for n in range(others["many"])]
         for number, (named, bounded, credentials) in enumerate(rows):
-            row = {key: [filled(KEYS[key]["names"][-bounded], {"n": number})] for key in named}
+            row = {key: filled(KEYS[key]["names"][-bounded], {"n": number}) for key in named}
             made = [(each, *_token(here, number, each, bound)) for each in credentials]
             for each, token, role in made:
                 ends = revoked(named, each, bounded=bounded)
@@ -246,7 +264,10 @@ def pairs(target: Target) -> str:
                 questions.append((what, question, ends))
             if "credentials" in named:
                 row["credentials"] = [hash_of(token) for each, token, _ in made if "credentials" in each[0]]
-            lines.append({"id": f"row{number}", **row, **({"issued_before": bound} if bounded else {})})
+            if "roles" not in named:  # a row that is narrower by one key, before its own
+                lines.append({"id": f"beside{number}", **row, **others["beside"]})
+            said = {"issued_before": spelt[number % len(spelt)]} if bounded else {}
+            lines.append({"id": f"row{number}", **row, **said})
         here.wait_for_keys([SpopQuestion(what, question, ALLOW) for what, question, _ in questions])
         for what, question, ends in questions:
             token = question["authorization"].partition(" ")[2]
@@ -263,7 +284,7 @@ def pairs(target: Target) -> str:
 # --- likenesses, and media types --------------------------------------------------------------------------
 
 
-@check("live.derived.likeness", "LIVE-RENEW-007", features={"live", "renew", "oidc"})
+@check("live.derived.likeness", "LIVE-RENEW-003", "LIVE-RENEW-007", features={"live", "renew", "oidc"})
 def likeness(target: Target) -> str:
     """A fresh credential of which one likeness differs, or that does not permit the stream's own request,
     prolongs nothing.
@@ -277,6 +298,7 @@ def likeness(target: Target) -> str:
 
         def token(row: Mapping[str, Any], number: int, exp: int, **recipe: Any) -> str:  # noqa: ANN401
             who = {"sub": f"who{number}", "sid": f"session{number}", "roles": [f"{ARN}reader"]}
+            who = {name: value for name, value in who.items() if name not in rows[number].get("drop", ())}
             return here.token(claims={**who, **row.get("claims", {})}, exp=exp, **recipe)
 
         rows: list[Mapping[str, Any]] = found["likeness"]

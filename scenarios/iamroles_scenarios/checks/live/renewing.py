@@ -21,6 +21,8 @@ _LIFE = 5.0
 """Seconds, times the scale."""
 _AHEAD = 1.0
 """Seconds before a stream's end by which what prolongs it must have been seen (9.8)."""
+_MOMENT = 0.6
+"""Seconds, times the scale, that the judge has to ask in the last moment."""
 SHAPES = (*FEW, UPLOAD)
 
 
@@ -101,28 +103,6 @@ def elsewhere(target: Target) -> None:
         here.must_expire(streams, "its token's end, where nothing is renewed")
 
 
-@check("live.renew.others", "LIVE-RENEW-003", features=FEATURES)
-def others(target: Target) -> None:
-    """Another principal's, session's or role's credential prolongs no stream.
-
-    Three people's streams, and for each a credential that differs in one thing.
-    """
-    with live_bench(target, "live.renew", WORLD) as here:
-        strangers: dict[str, dict[str, Any]] = {
-            "principal": {"sub": "eve"},
-            "session": {"claims": {"sid": "another"}},
-            "role": {"roles": ["writer"]},
-        }
-        streams = []
-        for what, differs in strangers.items():
-            who: dict[str, Any] = {"sub": f"dan-{what}", "claims": {"sid": f"session of dan-{what}"}}
-            own = begun(here, f"dan-{what}", FEW[:2])
-            streams += [(what, stream) for stream in own]
-            ask(here, own, here.token(exp="+15m", **{**who, **differs}))
-        for what, stream in streams:
-            here.must_end_at(stream, stream.expires, f"its token's end, with another {what}'s seen since")
-
-
 @check("live.renew.revoked", "LIVE-RENEW-004", "LIVE-RENEW-005", features=FEATURES)
 def revoked(target: Target) -> None:
     """A revocation of either credential ends a prolonged stream, and prevents renewal.
@@ -148,6 +128,24 @@ def revoked(target: Target) -> None:
         here.must_end(opening, "the credential that opened it was revoked")
         here.must_end(prolonging, "the credential that prolonged it was revoked")
         here.must_last(spared, "the revocation of credentials that were issued before its own")
+
+
+@check("live.renew.kept", "LIVE-RENEW-006", features={*FEATURES, "reload"})
+def kept(target: Target) -> None:
+    """A prolonged stream outlives a reload of the proxy, and a change of the policy after it.
+
+    The proxy's old worker may forget which credential prolonged it, and the new worker never saw that. It
+    came in the last moment that counts.
+    """
+    with live_bench(target, "live.renew.kept", WORLD, own=True) as here:
+        streams = begun(here, "lou", FEW)
+        streams[0].until(streams[0].expires - _AHEAD - here.stretched(_MOMENT))
+        ask(here, streams, token(here, "lou", exp="+10m"))
+        outlive(here, streams, math.inf, "a fresh credential was seen in time")
+        here.world.haproxy.reload()
+        here.must_last(streams, "a reload of the proxy", 2 * AFTER)
+        here.must_reload({**here.loan.policy, "groups": []}, "it changes nothing")
+        here.must_last(streams, "a reload of the proxy, and of a policy that permits it", 2 * AFTER)
 
 
 @check("live.renew.restarts", "LIVE-RENEW-001", "LIVE-RENEW-006", features=FEATURES)

@@ -17,14 +17,21 @@ from iamroles_scenarios.checks.live.fixture import (
     LiveBench,
     live_bench,
 )
+from iamroles_scenarios.checks.live.generated import hash_of
+from iamroles_scenarios.checks.live.stream import StreamShape
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation
+from iamroles_scenarios.declarations.tables import ARN
 from iamroles_scenarios.engine.bench import EDGE, refused
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.jose.encoding import part
 
 _PLAIN: dict[str, Any] = {"path": "/plain/a"}
 _STS = "live-sts"
+_USUAL, _LONG = 600, 3000
+"""Letters of a path, and of one that an agent may be unable to keep with its stream."""
+_SOONER = 9.0
+"""Seconds, times the scale: longer than an agent may look at what is new."""
 _FAST_KEYS = {"refresh": "1s", "cooldown": "1s"}
 _KEYS = 1.0 + AFTER
 """Seconds, times the scale: the agent learns of a key within `refresh`."""
@@ -34,18 +41,41 @@ _KEYS = 1.0 + AFTER
 def policy(target: Target) -> None:
     """A policy without its grant ends a stream; a policy with it does not.
 
-    First a reload that changes something else, then a reload that takes the reader's grant away.
+    First a reload that changes something else, then a reload that takes the reader's grant away: also under a
+    request with a long path.
     """
     with live_bench(target, "live.policy", own=True) as here:
         going, staying = here.two_people(SHAPES)
         document = copy.deepcopy(here.loan.policy)
         document["roles"].append({"name": "more", "arn": "arn:aws:iam::111111111111:role/more"})
+        staying.append(here.open(IDLE_SOCKET, staying[0].token, f"/live/writer/{'x' * _USUAL}"))
         here.reload(document)
         here.must_last([*going, *staying], "a reload that changes nothing for it", 2 * AFTER)
+        going.append(here.open(IDLE_SOCKET, going[0].token, f"/live/reader/{'x' * _LONG}"))
         document["grants"] = [grant for grant in document["grants"] if grant["id"] != "L1"]
         here.reload(document)
         here.must_end(going, "the reload that took its grant away")
         here.must_last(staying, "the reload that took another's grant away")
+
+
+@check("live.policy.sooner", "LIVE-POLICY-005", "LIVE-KEEP-001", features={"live", "reload"})
+def sooner(target: Target) -> None:
+    """A policy that ends access sooner ends streams at that moment, and not before.
+
+    The reader's role gets a shorter lifetime. Requests that wait for their answer have begun, too.
+    """
+    with live_bench(target, "live.sooner", own=True) as here:
+        begin = int(time.time()) - 120
+        token = here.token(exp="+15m", iat=begin)
+        going = here.open_all((*SHAPES, StreamShape("interim")), token)
+        staying = here.open(SOCKET, here.token(exp="+15m", iat=begin, roles=["writer"]), "/live/writer")
+        document, end = copy.deepcopy(here.loan.policy), here.end(_SOONER)
+        document["roles"][0]["max_lifetime"] = f"{end - begin}s"
+        here.must_reload(document, "it ends access sooner")
+        here.in_time(end - 1, "a reload before the end that it brings")
+        for stream in going:
+            here.must_end_at(stream, end, "the end of its role's lifetime", exact=False)
+        here.must_last([staying], "the end of another role's lifetime", 0.0)
 
 
 @check("live.key.ends", "LIVE-KEY-001", "LIVE-KEEP-001", features={"live"})
@@ -103,30 +133,12 @@ def away(target: Target) -> None:
         here.must_last([staying], "the return of the agent", 0.0)
 
 
-@check("live.audience.ends", "LIVE-POLICY-002", "LIVE-KEEP-001", features={"live", "reload"})
-def audience(target: Target) -> None:
-    """A policy that removes an audience of an issuer ends the streams of that audience, and no others.
-
-    A second audience ends nothing; when the first is removed, a stream whose token has both stays.
-    """
-    with live_bench(target, "live.audience", own=True) as here:
-        going = here.open_all(FEW, here.token(exp="+15m"))
-        staying = here.open_all(FEW, here.token(exp="+15m", aud=["edge", "more"]))
-        document = copy.deepcopy(here.loan.policy)
-        document["issuers"][0]["audiences"] = ["edge", "more"]
-        here.reload(document)
-        here.must_last([*going, *staying], "a reload that adds an audience", 2 * AFTER)
-        document["issuers"][0]["audiences"] = ["more"]
-        here.reload(document)
-        here.must_end(going, "its audience was taken away")
-        here.must_last(staying, "a reload that keeps one of its audiences")
-
-
 def _issuer(name: str) -> dict[str, Any]:
     about = {"insecure_http": True, "audiences": ["edge"], "algorithms": ["RS256", "ES256"]}
     return {"name": name, "issuer": f"{{idp}}/{name}", **about}
 
 
+_PREFERRING: dict[str, Any] = {"roles": ["writer", "reader"], "claims": {"preferred": f"{ARN}reader"}}
 _STRICTER: dict[str, dict[str, Any]] = {
     "accounts": {"accounts": ["222222222222"]},
     "max_lifetime": {"max_lifetime": "60s"},
@@ -136,8 +148,9 @@ _STRICTER: dict[str, dict[str, Any]] = {
     "roles_claim": {"roles_claim": "absent"},
     "principal_claim": {"principal_claim": "absent"},
     "session_claim": {"session_claim": "roles"},
+    "itself": {},
 }
-"""Settings by which an issuer's tokens are accepted no longer, each of an issuer of its own."""
+"""Settings by which an issuer's tokens are accepted no longer, each for its own issuer; `itself` goes."""
 
 
 @check("live.issuer.ends", "LIVE-POLICY-003", "LIVE-KEEP-001", features={"live", "reload"})
@@ -146,22 +159,23 @@ def stricter(target: Target) -> None:
 
     One issuer for each setting. The first reload lets more in, and ends nothing.
     """
-    issuers = list(map(_issuer, _STRICTER))
+    issuers = [{"name": "corp", "preferred_role_claim": "preferred"}, *map(_issuer, _STRICTER)]
     with live_bench(target, "live.issuer", own=True, issuers=issuers) as here:
-        staying = here.open(IDLE_SOCKET, here.token(exp="+15m"))
+        staying = [here.open(IDLE_SOCKET, here.token(exp="+15m", **recipe)) for recipe in ({}, _PREFERRING)]
         going = {name: here.open(IDLE_SOCKET, here.token(name, exp="+15m")) for name in _STRICTER}
         document = copy.deepcopy(here.loan.policy)
         for entry in document["issuers"]:
             entry |= {"max_lifetime": "2h", "accounts": ["111111111111", "222222222222"]}
         here.must_reload(document, "it lets more in")
-        here.must_last([staying, *going.values()], "a reload that lets more in", 2 * AFTER)
+        here.must_last([*staying, *going.values()], "a reload that lets more in", 2 * AFTER)
         for entry, setting in zip(document["issuers"][1:], _STRICTER.values(), strict=True):
             entry.update(setting)
+        document["issuers"] = [entry for entry in document["issuers"] if entry["name"] != "itself"]
         here.must_reload(document, "it lets less in")
         for name, stream in going.items():
             here.must_end([stream], f"a reload by which `{name}` refuses its token")
             here.expect(name, stream.token, Expectation(allow=False), path="/plain/a")
-        here.must_last([staying], "a reload that is about other issuers")
+        here.must_last(staying, "a reload that is about other issuers")
 
 
 _KINDS: dict[str, dict[str, Any]] = {
@@ -207,34 +221,11 @@ for _kind in _KINDS:
         _revoked(target, f"live.revoke.{kind}", kind)
 
 
-@check("live.revoke.issuer", "LIVE-REVOKE-003", "LIVE-KEEP-001", features={"live", "oidc"})
-def issuer(target: Target) -> None:
-    """A revocation that names an issuer ends what this issuer vouched for, and nothing of another issuer.
-
-    The same principal in both; first the principal of an issuer, then the issuer alone.
-    """
-    with live_bench(
-        target, "live.issuer", revoking=True, issuers=[_issuer("guest") | {"roles_claim": "roles"}]
-    ) as here:
-        kinds: list[dict[str, Any]] = [{"principals": ["alice"]}, {}]
-        for members in kinds:
-            mine, other = here.token(exp="+15m", sub="alice"), here.token("guest", exp="+15m", sub="alice")
-            going, staying = here.open(SOCKET, other), here.open(SOCKET, mine)
-            here.revoke(issuers=["guest"], **members)
-            here.must_end([going], "the revocation of its issuer")
-            here.must_last([staying], "the revocation of another issuer")
-            how, passes = _PLAIN, Expectation(backend="plain")
-            here.expect("a request of the revoked", other, refused("credential_revoked"), **how)
-            here.expect("a request of the other issuer", mine, passes, **how)
-            here.revoke()
-            here.expect("a request after the undo", other, passes, within=WITHIN, **how)
-
-
 @check("live.revoke.sts", "LIVE-REVOKE-004", features={"live", "sts"})
 def signed_since(target: Target) -> None:
     """A revocation with `issued_before` refuses pre-signed requests that were signed later, too.
 
-    The caller chooses the date; a token that was issued later passes.
+    The caller chooses the date; a token that was issued later passes. Then a request is revoked by its hash.
     """
     sts = {"name": "cloud", "endpoint": "{sts}", "binding_value": EDGE, "insecure_http": True}
     hosts = [f"{_STS}{{suffix}}.sts.example"]
@@ -247,6 +238,10 @@ def signed_since(target: Target) -> None:
         gone = refused("credential_revoked")
         here.expect("what was signed later", here.credential(keys, expires=77), gone, within=WITHIN, **how)
         here.expect("a token that was issued later", here.token(), passes, **how)
+        mine, other = here.credential(keys), here.credential(keys, expires=78)
+        here.revoke(credentials=[hash_of(mine)])
+        here.expect("another request of the same keys", other, passes, within=WITHIN, **how)
+        here.expect("a request that is revoked by its signature", mine, gone, within=WITHIN, **how)
 
 
 @check("live.revoke.file", "LIVE-REVOKE-005", features={"live"})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 from iamroles_scenarios.checks.live.crowd import V2, preamble
-from iamroles_scenarios.checks.live.fixture import AFTER, IDLE_SOCKET, WITHIN, live_bench
+from iamroles_scenarios.checks.live.fixture import AFTER, IDLE_SOCKET, SOCKET, WITHIN, live_bench
 from iamroles_scenarios.checks.live.stream import Stream, StreamShape
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.target import Target
@@ -60,6 +60,7 @@ def waiting(target: Target) -> None:
             return [here.open(_INTERIM, token, path) for path in paths[role]]
 
         lasting, revoked, policy = opened("ann", "reader"), opened("eve", "reader"), opened("bob", "writer")
+        lasting.append(here.open(SOCKET, lasting[0].token))  # a long stream beside them
         here.must_expire(opened("sue", "reader", here.end()))
         here.revoke(principals=["eve"])
         here.must_end(revoked, "its revocation")

@@ -48,6 +48,12 @@ _RECORDED = (
         },
     ),
     _Recorded(
+        "an allowed request of a caller with marks",
+        {"roles": ["reader"], "sub": 'al"ice\\', "claims": {"jti": 'session"1'}},
+        {"path": "/orders/1"},
+        {"principal": 'al"ice\\', "session": 'session"1', "route": "orders-ro"},
+    ),
+    _Recorded(
         "a request that a deny refused",
         {"roles": ["reader", "contractor"], "sub": "bob"},
         {"path": "/orders/export", "role": "reader"},
@@ -129,8 +135,11 @@ _REFUSED: tuple[dict[str, Any], ...] = (
     {"encoding": {"payload": "padded"}},
     {"raw_payload": "{ not JSON, but long enough to be seen"},
     {"roles": ["nobody"]},
+    {"key": "ES256", "drop": ["iss", "iat", "nbf", "sub", "aud", "exp", "roles"], "claims": {"jti": "s"}},
 )
-"""Recipes of tokens, each refused for another reason."""
+"""Recipes of tokens, each refused for another reason; the last is short."""
+_SHORT, _MANY = 260, 10
+"""Characters of a credential that is a host too, and how often it stands in a path: 4096 bytes hold that."""
 _UNPROVEN: tuple[dict[str, Any], ...] = (
     {"secret": "wrong"},
     {"url_host": "sts.unknown.example"},
@@ -180,6 +189,9 @@ def _send(here: Bench, token: str) -> None:
     path = quote(token, safe=".")[:2000]
     places: list[dict[str, Any]] = [{"authorization": form} for form in _FORMS]
     places += [{"path": f"/orders/{path}"}, {"path": f"/orders/1?access_token={path}"}]
+    places += [{"role": path}, {"role": path.replace(".", "%252E")}]
+    if len(path) < _SHORT:
+        places += [{"path": f"/orders{_MANY * f'/{path}'}"}, {"host": path}]
     for request in places:
         seen = here.ask(token, with_reason=False, **request)
         if seen.leaked:

@@ -67,7 +67,7 @@ def _questions(here: Bench) -> Iterator[Question]:
                 answer = expected(changed[name][what]) if what in changed.get(name, {}) else answer
                 yield f"{name} with {what}: {text!r}", row.ask(here, text), answer
     for what, (changes, said) in table("asked")["requests"].items():
-        token = here.token(roles=["kiosk", "clerk"])
+        token = here.token(roles=["kiosk", "clerk"], claims={"more": "x" * changes.get("more", 0)})
         good = iam_check(token, role="kiosk")
         more = filled(changes, {"token": token, "host": HOST, "path": PATH})
         yield what, {**good, **more, "role": more.get("role", "kiosk") or None}, expected(said)

@@ -130,6 +130,7 @@ def _swollen() -> Iterator[tuple[str, ...]]:
     quotes = '"' * _LONG
     yield "GET /orders/1 HTTP/1.1", "Host: " + "h." * (_LONG // 2)  # a long run might be struck as a secret
     yield f"GET /orders/{quotes} HTTP/1.1", f"Host: {_HOST}"
+    yield f"GET /orders/{'p' * _LONG} HTTP/1.1", f"Host: {_HOST}"  # one byte each, also in JSON
     yield f"{'M' * _LONG} /orders/1 HTTP/1.1", f"Host: {_HOST}"
     yield "GET /orders/1 HTTP/1.1", f"Host: {_HOST}", f"X-IAM-Role: {quotes}"
 

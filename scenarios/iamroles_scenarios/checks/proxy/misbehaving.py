@@ -9,6 +9,7 @@ refusal is the row's own.
 from __future__ import annotations
 
 import re
+import secrets
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -42,6 +43,7 @@ _BACK = 15.0
 _SHOWN = 8
 _BACKEND = "orders-ro"
 _OPEN, _SHUT = Expectation(status=200, backend=_BACKEND), (400, 401, 403, 503)
+_REACHED = re.compile(r'"reached": [1-9]')
 _FORGED = re.compile(r"^x-forged\s*:", re.MULTILINE | re.IGNORECASE)
 
 
@@ -124,16 +126,20 @@ def misbehaving(target: Target) -> str:
 def _played(here: Bench) -> Iterator[tuple[str, str, Observation, str]]:
     _sound(here, "the first")
     for number, (what, (row, said)) in enumerate(_ALL):
-        seen = _ask(here, number)
+        mark = secrets.token_hex(8)
+        seen = _ask(here, f"{_PATH}{number}?{mark}")
         wrong = _wrong(said, seen)
         if row.get("late"):  # the answer to this question comes just before the refusal of the next
-            wrong = wrong or _wrong("shut", _ask(here, [name for name, _ in _ALL].index("a refusal")))
+            refused = [name for name, _ in _ALL].index("a refusal")
+            wrong = wrong or _wrong("shut", _ask(here, f"{_PATH}{refused}"))
+        if not seen.allow and _REACHED.search(_ask(here, f"/_control/counters?{mark}").received):
+            wrong = wrong or f"status {seen.status}, but it reaches {_BACKEND}"
         _sound(here, what)
         yield what, wrong, seen, said
 
 
-def _ask(here: Bench, number: int) -> Observation:
-    return here.client.ask(RequestSpec(path=f"{_PATH}{number}", connection="one"), "", with_reason=False)
+def _ask(here: Bench, path: str) -> Observation:
+    return here.client.ask(RequestSpec(path=path, connection="one"), "", with_reason=False)
 
 
 def _sound(here: Bench, what: str) -> None:

@@ -55,8 +55,8 @@ class _Asked:
 def _credential(here: Bench, row: Mapping[str, Any]) -> Headers:
     if "authorization" in row:
         return [("Authorization", text) for text in row["authorization"]]
-    recipe = {name: value for name, value in row.items() if name not in ("status", "path")}
-    return [("Authorization", f"Bearer {here.token(**recipe)}")]
+    recipe = {name: value for name, value in row.items() if name not in ("status", "path", "scheme")}
+    return [("Authorization", f"{row.get('scheme', 'Bearer')} {here.token(**recipe)}")]
 
 
 def _body(shape: Mapping[str, Any]) -> tuple[Headers, bytes]:
@@ -87,12 +87,12 @@ def _ask(
         return line.exchange(method, raw), raw
 
 
-def _played(here: Bench, *kinds: str) -> Iterator[_Asked]:
-    """Ask in each shape and version with these kinds of credentials, by default all that are refused."""
-    chosen = kinds or [kind for kind, row in CREDENTIALS.items() if row["status"] != 200]
+def _played(here: Bench, *, good: bool) -> Iterator[_Asked]:
+    """Ask in each shape and version with the credentials that are allowed, or with all that are refused."""
     forged = list(_FORGED.items())
-    for kind in chosen:
-        row = CREDENTIALS[kind]
+    for kind, row in CREDENTIALS.items():
+        if (row["status"] == 200) != good:
+            continue
         credential, path = _credential(here, row), row.get("path", _PATH) + _QUERY
         for name, shape in SHAPES.items():
             for version in shape["http"]:
@@ -113,7 +113,7 @@ def allowed(target: Target) -> str:
     """
     count = 0
     with bench(target, "policy") as here:
-        for asked in _played(here, "good"):
+        for asked in _played(here, good=True):
             count += 1
             if wrong := _forwarded(asked):
                 raise here.failed(f"{asked.what}: {wrong}", asked.seen, "the backend, with the proxy's tags")
@@ -148,7 +148,7 @@ def refused(target: Target) -> str:
     bodies: dict[int, tuple[bytes, str]] = {}
     count = 0
     with bench(target, "policy") as here:
-        for asked in _played(here):
+        for asked in _played(here, good=False):
             count += 1
             answer = asked.answer
             statuses = (asked.status, *(code for code in asked.shape.get("also", ()) if code in (400, 501)))
