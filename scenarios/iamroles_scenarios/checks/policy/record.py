@@ -189,7 +189,7 @@ def _send(here: Bench, token: str) -> None:
     path = quote(token, safe=".")[:2000]
     places: list[dict[str, Any]] = [{"authorization": form} for form in _FORMS]
     places += [{"path": f"/orders/{path}"}, {"path": f"/orders/1?access_token={path}"}]
-    places += [{"role": path}, {"role": path.replace(".", "%252E")}]
+    places.append({"role": path})
     if len(path) < _SHORT:
         places += [{"path": f"/orders{_MANY * f'/{path}'}"}, {"host": path}]
     for request in places:
