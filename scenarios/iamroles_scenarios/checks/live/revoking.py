@@ -29,7 +29,7 @@ from iamroles_scenarios.jose.encoding import part
 _PLAIN: dict[str, Any] = {"path": "/plain/a"}
 _STS = "live-sts"
 _USUAL, _LONG = 600, 3000
-"""Letters of a path, and of one that an agent may be unable to keep with its stream."""
+"""Letters of a usual path, and of a path that an agent may be unable to keep with its stream."""
 _SOONER = 9.0
 """Seconds, times the scale: longer than an agent may look at what is new."""
 _FAST_KEYS = {"refresh": "1s", "cooldown": "1s"}
