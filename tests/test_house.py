@@ -37,16 +37,16 @@ ROOMS = {
 }
 ARROWS = {"iamroles_agent": 40}
 LINES = {
-    "reference": 23_701,
-    "scenarios": 32_290,
-    "conformance": 10_979,
+    "reference": 23_710,
+    "scenarios": 32_344,
+    "conformance": 10_988,
     "loadtests": 4_932,
     "benchmarks": 4_106,
-    "tests": 31_981,
+    "tests": 31_991,
 }
-TRUSTED_LINES = 17_841
+TRUSTED_LINES = 17_850
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 17_564
+DATA_LINES = 17_785
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""
