@@ -100,8 +100,8 @@ class KeySets:
         self._cache = round(rotate / 2 * NANO)
         self._found: list[tuple[int, int, Keys]] = []
         """When each was asked for and when it was there, nanoseconds, and the keys."""
-        self._fault = "the agent's log names no address at which it publishes its keys"
-        """Why there are no keys."""
+        self.fault = "the agent's log names no address at which it publishes its keys"
+        """Why there are no keys at the last address that was asked; "" if there are."""
         self.signed: set[str] = set()
         """Names of keys whose headers verified."""
 
@@ -111,9 +111,9 @@ class KeySets:
             for page in fetched(self._agents, "jwks"):
                 keys = json.loads(page)["keys"]
                 self._found.append((begun, now(), {key["kid"]: key for key in keys}))
-                begun = now()
+                self.fault, begun = "", now()
         except (OSError, ValueError, KeyError, TypeError) as error:
-            self._fault = f"the keys cannot be fetched: {error}"
+            self.fault = f"the keys cannot be fetched: {error}"
 
     @contextmanager
     def fetched(self) -> Iterator[None]:
@@ -158,7 +158,7 @@ class KeySets:
         """
         if not entry.seen.allow:
             return ""
-        whys = [why_not(entry, keys, self._lifetime) for keys in self._held(entry.received)] or [self._fault]
+        whys = [why_not(entry, keys, self._lifetime) for keys in self._held(entry.received)] or [self.fault]
         if not all(whys):
             self.signed.add(kid_of(entry))
         return next(filter(None, whys), "") if every or all(whys) else ""

@@ -18,7 +18,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from iamroles_scenarios.checks.derived.schema import KEYS, ONE_OF, PROCESS
+from iamroles_scenarios.checks.derived.schema import CONFLICTS, GRANTS, KEYS, ONE_OF, PROCESS, SHARED, UNKNOWN
 from iamroles_scenarios.checks.derived.world import Policy, derived, edited, iam_check
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.tables import ARN, table
@@ -146,8 +146,6 @@ def passes(target: Target) -> str:
 
 # --- refused ----------------------------------------------------------------------------------------------
 
-_TWICE = ("issuers", "sts", "roles", "groups", "backends", "grants", "denies")
-"""Tables whose rows have names, each once; scopes may share one."""
 _LOOK = 16
 """Policies that the agent turns down between two looks at what is in force."""
 
@@ -169,7 +167,8 @@ def faults(base: Policy) -> Iterator[tuple[str, str, dict[str, Any]]]:
     for name, keys in KEYS.items():
         if name == "backends.tls":
             continue  # the proxy's
-        yield f"an unknown key in {name}", "no_such_key", _with(base, name, "no_such_key", 1)
+        for key in UNKNOWN:
+            yield f"an unknown key in {name}: {key}", key, _with(base, name, key, 1)
         for key, how in keys.items():
             if how.required:
                 yield f"{name} without {key}", key, _with(base, name, key, None)
@@ -177,18 +176,26 @@ def faults(base: Policy) -> Iterator[tuple[str, str, dict[str, Any]]]:
                 continue
             for value in (how.wrong, *how.beyond):
                 yield f"{name}.{key} = {value!r}", key, _with(base, name, key, value)
-    for name in _TWICE:
-        policy = whole(base)
-        policy[name].append(policy[name][0])
-        yield f"a name of {name} twice", "", policy
     for name, names in ONE_OF.items():
         policy = whole(base)
         for key in names:
             policy[name][-1].pop(key, None)
         yield f"{name} without {' and '.join(names)}", "", policy
-    policy = whole(base)
-    policy["roles"].append({**policy["roles"][0], "name": "twin"})
-    yield "one ARN under two names", "", policy
+    for name, other, key in SHARED:
+        policy = whole(base)
+        policy[other].append({**policy[other][0], key: policy[name][0].get(key)})
+        yield f"a name of {name} again in {other}", "", policy
+    arn = base["roles"][0].get("arn")
+    for twin in ({"arn": arn}, {"arns": [arn]}):
+        policy = whole(base)
+        policy["roles"].append({"name": "twin", **twin})
+        yield f"one ARN under two names, by {min(twin)}", "", policy
+    for meeting in CONFLICTS:
+        policy = whole(base)
+        policy["grants"] += [usual | own for usual, own in zip(GRANTS, meeting, strict=True)]
+        yield f"grants that meet: {meeting}", "", policy
+    policy = _with(_with(base, "grants", "backend", "nowhere"), "keys", "refresh", 7)
+    yield "keys.refresh = 7, and a grant to no backend", "refresh backend", policy
 
 
 def _with(base: Policy, name: str, key: str, value: object) -> dict[str, Any]:
@@ -226,7 +233,7 @@ def refused(target: Target) -> str:
             if answer.get("reloaded"):
                 here.note_wrong(f"taken up: {what}")
                 here.must_reload(base, "the policy without a fault")
-            elif key and key not in str(answer.get("error")):
+            elif not all(name in str(answer.get("error")) for name in key.split()):
                 here.note_wrong(f"the error names no {key} ({what}): {str(answer.get('error'))[:120]}")
             if count % _LOOK == 1:
                 token = here.token(roles=["kiosk"])

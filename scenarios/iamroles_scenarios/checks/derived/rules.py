@@ -102,13 +102,7 @@ def _asked(who: Row) -> Iterator[Asked]:
 
 
 def policy_with(base: Mapping[str, Any], added: Iterable[Edge], *, without: bool = False) -> dict[str, Any]:
-    """Add the tables of edges to the base policy.
-
-    Args:
-        base: of `data/worlds/derived.toml`.
-        added: the edges.
-        without: whether the keys are missing there.
-    """
+    """Add the tables of edges to a policy, or those `without` their keys."""
     policy = dict(base)
     for edge in added:
         if "." not in edge.key and not without:
@@ -121,7 +115,16 @@ def policy_with(base: Mapping[str, Any], added: Iterable[Edge], *, without: bool
 def claims_of(claims: Mapping[str, Any], now: int) -> dict[str, Any]:
     """Write out the claims of a question: roles as ARNs, times from now."""
     roles = [role if role.startswith("arn:") else f"{ARN}{role}" for role in claims["roles"]]
-    return {"exp": now + _LIVES, **claims, "roles": roles, "iat": now + claims.get("iat", 0)}
+    found = {"exp": now + _LIVES, "iat": 0, **claims, "roles": roles}
+    issued = found.pop("iat")
+    return found if issued is None else found | {"iat": now + issued}
+
+
+def token_of(here: Bench, claims: Mapping[str, Any]) -> str:
+    """Mint a token that has these claims of time, and no other."""
+    return here.token(
+        key="ES256", claims=claims, drop=[name for name in ("nbf", "iat") if name not in claims]
+    )
 
 
 class _Rules:
@@ -135,7 +138,7 @@ class _Rules:
             for said, request in edge.asked:
                 claims = claims_of(said, now)
                 if (name := str(claims)) not in tokens:
-                    tokens[name] = here.token(key="ES256", claims=claims, drop=["nbf"])
+                    tokens[name] = token_of(here, claims)
                 check = {**iam_check(tokens[name]), "role": None, **request}
                 shown = ", ".join(f"{key} {value!r}" for key, value in {**said, **request}.items())
                 self._asked.append((edge, f"{edge.key} = {edge.value!r}, asked with {shown}", claims, check))
@@ -151,16 +154,23 @@ class _Rules:
         return found
 
 
+def longer(policy: Mapping[str, Any]) -> dict[str, Any]:
+    """Add many rows about nothing to each table, behind those that a policy has."""
+    rows = range(_TABLE["long"]["rows"])
+    more = {name: [filled(row, {"n": n}) for n in rows] for name, row in _TABLE["long"]["row"].items()}
+    return {**policy, **{name: [*policy.get(name, []), *added] for name, added in more.items()}}
+
+
 @check("policy.derived.rules", "DERIVED-KEY-001", features={"oidc", "reload"})
 def keys_of_rules(target: Target) -> str:
     """Every key of a rule takes effect on both sides of its bound, and has none once it is removed.
 
-    All rows at once, in rooms of their own: with the keys, without them, with them again.
+    All rows at once, in rooms of their own, in long tables: with the keys, without them, with them again.
     """
     with derived(target, "policy.derived.rules") as here:
         base, added = {**here.loan.policy, "denies": []}, edges()  # its own would refuse each `guard`
         asked = _Rules(here, added)
         for without, when in ((False, ""), (True, "without it: "), (False, "again with it: ")):
-            here.must_reload(policy_with(base, added, without=without), "the keys of rules")
+            here.must_reload(longer(policy_with(base, added, without=without)), "the keys of rules")
             here.ask_all(asked.questions(base, without=without), when, again=not when)
     return f"{here.asked} questions about {len(added)} values"

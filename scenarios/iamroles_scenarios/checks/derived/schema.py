@@ -20,6 +20,10 @@ EXEMPT: Mapping[str, str] = _KEYS["exempt"]
 BOUNDS: Mapping[str, str] = _KEYS["bounds"]
 """Durations and numbers that `EXEMPT` does not have, and where their ends are played."""
 ONE_OF: Mapping[str, list[str]] = _KEYS["one_of"]
+UNKNOWN: list[str] = _KEYS["unknown"]["keys"]
+GRANTS: list[dict[str, Any]] = _KEYS["conflicts"]["grants"]
+CONFLICTS = [order for pair in _KEYS["conflicts"]["pairs"] for order in (pair, pair[::-1])]
+SHARED: list[list[str]] = _KEYS["shared"]["tables"]
 
 
 @dataclass(frozen=True, slots=True)

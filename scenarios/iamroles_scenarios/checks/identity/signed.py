@@ -56,7 +56,7 @@ def _signed(target: Target) -> Iterator[tuple[Bench, KeySets]]:
         "issuers": [*policy["issuers"], other],
         "grants": [*policy["grants"], _SHARED],
     }
-    with bench(target, "orders", **{**override, **signing(target.stage, rotate)}) as here:
+    with bench(target, "orders", changes=True, **{**override, **signing(target.stage, rotate)}) as here:
         yield here, KeySets([here.world.agent], rotate)
 
 
@@ -108,18 +108,20 @@ _KEYS = ("SIGNED-KEY-001", "SIGNED-KEY-002")
 def keys(target: Target) -> str:
     """The published keys are public only, and a new key is published before it signs.
 
-    A caller asks until another key signs. Each identity verifies by every set that a backend may hold.
+    A caller asks until a third key signs. Each identity verifies by every set that a backend may hold.
     """
     with _signed(target) as (here, sets):
         with sets.fetched():
-            token, end = here.token(sub="erin"), time.monotonic() + 2.5 * _ROTATE * target.scale
+            token, end = here.token(sub="erin"), time.monotonic() + 3.5 * _ROTATE * target.scale
             answers = [_ask(here, token, _READS)]
-            while len(set(map(kid_of, answers))) < 2 and time.monotonic() < end:
+            while len(set(map(kid_of, answers))) < 3 and time.monotonic() < end:
                 time.sleep(_POLL)
                 answers.append(_ask(here, token, _READS))
-        if found := sets.private():
-            raise here.failed(f"the published set has private members: {', '.join(found)}")
+        if found := ", ".join(sets.private()):
+            raise here.failed(f"the published set has private members: {found}")
+        if sets.fault:
+            raise here.failed(sets.fault)
         _verify(here, sets, answers)
-    if len(sets.signed) < 2:
-        return f"no other key signed within {2.5 * _ROTATE:g} s: that keys are published before was not seen"
+    if len(sets.signed) < 3:
+        return f"no third key signed within {3.5 * _ROTATE:g} s: that keys are published before was not seen"
     return f"{len(answers)} identities, {len(sets.signed)} keys"

@@ -103,7 +103,7 @@ def of_rules(base: Policy, edges: list[rules.Edge]) -> Iterator[PlayedRow]:
 
 
 def _minted(said: Policy) -> Callable[[LiveBench, int], str]:
-    return lambda here, now: here.token(key="ES256", claims=rules.claims_of(said, now), drop=["nbf"])
+    return lambda here, now: rules.token_of(here, rules.claims_of(said, now))
 
 
 def of_issuers(name: str) -> Iterator[tuple[int, str, Policy, list[PlayedRow]]]:

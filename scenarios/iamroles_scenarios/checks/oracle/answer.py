@@ -34,6 +34,8 @@ def wanted(expected: Outcome) -> dict[str, object]:
     }
     if expected.allow:
         found |= {"role": expected.roles, "expires": expected.expires}
+    elif expected.expires:
+        found["expires"] = {None, "", expected.expires}
     return found
 
 

@@ -85,10 +85,14 @@ def judge(policy: Policy, claims: Mapping[str, Any], request: Mapping[str, Any],
 def _allowed(
     policy: Policy, claims: Mapping[str, Any], request: Mapping[str, Any], active: list[str], now: int
 ) -> Outcome:
+    if "iat" not in claims:  # 6.23
+        policy = {**policy, "roles": [role for role in policy["roles"] if "max_lifetime" not in role]}
     by_name = _arns_by_name(policy)
     granted: list[tuple[tuple[int, int], Rule, list[str]]] = []
     for rule in policy.get("grants", ()):
-        roles = [held for held in active if any(held in by_name[name] for name in roles_of(policy, rule))]
+        roles = [
+            held for held in active if any(held in by_name.get(name, ()) for name in roles_of(policy, rule))
+        ]
         if roles and not rule.get("shadow") and matches(rule, request):
             granted.append((_specificity(rule), rule, roles))
     if not granted:
@@ -102,7 +106,7 @@ def _allowed(
     )
     expires = _expires(policy, claims, roles)
     if expires <= now:
-        return Outcome("token_expired")
+        return Outcome("token_expired", expires=expires)
     return Outcome("", frozenset({rule["id"]}), rule["backend"], frozenset({min(roles)}), expires)
 
 

@@ -8,7 +8,7 @@ is a row of `CHANGES`; it is made in one world after the other kinds, and asked 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -18,7 +18,7 @@ from iamroles_scenarios.base.errors import AgentFault, Untestable
 from iamroles_scenarios.base.family import family
 from iamroles_scenarios.base.polling import polls
 from iamroles_scenarios.declarations.results import check
-from iamroles_scenarios.engine.bench import ALLOWED, EDGE, Bench, bench, refused
+from iamroles_scenarios.engine.bench import ALLOWED, EDGE, Bench, Pending, bench, refused
 from iamroles_scenarios.engine.events import end_process
 from iamroles_scenarios.engine.observation import mismatches
 from iamroles_scenarios.engine.target import Target
@@ -27,6 +27,9 @@ from iamroles_scenarios.engine.worlds import WORKERS
 _WITHIN = 10.0
 """Seconds, times the scale, in which the agent answers after a death, and keys, revocations and ends of
 sessions are in force: `refresh` and `recheck` are one second here."""
+_SLOW, _REVOKED = 1.0, 4
+"""Seconds that STS takes for a credential that waits while a process dies; revocations in a row."""
+_GONE = refused("credential_revoked")
 _names = count(1)
 
 
@@ -54,14 +57,23 @@ def _keys(here: Bench) -> None:
     here.expect("by the key that stayed", new, ALLOWED)
 
 
-def _revocation(here: Bench) -> None:
-    name = f"eve-{next(_names)}"
-    token, other = here.token(sub=name), here.token(sub="mallory")
-    here.expect("before the revocation", token, ALLOWED, within=_WITHIN)
-    here.revoke(principals=[name])
-    here.expect("after its revocation", token, refused("credential_revoked"), within=_WITHIN)
-    here.expect("after the revocation of another", other, ALLOWED)
+@contextmanager
+def _revoked(here: Bench) -> Iterator[None]:
+    """Revoke one principal after another, by files of equal length; the last stays revoked in the block."""
+    for _ in range(_REVOKED):
+        name = f"eve-{next(_names):04}"
+        token = here.token(sub=name)
+        here.expect("before the revocation", token, ALLOWED, within=_WITHIN)
+        here.revoke(principals=[name])
+        here.expect("after its revocation", token, _GONE, within=_WITHIN)
+    yield
+    here.expect("long after its revocation", token, _GONE, within=_WITHIN)
     here.revoke()
+
+
+def _revocation(here: Bench) -> None:
+    with _revoked(here):
+        here.expect("after the revocation of another", here.token(sub="mallory"), ALLOWED)
 
 
 def _session(here: Bench) -> None:
@@ -81,6 +93,20 @@ CHANGES: Mapping[str, tuple[str, Callable[[Bench], None]]] = {
     "an STS session": ("sts", _session),
 }
 """Kinds of change: the feature that an agent needs for it, and what makes it and asks."""
+
+
+@contextmanager
+def _waiting(here: Bench) -> Iterator[None]:
+    """Let a credential wait for STS when the block begins; it is proved soon after the block."""
+    credential, calls = here.credential(here.session()), here.sts_calls()
+    here.sts_fault("slow", seconds=_SLOW)
+    question = Pending(here.another(), credential)
+    for _last in polls(here.seconds(_WITHIN)):
+        if here.sts_calls() > calls or question.seen or question.error:
+            break
+    yield
+    here.sts_clear()
+    here.expect("a credential that waited for STS then", credential, ALLOWED, within=_WITHIN)
 
 
 @contextmanager
@@ -107,8 +133,8 @@ def _change_all(here: Bench, when: str) -> int:
     return len(played)
 
 
-def _must_answer(here: Bench, what: str) -> None:
-    """Ask until each worker answers; without a look at the agent's processes, until one does.
+def _must_answer(here: Bench, what: str) -> bool:
+    """Ask until each worker answers, and return whether each does; unseen processes count as answering.
 
     Raises:
         CheckFailed: no right answer comes.
@@ -125,6 +151,7 @@ def _must_answer(here: Bench, what: str) -> None:
             break
     if wrong:
         raise here.failed(f"{what}: no right answer within {_WITHIN:g} s: {wrong}")
+    return whole
 
 
 def deaths(here: Bench) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -164,13 +191,29 @@ def changes(target: Target) -> str:
 def after_deaths(target: Target) -> str:
     """After the death of any of its processes the agent answers again, and takes up each kind of change.
 
-    Each process is killed in turn, the first process last; then everything changes once.
+    Each process is killed in turn, the first process last. A revocation stays in force, and a credential that
+    waits for STS is proved; then everything changes once.
     """
     with _world(target, "policy.workers.deaths") as here:
         number = 0
         for number, (what, end) in enumerate(deaths(here), 1):  # noqa: B007 - counted
             _must_answer(here, f"before {what}")
-            end()
-            _must_answer(here, f"after {what}")
+            here.when = f"{what}: "
+            with ExitStack() as held:
+                for feature, hold in (("live", _revoked), ("sts", _waiting)):
+                    if not target.lacks([feature]):
+                        held.enter_context(hold(here))
+                end()
+                _must_answer(here, f"after {what}")
             _change_all(here, f"after {what}: ")
     return f"{number} deaths, {len(CHANGES)} kinds of change after each"
+
+
+@check("fire.worker.number", "FIRE-WORKER-002", lane="gate-spop", features={"oidc", "workers"})
+def number_of_workers(target: Target) -> None:
+    """As many workers answer as the world says, and again after the death of each process of the agent."""
+    with _world(target, "fire.worker.number") as here:
+        for what, end in deaths(here):
+            end()
+            if not _must_answer(here, f"after {what}"):
+                raise here.failed(f"{what}: fewer than {WORKERS} workers answer after {_WITHIN:g} s")

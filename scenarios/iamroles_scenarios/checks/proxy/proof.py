@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import ssl
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
@@ -21,7 +22,8 @@ from iamroles_scenarios.stage.rendering import AGENT_CA, AGENT_NAME, PROXY_CERTI
 from iamroles_scenarios.wire.frames import FrameType, hello
 
 _PROXY_NAME = "proxy.iamroles.test"
-_TLS = {"certificate": "agent.pem", "ca": AGENT_CA, "names": [_PROXY_NAME]}
+_OTHERS = ["www.iamroles.test", f"x{_PROXY_NAME}", f"{_PROXY_NAME}.example", "proxy"]
+"""Names that are not the proxy's."""
 _TRIED = 10.0
 """Seconds, times the scale, within which a health check reaches an impostor."""
 _ANSWER = 5.0
@@ -29,7 +31,7 @@ _ANSWER = 5.0
 
 
 @contextmanager
-def _proven(target: Target) -> Iterator[tuple[FaultBench, Impostor, Authority]]:
+def _proven(target: Target, *names: str) -> Iterator[tuple[FaultBench, Impostor, Authority]]:
     """Yield a world whose agent and proxy prove to each other who they are."""
     authority, impostors = Authority(), list[Impostor]()
     files = {
@@ -43,7 +45,8 @@ def _proven(target: Target) -> Iterator[tuple[FaultBench, Impostor, Authority]]:
             impostors.append(stack.enter_context(Impostor(host, agent, backend="orders-rw")))
             return impostors[0].address
 
-        bench = fault_bench(target, override={"agent": {"tls": _TLS}}, between=between, files=files)
+        tls = {"certificate": "agent.pem", "ca": AGENT_CA, "names": list(names)}
+        bench = fault_bench(target, override={"agent": {"tls": tls}}, between=between, files=files)
         here = stack.enter_context(bench)
         yield here, impostors[0], authority
 
@@ -68,7 +71,7 @@ def impostor(target: Target) -> str:
     It lets everybody in: over plain SPOP, and over TLS with a certificate of another authority, or of the
     right authority for another name.
     """
-    with _proven(target) as (here, stranger, authority):
+    with _proven(target, _PROXY_NAME) as (here, stranger, authority):
         here.world.agent.kill()
         kinds = {
             "plain SPOP": None,
@@ -93,19 +96,32 @@ def impostor(target: Target) -> str:
 
 @check("proxy.proof.asker", "PROXY-PROOF-002", features={"proof"})
 def asker(target: Target) -> None:
-    """The agent answers the proxy alone: a peer without the proxy's certificate gets no AGENT-HELLO."""
-    with _proven(target) as (here, _, authority):
-        if not _greeted(here, authority.issue(_PROXY_NAME)):
-            raise here.failed("a peer with the proxy's certificate: no AGENT-HELLO")
-        kinds = {
-            "without TLS": None,
-            "without a certificate": "",
-            "with another authority's certificate": Authority().issue(_PROXY_NAME),
-            "with another name's certificate": authority.issue("www.iamroles.test"),
-        }
-        for kind, pem in kinds.items():
-            if _greeted(here, pem):
-                raise here.failed(f"a peer {kind} got an AGENT-HELLO")
+    """The agent answers the proxy alone: a peer without the proxy's certificate gets no AGENT-HELLO.
+
+    By its list of names, by the certificates of another authority that took their place, and without names.
+    """
+    with _proven(target, _PROXY_NAME) as (here, _, authority):
+        _must_greet(
+            here, authority.issue(_PROXY_NAME), {f"for {name}": authority.issue(name) for name in _OTHERS}
+        )
+        newer = Authority()
+        here.world.agent.put("agent.pem", newer.issue(AGENT_NAME))
+        here.world.agent.put(AGENT_CA, newer.public)
+        _must_greet(here, newer.issue(_PROXY_NAME), {"of before": authority.issue(_PROXY_NAME)})
+    with _proven(target) as (here, _, authority):  # any name
+        _must_greet(here, authority.issue(_OTHERS[0]), {})
+
+
+def _must_greet(here: FaultBench, good: str, bad: dict[str, str]) -> None:
+    """Expect an AGENT-HELLO for the one certificate soon, and none for another, or without one."""
+    deadline = time.monotonic() + here.seconds(_ANSWER)
+    while not _greeted(here, good):
+        if time.monotonic() >= deadline:
+            raise here.failed("a peer with a good certificate: no AGENT-HELLO")
+    bad = bad | {"of another authority": Authority().issue(_PROXY_NAME), "that is missing": ""}
+    for kind, pem in {**bad, "that is missing, without TLS": None}.items():
+        if _greeted(here, pem):
+            raise here.failed(f"a peer with a certificate {kind} got an AGENT-HELLO")
 
 
 def _greeted(here: FaultBench, pem: str | None) -> bool:
