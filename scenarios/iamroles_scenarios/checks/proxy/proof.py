@@ -9,10 +9,10 @@ from __future__ import annotations
 import socket
 import ssl
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
+from iamroles_scenarios.base.polling import polls
 from iamroles_scenarios.checks.fault.fixture import FAULTY, FaultBench, fault_bench
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.certificates import Authority
@@ -114,10 +114,8 @@ def asker(target: Target) -> None:
 
 def _must_greet(here: FaultBench, good: str, bad: dict[str, str]) -> None:
     """Expect an AGENT-HELLO for the one certificate soon, and none for another, or without one."""
-    deadline = time.monotonic() + here.seconds(_ANSWER)
-    while not _greeted(here, good):
-        if time.monotonic() >= deadline:
-            raise here.failed("a peer with a good certificate: no AGENT-HELLO")
+    if not any(_greeted(here, good) for _last in polls(here.seconds(_ANSWER))):
+        raise here.failed("a peer with a good certificate: no AGENT-HELLO")
     bad = bad | {"of another authority": Authority().issue(_PROXY_NAME), "that is missing": ""}
     for kind, pem in {**bad, "that is missing, without TLS": None}.items():
         if _greeted(here, pem):
