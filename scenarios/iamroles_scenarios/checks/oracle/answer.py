@@ -12,12 +12,7 @@ TEXTS = ("reason", "error", "rule", "backend", "role")
 
 
 def unlike(expected: Outcome, answer: Mapping[str, object]) -> list[str]:
-    """List the differences between an outcome and the variables that an agent set.
-
-    Args:
-        expected: by `judge`.
-        answer: variables of SPEC.md section 3 by name; unset ones are absent.
-    """
+    """List the differences between an outcome and the variables that an agent set, by name."""
     return differences(wanted(expected), {**dict.fromkeys(TEXTS, ""), **answer})
 
 

@@ -25,14 +25,8 @@ _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The right answer.
-
-    Attributes:
-        reason: "" if the request is allowed.
-        rules: the grant, or the deny of the smallest id.
-        roles: the role that granted; of several that the rule names, the smaller ARN (6.19).
-        expires: epoch seconds.
-    """
+    """The right answer: reason ("" for an allow), grant or deny of the smallest id, the role that granted (of
+    several that the rule names, the smaller ARN), and the end in epoch seconds."""
 
     reason: str
     rules: frozenset[str] = frozenset()
@@ -46,14 +40,8 @@ class Outcome:
 
 
 def judge(policy: Policy, claims: Mapping[str, Any], request: Mapping[str, Any], now: int) -> Outcome:
-    """Judge a request whose token was verified.
-
-    Args:
-        policy: of the file; its one issuer names the claims.
-        claims: of the token, with `exp` and `iat` in epoch seconds.
-        request: `method`, `host`, `path`, `src`, `role` (may be None).
-        now: epoch seconds.
-    """
+    """Judge a request (`method`, `host`, `path`, `src`, `role`) whose token was verified; times are in epoch
+    seconds. The one issuer of the policy names the claims."""
     issuer = policy["issuers"][0]
     path = segments(request["path"])
     if path is None:
