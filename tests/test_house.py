@@ -38,7 +38,7 @@ ROOMS = {
 ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 23_710,
-    "scenarios": 32_344,
+    "scenarios": 32_403,
     "conformance": 10_988,
     "loadtests": 4_932,
     "benchmarks": 4_106,
@@ -46,7 +46,7 @@ LINES = {
 }
 TRUSTED_LINES = 17_850
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 17_785
+DATA_LINES = 17_997
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""
