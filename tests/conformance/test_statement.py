@@ -17,7 +17,7 @@ from iamroles_scenarios.stage import AgentSpec
 ALL = plan()
 CLASS_NAMES = [name for name in CLASSES if any(name in check.classes for check in ALL)]
 FEATURES = dict.fromkeys(
-    ("oidc", "sts", "reload", "limits", "live", "renew", "workers", "pair", "identity", "proof"), True
+    ("oidc", "sts", "reload", "limits", "age", "live", "renew", "workers", "pair", "identity", "proof"), True
 )
 
 
@@ -160,7 +160,7 @@ def test_a_false_allow_fails_in_every_grade_and_costs_its_class(check):
 
 
 def test_what_an_agent_does_not_declare_and_what_nobody_sees_costs_no_class():
-    declared = FEATURES | {"limits": False, "proof": False, "renew": False}
+    declared = FEATURES | dict.fromkeys(("age", "limits", "proof", "renew"), False)
     told = _told(
         lambda c: Verdict.PASS if declares_all(c, declared) else Verdict.NOT_APPLICABLE, features=declared
     )
