@@ -38,7 +38,7 @@ ROOMS = {
 ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 23_710,
-    "scenarios": 32_403,
+    "scenarios": 32_404,
     "conformance": 10_988,
     "loadtests": 4_932,
     "benchmarks": 4_106,
