@@ -161,18 +161,24 @@ def parse(data: bytes, start: int, end: int) -> Inquiry:
 
 
 def _read_message(data: bytes, pos: int, end: int) -> tuple[bytes, _Arguments, bool, int]:
-    """Return name, arguments, whether an argument's name came twice, and the position after the message."""
+    """Return name, arguments, whether a name came twice, and the position after the message.
+
+    Arguments without a name are ignored, however many (SPEC.md 2.1).
+    """
     name, pos = values.read_string(data, pos, end)
     if pos >= end:
         raise invalid("a message has no argument count")
     count = data[pos]
     pos += 1
     arguments: _Arguments = {}
+    doubled = False
     for _ in range(count):
         argument, pos = values.read_string(data, pos, end)
         kind, value, pos = values.read(data, pos, end)
-        arguments[argument] = kind, value
-    return name, arguments, len(arguments) < count, pos
+        doubled |= argument in arguments
+        if argument:
+            arguments[argument] = kind, value
+    return name, arguments, doubled, pos
 
 
 def _context(arguments: _Arguments) -> Context:

@@ -53,7 +53,7 @@ Bytes
 ``encoding``       a word for the payload or a table by segment (header, payload, signature):
                    ``padded``, ``whitespace``, ``standard`` (``+/``), ``noncanonical`` (stray last bits),
                    and for header and payload ``utf16``, ``utf32``, ``bom``, ``invalid-utf8``,
-                   ``surrogate``, ``nul``, ``trailing`` (bytes after the object), ``array``
+                   ``surrogate``, ``nul``, ``line-tab``, ``trailing`` (bytes after the object), ``array``
 ``segments``       how many dot-separated parts the token shows: 1, 2, 4, 5
 ``jwe``            true: a real five-part JWE (RSA-OAEP-256, A256GCM) of the claims
 ``prefix``, ``suffix``   text around the token; ``text`` the whole token, verbatim

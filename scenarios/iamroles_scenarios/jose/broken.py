@@ -67,6 +67,7 @@ TEXTS: dict[str, Callable[[str], bytes]] = {
     "invalid-utf8": lambda text: text[:-1].encode() + b',"note":"\xff\xfe"}',
     "surrogate": lambda text: text[:-1].encode() + b',"note":"\\ud800"}',
     "nul": lambda text: text.encode() + b"\0",
+    "line-tab": lambda text: text.encode() + b"\v",
     "trailing": lambda text: text.encode() + b'{"admin":true}',
     "array": lambda text: b"[" + text.encode() + b"]",
 }

@@ -16,7 +16,6 @@ from iamroles_agent.spop.values import DataType
 LACKING = ("authorization",)
 NO_TOKEN = {"authorization": None, "missing": ("authorization",)}
 NO_COUNT = {"missing": ("authorization-count",)}
-A_NULL = argument("", DataType.NULL, None)
 PATHS = argument("path", DataType.STRING, b"/a"), argument("path", DataType.STRING, b"/b")
 
 
@@ -148,6 +147,10 @@ class TestParse:
         assert inquiry.check is not None
         assert inquiry.check.missing == ("authorization", "method", "path", "src")
 
+    def test_arguments_without_a_name_are_ignored(self):
+        unnamed = argument("", DataType.STRING, b"x"), argument("", DataType.NULL, None)
+        assert read(message("iam-context", *unnamed) + check_message()).check == USUAL
+
     @pytest.mark.parametrize(
         ("payload", "problem"),
         [
@@ -158,7 +161,6 @@ class TestParse:
                 message("iam-context", *[argument("stream", DataType.INT64, 1)] * 2) + check_message(),
                 "iam-context has an argument twice",
             ),
-            (message("iam-check", A_NULL, A_NULL), "iam-check has an argument twice"),
         ],
     )
     def test_ambiguous(self, payload, problem):

@@ -103,6 +103,7 @@ class _Row:
         name, _, kid = said.partition(" as ")
         recipe: dict[str, Any] = {"roles": ["kiosk"], "sub": sub, "kid": kid or name}
         recipe |= {"drop_header": ["kid"]} if kid == "nobody" else {}
+        recipe |= {"header": {"kid": int(kid[7:])}} if kid.startswith("number ") else {}
         return mint(recipe, [self.key(name)], time.time(), self.issuer.url)
 
 

@@ -250,6 +250,9 @@ def disk(target: Target) -> str:
             while (seen := here.ask_each_worker(here.people[0])) and seen.opened:
                 if time.monotonic() > end:
                     raise here.failed("allowed though nothing can be recorded", seen)
+            for question in _fresh(here, 2):
+                if (seen := here.ask_each_worker(question)) and seen.opened:
+                    raise here.failed("a full disk: a new question was allowed", seen)
             for question in here.people:
                 seen = here.send(question)
                 if seen is not None and seen.allow:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from iamroles_scenarios.base.errors import WaitTimeoutError
 from iamroles_scenarios.base.polling import polls
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.bench import ALLOWED, UNAVAILABLE, Bench, bench, refused
@@ -25,6 +26,8 @@ MAX_STALE = 6.0
 """Seconds; as in the world `identity-stale`."""
 _TAKEN = 12.0
 """Seconds, times the scale, until a new set is in force."""
+_REFRESH, _LATE = 20.0, 1.0
+"""Seconds: `keys.refresh` where renewals are timed; and, times the scale, by which one may be late."""
 _NOT_A_KEY = refused("key_unknown", "signature_invalid", "algorithm_not_allowed", "token_malformed")
 _NOT_TAKEN = refused("key_unknown", "signature_invalid", "keys_unavailable", status=[401, 503])
 
@@ -236,3 +239,18 @@ def stale(target: Target) -> None:
         finally:
             keys.clear()
         here.expect("after the outage", known, ALLOWED, within=_TAKEN)
+
+
+@check("identity.keys.renewed", "ROTATE-KEY-003", features={"oidc"}, long=True)
+def renewed(target: Target) -> None:
+    """A key set is renewed within keys.refresh, as the issuer's counter shows."""
+    settings = {"refresh": f"{_REFRESH:g}s", "cooldown": "1s", "timeout": "3s"}
+    with bench(target, "orders", "identity.keys.renewed", own=True, keys=settings) as here:
+        here.expect("before", here.token(), ALLOWED, within=_TAKEN)
+        keys = here.issuer()
+        count, late = keys.counters()["jwks"], target.seconds(_LATE)
+        keys.wait_for("jwks", count + 1, 2 * _REFRESH + late)
+        try:
+            keys.wait_for("jwks", count + 2, _REFRESH + late)
+        except WaitTimeoutError:
+            raise here.failed("a renewal was late", expected=f"a fetch within {_REFRESH:g} s") from None

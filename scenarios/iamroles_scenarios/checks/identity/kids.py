@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import time
 from itertools import count
+from typing import Any
 
 from iamroles_scenarios.base.errors import Untestable
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.bench import ALLOWED, Bench, Pending, bench, refused
 from iamroles_scenarios.engine.target import Target
+from iamroles_scenarios.jose import SigningKey
 
 COOLDOWN = 2.0
 """Seconds; as in the world `identity-kids`."""
@@ -34,32 +36,41 @@ def _fetches(here: Bench, issuer: str) -> int:
     return here.issuer(issuer).counters().get("jwks", 0)
 
 
+def _storm(here: Bench, sets: list[list[dict[str, Any]]]) -> None:
+    """Ask with random kids while the issuer publishes these sets in turn."""
+    keys, tokens = here.issuer("storm"), [_stray(here, "storm") for _ in range(_STORM)]
+    before, began = _fetches(here, "storm"), time.monotonic()
+    sent = 0
+    for token in tokens:
+        if time.monotonic() - began > _STORMY:
+            break
+        if len(sets) > 1:
+            keys.publish(*sets[sent % len(sets)], replace=True)
+        here.expect("a random kid", token, refused("key_unknown"))
+        sent += 1
+    elapsed = time.monotonic() - began
+    made = _fetches(here, "storm") - before
+    most = math.ceil(elapsed / COOLDOWN) + 1
+    if sent <= 2 * most:
+        raise Untestable(f"only {sent} questions were answered in {elapsed:.1f} s: too few for a storm")
+    if made > most:
+        raise here.failed(
+            f"{sent} random kids in {elapsed:.1f} s caused {made} fetches, cooldown {COOLDOWN:g} s",
+            expected=f"at most {most} fetches",
+        )
+
+
 @check("identity.kids.storm", "JWKS-STORM-001", features={"oidc"})
 def storm(target: Target) -> None:
-    """Hundreds of random kids cause at most one fetch in each cooldown.
+    """Hundreds of random kids cause at most one fetch in each cooldown, also if each fetch changes the set.
 
-    The check reads the issuer's own counter.
+    As from two servers of an issuer that disagree. The check reads the issuer's own counter.
     """
     with bench(target, "identity-kids") as here:
         here.expect("before the storm", here.token("storm", key="ES256"), ALLOWED)
-        tokens = [_stray(here, "storm") for _ in range(_STORM)]
-        before, began = _fetches(here, "storm"), time.monotonic()
-        sent = 0
-        for token in tokens:
-            if time.monotonic() - began > _STORMY:
-                break
-            here.expect("a random kid", token, refused("key_unknown"))
-            sent += 1
-        elapsed = time.monotonic() - began
-        made = _fetches(here, "storm") - before
-        most = math.ceil(elapsed / COOLDOWN) + 1
-        if sent <= 2 * most:
-            raise Untestable(f"only {sent} questions were answered in {elapsed:.1f} s: too few for a storm")
-        if made > most:
-            raise here.failed(
-                f"{sent} random kids in {elapsed:.1f} s caused {made} fetches, cooldown {COOLDOWN:g} s",
-                expected=f"at most {most} fetches",
-            )
+        _storm(here, [here.issuer("storm").jwks()])
+        with_another = SigningKey.generate("ES256", kid="of-another-server").public_jwk()
+        _storm(here, [[*here.issuer("storm").jwks(), with_another], here.issuer("storm").jwks()])
         here.expect("after the storm", here.token("storm", key="ES256", sub=f"s{next(_numbers)}"), ALLOWED)
 
 

@@ -58,9 +58,10 @@ async def byte_by_byte(target: WireTarget) -> None:
 
 @check("wire.frame.split-anywhere", "SPOP-FRAME-001", "SPOP-FRAME-002")
 async def split_anywhere(target: WireTarget) -> None:
-    """A stream of frames may be cut anywhere."""
+    """A stream of frames may be cut anywhere, each shorter than the one before it."""
     for piece, count in ((3, 1), (7, 2), (64, 3)):
-        asked = [question(probe(target), stream_id=number + 1) for number in range(count)]
+        texts = [{**probe(target), "x-text": "x" * 9 * (count - number)} for number in range(count)]
+        asked = [question(text, stream_id=number + 1) for number, text in enumerate(texts)]
         async with session(target) as connection:
             await connection.send(*asked, piece=piece, gap=PIECE_GAP)
             await connection.must_answer_all(asked)

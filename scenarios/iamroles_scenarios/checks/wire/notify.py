@@ -220,13 +220,15 @@ async def odd_arguments(target: WireTarget) -> None:
 
 @check("wire.message.extra-and-missing", "SPOP-MSG-005")
 async def extra_and_missing(target: WireTarget) -> None:
-    """Extra arguments are ignored; a missing required one is an explicit deny.
+    """Extra arguments are ignored, also unnamed ones; a missing required one is an explicit deny.
 
     SPEC.md section 2 requires `authorization`, `method`, `path` and `src`; the reason is
     `internal_error`.
     """
     async with session(target) as connection:
-        extra = {"x-before": -1, **check_arguments(probe(target)), "x-after": None}
+        known = check_arguments(probe(target)).items()
+        unknown: list[tuple[str, Value | Typed]] = [("x-before", -1), ("", "x"), ("", None), ("", "x")]
+        extra = [*unknown, *known, *unknown[1:], ("x-after", None)]
         message = encode_message("iam-check", extra)
         await connection.must_answer(notify(1, 1, message))
         for name in ("method", "path", "src"):
@@ -290,11 +292,12 @@ async def message_lies(target: WireTarget) -> None:
 async def ack_fits(target: WireTarget) -> str:
     """An ACK fits the negotiated size, and holds the verdict.
 
-    The size is the least that the question itself fits, so the answer's tags may not fit.
+    The size is the least that the question itself fits, so the answer's tags may not fit; or a byte less
+    than the whole answer.
     """
 
-    async def fits(frame: Frame, judge: Callable[[JudgedConnection, Frame], object]) -> str:
-        size = max(256, len(frame.body()))
+    async def fits(frame: Frame, judge: Callable[[JudgedConnection, Frame], object], least: int = 256) -> str:
+        size = max(least, len(frame.body()))
         async with session(target, {**HELLO, "max-frame-size": size}) as connection:
             ack = await connection.ask(frame)
             if len(ack.body()) > size:
@@ -310,6 +313,10 @@ async def ack_fits(target: WireTarget) -> str:
     await fits(question(probe(target), least), explicit)
     await fits(question(refused(target), least), JudgedConnection.must_deny)
     if target.crowded is not None:
+        wide = question(target.crowded, stream_id=2**31)
+        async with session(target) as connection:
+            whole = await connection.ask(wide)
+        await fits(wide, explicit, max(256, len(whole.body()) - 1))
         return await fits(question(target.crowded), explicit)
     if target.allowed is None:
         return "a refusal alone was judged: no allowed credential"

@@ -47,7 +47,7 @@ _AGEING = {"max_connection_age": f"{_AGE:g}s"}
 async def bye_answered(target: WireTarget) -> None:
     """HAPROXY-DISCONNECT: AGENT-DISCONNECT 0, then close.
 
-    HAProxy waits for it.
+    HAProxy waits for it. No other status follows, also if a frame does.
     """
     async with session(target) as connection:
         await connection.send(disconnect())
@@ -56,6 +56,9 @@ async def bye_answered(target: WireTarget) -> None:
         await connection.must_serve()
         await connection.send(disconnect())
         await connection.must_end("HAPROXY-DISCONNECT after a NOTIFY", 0, disconnect=True)
+    async with session(target) as connection:
+        await connection.send(disconnect(), question(probe(target)))
+        await connection.must_end("HAPROXY-DISCONNECT before a NOTIFY", 0)
 
 
 @check("wire.bye.normal", "SPOP-BYE-002")
