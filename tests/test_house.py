@@ -37,16 +37,16 @@ ROOMS = {
 }
 ARROWS = {"iamroles_agent": 40}
 LINES = {
-    "reference": 23_710,
-    "scenarios": 32_404,
+    "reference": 23_716,
+    "scenarios": 32_449,
     "conformance": 10_988,
     "loadtests": 4_932,
     "benchmarks": 4_106,
-    "tests": 31_991,
+    "tests": 31_993,
 }
-TRUSTED_LINES = 17_850
+TRUSTED_LINES = 17_856
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 17_997
+DATA_LINES = 18_152
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""
