@@ -156,8 +156,16 @@ def test_a_report_of_a_stranger_is_refused_by_its_place(tmp_path):
     assert (done.exit_code, "lacks product.version, finished, " in done.output) == (2, True), done.output
 
 
-def test_a_shortened_report_says_all_that_it_lacks():
-    done = run("conformance", "report", str(ROOT / "conformance" / "reports" / "node" / "report.json"))
+def test_a_shortened_report_says_all_that_it_lacks(tmp_path):
+    [whole] = ROOT.glob("conformance/reports/haproxyspoa/*/report.json")
+    report = json.loads(whole.read_text())
+    for key in ("seconds", "stage", "requirements"):
+        del report[key]
+    for check in report["checks"]:
+        check.pop("title", None)
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(report))
+    done = run("conformance", "report", str(path))
 
     assert (done.exit_code, "lacks seconds, stage, requirements, checks[].title" in done.output) == (2, True)
 
