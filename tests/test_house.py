@@ -42,11 +42,11 @@ LINES = {
     "conformance": 10_988,
     "loadtests": 4_932,
     "benchmarks": 4_106,
-    "tests": 31_993,
+    "tests": 32_001,
 }
 TRUSTED_LINES = 17_856
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 18_152
+DATA_LINES = 20_680
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""
