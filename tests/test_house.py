@@ -46,7 +46,7 @@ LINES = {
 }
 TRUSTED_LINES = 17_856
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 20_680
+DATA_LINES = 19_416
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""
