@@ -37,14 +37,14 @@ ROOMS = {
 }
 ARROWS = {"iamroles_agent": 40}
 LINES = {
-    "reference": 23_716,
+    "reference": 23_717,
     "scenarios": 32_449,
     "conformance": 10_988,
     "loadtests": 4_932,
     "benchmarks": 4_106,
-    "tests": 32_001,
+    "tests": 32_012,
 }
-TRUSTED_LINES = 17_856
+TRUSTED_LINES = 17_857
 """Of the agent: what an auditor must trust."""
 DATA_LINES = 19_416
 """Of TOML and JSON: code must not hide as data."""

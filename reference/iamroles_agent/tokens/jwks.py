@@ -165,8 +165,9 @@ class KeySource(Keyring):
             await future
 
     def _trail(self) -> None:
-        """Fetch once after a cooldown in which a kid was refused."""
+        """Fetch once after a cooldown in which a kid was refused; begin the next one, whatever it brings."""
         self._trailing = None
+        self._cooldown_end = self._monotonic() + self.settings.cooldown
         self._launch(asking=True).add_done_callback(lambda _flight: self._release())
 
     def _release(self) -> None:

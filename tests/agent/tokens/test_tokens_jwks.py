@@ -198,6 +198,17 @@ async def test_an_issuer_whose_servers_disagree_is_asked_no_more_often_for_rando
     assert server.counts["/jwks"] == 2
 
 
+async def test_the_fetch_at_the_end_of_a_cooldown_begins_the_next_one_also_if_it_changed_the_set(server):
+    sets = itertools.cycle([keys(OLD), keys(NEW)])
+    server.replies["/jwks"] = lambda _: (200, {}, json.dumps(next(sets)).encode())
+    async with accepting(server, cooldown="1500ms") as (agent, _):
+        for fetches in (1, 2, 3):
+            await until(lambda: server.counts["/jwks"] >= fetches)  # noqa: B023 - of this round
+            token = "Bearer " + mint(claims(iss=server.url), kid=f"random-{fetches}")
+            assert await reason(agent, token) == "key_unknown"
+    assert server.counts["/jwks"] == 3
+
+
 async def test_a_rotation_inside_the_cooldown_is_seen_when_it_ends(server):
     async with accepting(server, cooldown="600ms") as (agent, _):
         assert await reason(agent, stranger(server)) == "key_unknown"
