@@ -107,3 +107,15 @@ def test_the_same_seed_breaks_at_the_same_byte(echo):
 def test_an_unknown_fault_is_told(breaker):
     with pytest.raises(ValueError, match="known are refused, cut"):
         breaker.breaks("rain")
+
+
+def test_nobody_gets_its_port_while_it_refuses(breaker):
+    host, _, port = breaker.address.rpartition(":")
+    breaker.breaks("refused")
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind((host, int(port)))
+    with pytest.raises(ConnectionRefusedError):
+        connected(breaker)
+    breaker.mends()
+    with connected(breaker) as sock:
+        assert told(sock, b"abc") == b"abc"

@@ -50,15 +50,18 @@ class Breaker:
         self.to = to
         self._chance = random.Random(seed)  # noqa: S311 - a fault, not a secret
         self._fault = ""
-        self._listener = socket.create_server((host, 0), backlog=256)
-        self._name: tuple[str, int] = self._listener.getsockname()[:2]
+        # Held while nobody listens, so that no connection of this host gets the port meanwhile.
+        self._port = socket.socket()
+        self._port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        self._port.bind((host, 0))
+        self._name: tuple[str, int] = self._port.getsockname()[:2]
         self._links: set[Link] = set()
         self._loop = asyncio.new_event_loop()
         self._changed = asyncio.Event()
         self._server: asyncio.Server | None = None
         self._thread = threading.Thread(target=self._loop.run_forever, name="breaker", daemon=True)
         self._thread.start()
-        self._in_loop(self._listen(self._listener))
+        self._in_loop(self._become(""))
 
     @property
     def address(self) -> str:
@@ -88,6 +91,7 @@ class Breaker:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_PATIENCE)
         self._loop.close()
+        self._port.close()
 
     def __enter__(self) -> Self:
         return self
@@ -109,7 +113,7 @@ class Breaker:
             for link in tuple(self._links):
                 link.reset()
         elif self._server is None:
-            await self._listen(socket.create_server(self._name, backlog=256))
+            await self._listen(socket.create_server(self._name, backlog=256, reuse_port=True))
         for link in tuple(self._links):
             link.left = self._chance.randrange(_SOON)
 

@@ -7,7 +7,6 @@ answers as the check says, over plain SPOP or over TLS, and keeps what it was as
 from __future__ import annotations
 
 import asyncio
-import socket
 import ssl
 import threading
 from collections.abc import Callable
@@ -62,17 +61,13 @@ class Impostor(Breaker):
         self._tried = threading.Semaphore(0)
         self.mends()
 
-    async def _listen(self, listener: socket.socket) -> None:
-        # asyncio calls back after the handshake, but a handshake that HAProxy ends was a try as well.
-        self._server = await asyncio.start_server(self._accepted, sock=listener)
-
     async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if not self._acts:
             await super()._accepted(reader, writer)
             return
         self._tried.release()
         try:
-            if self._tls is not None:
+            if self._tls is not None:  # not by the server: a handshake that HAProxy ends was a try as well
                 await writer.start_tls(self._tls)
             await self._allow(Peer(reader, writer, self._manner))
         except OSError:
