@@ -39,7 +39,7 @@ ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 23_717,
     "scenarios": 32_448,
-    "conformance": 10_988,
+    "conformance": 10_990,
     "loadtests": 4_932,
     "benchmarks": 4_106,
     "tests": 32_025,
