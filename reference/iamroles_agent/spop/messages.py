@@ -171,14 +171,14 @@ def _read_message(data: bytes, pos: int, end: int) -> tuple[bytes, _Arguments, b
     count = data[pos]
     pos += 1
     arguments: _Arguments = {}
-    doubled = False
     for _ in range(count):
         argument, pos = values.read_string(data, pos, end)
         kind, value, pos = values.read(data, pos, end)
-        doubled |= argument in arguments
         if argument:
             arguments[argument] = kind, value
-    return name, arguments, doubled, pos
+        else:
+            count -= 1
+    return name, arguments, len(arguments) < count, pos
 
 
 def _context(arguments: _Arguments) -> Context:
