@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import tomllib
+from collections import Counter
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -115,3 +117,17 @@ def test_the_test_sees_what_is_not_there():
     assert unknown(["policy", "check", "file.toml", "--format", "json"]) == ""
     found = commands("$ iamroles policy check a.toml && .venv/bin/iamroles demo")
     assert [*found] == [["policy", "check", "a.toml"], ["demo"]]
+
+
+def test_the_page_counts_the_faults_from_the_source_as_their_rows_do():
+    files = (ROOT / "benchmarks/faults").glob("*.toml")
+    rows = [row for file in files for row in tomllib.loads(file.read_text())["fault"]]
+    real = Counter(row["kind"] for row in rows if not row.get("same"))
+    seen = Counter(row["kind"] for row in rows if not row.get("same") and not row.get("missed"))
+    table = [f"| {kind} | {real[kind]} | {seen[kind]} |" for kind in sorted(real, key=str.lower)]
+    table.append(f"| all | {real.total()} | {seen.total()} |")
+    text = (ROOT / "docs/derived-checks.md").read_text()
+
+    assert "\n".join(table) in text
+    assert f"{len(rows)} faults (`benchmarks/faults/`). {len(rows) - real.total()} of them" in text
+    assert f"suite saw {seen.total()} at first, which is {100 * seen.total() // real.total()} %" in text

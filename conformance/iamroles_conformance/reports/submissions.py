@@ -80,7 +80,7 @@ _Contact = Annotated[
 
 
 class Implementation(BaseModel):
-    """Who made what, and where they are asked."""
+    """The form of `implementation.toml`: a project, its makers, and a contact."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     organization: _Text

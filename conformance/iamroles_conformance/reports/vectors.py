@@ -35,7 +35,7 @@ FORMAT = 1
 NOW = 1893456000
 """2030-01-01T00:00:00Z, the clock of the fixed set."""
 KEYS = "http://127.0.0.1:8118"
-"""Where the folder is served, so that an agent finds the key sets."""
+"""The URL under which the folder is served. Agents fetch the key sets from it."""
 WITHIN = 60
 """Seconds after `now` in which each verdict stays right."""
 _IDP = "https://idp.vectors.example"

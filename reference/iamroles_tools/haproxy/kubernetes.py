@@ -21,7 +21,7 @@ from iamroles_agent.policy.compiled import version_of
 from iamroles_tools.haproxy import render
 
 AUX = "/etc/haproxy/haproxy-aux.cfg"
-"""Where the controller's HAProxy finds our ConfigMap: it loads the files there whose names end in `.cfg`."""
+"""The folder in which our ConfigMap is mounted. The controller's HAProxy loads its files named `*.cfg`."""
 HOME = "/etc/haproxy-iam-roles"
 """The policy's directory in a pod of the agent."""
 USER = 65532
@@ -36,7 +36,7 @@ _OTHERS = re.compile(
 """Rules that have no place here: what the controller decides, the record, and the tables of open streams."""
 _FORWARDED = re.compile(r"\.if streq\(.*?\.endif\n", re.DOTALL)
 _UNSETTLED = re.compile(r"\.if [^\n]*\n(?:(?!\.endif).)*?\.else\n(.*?)\.endif\n", re.DOTALL)
-"""What differs between patches of a release: the rule for the older ones refuses more."""
+"""A condition on a patch release, which HAProxy alone knows. Older patches' rule stays: it refuses more."""
 _REWRITTEN = "http-request set-pathq %[path]?%[var(txn.iam_query)] if iam_odd iam_query\n"
 _SENT = "http-request set-var(txn.iam_path_sent) path\n"
 _AS_SENT = (
@@ -53,7 +53,7 @@ class Cluster:
 
     image: str
     namespace: str = "iam"
-    """Of the agents; their objects are named `iam-agent`."""
+    """The agents' namespace. Their objects are named `iam-agent`."""
     controller: str = "haproxy-controller/haproxy-kubernetes-ingress"
     """Namespace and ConfigMap of the ingress controller."""
     domain: str = "cluster.local"

@@ -1,4 +1,4 @@
-"""What the agent reports to systemd, read from a real datagram socket as systemd reads it."""
+"""The agent reports to systemd: a real datagram socket reads it, as systemd does."""
 
 import os
 import re
