@@ -56,8 +56,12 @@ class Answered:
 
 def signing(stage: Stage, rotate: float) -> dict[str, Any]:
     """Return the part of a policy by which an agent signs identities, and publishes its keys where the suite
-    can fetch them: on loopback, if the stage is there. For `rotate` seconds a key signs, and is published
-    before and after; an identity lives half as long."""
+    can fetch them: on loopback, if the stage is there.
+
+    Args:
+        stage: where it runs.
+        rotate: seconds that a key signs, and is published before and after; an identity lives half as long.
+    """
     header = {"issuer": _GATE, "lifetime": f"{min(rotate / 2, 60):g}s", "rotate": f"{rotate:g}s"}
     return {"metrics": listening(stage), "identity_header": header}
 
@@ -82,8 +86,12 @@ def fetched(agents: Sequence[AgentHandle], ending: str) -> Iterator[str]:
 
 
 class KeySets:
-    """Key sets as they were fetched from all addresses that the agents' logs name. A backend holds a set for
-    half of `rotate` without a fetch."""
+    """Key sets as they were fetched from all addresses that the agents' logs name.
+
+    Args:
+        agents: that sign.
+        rotate: seconds that a key signs; a backend holds a set for half of it without a fetch.
+    """
 
     def __init__(self, agents: Sequence[AgentHandle], rotate: float) -> None:
         self._agents = agents
