@@ -36,7 +36,6 @@ from iamroles_scenarios.engine.verdicts import blamed, judged, lacking, passed
 from iamroles_scenarios.engine.worlds import Loan
 from iamroles_scenarios.traffic.polling import NANO
 
-"""Seconds between two questions of an expectation that has time to come true."""
 _VARIANT = 80
 """Characters of one field of a request, in the line of a failing step."""
 _ALSO = 10
