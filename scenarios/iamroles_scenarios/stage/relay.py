@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from contextlib import suppress
 from dataclasses import replace
 
@@ -33,8 +34,10 @@ class RelayedLink(breaker.Link):
         """True for a health check."""
         self.announced = ""
         """The capabilities that the agent announced, before the relay struck any."""
-        self.asked = 0
-        """NOTIFY frames seen."""
+        self.asked, self.asked_at = 0, 0
+        """NOTIFY frames seen, and when the last was: nanoseconds of CLOCK_REALTIME."""
+        self.over = False
+        """True from the agent's goodbye on."""
         self.waiting = 0
         """NOTIFY frames without an answer passed on."""
         self.deepest = 0
@@ -57,6 +60,8 @@ class Relay(breaker.Breaker):
         self._moved = threading.Condition()
         self.links: list[RelayedLink] = []
         """Every connection so far, health checks included."""
+        self.crossed: list[tuple[int, int]] = []
+        """When questions and a goodbye of the agent passed each other, as `Outcomes.excuses`."""
         super().__init__(host, agent)
 
     # --- what a check does and sees ------------------------------------------------------------------------
@@ -129,9 +134,10 @@ class Relay(breaker.Breaker):
             return self._struck(frame)
         if frame.type == FrameType.NOTIFY:
             with self._moved:
-                link.asked += 1
+                link.asked, link.asked_at = link.asked + 1, time.time_ns()
                 link.waiting += 1
                 link.deepest = max(link.deepest, link.waiting)
+                self._note_crossing(link)
                 self._moved.notify_all()
         return said
 
@@ -148,7 +154,14 @@ class Relay(breaker.Breaker):
                     self._moved.notify_all()
                     return b""
                 link.waiting -= 1
+        elif frame.type == FrameType.AGENT_DISCONNECT:
+            link.over = True
+            self._note_crossing(link)
         return said
+
+    def _note_crossing(self, link: RelayedLink) -> None:
+        if link.over and link.waiting:
+            self.crossed.append((link.asked_at, time.time_ns()))
 
     def _struck(self, frame: Frame) -> bytes:
         """The body of a HELLO without the capability, unless it may stay."""

@@ -23,8 +23,8 @@ mutant("tolerant.displaces", "", "ends an idle connection at once in favour of a
 )
 
 
-mutant("tolerant.ages-early", "", "ends connections long before `max_connection_age`, some at a third of it")(
-    setting(server, "_YOUNGEST", 0.3)
+mutant("tolerant.ages-early", "", "ends connections long before `max_connection_age`, also busy ones")(
+    setting(server, "_YOUNGEST", 0.3), setting(server, "GENTLY", 0.0)
 )
 
 

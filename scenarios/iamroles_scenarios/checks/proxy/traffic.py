@@ -113,7 +113,12 @@ def must_answer(here: Bench, question: HttpQuestion, when: str) -> None:
 
 @contextmanager
 def traffic(
-    here: Bench, people: Sequence[Sequence[HttpQuestion]], when: str, *, lossless: bool = True
+    here: Bench,
+    people: Sequence[Sequence[HttpQuestion]],
+    when: str,
+    *,
+    lossless: bool = True,
+    excuses: Sequence[tuple[int, int]] = (),
 ) -> Iterator[JudgedTraffic]:
     """Ask without a pause, on as many connections as there are people, until the context ends.
 
@@ -122,6 +127,7 @@ def traffic(
         people: their questions.
         when: of the answers, for a failure.
         lossless: whether a lost request is a failure, or a fault of the harness.
+        excuses: see `Outcomes`; read when the context ends.
 
     Raises:
         CheckFailed: an answer was wrong, or a request lost; with the first of them.
@@ -139,6 +145,7 @@ def traffic(
     finally:
         found.stop()
     outcomes = Outcomes(found.ledger, found.steps[BEGIN].begin)
+    outcomes.excuses.extend(excuses)
     outcomes.judge(now())
     if outcomes.bad:
         _, entry, _, why = outcomes.examples[0]
