@@ -37,14 +37,14 @@ ROOMS = {
 }
 ARROWS = {"iamroles_agent": 40}
 LINES = {
-    "reference": 23_717,
+    "reference": 23_722,
     "scenarios": 32_478,
     "conformance": 10_990,
     "loadtests": 4_932,
     "benchmarks": 4_106,
-    "tests": 32_041,
+    "tests": 32_051,
 }
-TRUSTED_LINES = 17_857
+TRUSTED_LINES = 17_862
 """Of the agent: what an auditor must trust."""
 DATA_LINES = 19_416
 """Of TOML and JSON: code must not hide as data."""

@@ -21,12 +21,11 @@ class Service:
         self._address = f"\0{address[1:]}" if address.startswith("@") else address
         watched = usec.isascii() and usec.isdigit() and pid in ("", str(os.getpid()))
         self._pause, self._feed_at = int(usec) / 2e6 if watched else 0.0, 0.0
-        self._state = self.refused = self._fault = ""
+        self._state = self._status = self.refused = self._fault = ""
         self._waiting: deque[str] = deque(maxlen=16)
 
     def enter(self, state: str, status: str, more: str = "") -> None:
         self._state = state
-        status = "".join(letter if letter.isprintable() else " " for letter in status[:400])  # one line
         self._waiting.append(f"{state}=1\nSTATUS={status}{more}")
 
     def reload(self) -> None:
@@ -38,10 +37,16 @@ class Service:
         plane, members, now = self._plane, self._plane.members, time.monotonic()
         if members.stopping and self._state != "STOPPING":
             self.enter("STOPPING", "drains", f"\nEXTEND_TIMEOUT_USEC={int(self._drain * 1e6)}")
-        elif self._state in ("", "RELOADING") and members.served and not plane.reloads.pending:
+        elif members.served and not members.stopping and not plane.reloads.pending:
             why = self.refused and f", because the reload was refused: {self.refused}"
             confirmed = f"{plane.changes.confirmed} of {len(members.workers)} workers"
-            self.enter("READY", f"policy {plane.document.policy} is in force in {confirmed}{why}")
+            status = f"policy {plane.document.policy} is in force in {confirmed}{why}"[:400]
+            status = "".join(letter if letter.isprintable() else " " for letter in status)  # one line
+            if self._state != "READY":
+                self.enter("READY", status)
+            elif status != self._status:  # a worker died, or came back
+                self._waiting.append(f"STATUS={status}")
+            self._status = status
         if self._pause and now >= self._feed_at and not self._waiting and members.answering:
             self._feed_at = now + self._pause
             self._waiting.append("WATCHDOG=1")

@@ -85,6 +85,16 @@ def test_a_life_in_reports(tmp_path, abstract):
         assert agent.ended() == 0
 
 
+def test_the_status_says_that_a_worker_is_missing_and_is_back(tmp_path):
+    with managed(tmp_path) as (agent, manager):
+        manager.next()
+        agent.line()
+        os.kill(min(agent.workers()), signal.SIGKILL)
+
+        assert manager.next() == {"STATUS": "policy one is in force in 1 of 2 workers"}
+        assert manager.next() == {"STATUS": "policy one is in force in 2 of 2 workers"}
+
+
 def test_ready_waits_for_the_last_of_several_reloads(tmp_path):
     with managed(tmp_path) as (agent, manager):
         manager.next()
