@@ -36,27 +36,11 @@ def neighbours(text: str) -> Iterator[tuple[str, str]]:
         "one letter less": text[:-1],
         "one letter more": text + text[-1],
         "no first letter": text[1:],
-        "a slash behind": f"{text}/",
-        "a slash before": f"/{text}",
-        "a blank behind": f"{text} ",
-        "a blank before": f" {text}",
-        "a tab behind": f"{text}\t",
-        "a line break behind": f"{text}\n",
-        "a no-break space behind": f"{text}\u00a0",
-        "a space of no width behind": f"{text}\u200b",
-        "an accent behind": f"{text}\u0301",
-        "a dot behind": f"{text}.",
-        "NUL behind": f"{text}\0",
-        "%00 behind": f"{text}%00",
-        "a fragment behind": f"{text}#x",
-        "a query behind": f"{text}?x",
-        "a comma behind": f"{text},",
-        "a star": "*",
         "a star behind": f"{text[:-1]}*",
         "a wide letter": text.replace(first, chr(ord(first) + 0xFEE0), 1),
-        "quoted": f'"{text}"',
         "encoded": text.replace(first, f"%25{ord(first):02X}", 1),
     }
+    found |= {what: shape.replace("{text}", text) for what, shape in table("texts")["near"].items()}
     found |= {
         f"{unicodedata.name(other)} for {letter}": text.replace(letter, other)
         for letter, other in _DISGUISES.items()

@@ -9,12 +9,12 @@ must. Once the set is mended the new key verifies, which shows that the set was 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from iamroles_scenarios.base.errors import WaitTimeoutError
 from iamroles_scenarios.base.polling import polls
 from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.declarations.tables import table
 from iamroles_scenarios.engine.bench import ALLOWED, UNAVAILABLE, Bench, bench, refused
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.jose import SigningKey, mint
@@ -37,53 +37,11 @@ def _by(keys: IssuerHandle, key: SigningKey, **recipe: Any) -> str:  # noqa: ANN
     return mint({"roles": ["reader"], "alg": key.algorithm, **recipe}, [key], time.time(), keys.url)
 
 
-_BAD_KEYS: list[tuple[str, str, str, str, dict[str, dict[str, Any]]]] = [
-    ("weak", "JWT-RSA-001", "A published RSA key of 1024 bits verifies nothing", "weak", {"weak-rsa": {}}),
-    (
-        "unknown-type",
-        "JWKS-KEY-001",
-        "A key of an unknown type is ignored and its neighbours serve",
-        "future",
-        {"unknown-kty": {}},
-    ),
-    ("use", "JWKS-KEY-002", "A key for encryption verifies nothing", "encrypts", {"use-enc": {}}),
-    (
-        "operations",
-        "JWKS-KEY-003",
-        "A key whose key_ops lack verify verifies nothing",
-        "derives",
-        {"no-verify": {}},
-    ),
-    (
-        "private",
-        "JWKS-KEY-004",
-        "A key that is published with its private members verifies nothing",
-        "private",
-        {"private": {}},
-    ),
-    (
-        "malformed",
-        "JWKS-KEY-005",
-        "Malformed keys, off their curve or at odds with their alg, are passed over",
-        "crooked",
-        {
-            "malformed": {},
-            "off-curve": {},
-            "wrong-curve": {},
-            "wrong-alg": {},
-            "numeric-kid": {"kid": "7"},
-        },
-    ),
-]
-"""The last word of a check's id, its requirement and title, the issuer, and the kinds of bad keys
-(`mock.issuer.POISONS`), each with the recipe of a token by that key."""
+for _row in table("bad_keys")["key"]:
 
-
-for _name, _requirement, _title, _issuer, _poisons in _BAD_KEYS:
-
-    @check(f"identity.keys.{_name}", _requirement, title=_title, features={"oidc"})
+    @check(_row["check"], _row["requirement"], title=_row["title"], features={"oidc"})
     def never_verifies(
-        target: Target, issuer: str = _issuer, poisons: dict[str, dict[str, Any]] = _poisons
+        target: Target, issuer: str = _row["issuer"], poisons: dict[str, dict[str, Any]] = _row["poisons"]
     ) -> None:
         """Publish bad keys and a good one; the good one verifies, no bad one does, the old one still does."""
         with bench(target, "identity-keys") as here:
@@ -100,100 +58,46 @@ for _name, _requirement, _title, _issuer, _poisons in _BAD_KEYS:
             here.expect("the old key beside a bad one", old, ALLOWED)
 
 
-Spoil = Callable[["IssuerHandle"], SigningKey | None]
-"""Breaks an issuer's set, or the answer with it, and returns the key that it put there, if any."""
+def _spoil(keys: IssuerHandle, poison: str = "", crowd: int = 0, **fault: Any) -> SigningKey | None:  # noqa: ANN401
+    """Break an issuer's set, or the answer with it, and return the key that it put there, if any."""
+    if poison:
+        return keys.poison(poison)
+    if crowd:
+        key = next(key for key in keys.keys if key.algorithm == "ES256")
+        keys.publish(*(key.public_jwk(kid=f"{keys.name}-many-{number}") for number in range(crowd)))
+    else:
+        keys.fault("jwks", **fault)
+    return None
 
 
-def _refused_whole(target: Target, spoils: dict[str, Spoil]) -> None:
-    """Spoil sets that have a new key in them: the last good ones stay in force until they are mended.
+for _row in table("bad_keys")["set"]:
 
-    Args:
-        target: of the check.
-        spoils: the fault of each issuer; all at the same time.
-    """
-    with bench(target, "identity-keys") as here:
-        issuers = {name: here.issuer(name) for name in spoils}
-        old = {name: here.token(name, key="ES256") for name in spoils}
-        for name, token in old.items():
-            here.expect(f"{name}: before", token, ALLOWED, within=_TAKEN)
-        sound = {name: keys.jwks() for name, keys in issuers.items()}
-        bad = {name: spoil(issuers[name]) for name, spoil in spoils.items()}
-        new = {name: keys.add_key("ES256") for name, keys in issuers.items()}
-        marks = {name: keys.counters().get("jwks", 0) for name, keys in issuers.items()}
-        for name, keys in issuers.items():
-            # The first fetch from now may have begun before; the second gets the spoilt set.
-            keys.wait_for("jwks", marks[name] + 2, target.seconds(10.0))
-            keys.wait_for("jwks-done", marks[name] + 1, target.seconds(10.0))
-            here.expect(f"{name}: the old key, after the bad set", old[name], ALLOWED)
-            fresh = here.token(name, key=new[name].kid)
-            here.expect(f"{name}: a new key out of the bad set", fresh, _NOT_TAKEN)
-            if (key := bad[name]) is not None:
-                here.expect(f"{name}: the key that spoilt it", _by(keys, key), _NOT_TAKEN)
-            keys.clear()
-            keys.publish(new[name].public_jwk(), *sound[name], replace=True)
-        for name in issuers:
-            fresh = here.token(name, key=new[name].kid)
-            here.expect(f"{name}: the new key in a mended set", fresh, ALLOWED, within=_TAKEN)
-
-
-_CROWD = 1000
-"""Keys in one set: small enough that no cap on bytes stops it."""
-
-
-def _crowd(keys: IssuerHandle) -> list[dict[str, Any]]:
-    key = next(key for key in keys.keys if key.algorithm == "ES256")
-    return [key.public_jwk(kid=f"{keys.name}-many-{number}") for number in range(_CROWD)]
-
-
-_NO_SETS = ("<html>Back soon</html>", "[]", '{"keys": {}}', '{"keys": null}', "{}")
-
-
-def _answering(body: str) -> Spoil:
-    return lambda keys: keys.fault("jwks", "malformed", body=body)
-
-
-_BAD_SETS: list[tuple[str, str, str, dict[str, Spoil]]] = [
-    (
-        "duplicate",
-        "JWKS-SET-001",
-        "A set with one kid twice is refused and the last good set serves",
-        {"doubled": lambda keys: keys.poison("duplicate")},
-    ),
-    (
-        "symmetric",
-        "JWKS-SET-002",
-        "A set with a symmetric key is refused and the last good set serves",
-        {"symmetric": lambda keys: keys.poison("oct")},
-    ),
-    (
-        "many",
-        "JWKS-SET-003",
-        "A set of a thousand keys, or of two megabytes, is refused and the last good set serves",
-        {
-            "many": lambda keys: keys.publish(*_crowd(keys)),
-            "large": lambda keys: keys.fault("jwks", "oversized"),
-        },
-    ),
-    (
-        "broken",
-        "JWKS-SET-004",
-        "An answer without a key set leaves the last good set in force",
-        {
-            "broken-status": lambda keys: keys.fault("jwks", "status", status=500),
-            "broken-half": lambda keys: keys.fault("jwks", "truncated"),
-            **{f"broken-{number}": _answering(body) for number, body in enumerate(_NO_SETS)},
-        },
-    ),
-]
-"""The last word of a check's id, its requirement and title, and the fault of each issuer's set."""
-
-
-for _name, _requirement, _title, _spoils in _BAD_SETS:
-
-    @check(f"identity.keys.{_name}", _requirement, title=_title, features={"oidc"})
-    def refused_whole(target: Target, spoils: dict[str, Spoil] = _spoils) -> None:
+    @check(_row["check"], _row["requirement"], title=_row["title"], features={"oidc"})
+    def refused_whole(target: Target, spoils: dict[str, dict[str, Any]] = _row["spoils"]) -> None:
         """Spoil sets that have a new key in them: the last good ones stay in force until they are mended."""
-        _refused_whole(target, spoils)
+        with bench(target, "identity-keys") as here:
+            issuers = {name: here.issuer(name) for name in spoils}
+            old = {name: here.token(name, key="ES256") for name in spoils}
+            for name, token in old.items():
+                here.expect(f"{name}: before", token, ALLOWED, within=_TAKEN)
+            sound = {name: keys.jwks() for name, keys in issuers.items()}
+            bad = {name: _spoil(issuers[name], **how) for name, how in spoils.items()}
+            new = {name: keys.add_key("ES256") for name, keys in issuers.items()}
+            marks = {name: keys.counters().get("jwks", 0) for name, keys in issuers.items()}
+            for name, keys in issuers.items():
+                # The first fetch from now may have begun before; the second gets the spoilt set.
+                keys.wait_for("jwks", marks[name] + 2, target.seconds(10.0))
+                keys.wait_for("jwks-done", marks[name] + 1, target.seconds(10.0))
+                here.expect(f"{name}: the old key, after the bad set", old[name], ALLOWED)
+                fresh = here.token(name, key=new[name].kid)
+                here.expect(f"{name}: a new key out of the bad set", fresh, _NOT_TAKEN)
+                if (key := bad[name]) is not None:
+                    here.expect(f"{name}: the key that spoilt it", _by(keys, key), _NOT_TAKEN)
+                keys.clear()
+                keys.publish(new[name].public_jwk(), *sound[name], replace=True)
+            for name in issuers:
+                fresh = here.token(name, key=new[name].kid)
+                here.expect(f"{name}: the new key in a mended set", fresh, ALLOWED, within=_TAKEN)
 
 
 @check("identity.keys.outage", "JWKS-OUTAGE-001", features={"oidc"})

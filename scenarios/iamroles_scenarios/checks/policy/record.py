@@ -4,79 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
 from iamroles_scenarios.base.errors import CheckFailed, Evidence, Untestable
 from iamroles_scenarios.base.sent import held
 from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.declarations.tables import table
 from iamroles_scenarios.engine.bench import Bench, bench
 from iamroles_scenarios.engine.key_sets import fetched, listening
 from iamroles_scenarios.engine.observation import Observation, differences
 from iamroles_scenarios.engine.target import Target
 
+_TABLE = table("record")
 _WITHIN = 5.0
 """Seconds, times the scale, until a line of the log is there."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Recorded:
-    name: str
-    recipe: dict[str, Any]
-    request: dict[str, Any]
-    record: dict[str, str]
-    """Fields of HAProxy's line. A refusal may leave out caller and role (SPEC.md 3.1)."""
-
-
 _WHO = ("principal", "issuer", "role")
-
-_RECORDED = (
-    _Recorded(
-        "an allowed request",
-        {"roles": ["reader"], "sub": "alice", "claims": {"jti": "session-1"}},
-        {"path": "/orders/1"},
-        {
-            "principal": "alice",
-            "session": "session-1",
-            "issuer": "corp",
-            "role": "arn:aws:iam::111111111111:role/reader",
-            "rule": "R1",
-            "route": "orders-ro",
-            "method": "GET",
-            "path": "/orders/1",
-        },
-    ),
-    _Recorded(
-        "an allowed request of a caller with marks",
-        {"roles": ["reader"], "sub": 'al"ice\\', "claims": {"jti": 'session"1'}},
-        {"path": "/orders/1"},
-        {"principal": 'al"ice\\', "session": 'session"1', "route": "orders-ro"},
-    ),
-    _Recorded(
-        "a request that a deny refused",
-        {"roles": ["reader", "contractor"], "sub": "bob"},
-        {"path": "/orders/export", "role": "reader"},
-        {"reason": "denied_by_rule", "principal": "bob", "issuer": "corp", "rule": "R3"},
-    ),
-    _Recorded(
-        "a request without a grant",
-        {"roles": ["idle"], "sub": "carol"},
-        {"path": "/orders/1"},
-        {"reason": "no_grant", "principal": "carol", "role": "arn:aws:iam::111111111111:role/idle"},
-    ),
-    _Recorded(
-        "an ambiguous token",
-        {"roles": ["reader", "writer"], "sub": "dave"},
-        {"path": "/orders/1"},
-        {"reason": "ambiguous_role", "principal": "dave"},
-    ),
-    _Recorded("an expired token", {"roles": ["reader"], "exp": "-60s"}, {}, {"reason": "token_expired"}),
-    _Recorded("a forged token", {"roles": ["reader"], "key": "other"}, {}, {"reason": "signature_invalid"}),
-    _Recorded(
-        "an ambiguous path", {"roles": ["reader"]}, {"path": "/orders/%2e%2e/x"}, {"reason": "path_ambiguous"}
-    ),
-)
 
 
 @check("policy.record.line", "AUDIT-LOG-001", lane="gate")
@@ -86,24 +31,26 @@ def line(target: Target) -> str:
     One line for each request, found by a host of its own; its request id is the backend's.
     """
     with bench(target, "policy") as here:
-        for number, row in enumerate(_RECORDED):
+        for number, row in enumerate(_TABLE["line"]):
             host = f"record-{number}.example.com"
-            seen = here.ask(here.token(**row.recipe), with_reason=False, host=host, **row.request)
+            seen = here.ask(
+                here.token(**row["token"]), with_reason=False, host=host, **row.get("request", {})
+            )
             record = here.world.haproxy.wait_log(_of_host(host), here.seconds(_WITHIN))
             if record is None:
-                raise here.failed(f"{row.name}: HAProxy's log has no line for it", seen)
+                raise here.failed(f"{row['what']}: HAProxy's log has no line for it", seen)
             _compare(row, seen, record)
-    return f"{len(_RECORDED)} requests"
+    return f"{len(_TABLE['line'])} requests"
 
 
 def _of_host(host: str) -> Callable[[dict[str, Any]], bool]:
     return lambda found: found.get("host") == host
 
 
-def _compare(row: _Recorded, seen: Observation, record: dict[str, Any]) -> None:
-    wanted: dict[str, object] = dict(row.record)
-    if "reason" in row.record:
-        known = {name: {row.record[name], "-"} for name in _WHO if name in row.record}
+def _compare(row: dict[str, Any], seen: Observation, record: dict[str, Any]) -> None:
+    wanted: dict[str, object] = dict(row["record"])
+    if "reason" in row["record"]:
+        known = {name: {row["record"][name], "-"} for name in _WHO if name in row["record"]}
         wanted |= known
     if seen.allow:
         ids = [value for name, value in seen.headers if name == "x-iam-request-id"]
@@ -111,47 +58,11 @@ def _compare(row: _Recorded, seen: Observation, record: dict[str, Any]) -> None:
         wanted["expires"] = seen.tags.get("expires", "")
     if wrong := differences(wanted, record):
         evidence = Evidence(sent=seen.sent, expected=str(wanted), received=json.dumps(record))
-        raise CheckFailed(f"{row.name}: {'; '.join(wrong)}", evidence)
+        raise CheckFailed(f"{row['what']}: {'; '.join(wrong)}", evidence)
 
 
-_FORMS = (
-    ["Bearer {token}"],
-    ["Bearer {token}", "Bearer {token}"],
-    ["Basic {token}"],
-    ["{token}"],
-    ["bearer  {token} x"],
-)
-
-
-_REFUSED: tuple[dict[str, Any], ...] = (
-    {"claims": {"iss": "https://unknown.example"}},
-    {"key": "other"},
-    {"key": "unknown-kid"},
-    {"exp": "-60s"},
-    {"aud": "hall"},
-    {"signature": "flipped"},
-    {"suffix": "."},
-    {"prefix": "."},
-    {"encoding": {"payload": "padded"}},
-    {"raw_payload": "{ not JSON, but long enough to be seen"},
-    {"roles": ["nobody"]},
-    {"key": "ES256", "drop": ["iss", "iat", "nbf", "sub", "aud", "exp", "roles"], "claims": {"jti": "s"}},
-)
-"""Recipes of tokens, each refused for another reason; the last is short."""
 _SHORT, _MANY = 260, 10
 """Characters of a credential that is a host too, and how often it stands in a path: 4096 bytes hold that."""
-_UNPROVEN: tuple[dict[str, Any], ...] = (
-    {"secret": "wrong"},
-    {"url_host": "sts.unknown.example"},
-    {"token": "wrong"},
-    {"date": "-20m"},
-    {"extra": [["X-Evil", "1"]]},
-    {"binding_value": "edge-b"},
-    {"encoding": "padded"},
-    {"encoding": "hex"},
-)
-_FAULTS: tuple[tuple[str, dict[str, Any]], ...] = (("status", {"status": 500}), ("malformed", {}))
-"""Answers of STS by which it proves nobody."""
 _PAGES = ("show info", "show stat", "show table", "show servers state")
 """HAProxy's own pages that say something about requests."""
 
@@ -166,12 +77,12 @@ def credentials(target: Target) -> str:
     sts, leaks = not target.lacks(["sts"]), target.worlds.leaks
     world = ("identity-sts" if sts else "policy", "policy.record.credentials")
     with bench(target, *world, own=True, flow="hosts", metrics=listening(target.stage)) as here:
-        for recipe in ({}, *_REFUSED):
+        for recipe in ({}, *_TABLE["refused"]):
             _send(here, here.token(**recipe))
-        for recipe in ({}, *_UNPROVEN) if sts else ():
+        for recipe in ({}, *_TABLE["unproven"]) if sts else ():
             _send(here, here.credential(here.reader, **recipe))
-        for kind, how in _FAULTS if sts else ():
-            here.sts_fault(kind, **how)
+        for fault in _TABLE["faults"] if sts else ():
+            here.sts_fault(**fault)
             _send(here, here.credential(here.reader))
         pages = {page: here.world.haproxy.runtime(page) for page in _PAGES}
         pages["the agent's metrics"] = "".join(fetched([here.world.agent], "metrics"))
@@ -187,7 +98,7 @@ def credentials(target: Target) -> str:
 def _send(here: Bench, token: str) -> None:
     """Send a credential in each place of a request; no refusal may show it."""
     path = quote(token, safe=".")[:2000]
-    places: list[dict[str, Any]] = [{"authorization": form} for form in _FORMS]
+    places: list[dict[str, Any]] = [{"authorization": form} for form in _TABLE["forms"]]
     places += [{"path": f"/orders/{path}"}, {"path": f"/orders/1?access_token={path}"}]
     places.append({"role": path})
     if len(path) < _SHORT:
