@@ -1,10 +1,13 @@
 """The relay that breaks: each fault does what its name says, and all is well when it ends."""
 
 import socket
+import ssl
 
 import pytest
 from listening import listening
 
+from iamroles_scenarios.checks.derived.certificates import ROWS, shown
+from iamroles_scenarios.engine.certificates import Authority
 from iamroles_scenarios.stage.breaker import FAULTS, Breaker
 
 
@@ -119,3 +122,20 @@ def test_nobody_gets_its_port_while_it_refuses(breaker):
     breaker.mends()
     with connected(breaker) as sock:
         assert told(sock, b"abc") == b"abc"
+
+
+AUTHORITY = Authority()
+CLIENT = ssl.create_default_context(cadata=AUTHORITY.public)
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if "certificate" in row], ids=lambda row: row["what"])
+def test_a_client_believes_the_sound_certificate_alone(breaker, row):
+    """Else a row proves nothing: the wrong server must be wrong, and nothing else."""
+    breaker.shows(shown(row, AUTHORITY, "127.0.0.1"))
+    with connected(breaker) as sock, pytest.raises(ssl.SSLError):
+        CLIENT.wrap_socket(sock, server_hostname="127.0.0.1")
+    assert breaker.wait_tried(10)
+
+    breaker.shows(shown({}, AUTHORITY, "127.0.0.1"))
+    with connected(breaker) as sock, CLIENT.wrap_socket(sock, server_hostname="127.0.0.1") as line:
+        assert told(line, b"abc" * 500) == b"abc" * 500

@@ -4,6 +4,7 @@ SPEC.md and the published schema are the two witnesses; whatever they have and t
 """
 
 import copy
+import inspect
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from iamroles_scenarios.checks.derived import (
     arguments,
+    certificates,
     claims,
     credentials,
     exact,
@@ -31,6 +33,7 @@ from iamroles_scenarios.checks.proxy import asked, misbehaving, shapes
 from iamroles_scenarios.declarations.scenario import WorldSpec, policy_of
 from iamroles_scenarios.declarations.tables import ARN, policy_schema, table
 from iamroles_scenarios.engine import answers
+from iamroles_scenarios.engine.certificates import Authority
 from iamroles_scenarios.jose import SigningKey
 from iamroles_scenarios.mock.faults import ENDLESS, KINDS
 
@@ -214,6 +217,12 @@ def _faults_of_issuers():
 def test_every_way_in_which_an_issuer_answers_is_played():
     """A redirect is played by identity.cold.redirect; what never ends by identity.derived.waits."""
     assert {fault["kind"] for fault in _faults_of_issuers()} == KINDS - ENDLESS - {"redirect"}
+
+
+def test_every_way_in_which_a_certificate_is_wrong_is_played():
+    varied = {name for row in certificates.ROWS for name in row.get("certificate", {})}
+
+    assert varied == {*inspect.signature(Authority.issue).parameters} - {"self"} | {"other", "plain"}
 
 
 def test_every_member_that_the_contract_names_of_a_key_set_is_varied():

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import socket
 import ssl
+import tempfile
 import time
+from collections.abc import Sequence
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from iamroles_scenarios.base.errors import AgentFault, HarnessFault
 from iamroles_scenarios.jose.keys import SigningKey, certificate_of
@@ -19,6 +23,7 @@ if TYPE_CHECKING:
     from iamroles_scenarios.stage import AgentSpec, World
 
 _FILE, _AUTHORITY = "site.pem", "iamroles test authority"
+_DAYS = -1, 30
 _IN_A_ROW = 10
 """Connections that must show the new certificate one after the other."""
 _SHOWN = 5.0
@@ -125,19 +130,69 @@ def proxy_fault(agent: AgentSpec, message: str) -> Exception:
 
 
 class Authority:
-    """Issues certificates for DNS names."""
+    """Issues certificates for hosts."""
 
     def __init__(self) -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
-        self.public = self._issued(self._key, _AUTHORITY, x509.BasicConstraints(ca=True, path_length=0))
+        ca = [x509.BasicConstraints(ca=True, path_length=0), x509.KeyUsage(*(i == 5 for i in range(9)))]
+        self.public = self._issued(self._key, _AUTHORITY, (self._key, _AUTHORITY), ca)
         """Its own certificate, PEM."""
 
-    def issue(self, name: str) -> str:
-        """Return a certificate for a name, and its key, PEM."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        issued = self._issued(key, name, x509.SubjectAlternativeName([x509.DNSName(name)]))
+    def issue(
+        self,
+        host: str,
+        *,
+        by: str = "",
+        days: tuple[int, int] = _DAYS,
+        client: bool = False,
+        named: bool = True,
+    ) -> str:
+        """Return a certificate for a host, and its key, PEM.
+
+        Args:
+            host: a DNS name, or an address of IPv4.
+            by: "itself": self-signed; "server": issued by the holder of another server's certificate.
+            days: from now in which it is good.
+            client: True: for clients alone.
+            named: False: the host stands in its subject alone.
+        """
+        key, signer, chain = ec.generate_private_key(ec.SECP256R1()), (self._key, _AUTHORITY), ""
+        if by:
+            signer = (key, host) if by == "itself" else (ec.generate_private_key(ec.SECP256R1()), "www.test")
+        if by == "server":
+            chain = self._issued(*signer, (self._key, _AUTHORITY), [])
+        address = host.replace(".", "").isdecimal()
+        name = x509.IPAddress(ip_address(host)) if address else x509.DNSName(host)
+        extensions: list[x509.ExtensionType] = [x509.SubjectAlternativeName([name])] if named else []
+        extensions += [x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH])] if client else []
+        issued = self._issued(key, host, signer, extensions, days) + chain
         return issued + key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
 
-    def _issued(self, key: ec.EllipticCurvePrivateKey, name: str, extension: x509.ExtensionType) -> str:
-        builder = certificate_of(key.public_key(), name, _AUTHORITY).add_extension(extension, critical=False)
-        return builder.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM).decode()
+    @staticmethod
+    def _issued(
+        key: ec.EllipticCurvePrivateKey,
+        name: str,
+        signer: tuple[ec.EllipticCurvePrivateKey, str],
+        extensions: Sequence[x509.ExtensionType],
+        days: tuple[int, int] = _DAYS,
+    ) -> str:
+        builder = certificate_of(key.public_key(), name, signer[1], days)
+        own = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+        above = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer[0].public_key())
+        for extension in (*extensions, own, above):  # RFC 5280 wants all of them
+            critical = isinstance(extension, x509.BasicConstraints | x509.KeyUsage)
+            builder = builder.add_extension(extension, critical=critical)
+        return builder.sign(signer[0], hashes.SHA256()).public_bytes(Encoding.PEM).decode()
+
+
+def context(side: int, pem: str) -> ssl.SSLContext:
+    """Return a context that shows this certificate, or none, and takes any."""
+    found = ssl.SSLContext(side)
+    if side == ssl.PROTOCOL_TLS_CLIENT:
+        found.check_hostname, found.verify_mode = False, ssl.CERT_NONE
+    if pem:
+        with tempfile.NamedTemporaryFile("w", suffix=".pem") as file:
+            file.write(pem)
+            file.flush()
+            found.load_cert_chain(file.name)
+    return found

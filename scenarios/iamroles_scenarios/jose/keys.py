@@ -247,11 +247,13 @@ def _certificate(key: SigningKey) -> bytes:
     return certificate.public_bytes(serialization.Encoding.DER)
 
 
-def certificate_of(public: CertificatePublicKeyTypes, subject: str, issuer: str) -> x509.CertificateBuilder:
-    """Begin a certificate of a month, by the names of its subject and its issuer."""
+def certificate_of(
+    public: CertificatePublicKeyTypes, subject: str, issuer: str, days: tuple[int, int] = (-1, 30)
+) -> x509.CertificateBuilder:
+    """Begin a certificate by its subject, its issuer, and the days from now in which it is good."""
     subject_name, issuer_name = (
         x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]) for name in (subject, issuer)
     )
-    now = dt.datetime.now(dt.UTC)
+    first, last = (dt.datetime.now(dt.UTC) + dt.timedelta(days=day) for day in days)
     builder = x509.CertificateBuilder(issuer_name, subject_name, public, x509.random_serial_number())
-    return builder.not_valid_before(now - dt.timedelta(days=1)).not_valid_after(now + dt.timedelta(days=30))
+    return builder.not_valid_before(first).not_valid_after(last)

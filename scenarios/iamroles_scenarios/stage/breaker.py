@@ -22,6 +22,7 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+import ssl
 import threading
 from collections.abc import Coroutine
 from contextlib import suppress
@@ -56,6 +57,8 @@ class Breaker:
         self._port.bind((host, 0))
         self._name: tuple[str, int] = self._port.getsockname()[:2]
         self._links: set[Link] = set()
+        self._tls: ssl.SSLContext | None = None
+        self._tried = threading.Semaphore(0)
         self._loop = asyncio.new_event_loop()
         self._changed = asyncio.Event()
         self._server: asyncio.Server | None = None
@@ -82,6 +85,16 @@ class Breaker:
     def mends(self) -> None:
         """All is well from now on; a connection that a fault has ended stays ended."""
         self._in_loop(self._become(""))
+
+    def shows(self, tls: ssl.SSLContext | None) -> None:
+        """Reset what is open, and speak TLS on new connections; plain TCP without a context."""
+        self.breaks("refused")
+        self._tls, self._tried = tls, threading.Semaphore(0)
+        self.mends()
+
+    def wait_tried(self, within: float) -> bool:
+        """Wait for the next connection, whatever became of it, since `shows`; false at the deadline."""
+        return self._tried.acquire(timeout=within)
 
     def close(self) -> None:
         """End everything; idempotent."""
@@ -129,7 +142,14 @@ class Breaker:
 
     async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         host, _, port = self.to.rpartition(":")
+        self._tried.release()
         try:
+            if (
+                self._tls is not None
+            ):  # not by the server: a handshake that the other side ends was a try as well
+                # Else asyncio complains of an end that comes with the handshake.
+                writer.transport.get_protocol()._over_ssl = True  # type: ignore[attr-defined]  # noqa: SLF001
+                await writer.start_tls(self._tls)
             onward, back = await asyncio.open_connection(host.strip("[]"), int(port))
         except OSError:
             writer.transport.abort()
@@ -157,7 +177,10 @@ class Breaker:
             while data := await reader.read(_PIECE):
                 if not await self._piece(link, data, writer, answering=answering):
                     return
-            writer.write_eof()
+            if writer.can_write_eof():
+                writer.write_eof()
+            else:  # TLS
+                writer.close()
 
     async def _piece(self, link: Link, data: bytes, writer: asyncio.StreamWriter, *, answering: bool) -> bool:
         """Pass a piece on as the fault in force has it; whether the direction goes on."""
@@ -200,7 +223,7 @@ class Link:
     def reset(self) -> None:
         """Both sides get a reset (SO_LINGER 0)."""
         for writer in self._writers:
-            with suppress(OSError):
+            with suppress(OSError, AttributeError):  # None, if its TLS has ended
                 sock = writer.get_extra_info("socket")
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             writer.transport.abort()

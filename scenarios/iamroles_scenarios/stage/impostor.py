@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-import threading
 from collections.abc import Callable
 
 from iamroles_scenarios.stage.breaker import Breaker
@@ -36,9 +35,7 @@ class Impostor(Breaker):
     ) -> None:
         self._answer = answer
         self._acts = False
-        self._tls: ssl.SSLContext | None = None
         self._manner = Manner(0.0, backend)
-        self._tried = threading.Semaphore(0)
         self.asked: list[bytes] = []
         """The questions that HAProxy asked it."""
         super().__init__(host, to)
@@ -51,15 +48,10 @@ class Impostor(Breaker):
         """Pass all on to the agent again."""
         self._begin(None, acts=False)
 
-    def wait_tried(self, within: float) -> bool:
-        """Wait until HAProxy has tried to connect since the last change; false at the deadline."""
-        return self._tried.acquire(timeout=within)
-
     def _begin(self, tls: ssl.SSLContext | None, *, acts: bool) -> None:
         self.breaks("refused")
-        self._acts, self._tls = acts, tls
-        self._tried = threading.Semaphore(0)
-        self.mends()
+        self._acts = acts
+        self.shows(tls)
 
     async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if not self._acts:
@@ -67,7 +59,7 @@ class Impostor(Breaker):
             return
         self._tried.release()
         try:
-            if self._tls is not None:  # not by the server: a handshake that HAProxy ends was a try as well
+            if self._tls is not None:
                 await writer.start_tls(self._tls)
             await self._allow(Peer(reader, writer, self._manner))
         except OSError:

@@ -30,6 +30,7 @@ def reference_agent() -> AgentSpec:
                 "live": True,
                 "renew": True,
                 "proof": True,
+                "authorities": True,
             },
         },
         Path(__file__),

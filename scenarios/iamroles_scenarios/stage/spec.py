@@ -21,6 +21,8 @@ _LAUNCH = {"command", "image", "address", "build", "env", "ready_within"}
 _HAPROXY = {"render", "settings"}
 _POLICY_VARIABLES = ("IAMROLES_POLICY", "IAMROLES_WORLD")
 """With the path of the world file; agents of vendors may still read the second, its deprecated synonym."""
+AUTHORITIES = "authorities.pem"
+"""The file beside the world file that SSL_CERT_FILE names; most worlds have none."""
 FEATURES = {
     "oidc": "true or false",
     "sts": "true or false",
@@ -32,6 +34,7 @@ FEATURES = {
     "workers": "true or false",
     "pair": "true or false; left out, it is true with the shipped HAProxy configuration",
     "identity": "true or false",
+    "authorities": "true or false",
     "reload": 'a signal such as "SIGHUP", or false',
     "spop": "false where HAProxy asks by other means than SPOP; else leave it out",
 }
@@ -139,7 +142,8 @@ class AgentSpec:
 
     def environment(self, world: str) -> dict[str, str]:
         """The environment that the agent starts with, the path of its world file included."""
-        return self.env | dict.fromkeys(_POLICY_VARIABLES, world)
+        trusted = {"SSL_CERT_FILE": str(Path(world).with_name(AUTHORITIES))}
+        return self.env | dict.fromkeys(_POLICY_VARIABLES, world) | trusted
 
     def argv(self) -> list[str]:
         """The command with its program found: beside `agent.toml`, beside this Python, or on PATH.

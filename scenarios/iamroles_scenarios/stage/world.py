@@ -143,7 +143,7 @@ class HaproxyHandle:
 
     @property
     def parts(self) -> list[Part]:
-        """What runs or ran of it, a part for each generation."""
+        """Return what runs or ran of it, a part for each generation."""
         return [run.part for run in self._runs]
 
     @property

@@ -90,7 +90,7 @@ def policy_of(entry, limits=None, kind="issuers"):
 
 
 def identity_of(token, policy, now, size=650):
-    """What a new request's token proves; raises a `Refusal`."""
+    """Return what a new request's token proves; raises a `Refusal`."""
     [issuer] = policy.config.issuers
     if size > policy.config.limits.max_token_bytes:
         raise Refusal("token_too_large")

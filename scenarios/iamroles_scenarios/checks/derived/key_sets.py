@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from iamroles_scenarios.mock.clients import IssuerHandle
 
 ROWS: list[Mapping[str, Any]] = table("key_sets")["row"]
-_KEYS = {"refresh": "1500ms", "cooldown": "500ms", "max_stale": "1h", "timeout": "1s"}
+KEYS = {"refresh": "1500ms", "cooldown": "500ms", "max_stale": "1h", "timeout": "1s"}
 _TAKEN = 10.0
 """Seconds, times the scale, until an agent has asked again and has taken what it got."""
 _ENDPOINTS = ("jwks", "discovery")
@@ -165,7 +165,7 @@ def key_sets(target: Target) -> str:
     ]
     for row in rows:
         row.show({"keys": ["a"]} | row.said.get("first", {}))
-    with started(target, suffix, keys=_KEYS, issuers=[row.table for row in rows]) as here:
+    with started(target, suffix, keys=KEYS, issuers=[row.table for row in rows]) as here:
         known = {
             (number, said): row.token(said, "known")
             for number, row in enumerate(rows)

@@ -49,8 +49,8 @@ _GIVE_UP = 5.0
 _RECOVERY = 8.0
 """Seconds, times the scale, in which an agent gives up a call that hangs, and makes another."""
 _KEYS = {"refresh": "500ms", "cooldown": "500ms", "max_stale": "1h", "timeout": "500ms"}
-_NOT_YET = refusal("keys_unavailable", "key_unknown", status={401, 503})
-_NO_STS = refusal("sts_unavailable", status=503)
+NOT_YET = refusal("keys_unavailable", "key_unknown", status={401, 503})
+NO_STS = refusal("sts_unavailable", status=503)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +88,16 @@ def issuer_of(name: str, call: Call) -> dict[str, Any]:
 
 
 @contextmanager
-def started(target: Target, suffix: str, **override: Any) -> Iterator[Bench]:  # noqa: ANN401 - a policy's tables
-    """Start a world when the faults are there."""
+def started(
+    target: Target,
+    suffix: str,
+    files: Mapping[str, str] | None = None,
+    **override: Any,  # noqa: ANN401 - a policy's tables
+) -> Iterator[Bench]:
+    """Start a world when the faults are there; `files` are texts beside the world file."""
     override["agent"] = {"drain_timeout": "1s"}
     with (
-        own_bench(target, POLICY, suffix, override=override, haproxy=False) as here,
+        own_bench(target, POLICY, suffix, override=override, haproxy=False, files=files) as here,
         here.asking(_GIVE_UP),
     ):
         yield here
@@ -152,7 +157,7 @@ def waits(target: Target) -> str:
                 issuers[name].rotate("ES256")
         shown = {call: what for what, call in CALLS.items()}
         hanging = [ask(f"{shown[call]}: {WAYS[way]}", name, "bob") for name, call, way in rows]
-        _until_accepted(here, hanging, [sound], _NOT_YET)
+        _until_accepted(here, hanging, [sound], NOT_YET)
         for name, _, _ in rows:
             issuers[name].clear()
     return f"{len(rows)} calls that do not end, {here.asked} questions"
@@ -185,7 +190,7 @@ def sts_waits(target: Target) -> str:
         for way in WAYS:
             cloud.fault(f"{STS_ACTION}@{hosts[way]}", way, times=1, seconds=0.2)
         try:
-            _until_accepted(here, [ask(way) for way in WAYS], [ask("sound")], _NO_STS)
+            _until_accepted(here, [ask(way) for way in WAYS], [ask("sound")], NO_STS)
         finally:
             for way in WAYS:
                 cloud.clear(f"{STS_ACTION}@{hosts[way]}")

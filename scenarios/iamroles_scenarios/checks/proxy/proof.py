@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import socket
 import ssl
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
 from iamroles_scenarios.base.polling import polls
 from iamroles_scenarios.checks.fault.fixture import FAULTY, FaultBench, fault_bench
 from iamroles_scenarios.declarations.results import check
-from iamroles_scenarios.engine.certificates import Authority
+from iamroles_scenarios.engine.certificates import Authority, context
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.stage.impostor import Impostor
 from iamroles_scenarios.stage.rendering import AGENT_CA, AGENT_NAME, PROXY_CERTIFICATE
@@ -51,19 +50,6 @@ def _proven(target: Target, *names: str) -> Iterator[tuple[FaultBench, Impostor,
         yield here, impostors[0], authority
 
 
-def _context(side: int, pem: str) -> ssl.SSLContext:
-    """Return a context that shows this certificate, or none, and takes any."""
-    context = ssl.SSLContext(side)
-    if side == ssl.PROTOCOL_TLS_CLIENT:
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    if pem:
-        with tempfile.NamedTemporaryFile("w", suffix=".pem") as file:
-            file.write(pem)
-            file.flush()
-            context.load_cert_chain(file.name)
-    return context
-
-
 @check("proxy.proof.impostor", "PROXY-PROOF-001", features={"proof"}, long=True)
 def impostor(target: Target) -> str:
     """A process that takes the dead agent's address is not believed, and is shown no token.
@@ -79,7 +65,7 @@ def impostor(target: Target) -> str:
             "another name's certificate": authority.issue("www.iamroles.test"),
         }
         for kind, pem in kinds.items():
-            stranger.takes_over(None if pem is None else _context(ssl.PROTOCOL_TLS_SERVER, pem))
+            stranger.takes_over(None if pem is None else context(ssl.PROTOCOL_TLS_SERVER, pem))
             if not stranger.wait_tried(here.seconds(_TRIED)):
                 raise here.failed(f"an impostor with {kind}: no health check came to it")
             for question in here.people:
@@ -128,7 +114,7 @@ def _greeted(here: FaultBench, pem: str | None) -> bool:
     with suppress(OSError), ExitStack() as stack:
         line = stack.enter_context(socket.create_connection((host, int(port)), here.seconds(_ANSWER)))
         if pem is not None:
-            line = stack.enter_context(_context(ssl.PROTOCOL_TLS_CLIENT, pem).wrap_socket(line))
+            line = stack.enter_context(context(ssl.PROTOCOL_TLS_CLIENT, pem).wrap_socket(line))
         line.sendall(hello().encode())
         return line.recv(5)[4:] == bytes((FrameType.AGENT_HELLO,))
     return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import urllib.request
 from dataclasses import replace
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ from typing import Any
 
 from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.policy import checks
-from iamroles_agent.tokens import jwks, keys
+from iamroles_agent.tokens import jwks, keys, transport
 from iamroles_agent.tokens.authenticator import Authenticator
 from iamroles_agent.tokens.jwks import KeySource
 from iamroles_agent.tokens.keyring import Keyring
@@ -123,13 +124,47 @@ def no_keys_is_401(refusal: Any, *_asked: Any) -> None:
     raise Refusal(Reason.KEY_UNKNOWN, refusal.detail)
 
 
-@mutant("identity.follows-redirects", "JWKS-REDIRECT-001", "follows redirects to other hosts")
+@mutant("identity.follows-redirects", "JWKS-REDIRECT-001 JWKS-TLS-001", "follows redirects, also to http")
 @rescue(KeySource, "_get", Exception)
 def follows_redirects(error: Any, _self: Any, url: str) -> Any:
     if "status 302" not in str(error):
         return None
     with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310 - a mutant's purpose
         return json.load(answer)
+
+
+def _trusts(**settings: Any) -> Override:
+    """Change what a TLS client asks of a server."""
+
+    @around(transport, "_trusting")
+    def trusting(sound: Any, *changed: Any) -> Any:
+        context = sound(*changed)
+        for name, value in settings.items():
+            setattr(context, name, value)
+        return context
+
+    return trusting
+
+
+_BOTH = "JWKS-TLS-001 STS-TLS-001"
+mutant("identity.tls-any-server", _BOTH, "verifies no certificate")(
+    _trusts(check_hostname=False, verify_mode=ssl.CERT_NONE)
+)
+mutant("identity.tls-any-name", _BOTH, "does not compare the name in a certificate")(
+    _trusts(check_hostname=False)
+)
+mutant("identity.tls-any-time", _BOTH, "accepts certificates that have expired")(
+    _trusts(verify_flags=ssl.VERIFY_X509_TRUSTED_FIRST | 0x200000)  # X509_V_FLAG_NO_CHECK_TIME
+)
+
+
+@mutant("identity.tls-or-plain", _BOTH, "asks without TLS if a handshake fails")
+@around(Transport, "_exchange")
+async def tls_or_plain(sound: Any, self: Any, scheme: str, *asked: Any) -> Any:
+    try:
+        return await sound(self, scheme, *asked)
+    except OSError:
+        return await sound(self, "http", *asked)
 
 
 mutant("identity.never-asks", "JWKS-FETCH-001", "waits for the renewal where a kid is unknown")(asks_nothing)
@@ -152,7 +187,7 @@ mutant("identity.any-discovery", "JWKS-DISCOVERY-001", "uses any discovery docum
 )
 
 
-mutant("identity.plain-http", "JWKS-DISCOVERY-002", "calls issuers of plain http")(
+mutant("identity.plain-http", "JWKS-DISCOVERY-002 JWKS-TLS-001", "calls issuers of plain http")(
     around(checks, "_url")(lambda sound, key, text, _insecure, **how: sound(key, text, True, **how)),
     around(jwks, "check_url")(lambda sound, url, *, insecure_http: sound(url, insecure_http=True)),
 )
