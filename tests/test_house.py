@@ -38,15 +38,15 @@ ROOMS = {
 ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 23_722,
-    "scenarios": 32_478,
-    "conformance": 10_990,
+    "scenarios": 32_502,
+    "conformance": 11_025,
     "loadtests": 4_932,
     "benchmarks": 4_106,
-    "tests": 32_051,
+    "tests": 32_080,
 }
 TRUSTED_LINES = 17_862
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 19_416
+DATA_LINES = 19_668
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""
