@@ -38,7 +38,7 @@ ROOMS = {
 ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 23_722,
-    "scenarios": 32_502,
+    "scenarios": 32_509,
     "conformance": 11_025,
     "loadtests": 4_932,
     "benchmarks": 4_106,
