@@ -3,7 +3,7 @@
 The mutants of the self-test were written beside the checks. These faults were written by a walk through the
 agent's source, file by file, without a look at the checks. Each replaces one text of a copy of `reference/`;
 the suite judges that copy on the stage of processes. First it plays the families that `families` names, until
-a check FAILs; then all others. The TOML files beside this one have a row for each fault:
+a check FAILs, or departs from the grade `strict`, which the agent keeps; then all others. The TOML files beside this one have a row for each fault:
 
 - `id`, and `kind`, a few words that group faults; `title`, the fault as a clause.
 - `file` under reference/, and `old`, which stands there once, with `new` in its place.
@@ -52,7 +52,7 @@ def copied(fault, folder):
 
 
 def seen(fault, stage):
-    """Play the suite on the agent until a check FAILs. Return it and its message, or what came near."""
+    """Play the suite on the agent until a check sees it. Return it and its message, or what came near."""
     first = tuple(f"{family}." for family in fault["families"].split())
     checks = plan()
     near = []
@@ -64,7 +64,7 @@ def seen(fault, stage):
                 spec, chosen, Options(), stage=stage, namespace=f"-{fault['id']}-{likely}".lower()
             ) as run:
                 for check, result in run.in_budget(LONGEST):
-                    if result.verdict is Verdict.FAIL:
+                    if result.verdict in (Verdict.FAIL, Verdict.DEPARTURE):
                         return check.name, result.message
                     if result.verdict not in (Verdict.PASS, Verdict.NOT_APPLICABLE):
                         near.append(f"{result.verdict.value} {check.name}")

@@ -136,7 +136,7 @@ def dates(target: Target) -> None:
         for date in ("-17m", "-3h", "-72h"):
             old = here.credential(keys, date=date, expires=900)
             here.expect(f"a date of {date}", old, refused("token_expired", "sts_rejected"))
-        for date in ("+3m", "+24h"):
+        for date in ("+45s", "+3m", "+24h"):
             future = here.credential(keys, date=date, expires=900)
             here.expect(f"a date of {date}", future, refused("token_not_yet_valid", "sts_rejected"))
         here.sts_clear()

@@ -76,18 +76,23 @@ def outlive(here: LiveBench, streams: Iterable[Stream], until: float, what: str)
 def prolongs(target: Target) -> None:
     """A fresh credential prolongs streams up to its own expiry; a shorter one changes nothing.
 
-    One question each with a longer and with a shorter credential.
+    One question each with a longer and with a shorter credential; for some later another.
     """
     with live_bench(target, "live.renew", WORLD) as here:
-        until = here.end(9)
-        longer = begun(here, "ann", EVERY)
+        until = here.end(10)
+        longer, twice = begun(here, "ann", EVERY), begun(here, "dan", FEW)
         same = begun(here, "ben", SHAPES)
         ask(here, same, token(here, "ben", exp=here.end(1)))
-        ask(here, longer, token(here, "ann", exp=until))
+        for sub in ("ann", "dan"):
+            ask(here, longer, token(here, sub, exp=until))
         here.must_expire(same, "its token's end, with a shorter one seen since")
         outlive(here, longer, until, "a fresh credential was seen in time")
+        ask(here, (), token(here, "dan", exp=(last := here.end(6))))
+        here.in_time(until - _AHEAD, "the last credential")
         for stream in longer:
             here.must_end_at(stream, until, "the end of the credential that prolonged it")
+        for stream in twice:
+            here.must_end_at(stream, last, "the end of the last credential that prolonged it")
 
 
 @check("live.renew.elsewhere", "LIVE-RENEW-002", features=FEATURES)

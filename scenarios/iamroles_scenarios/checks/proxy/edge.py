@@ -16,7 +16,7 @@ from typing import Any
 from iamroles_scenarios.base.errors import CheckFailed, Evidence
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.bench import Bench, bench
-from iamroles_scenarios.engine.http import Answer, HttpConnection
+from iamroles_scenarios.engine.http import Answer, HttpConnection, exchange_h2
 from iamroles_scenarios.engine.target import Target
 
 _WITHIN = 10.0
@@ -99,13 +99,17 @@ def absolute(target: Target) -> None:
 def asterisk(target: Target) -> None:
     """OPTIONS * is refused, because it has no path to judge.
 
-    Also if a caller may reach the path `/`.
+    Also if a caller may reach the path `/`; in HTTP/1.1 and HTTP/2.
     """
     with bench(target, "policy") as here:
         lines = ("OPTIONS * HTTP/1.1", f"Host: {_HOST}")
-        answer = _send(here, here.token(), *lines)
-        if answer.status != 400 or _echo(answer):
-            raise _fault(f"OPTIONS *: {answer.status}", "400, no backend", answer, *lines)
+        fields = [(":method", "OPTIONS"), (":scheme", "http"), (":authority", _HOST), (":path", "*")]
+        fields.append(("authorization", f"Bearer {here.token()}"))
+        address = (here.world.proxy.host, here.world.proxy.port)
+        over_h2 = exchange_h2(address, here.seconds(_WITHIN), fields, b"")
+        for answer in (_send(here, here.token(), *lines), over_h2):
+            if answer.status != 400 or _echo(answer):
+                raise _fault(f"OPTIONS *: {answer.status}", "400, no backend", answer, *lines)
 
 
 @check("proxy.query.exact", "PROXY-QUERY-001", lane="gate")
