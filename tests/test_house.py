@@ -38,10 +38,10 @@ ROOMS = {
 ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 23_722,
-    "scenarios": 32_509,
+    "scenarios": 32_518,
     "conformance": 11_025,
     "loadtests": 4_932,
-    "benchmarks": 4_106,
+    "benchmarks": 4_107,
     "tests": 32_080,
 }
 TRUSTED_LINES = 17_862
