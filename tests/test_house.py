@@ -38,7 +38,7 @@ ROOMS = {
 ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 23_722,
-    "scenarios": 32_518,
+    "scenarios": 32_520,
     "conformance": 11_025,
     "loadtests": 4_932,
     "benchmarks": 4_107,

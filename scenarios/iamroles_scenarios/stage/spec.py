@@ -142,8 +142,10 @@ class AgentSpec:
 
     def environment(self, world: str) -> dict[str, str]:
         """The environment that the agent starts with, the path of its world file included."""
-        trusted = {"SSL_CERT_FILE": str(Path(world).with_name(AUTHORITIES))}
-        return self.env | dict.fromkeys(_POLICY_VARIABLES, world) | trusted
+        found = self.env | dict.fromkeys(_POLICY_VARIABLES, world)
+        if declares(self.features, "authorities"):
+            found["SSL_CERT_FILE"] = str(Path(world).with_name(AUTHORITIES))
+        return found
 
     def argv(self) -> list[str]:
         """The command with its program found: beside `agent.toml`, beside this Python, or on PATH.
