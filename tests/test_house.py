@@ -38,7 +38,7 @@ ROOMS = {
 ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 23_717,
-    "scenarios": 32_478,
+    "scenarios": 32_484,
     "conformance": 10_990,
     "loadtests": 4_932,
     "benchmarks": 4_106,
@@ -46,7 +46,7 @@ LINES = {
 }
 TRUSTED_LINES = 17_857
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 19_416
+DATA_LINES = 19_752
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""

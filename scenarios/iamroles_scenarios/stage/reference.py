@@ -30,6 +30,8 @@ def reference_agent() -> AgentSpec:
                 "live": True,
                 "renew": True,
                 "proof": True,
+                "certificate": True,
+                "dpop": True,
             },
         },
         Path(__file__),
