@@ -254,13 +254,14 @@ def _record(line: str) -> dict[str, Any] | None:
 class Proxy:
     """The address at which the suite speaks HTTP."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, scheme: str = "http") -> None:
         self.host = host
         self.port = port
+        self._scheme = scheme
 
     @property
     def url(self) -> str:
-        return f"http://{self.host}:{self.port}"
+        return f"{self._scheme}://{self.host}:{self.port}"
 
 
 class World:
@@ -349,6 +350,16 @@ class World:
         """
         place = self.haproxy.place
         return Proxy(place.host, place.port)
+
+    @property
+    def tls_proxy(self) -> Proxy:
+        """Return where HAProxy listens by IAM_BIND_TLS, which the world's settings must have.
+
+        Raises:
+            StageError: as `haproxy`.
+        """
+        place = self.haproxy.place
+        return Proxy(place.host, place.tls_port, "https")
 
     @property
     def haproxy(self) -> HaproxyHandle:
