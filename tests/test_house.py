@@ -38,7 +38,7 @@ ROOMS = {
 ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 23_717,
-    "scenarios": 32_484,
+    "scenarios": 32_595,
     "conformance": 10_990,
     "loadtests": 4_932,
     "benchmarks": 4_106,
