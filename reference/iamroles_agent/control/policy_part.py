@@ -39,7 +39,7 @@ def encode(config: Config, shadow: Config | None = None) -> Part:
 
 def _cut(config: Config, which: str) -> Iterator[bytes]:
     # What was not written stays unwritten: the profile `cognito` has other defaults (`claims.ClaimRules`).
-    base = config.model_dump(mode="json", exclude=set(_TABLES), exclude_unset=True)
+    base = config.model_dump(mode="json", by_alias=True, exclude=set(_TABLES), exclude_unset=True)
     yield _piece(which, "", base)
     for table, rows in config.model_dump(mode="json", include=set(_TABLES)).items():
         for start in range(0, len(rows), _ROWS):

@@ -213,4 +213,4 @@ def _known_keys(loc: tuple[int | str, ...]) -> list[str]:
         if isinstance(part, str) and (field := model.model_fields.get(part)) is not None:
             kinds = (field.annotation, *get_args(field.annotation))
             model = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), model)
-    return list(model.model_fields)
+    return [about.alias or name for name, about in model.model_fields.items()]
