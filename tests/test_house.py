@@ -37,16 +37,16 @@ ROOMS = {
 }
 ARROWS = {"iamroles_agent": 40}
 LINES = {
-    "reference": 23_717,
+    "reference": 23_810,
     "scenarios": 32_595,
     "conformance": 10_990,
     "loadtests": 4_932,
     "benchmarks": 4_106,
     "tests": 32_041,
 }
-TRUSTED_LINES = 17_857
+TRUSTED_LINES = 17_950
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 19_752
+DATA_LINES = 19_887
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""
