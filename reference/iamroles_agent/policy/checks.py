@@ -430,7 +430,8 @@ def _dpop(dpop: config.Dpop) -> Iterator[Fault]:
         (not dpop.algorithms, "algorithms", empty, 'Write e.g. ["ES256"]'),
     )
     for index, origin in enumerate(dpop.origins):
-        if not _ORIGIN.fullmatch(origin) or int(re.findall(r":(\d+)\Z", origin + ":1")[0]) > 65535:
+        port = re.search(r":([0-9]+)\Z", origin)
+        if not _ORIGIN.fullmatch(origin) or (port is not None and int(port[1]) > 65535):
             remedy = "Write scheme, host and perhaps a port, lower-case and without a slash at the end"
             yield Fault(f"dpop.origins[{index}]", f"{origin!r} is not an https origin", remedy)
     for index, algorithm in enumerate(dpop.algorithms):
