@@ -37,16 +37,16 @@ ROOMS = {
 }
 ARROWS = {"iamroles_agent": 40}
 LINES = {
-    "reference": 23_810,
+    "reference": 24_236,
     "scenarios": 32_595,
     "conformance": 10_990,
     "loadtests": 4_932,
     "benchmarks": 4_106,
-    "tests": 32_041,
+    "tests": 32_762,
 }
-TRUSTED_LINES = 17_950
+TRUSTED_LINES = 18_376
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 19_887
+DATA_LINES = 19_903
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""

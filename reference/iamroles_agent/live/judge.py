@@ -20,7 +20,7 @@ _LOST = {
     "alg": "algorithm",
     "typ": "type",
     "begin": "time of issue",
-    "binding": "binding to a key, or lack of one",
+    "binding": "binding, or want of it",
     "rules": "claims as they were read: what they say now is not known without the token",
 }
 CAUSES = (EXPIRED, REVOKED, POLICY_CHANGED, KEY_REMOVED, UNKNOWN)

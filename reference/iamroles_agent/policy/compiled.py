@@ -211,7 +211,7 @@ class Policy:
         version: the result of `version_of`, if the caller has it.
         shadow: a whole policy to try: it judges each request too, and if its verdict or backend differs the
             decision's `shadow` notes it (`policy:no_grant`, `policy:allow:<grant>`); never enforced.
-        nonce_key: what the file of `dpop.nonce_key` says; b"": there is none.
+        nonce_key: what the file of `dpop.nonce_key` says, b"" without a file.
 
     Attributes:
         version: `sha256:` and 16 hex digits over everything that can change a verdict, except for the order

@@ -108,9 +108,9 @@ class Bindings:
                 raise Refusal(Reason.TOKEN_UNBOUND, "the scheme is DPoP, and the token has no jkt")
             return Proven(keys)
         if self.proofs is None or token is None or check.proof is None:
-            why = "the scheme is not DPoP" if token is None else "there is no proof"
-            why = "the policy has no [dpop]" if self.proofs is None else why
-            raise Refusal(Reason.TOKEN_BOUND, f"a token with jkt, and {why}")
+            lacks = "the scheme DPoP" if token is None else "a proof"
+            lacks = "[dpop] in the policy" if self.proofs is None else lacks
+            raise Refusal(Reason.TOKEN_BOUND, f"a token with jkt, without {lacks}")
         if check.proof_count != 1:
             raise _invalid(f"{check.proof_count} proofs")
         proven = self.proofs.judge(check.proof, jkt, token, request, now)
