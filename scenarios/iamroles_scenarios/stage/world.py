@@ -27,6 +27,8 @@ _POLL = 0.005
 """Seconds between two looks at a socket that cannot announce itself."""
 _START = 10.0
 """Seconds until HAProxy must answer."""
+_HANDED_OVER = 8.0
+"""Seconds until a reload has brought the used proofs of bound tokens to the new worker (docs/haproxy.md)."""
 
 
 Between = Callable[[str, str], str]
@@ -105,7 +107,16 @@ class HaproxyHandle:
         with self._lock:
             if policy is not None:
                 self._files = self._renderer.render(self._composer.document(policy))
+            proofs = self._proofs(old=True)
             self._begin(self._runs[-1])
+            any(self._proofs() >= proofs for _last in polls(_HANDED_OVER, _POLL) if proofs)
+
+    def _proofs(self, *, old: bool = False) -> int:
+        """Return how many used proofs HAProxy remembers; `old`: when it can hand them to its successor."""
+        found = re.search(r"^# table: iam-proof,.* used:(\d+)", self.runtime("show table"), re.MULTILINE)
+        if old and found and self.version.startswith("2."):  # within 5 s of a cold start it cannot
+            any("resync_timeout=<PAST>" in self.runtime("show peers") for _ in polls(_HANDED_OVER, _POLL))
+        return int(found[1]) if found else 0
 
     def restart(self) -> None:
         """SIGKILL, then a new one on the same files: what was open ends without a word."""
