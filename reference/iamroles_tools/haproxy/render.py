@@ -198,7 +198,7 @@ def _routes(config: Config, settings: Settings, source: str) -> str:
     return head + "".join(
         section.format(
             name=backend.name,
-            streams=_streams(backend, "3" if counts else "1"),
+            streams=_streams(backend).replace("{counter}", "3" if counts else "1"),
             servers="\n".join(
                 f"    server {backend.name}-{index} {server}{_tls(backend, server)}"
                 for index, server in enumerate(backend.servers, 1)
@@ -208,11 +208,11 @@ def _routes(config: Config, settings: Settings, source: str) -> str:
     )
 
 
-def _streams(backend: Backend, counter: str) -> str:
-    """Return the lines that end or refuse streams in a backend; `counter` is free for those that renew."""
+def _streams(backend: Backend) -> str:
+    """Return the lines that end or refuse streams in a backend."""
     names = [*(["renew"] if backend.renew else []), "streams"] if backend.streams else ["no-streams"]
     text = "\n".join(shipped(f"{name}.cfg").rstrip() for name in names)
-    return text.replace("{name}", backend.name).replace("{counter}", counter)
+    return text.replace("{name}", backend.name)
 
 
 def _tls(backend: Backend, server: str) -> str:
