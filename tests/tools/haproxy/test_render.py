@@ -320,19 +320,12 @@ def test_what_a_policy_says_of_bound_tokens_is_preset_and_haproxy_takes_it(tmp_p
     text = (output / "haproxy.cfg").read_text()
     found = dict(re.findall(r'presetenv (IAM_(?:BOUND|CERTIFICATE_FROM|DPOP|REPLAY)) +"(.*)"', text))
     assert found == dict.fromkeys(found, "none") | right
+    routes = (output / "iam-routes.cfg").read_text()
+    counter = "3" if "IAM_REPLAY" in right else "1"  # sc1 counts proofs
+    assert re.findall(r"track-sc(\d)|sc-set-gpt0\((\d)\)", routes) == [(counter, ""), ("", counter)]
     for (binary,) in (one.values for one in binaries()):
         checked = check(binary, output)
         assert (checked.returncode, "WARNING" in checked.stderr) == (0, False), checked.stderr
-
-
-@pytest.mark.parametrize("replay", ["proxy", "none"])
-def test_proofs_and_renewed_credentials_are_counted_apart(tmp_path, replay):
-    _, output = run(tmp_path, policy=bound_policy(dpop=DPOP | {"replay": replay}))
-    routes = (output / "iam-routes.cfg").read_text()
-
-    counter = "3" if replay == "proxy" else "1"
-    assert re.findall(r"track-sc(\d)|sc-set-gpt0\((\d)\)", routes) == [(counter, ""), ("", counter)]
-    assert ("tune.stick-counters 4" in routes) is (replay == "proxy")
 
 
 def test_a_policy_without_a_bound_issuer_gets_the_shipped_files_whatever_else_it_says(tmp_path):
