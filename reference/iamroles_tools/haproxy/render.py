@@ -88,7 +88,7 @@ def configuration(config: Config, settings: Settings, *, source: str = "the poli
     if problems := list(_problems(config, settings, source)):
         raise ConfigError(problems)
     texts = {
-        "haproxy.cfg": _preset(shipped("haproxy.cfg"), settings.presets() | _bound(config)),
+        "haproxy.cfg": _preset(shipped("haproxy.cfg"), settings.presets() | _bound(config, settings)),
         "iam.spoe.cfg": shipped("iam.spoe.cfg"),
         "iam-routes.cfg": _routes(config, settings, source),
     }
@@ -163,7 +163,7 @@ def _preset(text: str, values: dict[str, str]) -> str:
     )
 
 
-def _bound(config: Config) -> dict[str, str]:
+def _bound(config: Config, settings: Settings) -> dict[str, str]:
     """Return what the policy says of bound tokens, by the name of its environment variable."""
     if not config.binds:
         return {}
@@ -174,12 +174,17 @@ def _bound(config: Config) -> dict[str, str]:
         found["IAM_DPOP"] = " ".join(dpop.algorithms)
         if dpop.replay == "proxy":
             found["IAM_REPLAY"] = f"{ceil(1000 * (dpop.max_age + 2 * dpop.leeway))}ms"
+            if settings.chroot is not None:  # from inside, the old worker sees no path of the new one
+                found["IAM_PEER"] = "abns@iam-peer"
     return found
 
 
 def _routes(config: Config, settings: Settings, source: str) -> str:
     agents = {f"IAM_AGENT_{index}": agent for index, agent in enumerate(settings.agents, 1)}
-    renews, counts = any(backend.renew for backend in config.backends), "IAM_REPLAY" in _bound(config)
+    renews, counts = (
+        any(backend.renew for backend in config.backends),
+        "IAM_REPLAY" in _bound(config, settings),
+    )
     head = shipped("agents.cfg").format(
         source=source.replace("\n", " "),
         presets="\n".join(

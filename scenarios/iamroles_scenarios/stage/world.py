@@ -113,7 +113,10 @@ class HaproxyHandle:
 
     def _proofs(self, *, old: bool = False) -> int:
         """Return how many used proofs HAProxy remembers; `old`: when it can hand them to its successor."""
-        found = re.search(r"^# table: iam-proof,.* used:(\d+)", self.runtime("show table"), re.MULTILINE)
+        said = ""
+        with suppress(OSError):
+            said = self.runtime("show table")
+        found = re.search(r"^# table: iam-proof,.* used:(\d+)", said, re.MULTILINE)
         if old and found and self.version.startswith("2."):  # within 5 s of a cold start it cannot
             any("resync_timeout=<PAST>" in self.runtime("show peers") for _ in polls(_HANDED_OVER, _POLL))
         return int(found[1]) if found else 0

@@ -308,17 +308,20 @@ PROOFS = {**BOUND, "IAM_DPOP": "ES256 EdDSA"}
     [
         ({}, BOUND),
         ({"client_certificate": FRONT}, {**BOUND, "IAM_CERTIFICATE_FROM": "10.0.0.0/8 2001:db8::/32"}),
-        ({"dpop": DPOP}, {**PROOFS, "IAM_REPLAY": "33000ms"}),
+        ({"dpop": DPOP}, {**PROOFS, "IAM_REPLAY": "33000ms", "IAM_PEER": "abns@iam-peer"}),
         ({"dpop": DPOP | {"replay": "none"}}, PROOFS),
     ],
 )
 def test_what_a_policy_says_of_bound_tokens_is_preset_and_haproxy_takes_it(tmp_path, tables, right):
     policy = bound_policy(**tables)
-    result, output = run(tmp_path, "--stats-socket", str(tmp_path / "s"), policy=policy)
+    options = "--stats-socket", str(tmp_path / "s"), "--chroot", "/var/lib/haproxy"
+    result, output = run(tmp_path, *options, "--agent", "a:1", policy=policy)
     assert result.exit_code == 0, result.output
 
     text = (output / "haproxy.cfg").read_text()
-    found = dict(re.findall(r'presetenv (IAM_(?:BOUND|CERTIFICATE_FROM|DPOP|REPLAY)) +"(.*)"', text))
+    found = dict(re.findall(r'presetenv (IAM_(?:BOUND|CERTIFICATE_FROM|DPOP|REPLAY|PEER)) +"(.*)"', text))
+    if "IAM_PEER" not in right:
+        assert found.pop("IAM_PEER").startswith("unix@")
     assert found == dict.fromkeys(found, "none") | right
     routes = (output / "iam-routes.cfg").read_text()
     counter = "3" if "IAM_REPLAY" in right else "1"  # sc1 counts proofs
