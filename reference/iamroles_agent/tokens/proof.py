@@ -30,6 +30,7 @@ import json
 import re
 import secrets
 from base64 import urlsafe_b64encode
+from collections.abc import Mapping
 from functools import lru_cache
 from hashlib import sha256
 from math import inf
@@ -143,8 +144,7 @@ class ProofRules:
         protected, body, seal = _parts(proof)
         header, claims, signature = _object(protected), _object(body), _octets(seal)
         alg, members = self._key_of(header)
-        text = json.dumps(dict(members), separators=(",", ":"))
-        if _base64url(sha256(text.encode()).digest()) != jkt:
+        if thumbprint(dict(members)) != jkt:
             raise Refusal(Reason.BINDING_MISMATCH, "the proof's key is not that of the token's jkt")
         uri = self._check(claims, token, request, now)
         try:
@@ -244,6 +244,12 @@ class ProofRules:
     def _nonce(self, window: int) -> str:
         stamp = window.to_bytes(6, "big", signed=True)
         return _base64url(stamp + hmac.digest(self._key, stamp, "sha256")[:18])
+
+
+def thumbprint(jwk: Mapping[str, str]) -> str:
+    """Return the thumbprint of a public key (RFC 7638), as `jkt` has it; other members do not count."""
+    text = json.dumps({name: jwk[name] for name in _MEMBERS[jwk["kty"]]}, separators=(",", ":"))
+    return _base64url(sha256(text.encode()).digest())
 
 
 @lru_cache(maxsize=1024)
