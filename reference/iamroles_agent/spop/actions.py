@@ -27,8 +27,6 @@ TAGS = (
 """The tags that may be dropped if a frame is too small, in this order; `status`, `reason`, `error` and
 `allow` stay. The proxy refuses an allowed request without a backend, so too small a frame fails closed: also
 a proof is not counted only if its request is refused."""
-_RARE = ("ticket", "proof", "nonce")
-"""Variables that an answer without them leaves alone: each request has its own."""
 _SET_VAR, _UNSET_VAR = 1, 2
 _NAME = re.compile(r"[A-Za-z0-9._]+")
 _MAX_FULL_NAME = 63
@@ -90,7 +88,9 @@ def encode_verdict(decision: Decision, identity: str = "") -> bytes:
             if decision.expires is None
             else set_var(VariableScope.TRANSACTION, "expires", DataType.INT64, decision.expires),
             _tag("identity", identity) if identity else b"",
-            *(_tag(name, text) for name in _RARE if (text := getattr(decision, name))),
+            _tag("ticket", decision.ticket) if decision.ticket else b"",
+            _tag("proof", decision.proof) if decision.proof else b"",
+            _tag("nonce", decision.nonce) if decision.nonce else b"",
             set_var(VariableScope.TRANSACTION, "allow", DataType.BOOL, decision.allow),
         )
     )

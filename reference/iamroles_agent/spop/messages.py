@@ -83,7 +83,7 @@ class Check:
     @property
     def too_long(self) -> tuple[str, ...]:
         """Arguments above `LIMITS`: the verdict is a deny with `text_too_long`."""
-        texts = ((name, getattr(self, name)) for name in LIMITS)
+        texts = zip(LIMITS, (self.method, self.host, self.path, self.role, self.proof), strict=True)
         return tuple(name for name, text in texts if text is not None and len(text) > LIMITS[name])
 
 

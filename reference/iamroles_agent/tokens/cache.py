@@ -80,11 +80,13 @@ class IdentityCache:
         entry = table.get(digest)
         if entry is None:
             return None
-        _, number, issuer, principal, session, roles, end, issued, preferred, scopes, *more = entry
+        _, number, issuer, who, session, roles, end, issued, wish, scopes, name, kid, again, on, keys = entry
         roles = tuple([role_arn(arn) for arn in roles])
-        preferred = None if preferred is None else role_arn(preferred)
+        preferred = None if wish is None else role_arn(wish)
         scopes = None if scopes is None else frozenset(scopes)
-        identity = Identity(issuer, principal, session, roles, end, issued, preferred, scopes, *more)
+        identity = Identity(
+            issuer, who, session, roles, end, issued, preferred, scopes, name, kid, again, on, keys
+        )
         key = self._keys.get(number)
         if self._clock() >= identity.believed_until or (number and (key is None or not key.live)):
             self.drop(digest)
@@ -100,14 +102,14 @@ class IdentityCache:
         if key is not None and key.number not in self._keys:
             self._keys = {one.number: one for one in (*self._keys.values(), key) if one.live or one is key}
         size = size_of(identity)
-        issuer, principal, session, roles, end, issued, wish, scopes, *more = identity
+        issuer, who, session, roles, end, issued, wish, scopes, name, kid, again, on, keys = identity
         number = 0 if key is None else key.number
         arns = tuple([_arn(role) for role in roles])
         preferred = None if wish is None else _arn(wish)
         texts = None if scopes is None else tuple(scopes)
         table[digest] = (
-            *(size, number, issuer, principal, session, arns),
-            *(end, issued, preferred, texts, *more),
+            *(size, number, issuer, who, session, arns),
+            *(end, issued, preferred, texts, name, kid, again, on, keys),
         )
         self.bytes += size
         self._held += 1
