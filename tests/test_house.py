@@ -37,14 +37,14 @@ ROOMS = {
 }
 ARROWS = {"iamroles_agent": 40}
 LINES = {
-    "reference": 24_264,
+    "reference": 24_428,
     "scenarios": 32_618,
     "conformance": 10_990,
     "loadtests": 4_932,
     "benchmarks": 4_106,
-    "tests": 33_372,
+    "tests": 33_612,
 }
-TRUSTED_LINES = 18_376
+TRUSTED_LINES = 18_384
 """Of the agent: what an auditor must trust."""
 DATA_LINES = 19_903
 """Of TOML and JSON: code must not hide as data."""
