@@ -118,7 +118,8 @@ class HaproxyHandle:
             said = self.runtime("show table")
         found = re.search(r"^# table: iam-proof,.* used:(\d+)", said, re.MULTILINE)
         if old and found and self.version.startswith("2."):  # within 5 s of a cold start it cannot
-            any("resync_timeout=<PAST>" in self.runtime("show peers") for _ in polls(_HANDED_OVER, _POLL))
+            done = re.compile(r" flags=0x[0-9a-f]*[37bf] resync")  # in both bits: nothing more to learn
+            any(done.search(self.runtime("show peers")) for _last in polls(_HANDED_OVER, _POLL))
         return int(found[1]) if found else 0
 
     def restart(self) -> None:
