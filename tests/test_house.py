@@ -38,7 +38,7 @@ ROOMS = {
 ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 24_428,
-    "scenarios": 32_618,
+    "scenarios": 32_619,
     "conformance": 10_990,
     "loadtests": 4_932,
     "benchmarks": 4_106,
