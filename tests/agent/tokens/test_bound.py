@@ -16,6 +16,8 @@ import pytest
 import spop_transcript
 from audit_support import opened
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, rsa
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from policies import document, grant
 from tokens_support import (
     EC_KEY,
@@ -360,6 +362,33 @@ def test_the_thumbprint_is_that_of_the_standards(alg, jwk, found):
         rules().judge(proof, found, b"", request(), NOW)
     with pytest.raises(Refusal, match="binding_mismatch"):
         rules().judge(proof, found[:-1] + "A", b"", request(), NOW)
+
+
+KEYS = st.sampled_from([*JWK, "k", "d", "n", "e", "use", "alg"])
+PLAIN_JSON = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+ODD = st.recursive(
+    PLAIN_JSON | st.sampled_from([*JWK.values(), "RSA", "oct"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(KEYS, inner),
+    max_leaves=4,
+)
+HEAD = st.sampled_from(["typ", "alg", "jwk", "kid", "crit"])
+SAYS = st.sampled_from(["jti", "htm", "htu", "iat", "ath", "exp", "nbf", "nonce"])
+
+
+@pytest.mark.law
+@settings(max_examples=300, deadline=None)
+@given(*(st.dictionaries(names, ODD, max_size=2) for names in (HEAD, SAYS, KEYS)))
+def test_whatever_a_proof_says_is_a_refusal_and_no_failure(header, says, key):
+    """Also of the token's own key: only the signature is missing then."""
+    head = {"typ": "dpop+jwt", "alg": "ES256", "jwk": JWK | key} | header
+    body = {"jti": "p", "htm": "GET", "htu": HTU, "iat": NOW} | says
+    signed = ".".join(encode_base64url(json.dumps(one).encode()) for one in (head, body))
+    asked = request("GET", "api.example.com", "/orders/1")
+
+    with pytest.raises(Refusal):
+        rules(origins=[ORIGIN]).judge(f"{signed}.{'A' * 86}", thumbprint(JWK), b"", asked, NOW)
+    with pytest.raises(Refusal):
+        rules(nonce=True)._judge_nonce(says.get("nonce"), NOW)
 
 
 # --- RFC 9449's own figures ----
