@@ -211,8 +211,11 @@ class Gate:
             actions = encode_verdict(decision, signed.token)
             last_second = None if last_second is None else min(last_second, signed.fresh_until)
         # What `recall` does not know may be used once only (a replay cache): its verdict is not kept either.
-        known = self.authenticator.recall(check.authorization or "") is not None
-        if key is not None and last_second is not None and known:
+        if (
+            key is not None
+            and last_second is not None
+            and self.authenticator.recall(check.authorization or "") is not None
+        ):
             shadowed = bool(decision.shadow)
             self._remember(
                 state, key, _Verdict(actions, judged.record, last_second, decision.reason, shadowed)

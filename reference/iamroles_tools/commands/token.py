@@ -69,8 +69,9 @@ def inspect_command(
     if credential is None:
         credential = sys.stdin.buffer.read(_MAX_INPUT).decode("utf-8", "replace")
     text = credential.strip()
-    if text[:7].lower() == "bearer ":
-        text = text[7:].lstrip()
+    scheme, _, rest = text.partition(" ")
+    if scheme.lower() in ("bearer", "dpop"):
+        text = rest.lstrip()
     if not text:
         bad_input("no credential: give one as argument or on standard input")
     with ends_if_unsound():

@@ -218,7 +218,7 @@ def test_a_proof_that_the_gate_accepts(folder, alg):
     dpop = {"origins": ["https://api.test"], "algorithms": [*KEYS]}
     written = json.loads((folder / "policy.json").read_text()) | {"dpop": dpop}
     (folder / "policy.json").write_text(json.dumps(written))
-    shown = inspected(folder, made, "--jwks", jwks)
+    shown = inspected(folder, f"DPoP {made}", "--jwks", jwks)
     words = "token proof POST https://api.test/a?b --nonce n --key"
     proof = said(words, folder / f"{alg}.pem", input=made).strip()
     cnf = jwt.decode(made, options={"verify_signature": False})["cnf"]
