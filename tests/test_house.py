@@ -37,14 +37,14 @@ ROOMS = {
 }
 ARROWS = {"iamroles_agent": 40}
 LINES = {
-    "reference": 24_428,
+    "reference": 24_432,
     "scenarios": 32_619,
     "conformance": 10_990,
     "loadtests": 4_932,
     "benchmarks": 4_220,
     "tests": 33_640,
 }
-TRUSTED_LINES = 18_384
+TRUSTED_LINES = 18_387
 """Of the agent: what an auditor must trust."""
 DATA_LINES = 19_903
 """Of TOML and JSON: code must not hide as data."""
