@@ -47,7 +47,7 @@ from iamroles_agent.spop.messages import Context, parse
 from iamroles_agent.spop.values import DataType
 from iamroles_agent.tokens import Authenticator
 from iamroles_agent.tokens.keys import KeySet
-from iamroles_agent.tokens.proof import OWN_KEY, ProofRules
+from iamroles_agent.tokens.proof import ProofRules
 
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "proofs.json").read_text())
 FIGURES, JKT = VECTORS["RFC 9449"], VECTORS["jkt"]
@@ -617,26 +617,13 @@ def test_only_a_proof_in_which_all_else_holds_learns_a_nonce():
     assert "nonce" not in bench.ask(TOKEN, None)
 
 
-def test_nonces_of_one_key_and_of_another():
-    shared, own, lasts = (rules(key, nonce=True, nonce_lifetime=life) for key, life in
-                          ((b"k" * 32, "300s"), (OWN_KEY, "300s"), (b"k" * 32, "600s")))  # fmt: skip
-    nonce = shared.fresh(NOW)
-
-    assert shared._judge_nonce(nonce, NOW) == ""
-    assert rules(nonce=True)._judge_nonce(nonce, NOW) == ""
-    for other in (own, lasts):
-        with pytest.raises(Refusal, match="nonce_required"):
-            other._judge_nonce(nonce, NOW)
-    assert rules().fresh(NOW) == ""
-
-
 def test_the_key_of_nonces_goes_to_every_worker_with_the_policy(tmp_path):
     written, key = tmp_path / "policy.json", tmp_path / "nonce.key"
     config = Config.model_validate(policy(dpop={"nonce": True, "nonce_key": "nonce.key"}))
     key.write_bytes(b"x" * 32)
     key.chmod(0o600)
     workers = [policy_part.decode(policy_part.encode(config, None, nonce_key(written, config))) for _ in "ab"]
-    benches = [Bench(config.model_dump(mode="json") and policy(dpop={"nonce": True})) for _ in workers]
+    benches = [Bench(policy(dpop={"nonce": True})) for _ in workers]
     for one, decoded in zip(benches, workers, strict=True):
         one.gate.replace(decoded)
     nonce = benches[0].ask(TOKEN, GOOD)["nonce"]
