@@ -338,6 +338,22 @@ def test_after_a_reload_a_proof_still_counts_as_used(counting):
         assert ask(counting, used[-1]).status == 200
 
 
+def test_a_request_that_a_reload_meets_on_its_way_uses_no_proof(counting):
+    once = request(proof("on its way")), request(scheme="Bearer")
+    counting.haproxy.reload()  # which takes seconds after a cold start
+    with ExitStack() as stack:
+        lines = [stack.enter_context(line_to(counting)) for _ in once]
+        for line, sent in zip(lines, once, strict=True):
+            line._socket.sendall(sent[:30])
+        assert ask(counting, target="/marker").status == 200
+        counting.haproxy.reload()
+        found = [line.exchange("GET", sent[30:]).status for line, sent in zip(lines, once, strict=True)]
+
+    assert found == [503, 200]
+    assert record(counting, status=503)["reason"] == "proofs_moved"
+    assert [ask(counting, proof("on its way")).status for _ in range(2)] == [200, 401]
+
+
 @pytest.mark.parametrize("how", ["goodbye", "close"])
 def test_a_question_asked_twice_is_no_replay(world, how):
     answer = proof(how) | {"_lost": how}
