@@ -40,7 +40,7 @@ LINES = {
     "reference": 24_432,
     "scenarios": 32_619,
     "conformance": 10_990,
-    "loadtests": 4_932,
+    "loadtests": 4_972,
     "benchmarks": 4_220,
     "tests": 33_643,
 }
