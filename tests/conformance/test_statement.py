@@ -17,7 +17,7 @@ from iamroles_scenarios.stage import AgentSpec
 ALL = plan()
 CLASS_NAMES = [name for name in CLASSES if any(name in check.classes for check in ALL)]
 FEATURES = dict.fromkeys(
-    ("oidc", "sts", "reload", "limits", "age", "live", "renew", "workers", "pair", "identity", "proof"), True
+    (*"oidc sts reload limits age live renew workers pair identity proof certificate dpop".split(),), True
 )
 
 
