@@ -87,6 +87,17 @@ class HttpConnection:
         self._timeout, self._tls = timeout, tls
         self.port: int = self._socket.getsockname()[1]
 
+    def begin(self, raw: bytes) -> None:
+        """Send the first bytes of a request; `exchange` sends the rest.
+
+        Raises:
+            HttpFault: the connection is gone.
+        """
+        try:
+            self._socket.sendall(raw)
+        except OSError as error:
+            raise HttpFault(f"HAProxy ended a connection: {error!r}") from error
+
     def exchange(self, method: str, raw: bytes) -> Answer:
         """Send a whole request and read its response.
 

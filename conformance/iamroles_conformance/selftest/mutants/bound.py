@@ -221,6 +221,8 @@ for _name, _kills, _title, _override in (
     ("twice", "DPOP-REPLAY-001", "lets a proof pass twice", edit.replaced("-m int gt 1", "-m int gt 2")),
     ("forgets", "DPOP-REPLAY-001", "forgets proofs at a reload",
      edit.replaced("store gpc0 peers iam-peers", "store gpc0")),
+    ("counts-too-late", "DPOP-REPLAY-001", "counts in a worker that has handed its table over",
+     edit.without("iam_note_moved")),
     ("open-when-full", "DPOP-REPLAY-002", "lets pass what it cannot count", edit.without("!iam_tracked")),
     ("both-errors", "DPOP-CHALLENGE-001", "says errors of proofs in the scheme Bearer",
      edit.without("replace-header WWW-Authenticate")),

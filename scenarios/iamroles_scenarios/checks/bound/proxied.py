@@ -18,7 +18,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from iamroles_scenarios.base.errors import Untestable
+from iamroles_scenarios.base.errors import HttpFault, Untestable
 from iamroles_scenarios.base.recording import carried
 from iamroles_scenarios.checks.bound.rows import (
     BASES,
@@ -299,7 +299,24 @@ def once(target: Target) -> str:
                 gated.hold(f"a used proof {when}", gated.ask(asked), 401, **_REPLAYED)
             used.append(gated.sound())
             gated.hold(f"a fresh proof {when}", gated.ask(used[-1]), 200)
+        _meets_a_reload(gated)
         return gated.end()
+
+
+def _meets_a_reload(gated: Gate) -> None:
+    """A proof that reaches the old worker after a reload passes there or in the new worker, or in neither."""
+    asked, plain, first = gated.sound(), gated.sound("plain"), 0
+    method, path, headers = _request(asked)
+    raw = request_bytes(method, path, headers)
+    with closing(gated.line()) as line:
+        gated.hold("a request before a reload", gated.ask(plain, line), 200)
+        line.begin(raw[:40])
+        gated.hold("a request beside it", gated.ask(plain), 200)
+        gated.here.world.haproxy.reload()
+        with suppress(HttpFault):  # it may end such a connection
+            first = line.exchange(method, raw[40:]).status
+    if first == 200:
+        gated.hold("a proof that the old worker took", gated.ask(asked), 401)
 
 
 @check("bound.replay.full", "DPOP-REPLAY-002", lane="gate", features={"dpop"})
