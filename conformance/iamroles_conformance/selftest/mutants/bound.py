@@ -150,6 +150,7 @@ def _uri(edit_: Callable[[str, Any], Any]) -> Override:
 
 
 _BEARER = re.compile("(?i)^bearer ")
+_EXACT = re.compile(r"https://[a-z.]+(:(?!443/)\d+)?/")
 _CERTIFICATE = "ssl_c_der,sha2(256),ub64enc"
 _BALANCER = 'acl iam_balancer    src "${IAM_CERTIFICATE_FROM[*]}"'
 for _name, _kills, _title, _override in (
@@ -192,7 +193,7 @@ for _name, _kills, _title, _override in (
     ("any-user", "DPOP-URI-001", "passes over user information",
      _uri(lambda htu, asked: (re.sub("//[^/]*@", "//", htu), asked))),
     ("exact-uri", "DPOP-URI-002", "compares URIs to the letter",
-     _uri(lambda htu, asked: (htu if htu.startswith(f"https://{asked.host}{asked.path}") else None, asked))),
+     _uri(lambda htu, asked: (htu if _EXACT.match(htu) and asked.path in htu else None, asked))),
     ("any-host", "DPOP-ORIGIN-001", "does not compare Host with the origin",
      _uri(lambda htu, asked: (htu, replace(asked, host=htu.partition("//")[2].partition("/")[0])))),
     ("nonce-first", "DPOP-COST-001", "gives a nonce before it looks at the key", _nonce_first),

@@ -10,6 +10,7 @@ from typing import Any
 
 from iamroles_scenarios.base.errors import TooSlow
 from iamroles_scenarios.base.polling import polls
+from iamroles_scenarios.base.sent import note
 from iamroles_scenarios.checks.bound.rows import BASES, DPOP, Asking, answer_of, bound
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.tables import table
@@ -133,7 +134,8 @@ def _given(here: Bench, asking: Asking, worker: int = 0) -> str:
     asked, askers = _question(asking, "a proof without nonce", None, "nonce_required"), here.spread.askers()
     found = here.actions([asked], of=askers[worker % len(askers)])
     here.judge([asked], found)
-    return str(read(found[0]).get("nonce", ""))
+    nonce = str(read(found[0]).get("nonce", ""))
+    return note("nonce", nonce, nonce)
 
 
 @check("bound.dpop.nonces", "DPOP-NONCE-001", "BOUND-MEMORY-001", features={"dpop", "reload"})
@@ -157,21 +159,6 @@ def nonces(target: Target) -> str:
         asked.append(asking.question("a plain token", BASES["plain"]))
         here.ask_all(asked, window=1)
         return f"{here.asked} questions"
-
-
-@check("bound.dpop.nonce-cost", "DPOP-COST-001", features={"dpop", "reload"})
-def nonce_cost(target: Target) -> None:
-    """A nonce is given only to a proof that is right in all else: with another key or signature, none."""
-    with bound(target, "bound.dpop.nonce-cost", dpop=DPOP) as here:
-        asking = Asking(here)
-        _reload(here)
-        asked = [
-            _question(asking, "a stranger's key", None, "binding_mismatch", signer="stranger"),
-            _question(asking, "a false signature", None, "proof_invalid", proof={"signature": "flipped"}),
-            _question(asking, "another method", None, "proof_invalid", proof={"claims": {"htm": "PUT"}}),
-            _question(asking, "nothing else", None, "nonce_required"),
-        ]
-        here.ask_all(asked)
 
 
 @check("bound.dpop.nonce-window", "DPOP-NONCE-002", "DPOP-NONCE-001", features={"dpop", "reload"}, long=True)

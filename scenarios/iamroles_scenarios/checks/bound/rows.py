@@ -199,8 +199,7 @@ for _name, _group in GROUPS.items():
     )
     def _played(target: Target, kind: str = _kind, group: Mapping[str, Any] = _group) -> str:
         """Each row of data/derived/proofs.toml has one fault; the sound question stands before and after."""
-        listed: dict[str, Any] = {name: value for name, value in group.items() if name == "algorithms"}
-        tables = {} if kind == "certificate" else {"dpop": {**DPOP, **listed}}
+        tables = {} if kind == "certificate" else {"dpop": {**DPOP, **group.get("dpop", {})}}
         with bound(target, "", **tables) as here:
             here.ask_all(list(questions(Asking(here), group)), window=1)
             return f"{here.asked} questions"
