@@ -38,15 +38,15 @@ ROOMS = {
 ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 24_432,
-    "scenarios": 33_651,
-    "conformance": 11_224,
+    "scenarios": 33_599,
+    "conformance": 11_252,
     "loadtests": 4_972,
     "benchmarks": 4_220,
-    "tests": 33_841,
+    "tests": 33_853,
 }
 TRUSTED_LINES = 18_387
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 20_702
+DATA_LINES = 20_720
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""
