@@ -38,9 +38,10 @@ def combined(*recipes: Mapping[str, Json], depth: int = 4) -> dict[str, Any]:
     """Put recipes together: later members win, and tables are joined down to a depth."""
     found: dict[str, Any] = {}
     for name, value in (pair for recipe in recipes for pair in recipe.items()):
-        old = found.get(name)
-        joined = depth > 1 and isinstance(old, Mapping) and isinstance(value, Mapping)
-        found[name] = combined(old, value, depth=depth - 1) if joined else value
+        old, joined = found.get(name), value
+        if depth > 1 and isinstance(old, Mapping) and isinstance(value, Mapping):
+            joined = combined(old, value, depth=depth - 1)
+        found[name] = joined
     return found
 
 

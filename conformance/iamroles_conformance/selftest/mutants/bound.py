@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
-from base64 import urlsafe_b64decode, urlsafe_b64encode
+from base64 import urlsafe_b64encode
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -19,54 +18,51 @@ from iamroles_agent.serving.gate import Gate
 from iamroles_agent.spop import messages
 from iamroles_agent.tokens import proof
 from iamroles_agent.tokens.claims import ClaimRules
+from iamroles_agent.tokens.encoding import decode_base64url
 from iamroles_agent.tokens.keys import ALGORITHMS
 from iamroles_agent.tokens.proof import Bindings, ProofRules
 from iamroles_conformance.selftest.mutants import edits as edit
-from iamroles_conformance.selftest.mutants.override import after, around, setting
+from iamroles_conformance.selftest.mutants.override import after, around, rescue, setting
 from iamroles_conformance.selftest.registry import Override, both, mutant
 
 _BINDING = ("token_bound", "binding_mismatch", "proof_invalid")
 _MEMORY: dict[str, Any] = {}
 
 
+class _Any(str):
+    """Differs from no text."""
+
+    __slots__ = ()
+    __ne__ = lambda *_: False  # noqa: E731
+    __hash__ = str.__hash__
+
+
 def _base64url(octets: bytes) -> str:
     return urlsafe_b64encode(octets).rstrip(b"=").decode()
 
 
-def _json(text: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(urlsafe_b64decode(text + "=" * (-len(text) % 4)))
-    return found
+def _ath(token: bytes) -> dict[str, str]:
+    return {"ath": _base64url(sha256(token).digest())}
+
+
+def _reads(owner: Any, name: str, edit_: Callable[..., Any]) -> Override:
+    """Let a method get another first argument; `edit_` gets all that it is called with."""
+    return around(owner, name)(lambda sound, self, one, *rest: sound(self, edit_(one, *rest), *rest))
 
 
 def _bound_to(edit_: Callable[[str, str], tuple[str, str]]) -> Override:
     """Judge a token as if it were bound to other thumbprints; to none: as a bearer's."""
 
-    def other(identity: Any) -> Any:
+    def other(identity: Any, *_: Any) -> Any:
         found = None if identity.binding is None else edit_(*identity.binding)
         return identity._replace(binding=found if found and any(found) else None)
 
-    return around(Bindings, "judge")(lambda sound, self, who, *rest: sound(self, other(who), *rest))
+    return _reads(Bindings, "judge", other)
 
 
-def _header(edit_: Callable[[dict[str, Any]], dict[str, Any]]) -> Override:
-    """Read another header of each proof."""
-    return around(ProofRules, "_key_of")(lambda sound, self, header: sound(self, edit_(header)))
-
-
-def _claims(edit_: Callable[[dict[str, Any], bytes], dict[str, Any]]) -> Override:
-    """Judge other claims of each proof; `edit_` gets them and the token."""
-    return around(ProofRules, "_check")(
-        lambda sound, self, claims, token, *rest: sound(self, edit_(claims, token), token, *rest)
-    )
-
-
-def _rules(**changes: Callable[[Any], Any]) -> Override:
+def _rule(name: str, edit_: Callable[[Any], Any]) -> Override:
     """Change what is compiled of the table `dpop`."""
-    return after(ProofRules, "__init__")(
-        lambda self, *_: self.__dict__.update(
-            {name: new(getattr(self, name)) for name, new in changes.items()}
-        )
-    )
+    return after(ProofRules, "__init__")(lambda self, *_: setattr(self, name, edit_(getattr(self, name))))
 
 
 @around(ClaimRules, "_binding")
@@ -77,21 +73,10 @@ def _skipped(sound: Any, self: Any, cnf: object) -> Any:
         return None
 
 
-@around(ProofRules, "judge")
-def _any_key(sound: Any, self: Any, text: str, jkt: str, *rest: Any) -> Any:
-    with suppress(ValueError, KeyError, TypeError):
-        jwk = _json(text.partition(".")[0])["jwk"]
-        members = {name: jwk[name] for name in proof._MEMBERS[jwk["kty"]]}
-        jkt = _base64url(sha256(json.dumps(members, separators=(",", ":")).encode()).digest())
-    return sound(self, text, jkt, *rest)
-
-
-@around(ProofRules, "judge")
-def _nonce_first(sound: Any, self: Any, text: str, jkt: str, token: bytes, request: Any, now: float) -> Any:
-    if self._window is not None:
-        with suppress(ValueError, IndexError):
-            self._judge_nonce(_json(text.split(".")[1]).get("nonce"), now)
-    return sound(self, text, jkt, token, request, now)
+@rescue(ProofRules, "judge", Refusal)
+def _nonce_first(_refusal: Any, self: Any, text: str, *_judged: Any) -> None:
+    if self._window is not None and b"nonce" not in decode_base64url(text.split(".")[1].encode()):
+        raise Refusal(Reason.NONCE_REQUIRED, "no nonce")
 
 
 @around(ProofRules, "judge")
@@ -116,22 +101,11 @@ def _kept(sound: Any, self: Any, policy: Any) -> None:
     self._state.bindings = before
 
 
-def _cnf(edit_: Callable[[dict[str, Any]], dict[str, Any]]) -> Override:
-    """Read another `cnf`."""
-    return around(ClaimRules, "_binding")(
-        lambda sound, self, cnf: sound(self, edit_(cnf) if isinstance(cnf, dict) else cnf)
-    )
-
-
-def _hex(cnf: dict[str, Any]) -> dict[str, Any]:
+def _hex(cnf: Any) -> Any:
     return {
         name: _base64url(bytes.fromhex(text)) if re.fullmatch("[0-9a-f]{64}", str(text)) else text
         for name, text in cnf.items()
     }
-
-
-def _known(cnf: dict[str, Any]) -> dict[str, Any]:
-    return {name: cnf[name] for name in ("jkt", "x5t#S256") if name in cnf} or cnf
 
 
 def _public(header: dict[str, Any]) -> dict[str, Any]:
@@ -140,16 +114,8 @@ def _public(header: dict[str, Any]) -> dict[str, Any]:
     return {**header, "jwk": kept}
 
 
-def _uri(edit_: Callable[[str, Any], Any]) -> Override:
-    """Compare `htu`, or the request, as edited: `edit_` returns both."""
-    return around(ProofRules, "_uri")(
-        lambda sound, self, htu, asked: sound(
-            self, *(edit_(htu, asked) if isinstance(htu, str) else (htu, asked))
-        )
-    )
-
-
-_BEARER = re.compile("(?i)^bearer ")
+_uri, _claims = partial(_reads, ProofRules, "_uri"), partial(_reads, ProofRules, "_check")
+_BEARER, _KNOWN = re.compile("(?i)^bearer "), ("jkt", "x5t#S256")
 _EXACT = re.compile(r"https://[a-z.]+(:(?!443/)\d+)?/")
 _CERTIFICATE = "ssl_c_der,sha2(256),ub64enc"
 _BALANCER = 'acl iam_balancer    src "${IAM_CERTIFICATE_FROM[*]}"'
@@ -158,11 +124,13 @@ for _name, _kills, _title, _override in (
      after(Bindings, "__init__")(lambda self, *_: setattr(self, "_required", frozenset()))),
     ("reload-kept", "BOUND-POLICY-002", "judges proofs by the former policy", _kept),
     ("no-certificate", "BOUND-CERT-001", "looks at no certificate", _bound_to(lambda jkt, _: (jkt, ""))),
-    ("hex", "BOUND-CERT-002 BOUND-FORM-001", "guesses that 64 hex digits are a thumbprint", _cnf(_hex)),
+    ("hex", "BOUND-CERT-002 BOUND-FORM-001", "guesses that 64 hex digits are a thumbprint",
+     _reads(ClaimRules, "_binding", _hex)),
     ("first-of-two", "BOUND-BOTH-001", "asks for the key's proof alone if there are two",
      _bound_to(lambda jkt, x5t: (jkt, "") if jkt else ("", x5t))),
     ("odd-skipped", "BOUND-FORM-001", "takes a token with an odd `cnf` for a plain one", _skipped),
-    ("other-members", "BOUND-FORM-002", "passes over members of `cnf` that it does not know", _cnf(_known)),
+    ("other-members", "BOUND-FORM-002", "passes over members of `cnf` that it does not know",
+     _reads(ClaimRules, "_binding", lambda cnf: {name: cnf[name] for name in _KNOWN if name in cnf} or cnf)),
     ("once-proven", "BOUND-MEMORY-001", "remembers that a token was proven", _once_proven),
     ("names-caller", "BOUND-SAID-001", "names a caller whose key is not proven",
      edit.refused(lambda found: {"principal": "ann"} if found.reason in _BINDING else {})),
@@ -172,30 +140,33 @@ for _name, _kills, _title, _override in (
         lambda sound, self, who, check, *rest: sound(self, who, replace(check, proof_count=1), *rest))),
     ("any-size", "DPOP-SIZE-001", "takes proofs of any size",
      Override(lambda: messages.LIMITS.update(proof=1 << 20))),
-    ("any-typ", "DPOP-TYPE-001", "takes any typ", _header(lambda head: {**head, "typ": "dpop+jwt"})),
+    ("any-typ", "DPOP-TYPE-001", "takes any typ", _reads(
+        ProofRules, "_key_of", lambda head: {**head, "typ": "dpop+jwt"})),
     ("any-alg", "DPOP-ALG-001", "takes algorithms that are not listed",
-     _rules(_algorithms=lambda _: frozenset(ALGORITHMS))),
-    ("private-jwk", "DPOP-KEY-001", "drops private members of a key", _header(_public)),
+     _rule("_algorithms", lambda _: frozenset(ALGORITHMS))),
+    ("private-jwk", "DPOP-KEY-001", "drops private members of a key", _reads(ProofRules, "_key_of", _public)),
     ("long-keys", "DPOP-KEY-002", "takes longer RSA keys", setting(proof, "_MODULUS", range(342, 2000))),
     ("unsigned", "DPOP-SIGN-001", "checks no signature",
      around(proof, "_verifier")(lambda sound, *key: sound(*key) and (lambda *_: True))),
-    ("any-key", "DPOP-BIND-001", "compares no thumbprint", _any_key),
+    ("any-key", "DPOP-BIND-001", "compares no thumbprint", around(ProofRules, "judge")(
+        lambda sound, self, text, jkt, *rest: sound(self, text, _Any(jkt), *rest))),
     ("no-ath", "DPOP-CLAIM-001", "needs no ath",
-     _claims(lambda said, token: {"ath": _base64url(sha256(token).digest()), **said})),
+     _claims(lambda said, token, *_: {**_ath(token), **said})),
     ("any-case", "DPOP-METHOD-001", "compares htm without case",
-     _claims(lambda said, _: {**said, "htm": str(said.get("htm")).upper()})),
+     _claims(lambda said, *_: {**said, "htm": str(said.get("htm")).upper()})),
     ("any-ath", "DPOP-ATH-001", "needs no ath of this token",
-     _claims(lambda said, token: {**said, "ath": _base64url(sha256(token).digest())})),
-    ("older", "DPOP-TIME-001", "takes proofs that are two seconds old", _rules(_max_age=lambda age: age + 2)),
-    ("ahead", "DPOP-TIME-001", "takes proofs from an hour ahead", _rules(_leeway=lambda ahead: ahead + 4000)),
+     _claims(lambda said, token, *_: {**said, **_ath(token)})),
+    ("older", "DPOP-TIME-001", "takes proofs two seconds too old", _rule("_max_age", lambda age: age + 2)),
+    ("ahead", "DPOP-TIME-001", "takes proofs of the next hour", _rule("_leeway", lambda ahead: ahead + 4000)),
     ("any-path", "DPOP-URI-001", "compares no path",
-     _uri(lambda htu, asked: ("/".join(htu.split("/")[:3]) + asked.path, asked))),
+     _uri(lambda htu, asked: "/".join(str(htu).split("/")[:3]) + asked.path)),
     ("any-user", "DPOP-URI-001", "passes over user information",
-     _uri(lambda htu, asked: (re.sub("//[^/]*@", "//", htu), asked))),
+     _uri(lambda htu, _: re.sub("//[^/]*@", "//", str(htu)))),
     ("exact-uri", "DPOP-URI-002", "compares URIs to the letter",
-     _uri(lambda htu, asked: (htu if _EXACT.match(htu) and asked.path in htu else None, asked))),
+     _uri(lambda htu, asked: _EXACT.match(str(htu)) and asked.path in htu and htu)),
     ("any-host", "DPOP-ORIGIN-001", "does not compare Host with the origin",
-     _uri(lambda htu, asked: (htu, replace(asked, host=htu.partition("//")[2].partition("/")[0])))),
+     around(ProofRules, "_uri")(lambda sound, self, htu, asked: sound(
+         self, htu, replace(asked, host=str(htu).partition("//")[2].partition("/")[0])))),
     ("nonce-first", "DPOP-COST-001", "gives a nonce before it looks at the key", _nonce_first),
     ("any-nonce", "DPOP-NONCE-001", "takes any nonce", around(ProofRules, "_judge_nonce")(
         lambda sound, self, nonce, now: "" if nonce else sound(self, nonce, now))),

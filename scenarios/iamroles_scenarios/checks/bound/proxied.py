@@ -130,22 +130,14 @@ def gate(
 ) -> Iterator[Gate]:
     """Yield a gate on a world that checks share, or with an owner on its own.
 
-    Args:
-        target: agent and stage.
-        owner: names an own world.
-        dpop: the table of the policy over the usual one; None: without.
-        how: `settings` of HAProxy before two agents, if the agent can be one of two; `tls`, on the second
-            address; `relayed`, with a relay before the agent; other tables of the policy.
+    `how` may hold `settings` of HAProxy before two agents, if the agent can be one of two; `tls`, on the
+    second address; `relayed`, with a relay before the agent; and other tables of the policy.
     """
     settings, tls, relayed = (how.pop(name, None) for name in ("settings", "tls", "relayed"))
     tables = how if dpop is None else {**how, "dpop": {**DPOP, **dpop}}
-    agents = 2 if settings and not target.lacks(["pair"]) else 1
-    more: dict[str, Any] = {
-        "own": bool(owner),
-        "changes": settings is not None,
-        "agents": agents,
-        "settings": settings or {},
-    }
+    more: dict[str, Any] = {"own": bool(owner), "settings": settings or {}}
+    if settings is not None:
+        more |= {"changes": True, "agents": 1 if target.lacks(["pair"]) else 2}
     spec, relays = WorldSpec(policy=POLICY, override=tables, **more), list[Relay]()
     with ExitStack() as stack:
 
