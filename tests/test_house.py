@@ -38,8 +38,8 @@ ROOMS = {
 ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 24_432,
-    "scenarios": 33_599,
-    "conformance": 11_252,
+    "scenarios": 33_592,
+    "conformance": 11_223,
     "loadtests": 4_972,
     "benchmarks": 4_220,
     "tests": 33_853,
