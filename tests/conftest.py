@@ -42,7 +42,7 @@ def pytest_collection_modifyitems(config, items):
         return
     for item in items:
         parameters = getattr(item, "callspec", None)
-        for place in {"world", "kind"} & (parameters.params.keys() if parameters else set()):
+        for place in {"world", "kind", "stage"} & (parameters.params.keys() if parameters else set()):
             group = f"{item.path.stem}-{parameters.params[place]}"
             item.add_marker(pytest.mark.xdist_group(group))
 

@@ -37,16 +37,16 @@ ROOMS = {
 }
 ARROWS = {"iamroles_agent": 40}
 LINES = {
-    "reference": 23_722,
-    "scenarios": 32_520,
-    "conformance": 11_025,
-    "loadtests": 4_932,
-    "benchmarks": 4_107,
-    "tests": 32_080,
+    "reference": 24_437,
+    "scenarios": 33_634,
+    "conformance": 11_258,
+    "loadtests": 4_972,
+    "benchmarks": 4_221,
+    "tests": 33_892,
 }
-TRUSTED_LINES = 17_862
+TRUSTED_LINES = 18_392
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 19_668
+DATA_LINES = 20_972
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""

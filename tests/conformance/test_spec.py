@@ -138,7 +138,7 @@ def _types(schema):
             case {"enum": values}:
                 words += [f'"{value}"' for value in values]
             case {"const": value}:
-                words.append(f"integer {value}")
+                words.append(f'"{value}"' if isinstance(value, str) else f"integer {value}")
             case {"type": "string"}:
                 words.append("text|duration")
             case {"type": kind} if kind != "null":

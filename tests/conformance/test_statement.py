@@ -16,9 +16,8 @@ from iamroles_scenarios.stage import AgentSpec
 
 ALL = plan()
 CLASS_NAMES = [name for name in CLASSES if any(name in check.classes for check in ALL)]
-FEATURES = dict.fromkeys(
-    ("oidc", "sts", "reload", "limits", "age", "live", "renew", "workers", "pair", "identity", "proof"), True
-)
+OPTIONAL = ("limits", "age", "live", "renew", "workers", "pair", "identity", "proof", "certificate", "dpop")
+FEATURES = dict.fromkeys(("oidc", "sts", "reload", *OPTIONAL), True)
 
 
 def _told(verdict=lambda check: Verdict.PASS, **options):
@@ -167,6 +166,14 @@ def test_what_an_agent_does_not_declare_and_what_nobody_sees_costs_no_class():
 
     assert told["conforms"]["core"] == CLASS_NAMES
     assert "inside" not in CLASS_NAMES
+
+
+@pytest.mark.parametrize("absent", [["certificate"], ["dpop"], ["certificate", "dpop"]])
+def test_bound_tokens_cost_an_agent_nothing_that_does_not_declare_them(absent):
+    declared = FEATURES | dict.fromkeys(absent, False)
+    told = _told(lambda c: Verdict.PASS if declares_all(c, declared) else None, features=declared)
+
+    assert told["conforms"]["strict"] == [name for name in CLASS_NAMES if name != "bound" or absent[1:] == []]
 
 
 def declares_all(check, features):

@@ -1,7 +1,7 @@
 """The statement about an agent after a run: no more than the run has shown.
 
-"Conforms" is said of a *conformance class* (wire, gate, oidc, sts, policy, live) in a *grade*. `core` accepts
-whatever the standards permit; `strict` adds what SPEC.md asks beyond them. It is said only where every MUST
+"Conforms" is said of a *conformance class* (from wire to bound) in a *grade*. `core` accepts whatever the
+standards permit; `strict` adds what SPEC.md asks beyond them. It is said only where every MUST
 check of the class in the whole suite was played and passed. A check that was not selected, does not apply,
 could not be judged, or fails as the vendor's list says, was not passed: the class is then told by its counts.
 A false allow costs its class in both grades, whatever check saw it, and also if the vendor's list has it.
@@ -27,8 +27,8 @@ from iamroles_scenarios.stage.spec import declares
 
 Document = dict[str, Any]
 _PASS = Verdict.PASS.value
-_OPTIONAL = frozenset({"age", "limits", "proof", "renew"})
-"""Features whose clauses count in a class only if the agent declares them (SPEC.md 8.3, 8.10, 9.8, 11.6)."""
+_OPTIONAL = frozenset({"age", "certificate", "dpop", "limits", "proof", "renew"})
+"""Features whose clauses count in a class only if the agent declares them (8.3, 8.10, 9.8, 11.6, 12)."""
 _RED = {Verdict.FAIL.value, Verdict.WARNING.value, Verdict.DEPARTURE.value}
 _JUDGED = {_PASS, Verdict.KNOWN_FAILURE.value, *_RED}
 

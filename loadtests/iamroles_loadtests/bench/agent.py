@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import json
+import time
+from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import jwt
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from jwt.algorithms import ECAlgorithm
 
 from iamroles_loadtests.asking.gate_config import orders_policy
 from iamroles_loadtests.asking.plan import Ask, Pools
@@ -32,6 +38,8 @@ NOOP = AgentSpec(
     build="python",
 )
 OURS = "the agent"
+CERTIFICATE, PROOF = "the agent, a token bound to a certificate", "the agent, a DPoP proof in each question"
+_ORIGIN = "https://api.example.com"
 PIPELINED, SINGLE = Shape("4 x 16", 4, 16), Shape("16 x 1", 16)
 BUSY, CALM = Shape("64 connections", 64), Shape("1,000 a second", 16, rate=1000.0, once_share=0.05, longer=3)
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 - for directories of our own
@@ -63,11 +71,14 @@ class Bench:
         self.key = Path(scratch, "key.pem")
         self.key.write_bytes(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
 
-    def world(self, agent: AgentSpec, *changes: str, haproxy: bool = True) -> World:
+    def world(self, agent: AgentSpec, *changes: str, haproxy: bool = True, bound: str = "") -> World:
         """An agent under the policy `orders`, behind HAProxy with the variant's configuration."""
         document = policy()
+        if bound:
+            document["issuers"] = [issuer | {"bound": "accepted"} for issuer in document["issuers"]]
+            document["dpop"] = {"origins": [_ORIGIN], "max_age": "5m", "leeway": "60s"}
         if agent.directory == reference_agent().directory:
-            document["audit"] = {"path": f"{self._scratch}/audit-{len(changes)}-{haproxy}.jsonl"}
+            document["audit"] = {"path": f"{self._scratch}/audit-{len(changes)}-{haproxy}{bound}.jsonl"}
         if changes or haproxy:
             agent = replace(agent, haproxy={**agent.haproxy, "render": [*_RENDER, *changes]})
         world = self.stage.world(agent, document, settings=QUIET | {"IAM_THREADS": "1"}, haproxy=haproxy)
@@ -80,11 +91,11 @@ class Bench:
         address = world.proxy.url.removeprefix("http://")
         return Target(address, {}, {}, steady=pool, parts=parts, world=world)
 
-    def straight(self, agent: AgentSpec) -> Target:
-        world = self.world(agent, haproxy=False)
+    def straight(self, agent: AgentSpec, pool: str = "straight") -> Target:
+        world = self.world(agent, haproxy=False, bound=pool.removeprefix("straight"))
         parts = {"agent": lambda: world.agent.host_pid}
         address = world.agent.spop_address
-        return Target(address, {}, {}, protocol="spop", steady="straight", parts=parts, world=world)
+        return Target(address, {}, {}, protocol="spop", steady=pool, parts=parts, world=world)
 
     def pools(self) -> Pools:
         """Questions: `straight`; `known`, whose whole identity is judged; `any`, which must pass."""
@@ -94,10 +105,33 @@ class Bench:
         new = (self.asking.request(self._another(f"new-{number}")) for number in range(_NEW))
         return {
             "straight": [straight(check, "straight", _ALLOWED)],
+            **{name: [straight(check | more, name, _ALLOWED)] for name, more in self._bound().items()},
             "known": [Ask(case="known", payload=payload, right=known)],
             "any": [Ask(case="any", payload=payload, right=_SAID)],
             "plain": [Ask(case="plain", payload=payload)],
             "new": [Ask(case="new", payload=one, right=_SAID) for one in new],
+        }
+
+    def _bound(self) -> dict[str, dict[str, Any]]:
+        """Arguments by which a bound token passes; no proxy counts the proof, so it passes each time."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        members = ECAlgorithm.to_jwk(key.public_key(), as_dict=True)
+        jwk = {name: members[name] for name in ("crv", "kty", "x", "y")}
+        jkt = _hash(json.dumps(jwk, separators=(",", ":")))
+        tokens = [
+            self.asking.token("known", "reader", claims={"cnf": {name: jkt}}) for name in ("x5t#S256", "jkt")
+        ]
+        claims: dict[str, Any] = {
+            "jti": "bench",
+            "htm": "GET",
+            "htu": f"{_ORIGIN}/orders/1",
+            "ath": _hash(tokens[1]),
+        }
+        claims |= {"iat": int(time.time()) + 50}
+        proof = jwt.encode(claims, key, "ES256", headers={"typ": "dpop+jwt", "jwk": jwk})
+        return {
+            "certificate": {"authorization": f"Bearer {tokens[0]}", "certificate": jkt},
+            "proof": {"authorization": f"DPoP {tokens[1]}", "proof": proof, "proof-count": 1},
         }
 
     def crowd(self, address: str, count: int) -> None:
@@ -129,6 +163,10 @@ class Bench:
 
     def close(self) -> None:
         self._worlds.close()
+
+
+def _hash(text: str) -> str:
+    return urlsafe_b64encode(sha256(text.encode()).digest()).rstrip(b"=").decode()
 
 
 def policy() -> dict[str, Any]:
@@ -175,6 +213,8 @@ def measure(
     found = {}
     say("starting the agents")
     straights = {name: bench.straight(agent) for name, agent in agents}
+    for name, pool in ((CERTIFICATE, "certificate"), (PROOF, "proof")):
+        straights[name] = bench.straight(reference_agent(), pool)
     proxied = {
         "plain": bench.through(NOOP, "--plain", pool="plain"),
         "plain with our record": bench.through(NOOP, "--plain", "--recorded", pool="plain"),

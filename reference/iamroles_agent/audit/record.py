@@ -28,7 +28,8 @@ _SECOND = "%Y-%m-%dT%H:%M:%S"
 _ROOM = {
     "principal": 256, "session": 128, "issuer": 64, "role": 128, "rule": 128, "backend": 128,
     "credential": 64, "policy": 96, "src": 64, "method": 64, "host": 256,
-    "requested_role": 128, "roles": 384, "unmapped": 192, "shadow": 192, "detail": 192, "cause": 64,
+    "keys_held": 192, "requested_role": 128, "roles": 384, "unmapped": 192, "shadow": 192, "detail": 192,
+    "cause": 64,
 }  # fmt: skip
 """Bytes that a text, or all texts of a list, may take on disk."""
 _USUAL = 192
@@ -116,6 +117,7 @@ def prepare(
             **{name: getattr(decision, name) or None for name in _TAGS},
             "expires": decision.expires,
             "credential": decision.credential or None,
+            "keys_held": decision.keys or None,
             "policy": policy_version,
             "keys": generation,
             "enforced": None if enforced else False,

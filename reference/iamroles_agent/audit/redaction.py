@@ -33,10 +33,10 @@ _TOKEN = re.compile(
 _OTHER = re.compile(
     r"(?i:iam-sts-v1)(?:\.|%2[Ee])[A-Za-z0-9_%=.-]*+"
     r"|(?i:X-Amz-(?:Signature|Security-Token|Credential)(?:=|%3D)[^&\s]*+)"
-    r"|(?i:bearer(?:\s|%20|\+)++[A-Za-z0-9._~/=-][A-Za-z0-9._~+/=-]{7,}+)"
+    r"|(?i:(?:bearer|dpop)(?:\s|%20|\+)++[A-Za-z0-9._~/=-][A-Za-z0-9._~+/=-]{7,}+)"
 )
 _SEAL = re.compile(rb"(?i:[?&]X-Amz-Signature=)([0-9a-f]{64})(?![^&])")
-_MARKS = ("iam-sts-v1", "x-amz-", "bearer")
+_MARKS = ("iam-sts-v1", "x-amz-", "bearer", "dpop")
 _DEEP = 3
 """How often a text may be encoded and is still searched."""
 _TOKEN_CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-.%"  # noqa: S105

@@ -227,6 +227,40 @@ class Issuer(Model):
     """The longest time from `iat` to `exp` that is accepted."""
     leeway: Duration = Field(default=0.0, le=60.0)
     """Tolerated difference of clocks, at most 60s."""
+    bound: Literal["refused", "accepted", "required"] = "refused"
+    """Whether tokens that are bound to a key (`cnf`: DPoP, client certificate) pass with its proof, or alone
+    pass."""
+
+
+class Dpop(Model):
+    """How proofs of tokens that are bound to a DPoP key are judged (RFC 9449)."""
+
+    origins: list[str]
+    """The origins that clients write into `htu`: `https://host` or `https://host:port`, lower-case."""
+    algorithms: list[str] = Field(default_factory=lambda: ["ES256"])
+    """Accepted signature algorithms of proofs; never none, never HS*."""
+    max_age: Duration = Field(default=60.0, gt=0.0, le=300.0)
+    """How old the `iat` of a proof may be, at most 5m."""
+    leeway: Duration = Field(default=5.0, ge=0.0, le=60.0)
+    """How far ahead the `iat` of a proof may be, at most 60s."""
+    nonce: bool = False
+    """Whether each proof must hold a fresh nonce of this gate."""
+    nonce_lifetime: Duration = Field(default=300.0, ge=1.0)
+    """How long a nonce is given out; it is accepted for as long again."""
+    nonce_key: str | None = None
+    """A file of this user alone with 32 random octets or more, the same for all agents of a gate, relative to
+    this file. Left out: each agent has a key of its own."""
+    replay: Literal["proxy", "none"] = "proxy"
+    """Who counts the use of a proof: the proxy, or a server behind it that gets the `DPoP` field too."""
+
+
+class ClientCertificate(Model):
+    """Where a TLS load balancer in front of HAProxy names the client's certificate."""
+
+    from_: list[str] = Field(alias="from")
+    """Networks of the load balancers; only their requests may name a certificate."""
+    form: Literal["rfc9440"] = "rfc9440"
+    """`rfc9440`: one `Client-Cert` field, base64 of the DER between colons."""
 
 
 class Sts(Model):
@@ -391,6 +425,10 @@ class Config(Model):
     """How key sets are kept."""
     limits: Limits = Limits.model_construct()
     """Bounds for every issuer."""
+    dpop: Dpop | None = None
+    """How DPoP proofs are judged; left out: a token that is bound to a DPoP key is refused."""
+    client_certificate: ClientCertificate | None = None
+    """Where a TLS load balancer names the client's certificate; left out: only HAProxy's own TLS counts."""
     issuers: list[Issuer] = Field(default_factory=_none)
     """OIDC issuers that may assert roles."""
     sts: list[Sts] = Field(default_factory=_none)
@@ -407,3 +445,8 @@ class Config(Model):
     """The regions that are closed in spite of grants."""
     scopes: list[Scope] = Field(default_factory=_none)
     """The regions that scope values open at most."""
+
+    @property
+    def binds(self) -> bool:
+        """True if an issuer's bound tokens may pass: the proxy must then ask for their proofs."""
+        return any(issuer.bound != "refused" for issuer in self.issuers)

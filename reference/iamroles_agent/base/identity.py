@@ -76,6 +76,8 @@ class Identity(NamedTuple):
     """Epoch seconds at which the credential must be verified again, if before `not_after`."""
     grounds: tuple[str, ...] = ()
     """The grounds of a token besides its claims (`tokens.grounds`)."""
+    binding: tuple[str, str] | None = None
+    """`jkt` and `x5t#S256` of its `cnf`, "" for an absent one; None: it is bound to no key."""
 
     @property
     def dated_by_caller(self) -> bool:
@@ -124,6 +126,12 @@ class Decision:
     """Ids of shadow rules that would have changed the verdict (SHADOW-RECORD-001)."""
     ticket: str = field(default="", compare=False)
     """The text that HAProxy keeps with a long stream so that it can be judged again (`live.ticket`)."""
+    keys: tuple[str, ...] = ()
+    """The keys that the sender proved to hold, as `tokens.proof.Proven` names them; for the audit line."""
+    proof: str = field(default="", compare=False)
+    """Names the use of a DPoP proof, which the proxy counts; "" if there is nothing to count."""
+    nonce: str = field(default="", compare=False)
+    """A fresh DPoP nonce for the client; "" if it needs none."""
 
     @property
     def status(self) -> int:

@@ -1,4 +1,4 @@
-"""The closed list of refusal reasons (SPEC.md section 4) and their answers to the client (RFC 6750)."""
+"""The closed list of refusal reasons (SPEC.md section 4) and their answers to the client (RFC 6750, 9449)."""
 
 from __future__ import annotations
 
@@ -27,6 +27,12 @@ class Reason(StrEnum):
     TYPE_NOT_ALLOWED = "type_not_allowed"
     CLAIM_INVALID = "claim_invalid"
     TOKEN_BOUND = "token_bound"  # noqa: S105
+    TOKEN_UNBOUND = "token_unbound"  # noqa: S105
+    BINDING_MISMATCH = "binding_mismatch"
+    PROOF_INVALID = "proof_invalid"
+    PROOF_REPLAYED = "proof_replayed"
+    """Only the proxy uses it: it counts the uses of a proof."""
+    NONCE_REQUIRED = "nonce_required"
     ROLE_MISSING = "role_missing"
     ROLE_MALFORMED = "role_malformed"
     ROLE_NOT_IN_TOKEN = "role_not_in_token"  # noqa: S105
@@ -47,7 +53,7 @@ class Reason(StrEnum):
 
     @property
     def error(self) -> str:
-        """RFC 6750 section 3.1 error code, or "" for a challenge without a code or no challenge."""
+        """Code of RFC 6750 or RFC 9449, or "" for a challenge without a code or no challenge."""
         return _ANSWER[self][1]
 
 
@@ -58,6 +64,9 @@ _UNAVAILABLE = (503, "")
 _ANSWER: dict[Reason, tuple[int, str]] = dict.fromkeys(Reason, (401, "invalid_token"))
 _ANSWER |= {
     Reason.NO_CREDENTIALS: (401, ""),
+    Reason.PROOF_INVALID: (401, "invalid_dpop_proof"),
+    Reason.PROOF_REPLAYED: (401, "invalid_dpop_proof"),
+    Reason.NONCE_REQUIRED: (401, "use_dpop_nonce"),
     Reason.TEXT_TOO_LONG: _BAD_REQUEST,
     Reason.HOST_AMBIGUOUS: _BAD_REQUEST,
     Reason.MULTIPLE_CREDENTIALS: _BAD_REQUEST,

@@ -61,6 +61,7 @@ def revoke() -> None:
 @click.option("--principal", "principals", multiple=True, help="A principal as the audit names it.")
 @click.option("--session", "sessions", multiple=True, help="A session label as the audit names it.")
 @click.option("--credential", "credentials", multiple=True, help="A credential's hash in the audit.")
+@click.option("--key", "keys", multiple=True, help="A key's thumbprint (jkt, x5t#S256) in the audit.")
 @click.option("--issuer", "issuers", multiple=True, help="An issuer or STS endpoint: its name in the policy.")
 @click.option(
     "--issued-before",

@@ -18,7 +18,7 @@ from iamroles_agent.control.document import Part
 from iamroles_agent.policy.compiled import Policy, version_of
 
 _ROWS = 100
-_MAIN, _SHADOW = "policy", "shadow"
+_MAIN, _SHADOW, _NONCE_KEY = "policy", "shadow", "nonce-key"
 _TABLES: dict[str, TypeAdapter[list[Any]]] = {
     "roles": TypeAdapter(list[Role]),
     "groups": TypeAdapter(list[Group]),
@@ -29,9 +29,11 @@ _TABLES: dict[str, TypeAdapter[list[Any]]] = {
 }
 
 
-def encode(config: Config, shadow: Config | None = None) -> Part:
-    """Make the part of a checked configuration and of its shadow."""
+def encode(config: Config, shadow: Config | None = None, nonce_key: bytes = b"") -> Part:
+    """Make the part of a checked configuration, of its shadow and of the key of its nonces."""
     pieces = list(_cut(config, _MAIN))
+    if nonce_key:
+        pieces.append(_piece(_NONCE_KEY, "", nonce_key.hex()))
     if shadow is not None:
         pieces += _cut(shadow, _SHADOW)
     return Part.of(pieces, digest=version_of(config))
@@ -39,7 +41,7 @@ def encode(config: Config, shadow: Config | None = None) -> Part:
 
 def _cut(config: Config, which: str) -> Iterator[bytes]:
     # What was not written stays unwritten: the profile `cognito` has other defaults (`claims.ClaimRules`).
-    base = config.model_dump(mode="json", exclude=set(_TABLES), exclude_unset=True)
+    base = config.model_dump(mode="json", by_alias=True, exclude=set(_TABLES), exclude_unset=True)
     yield _piece(which, "", base)
     for table, rows in config.model_dump(mode="json", include=set(_TABLES)).items():
         for start in range(0, len(rows), _ROWS):
@@ -58,9 +60,12 @@ def decode(part: Part) -> Policy:
     """
     bases: dict[str, Config] = {}
     rows: dict[str, dict[str, list[Any]]] = {}
+    nonce_key = b""
     for piece in part.pieces:
         which, table, content = json.loads(piece)
-        if table == "":
+        if which == _NONCE_KEY:
+            nonce_key = bytes.fromhex(content)
+        elif table == "":
             bases[which] = Config.model_validate(content, context=CHECKED)
             rows[which] = {name: [] for name in _TABLES}
         else:
@@ -70,7 +75,8 @@ def decode(part: Part) -> Policy:
     shadow = None
     if _SHADOW in bases:
         shadow = Policy(bases[_SHADOW].model_copy(update=rows[_SHADOW]))
-    return Policy(bases[_MAIN].model_copy(update=rows[_MAIN]), shadow, version=part.digest)
+    main = bases[_MAIN].model_copy(update=rows[_MAIN])
+    return Policy(main, shadow, version=part.digest, nonce_key=nonce_key)
 
 
 def decode_base(part: Part) -> Config:

@@ -20,6 +20,7 @@ _LOST = {
     "alg": "algorithm",
     "typ": "type",
     "begin": "time of issue",
+    "binding": "binding, or want of it",
     "rules": "claims as they were read: what they say now is not known without the token",
 }
 CAUSES = (EXPIRED, REVOKED, POLICY_CHANGED, KEY_REMOVED, UNKNOWN)
@@ -47,7 +48,8 @@ class Ends:
 def whose(ticket: Ticket) -> tuple[str, ...]:
     """Give what a fresh credential must share with a stream to prolong it, beside the client's address."""
     who = ticket.identity
-    return who.issuer, who.principal, who.session, ticket.role, ticket.backend
+    jkt, x5t = who.binding or ("", "")
+    return who.issuer, who.principal, who.session, ticket.role, ticket.backend, jkt, x5t
 
 
 def renewing(policy: Policy) -> frozenset[str]:
@@ -130,6 +132,8 @@ def _gone(identity: Identity, policy: Policy, sources: Mapping[str, Keys], now: 
         return Ends(0, POLICY_CHANGED, f"issuer {name} is no longer trusted")
     source = sources.get(name)
     kind = lost(identity, entry, policy.config.limits, None if source is None else source.keys, now)
+    if not kind and identity.binding is not None and identity.binding[0] and policy.config.dpop is None:
+        kind = "binding"
     if kind == "key":
         return Ends(0, KEY_REMOVED, f"{name} no longer has this key {identity.key_id!r}")
     return Ends(0, POLICY_CHANGED, f"{name} no longer accepts its {_LOST.get(kind, kind)}") if kind else None

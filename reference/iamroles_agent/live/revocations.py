@@ -2,11 +2,12 @@
 
 `[[revocations]]` stand in a file of their own, so that nothing else can block an emergency: a policy that
 cannot be loaded, a review that takes a day. Each revocation names credentials in IAM's words: `roles`,
-`principals`, `sessions`, `credentials` (the hash that the audit shows), `issuers`. All that it names must
-fit: `roles` and `principals` together mean these principals in these roles. `issued_before` spares tokens
-that were issued since; a token that does not say when it was issued counts as issued before. So does each
-STS credential: its date is what the caller signed, and a thief of AWS keys signs again. A credential that
-*holds* a revoked role is revoked as a whole, whichever role it uses: the credential is no longer believed.
+`principals`, `sessions`, `credentials` (the hash that the audit shows), `issuers`, `keys` (of bound tokens).
+All that it names must fit: `roles` and `principals` together mean these principals in these roles.
+`issued_before` spares tokens that were issued since; a token that does not say when it was issued counts as
+issued before. So does each STS credential: its date is what the caller signed, and a thief of AWS keys signs
+again. A credential that *holds* a revoked role is revoked as a whole, whichever role it uses: the credential
+is no longer believed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import json
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -86,6 +87,8 @@ class Revocation(Model):
     """Hashes as the audit shows them, `sha256:` and 16 hex digits."""
     issuers: list[str] = Field(default_factory=list)
     """Names of issuers or STS endpoints in the policy: credentials of any of them."""
+    keys: list[Annotated[str, Field(pattern="^[A-Za-z0-9_-]{43}$")]] = Field(default_factory=list)
+    """Thumbprints, as `jkt` or `x5t#S256` has them: credentials that are bound to any of these keys."""
     issued_before: Moment | None = None
     """Spare tokens that were issued at this moment or later; no STS credential is spared."""
     added: Moment | None = None
@@ -95,8 +98,8 @@ class Revocation(Model):
 
     @model_validator(mode="after")
     def _names_somebody(self) -> Revocation:
-        if not (self.roles or self.principals or self.sessions or self.credentials or self.issuers):
-            raise ValueError("it names nobody: give roles, principals, sessions, credentials or issuers")
+        if not any(getattr(self, kind) for kind in _NARROWEST):
+            raise ValueError(f"it names nobody: give {', '.join(_NARROWEST[:-1])} or {_NARROWEST[-1]}")
         return self
 
     def fits(self, identity: Identity, name_of: Callable[[RoleArn], str | None]) -> bool:
@@ -107,6 +110,8 @@ class Revocation(Model):
             wanted = {str(RoleArn.parse(role)) if role.startswith("arn:") else role for role in self.roles}
             if held.isdisjoint(wanted):
                 return False
+        if self.keys and set(self.keys).isdisjoint(identity.binding or ()):
+            return False
         for names, value in (
             (self.principals, identity.principal),
             (self.sessions, identity.session),
@@ -139,7 +144,7 @@ class _File(Model):
     revocations: list[Revocation] = Field(default_factory=list)
 
 
-_NARROWEST = ("credentials", "sessions", "principals", "roles", "issuers")
+_NARROWEST = ("credentials", "keys", "sessions", "principals", "roles", "issuers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +175,7 @@ class Revocations:
             ("sessions", identity.session),
             ("principals", identity.principal),
             ("issuers", identity.issuer),
+            *(("keys", key) for key in identity.binding or ()),
             *(("roles", name) for arn in identity.roles for name in (str(arn), name_of(arn)) if name),
         ]
         found = sorted({index for key in keys for index in self._by.get(key, ())})
@@ -180,16 +186,21 @@ NONE = Revocations()
 
 
 def revoked(identity: Identity, revocation: Revocation) -> Decision:
-    """The refusal of a revoked credential."""
+    """The refusal of a revoked credential; it names no caller whose key is not proven."""
     why = f": {revocation.reason}" if revocation.reason else ""
-    return Decision(
+    base = Decision(
         allow=False,
         reason=Reason.CREDENTIAL_REVOKED,
         detail=f"revocation {revocation.id}{why}",
+        credential=identity.credential,
+    )
+    if identity.binding is not None:
+        return base
+    return replace(
+        base,
         principal=identity.principal,
         session=identity.session,
         issuer=identity.issuer,
-        credential=identity.credential,
         roles=tuple(map(str, identity.roles)),
     )
 

@@ -66,6 +66,7 @@ class Ticket:
             "c": who.credential,
             "k": who.key_id,
             "w": list(who.grounds) or None,
+            "j": who.binding,
             "r": self.role,
             "b": self.backend,
         }
@@ -117,9 +118,10 @@ def _decoded(text: str) -> Ticket:
             credential=found.get("c", ""),
             key_id=found.get("k", ""),
             grounds=tuple(found.get("w", ())),
+            binding=(str(found["j"][0]), str(found["j"][1])) if "j" in found else None,
         )
         return Ticket(found.get("g", ""), identity, request, *(found.get(name, "") for name in "rbu"))
-    except (Base64Error, ValueError, KeyError, TypeError, AttributeError, Refusal) as error:
+    except (Base64Error, ValueError, LookupError, TypeError, AttributeError, Refusal) as error:
         raise TicketError(f"no ticket: {type(error).__name__}") from error
 
 

@@ -42,6 +42,7 @@ _ACCOUNT = re.compile(r"[0-9]{12}", re.ASCII)
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}", re.ASCII)
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+", re.ASCII)
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[\x21-\x7e]+", re.ASCII)
+_ORIGIN = re.compile(r"https://(?:\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[1-9][0-9]{0,4})?", re.ASCII)
 _LISTEN = re.compile(r"unix:/.+|(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}", re.ASCII)
 
 
@@ -421,6 +422,31 @@ def _identity_header(header: config.IdentityHeader) -> Iterator[Fault]:
     )
 
 
+def _dpop(dpop: config.Dpop) -> Iterator[Fault]:
+    empty, where = "is empty, so every proof would be refused", '["https://api.example.com"]'
+    yield from _rows(
+        "dpop",
+        (not dpop.origins, "origins", empty, f"Write where clients find this gate, e.g. {where}"),
+        (not dpop.algorithms, "algorithms", empty, 'Write e.g. ["ES256"]'),
+    )
+    for index, origin in enumerate(dpop.origins):
+        port = re.search(r":([0-9]+)\Z", origin)
+        if not _ORIGIN.fullmatch(origin) or (port is not None and int(port[1]) > 65535):
+            remedy = "Write scheme, host and perhaps a port, lower-case and without a slash at the end"
+            yield Fault(f"dpop.origins[{index}]", f"{origin!r} is not an https origin", remedy)
+    for index, algorithm in enumerate(dpop.algorithms):
+        if algorithm not in ALGORITHMS:
+            yield Fault(f"dpop.algorithms[{index}]", *_bad_algorithm(algorithm))
+
+
+def _client_certificate(front: config.ClientCertificate) -> Iterator[Fault]:
+    if not front.from_:
+        remedy = "Name the networks of the load balancers, or leave the table out"
+        yield Fault("client_certificate.from", "is empty, so nobody would have a certificate", remedy)
+    for index, network in enumerate(front.from_):
+        yield from _network(f"client_certificate.from[{index}]", network)
+
+
 def _whole(whole: Config) -> Iterator[Fault]:
     if not whole.issuers and not whole.sts:
         yield Fault("", "trusts nobody: neither [[issuers]] nor [[sts]]", "Add at least one")
@@ -433,6 +459,10 @@ def _whole(whole: Config) -> Iterator[Fault]:
         yield Fault("metrics.listen", f"{text!r} is not an address: metrics are served on TCP", remedy)
     if whole.audit.required and whole.audit.path == "none":
         yield Fault("audit.path", 'is "none", and audit.required is true', 'Name a file, or "stderr"')
+    if whole.dpop is not None:
+        yield from _dpop(whole.dpop)
+    if whole.client_certificate is not None:
+        yield from _client_certificate(whole.client_certificate)
     if whole.identity_header is not None:
         yield from _identity_header(whole.identity_header)
     for name in ("refresh", "max_stale", "timeout"):

@@ -211,6 +211,7 @@ class Policy:
         version: the result of `version_of`, if the caller has it.
         shadow: a whole policy to try: it judges each request too, and if its verdict or backend differs the
             decision's `shadow` notes it (`policy:no_grant`, `policy:allow:<grant>`); never enforced.
+        nonce_key: what the file of `dpop.nonce_key` says, b"" without a file.
 
     Attributes:
         version: `sha256:` and 16 hex digits over everything that can change a verdict, except for the order
@@ -218,9 +219,14 @@ class Policy:
     """
 
     def __init__(
-        self, config: config.Config, shadow: Policy | None = None, *, version: str | None = None
+        self,
+        config: config.Config,
+        shadow: Policy | None = None,
+        *,
+        version: str | None = None,
+        nonce_key: bytes = b"",
     ) -> None:
-        self.config = config
+        self.config, self.nonce_key = config, nonce_key
         self._shadow_policy = shadow
         self.version = version_of(config) if version is None else version
         self._union = config.multi_role == "union"

@@ -7,6 +7,7 @@ other part has errors. So an operator can correct a file in one round.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import tomllib
@@ -27,6 +28,7 @@ from iamroles_agent.policy.lines import Lines, json_lines, line_of, toml_lines
 from iamroles_agent.policy.sound import Sound
 
 _MAX_BYTES = 64 << 20
+_LEAST_NONCE_KEY, _MAX_NONCE_KEY = 32, 4096
 _VENDOR = "x-"
 """Top-level tables of vendors (`[x-acme]`) are not checked: SPEC.md section 6."""
 
@@ -93,6 +95,28 @@ def load_file(path: Path | str) -> PolicyFile:
         line = raw.count(b"\n", 0, error.start) + 1
         raise _fault(path, "is not UTF-8", "Save it as UTF-8", line) from error
     return parse_text(text, "json" if path.suffix == ".json" else "toml", str(path))
+
+
+def nonce_key(path: Path, config: Config) -> bytes:
+    """Read the key that `dpop.nonce_key` of a configuration at `path` names; b"" without nonces or a key.
+
+    Raises:
+        ConfigError: it cannot be read, is too short, or others may read it.
+    """
+    if config.dpop is None or not config.dpop.nonce or config.dpop.nonce_key is None:
+        return b""
+    place, key = path.parent / config.dpop.nonce_key, "dpop.nonce_key"
+    try:
+        files.check_private(place, place.stat())
+        found = files.read(place, _MAX_NONCE_KEY)
+    except OSError as error:
+        remedy = "Give the agent's user a file with mode 0600: `openssl rand 32 > FILE`"
+        why = f"{place} cannot be used: {error.strerror or error}"
+        raise ConfigError([Problem(str(path), key, why, remedy)]) from error
+    if len(found) < _LEAST_NONCE_KEY:
+        why = f"{place} has {len(found)} octets, and must have {_LEAST_NONCE_KEY}"
+        raise ConfigError([Problem(str(path), key, why, "Write random octets: `openssl rand 32 > FILE`")])
+    return hashlib.sha256(found).digest()
 
 
 def _fault(name: Path | str, message: str, remedy: str, line: int | None = None) -> ConfigError:
@@ -213,4 +237,4 @@ def _known_keys(loc: tuple[int | str, ...]) -> list[str]:
         if isinstance(part, str) and (field := model.model_fields.get(part)) is not None:
             kinds = (field.annotation, *get_args(field.annotation))
             model = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), model)
-    return list(model.model_fields)
+    return [about.alias or name for name, about in model.model_fields.items()]

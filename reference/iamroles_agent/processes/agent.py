@@ -18,6 +18,7 @@ from iamroles_agent.control.document import POLICY, Document, Part
 from iamroles_agent.control.store import Restored, Store
 from iamroles_agent.live import revocations
 from iamroles_agent.policy import load
+from iamroles_agent.policy.load import nonce_key
 from iamroles_agent.processes import handover, identity_keys, local_socket
 from iamroles_agent.processes.fetcher import Fetcher
 from iamroles_agent.processes.handover import Inheritance
@@ -293,4 +294,5 @@ def _read(path: Path) -> tuple[Config, Part]:
     config = load(path)
     rules_of(config)
     shadow = config.agent.shadow_policy
-    return config, policy_part.encode(config, None if shadow is None else load(path.parent / shadow))
+    tried = None if shadow is None else load(path.parent / shadow)
+    return config, policy_part.encode(config, tried, nonce_key(path, config))

@@ -16,6 +16,7 @@ If one of these changes while a verdict is worked out, the gate works it out aga
 once a reload is confirmed, it answers nothing by what the reload replaced, however long a question has
 waited.
 
+An answer to a question with a DPoP proof is never remembered: the next one needs another proof.
 Refusals of the credential itself are never remembered. They would let a client that sends garbage push good
 verdicts out, and a key unknown now may be fetched a moment later. The memory has two halves: new verdicts go
 to the young one; when it is full it becomes the old one and the former old one is dropped; a hit in the old
@@ -46,6 +47,7 @@ from iamroles_agent.spop.actions import encode_verdict
 from iamroles_agent.spop.messages import LIMITS, Check, Context
 from iamroles_agent.tokens import Authenticator
 from iamroles_agent.tokens.admission import client_network
+from iamroles_agent.tokens.proof import Bindings
 
 _HALF = 16 << 20
 """Bytes of keys and actions that one half of the memory holds, at most."""
@@ -75,6 +77,10 @@ class _State:
     young: dict[bytes, _Verdict] = field(default_factory=dict)
     old: dict[bytes, _Verdict] = field(default_factory=dict)
     young_bytes: int = 0
+    bindings: Bindings = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.bindings = Bindings(self.policy.config, self.policy.nonce_key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,8 +211,11 @@ class Gate:
             actions = encode_verdict(decision, signed.token)
             last_second = None if last_second is None else min(last_second, signed.fresh_until)
         # What `recall` does not know may be used once only (a replay cache): its verdict is not kept either.
-        known = self.authenticator.recall(check.authorization or "") is not None
-        if key is not None and last_second is not None and known:
+        if (
+            key is not None
+            and last_second is not None
+            and self.authenticator.recall(check.authorization or "") is not None
+        ):
             shadowed = bool(decision.shadow)
             self._remember(
                 state, key, _Verdict(actions, judged.record, last_second, decision.reason, shadowed)
@@ -269,15 +278,25 @@ class Gate:
             identity = await self._identify(check)
         except Refusal as refusal:
             credential = credential_hash(_token(check)) if check.authorization else ""
-            return (
-                Decision(allow=False, reason=refusal.reason, detail=refusal.detail, credential=credential),
-                None,
-            )
+            return _refused(refusal, credential), None
         if (revocation := state.revocations.match(identity, state.policy.name_of)) is not None:
             return revoked(identity, revocation), None
-        decision = state.policy.decide(identity, request, now=self._clock())
+        now = self._clock()
+        try:
+            proven = state.bindings.judge(identity, check, request, now)
+        except Refusal as refusal:
+            decision = _refused(refusal, identity.credential)
+            if refusal.reason is Reason.NONCE_REQUIRED and state.bindings.proofs is not None:
+                decision = replace(decision, nonce=state.bindings.proofs.fresh(now))
+            return decision, None
+        decision = state.policy.decide(identity, request, now=now)
         if decision.allow:
-            decision = replace(decision, ticket=ticket(self.name, identity, request, decision))
+            mine = ticket(self.name, identity, request, decision)
+            decision = replace(decision, ticket=mine, proof=proven.use, nonce=proven.nonce)
+        if proven.keys:
+            decision = replace(decision, keys=proven.keys)
+        if check.proof is not None:
+            return decision, None
         ends = identity.believed_until
         return decision, ends if decision.expires is None else min(ends, decision.expires)
 
@@ -329,6 +348,11 @@ class Gate:
     def _unrecorded(self) -> bytes:
         self._metrics.decided(Reason.INTERNAL_ERROR, 0.0)
         return _UNRECORDED
+
+
+def _refused(refusal: Refusal, credential: str) -> Decision:
+    """Refuse without a caller's name: the credential, or its key, is not proven."""
+    return Decision(allow=False, reason=refusal.reason, detail=refusal.detail, credential=credential)
 
 
 def _request(check: Check) -> Request:

@@ -20,9 +20,13 @@ from iamroles_agent.spop.values import DataType, Value
 
 PREFIX = "iam"
 """`option var-prefix` of the engine: HAProxy's name of a variable is `<scope>.iam.<name>`."""
-TAGS = ("ticket", "identity", "session", "principal", "issuer", "rule", "role", "expires", "backend")
+TAGS = (
+    *("nonce", "ticket", "identity", "session", "principal", "issuer", "rule", "role", "expires"),
+    *("backend", "proof"),
+)
 """The tags that may be dropped if a frame is too small, in this order; `status`, `reason`, `error` and
-`allow` stay. The proxy refuses an allowed request without a backend, so too small a frame fails closed."""
+`allow` stay. The proxy refuses an allowed request without a backend, so too small a frame fails closed: also
+a proof is not counted only if its request is refused."""
 _SET_VAR, _UNSET_VAR = 1, 2
 _NAME = re.compile(r"[A-Za-z0-9._]+")
 _MAX_FULL_NAME = 63
@@ -85,6 +89,8 @@ def encode_verdict(decision: Decision, identity: str = "") -> bytes:
             else set_var(VariableScope.TRANSACTION, "expires", DataType.INT64, decision.expires),
             _tag("identity", identity) if identity else b"",
             _tag("ticket", decision.ticket) if decision.ticket else b"",
+            _tag("proof", decision.proof) if decision.proof else b"",
+            _tag("nonce", decision.nonce) if decision.nonce else b"",
             set_var(VariableScope.TRANSACTION, "allow", DataType.BOOL, decision.allow),
         )
     )

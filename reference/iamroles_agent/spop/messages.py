@@ -38,7 +38,7 @@ _HEAD_LENGTH = len(_CONTEXT_START + b"\x03" + _REQUEST_ID)
 _MAX_PORT, _MAX_STREAM = 0xFFFF, 0xFFFFFFFF
 """HAProxy never sends greater or negative numbers: `parse` reads them."""
 
-LIMITS = {"method": 32, "host": 260, "path": 4096, "role": 640}
+LIMITS = {"method": 32, "host": 260, "path": 4096, "role": 640, "proof": 4096}
 """Most bytes of each judged text (SPEC.md section 2); a longer text is refused, unread. A host name has 253,
 then a dot and a port; the longest role ARN that is read has 613."""
 
@@ -74,11 +74,16 @@ class Check:
     missing: tuple[str, ...] = ()
     """Required arguments that are absent, NULL although that is forbidden, or of a wrong type, in the order
     of SPEC.md section 2. If there are any, the verdict is a deny with `internal_error`."""
+    certificate: str | None = None
+    """Thumbprint of the client's certificate, as `x5t#S256` has it; None: no certificate."""
+    proof: str | None = None
+    """The whole `DPoP` header, None if the client sent none."""
+    proof_count: int = 0
 
     @property
     def too_long(self) -> tuple[str, ...]:
         """Arguments above `LIMITS`: the verdict is a deny with `text_too_long`."""
-        texts = (("method", self.method), ("host", self.host), ("path", self.path), ("role", self.role))
+        texts = zip(LIMITS, (self.method, self.host, self.path, self.role, self.proof), strict=True)
         return tuple(name for name, text in texts if text is not None and len(text) > LIMITS[name])
 
 
@@ -193,6 +198,8 @@ def _check(arguments: _Arguments) -> Check:
     authorization = _text(arguments, b"authorization")
     count = _integer(arguments, b"authorization-count")
     method, path = _text(arguments, b"method"), _text(arguments, b"path")
+    proof = _text(arguments, b"proof")
+    proofs = _integer(arguments, b"proof-count") if b"proof-count" in arguments else int(proof is not None)
     src = arguments.get(b"src", (None, None))[1]
     source = src if isinstance(src, IPv4Address | IPv6Address) else None
     missing = []
@@ -203,12 +210,14 @@ def _check(arguments: _Arguments) -> Check:
         missing.append("authorization-count")
     missing += [
         name
-        for name in ("role", "host")
+        for name in ("role", "host", "certificate", "proof")
         if name.encode() in arguments and not _nullable(arguments, name.encode(), DataType.STRING)
     ]
     missing += [
         name for name, value in (("method", method), ("path", path), ("src", source)) if value is None
     ]
+    if proofs is None or proofs < bool(proof):
+        missing.append("proof-count")
     if count is None:
         count = 0 if authorization is None else 1
     return Check(
@@ -220,6 +229,9 @@ def _check(arguments: _Arguments) -> Check:
         path=path or "",
         src=source,
         missing=tuple(missing),
+        certificate=_text(arguments, b"certificate"),
+        proof=proof,
+        proof_count=proofs or 0,
     )
 
 

@@ -23,6 +23,7 @@ from iamroles_agent.tokens.jwks import KeySource
 from iamroles_agent.tokens.jws import Jws, parse
 from iamroles_agent.tokens.keyring import Keyring, source_of
 from iamroles_agent.tokens.keys import ALGORITHMS, Key
+from iamroles_agent.tokens.proof import by_dpop
 from iamroles_agent.tokens.sts import PREFIX, StsVerifier
 from iamroles_agent.tokens.transport import Transport
 
@@ -155,6 +156,7 @@ class Authenticator:
         self._issuers = issuers
         self._former += held.values()
         self._max_bytes = config.limits.max_token_bytes
+        self._dpop = config.dpop is not None and config.binds
         self._sts = self._outside.prover(config.sts, self._sts)
         self._epoch += 1
 
@@ -220,6 +222,8 @@ class Authenticator:
             a credential that this method knows: it never knows a credential that may be used only once.
         """
         token = bearer(authorization)
+        if token is None and self._dpop:
+            token = by_dpop(authorization)
         return self._cache.get(hashlib.sha256(token).digest()) if token else None
 
     async def authenticate(self, authorization: str, source: str = "") -> Identity:
@@ -233,6 +237,8 @@ class Authenticator:
             Refusal: with the first reason in the order of SPEC.md section 4.
         """
         token = bearer(authorization)
+        if token is None and self._dpop:
+            token = by_dpop(authorization)
         if token is None:
             raise Refusal(Reason.NO_CREDENTIALS, "no Bearer credential")
         digest = hashlib.sha256(token).digest()

@@ -29,11 +29,13 @@ _TABLES, _LEAST = 16, 1024
 """Tables of a large cache, and entries that are worth a table."""
 _FEW, _ROLE_SIZE = 16, 320
 """Identities with few roles share their role objects; identities with more roles hardly do."""
+_BINDING_SIZE = 248
+"""Two thumbprints and their tuple."""
 
 
 def size_of(identity: Identity) -> int:
     """Estimate the bytes that an entry takes; interned roles and grounds cost a pointer."""
-    _, principal, session, roles, _, _, _, scopes, _, key_id, _, _ = identity
+    _, principal, session, roles, _, _, _, scopes, _, key_id, _, _, binding = identity
     count = len(roles)
     size = (
         _BASE_SIZE
@@ -41,6 +43,7 @@ def size_of(identity: Identity) -> int:
         + len(principal)
         + len(session)
         + len(key_id)
+        + (0 if binding is None else _BINDING_SIZE)
     )
     return size if scopes is None else size + 216 + 60 * len(scopes) + sum(map(len, scopes))
 
@@ -77,14 +80,12 @@ class IdentityCache:
         entry = table.get(digest)
         if entry is None:
             return None
-        _, number, issuer, principal, session, roles, end, issued, preferred, scopes, name, kid, again, on = (
-            entry
-        )
+        _, number, issuer, who, session, roles, end, issued, wish, scopes, name, kid, again, on, keys = entry
         roles = tuple([role_arn(arn) for arn in roles])
-        preferred = None if preferred is None else role_arn(preferred)
+        preferred = None if wish is None else role_arn(wish)
         scopes = None if scopes is None else frozenset(scopes)
         identity = Identity(
-            issuer, principal, session, roles, end, issued, preferred, scopes, name, kid, again, on
+            issuer, who, session, roles, end, issued, preferred, scopes, name, kid, again, on, keys
         )
         key = self._keys.get(number)
         if self._clock() >= identity.believed_until or (number and (key is None or not key.live)):
@@ -101,14 +102,14 @@ class IdentityCache:
         if key is not None and key.number not in self._keys:
             self._keys = {one.number: one for one in (*self._keys.values(), key) if one.live or one is key}
         size = size_of(identity)
-        issuer, principal, session, roles, end, issued, wish, scopes, name, kid, again, on = identity
+        issuer, who, session, roles, end, issued, wish, scopes, name, kid, again, on, keys = identity
         number = 0 if key is None else key.number
         arns = tuple([_arn(role) for role in roles])
         preferred = None if wish is None else _arn(wish)
         texts = None if scopes is None else tuple(scopes)
         table[digest] = (
-            *(size, number, issuer, principal, session, arns),
-            *(end, issued, preferred, texts, name, kid, again, on),
+            *(size, number, issuer, who, session, arns),
+            *(end, issued, preferred, texts, name, kid, again, on, keys),
         )
         self.bytes += size
         self._held += 1

@@ -17,6 +17,7 @@ from iamroles_agent.base.config import Issuer, Limits
 from iamroles_agent.base.errors import ConfigError, Problem
 from iamroles_agent.base.identity import Identity, RoleArn
 from iamroles_agent.base.reasons import Reason, Refusal
+from iamroles_agent.tokens.encoding import decode_base64url
 from iamroles_agent.tokens.grounds import (
     MOST_AUDIENCES,
     claim_paths,
@@ -39,6 +40,8 @@ _MAX_KEPT, _MAX_ROLES_KEPT = 1024, 32
 _OTHER_PRINCIPAL = re.compile(
     r"arn:aws[a-z-]*:(?:iam|sts)::(?P<account>[0-9]{12}):(?:root|user/\S+|federated-user/\S+)", re.ASCII
 )
+_CONFIRMED = frozenset(("jkt", "x5t#S256"))
+"""Members of `cnf` whose proof the gate knows."""
 _INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?Z", re.ASCII)
 
 Payload = dict[str, Any]
@@ -151,8 +154,7 @@ class ClaimRules:
         """
         exp, iat = self._times(payload, now)
         audience = self._audience(payload)
-        if "cnf" in payload:
-            raise _bound(payload["cnf"])
+        binding = self._binding(payload["cnf"]) if "cnf" in payload else None
         profile = self._profile
         if profile == "rfc9068":
             _check_rfc9068(payload, iat)
@@ -177,9 +179,28 @@ class ClaimRules:
             Identity,
             (
                 *(self.name, principal, session, roles, int(end), iat, preferred, scopes, credential),
-                *(header.kid or "", None, token_grounds(self._url, header.alg, more)),
+                *(header.kid or "", None, token_grounds(self._url, header.alg, more), binding),
             ),
         )
+
+    def _binding(self, cnf: object) -> tuple[str, str]:
+        """Read the keys that the token is bound to (RFC 7800), if this issuer's tokens may be.
+
+        Raises:
+            Refusal: `token_bound`, `claim_invalid`.
+        """
+        if self.issuer.bound == "refused":
+            raise _bound(cnf)
+        if not isinstance(cnf, dict) or not cnf or not _CONFIRMED.issuperset(cnf):
+            raise Refusal(Reason.CLAIM_INVALID, "cnf is not an object of jkt, x5t#S256 or both")
+        for name, thumbprint in cnf.items():
+            try:
+                whole = len(decode_base64url(thumbprint.encode())) == 32
+            except (ValueError, AttributeError):
+                whole = False
+            if not whole:
+                raise Refusal(Reason.CLAIM_INVALID, f"{name} is not a SHA-256 in base64url")
+        return cnf.get("jkt", ""), cnf.get("x5t#S256", "")
 
     def _times(self, payload: Payload, now: float) -> tuple[int, int | None]:
         exp, iat, nbf = _seconds(payload, "exp"), _seconds(payload, "iat"), _seconds(payload, "nbf")
@@ -312,7 +333,7 @@ def _role(entry: object) -> RoleArn:
 
 
 def _bound(cnf: object) -> Refusal:
-    """Refuse a token whose sender must prove a key (RFC 7800): the gate never asks for the proof."""
+    """Refuse a token whose sender must prove a key (RFC 7800), which this issuer's may not be."""
     if not isinstance(cnf, dict) or not cnf:
         return Refusal(Reason.CLAIM_INVALID, "cnf is not an object with members (RFC 7800)")
     return Refusal(Reason.TOKEN_BOUND, "cnf binds the token to a key (DPoP, mTLS) that bearers do not prove")

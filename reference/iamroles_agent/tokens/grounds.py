@@ -28,7 +28,7 @@ AGAIN, HASHED, APART = "judged again", "hashed", "judges no credential"
 FIELDS: dict[type[Model], dict[str, str]] = {
     Issuer: {
         **dict.fromkeys(("name", "issuer", "audiences", "client_ids", "algorithms", "types"), AGAIN),
-        **dict.fromkeys(("scope_required", "accounts", "max_lifetime", "leeway"), AGAIN),
+        **dict.fromkeys(("scope_required", "accounts", "max_lifetime", "leeway", "bound"), AGAIN),
         **dict.fromkeys(("profile", "roles_claim", "preferred_role_claim", "scope_claim"), HASHED),
         **dict.fromkeys(("session_claim", "principal_claim"), HASHED),
         **dict.fromkeys(("jwks_uri", "insecure_http"), APART),  # the keys are judged, wherever they come from
@@ -141,6 +141,9 @@ def lost(
         mine = {found for found in identity.grounds if found.startswith(kinds)}
         if mine and there is not None and mine.isdisjoint(there):
             return kind
+    bound = "refused" if isinstance(entry, Sts) else entry.bound
+    if bound == ("required" if identity.binding is None else "refused"):
+        return "binding"
     aws = isinstance(entry, Issuer) and entry.profile == "aws"
     if (entry.accounts or aws) and any(role.account not in entry.accounts for role in identity.roles):
         return "account"

@@ -92,7 +92,7 @@ def _read_header(protected: bytes) -> Header:
     if not isinstance(typ, str) or len(typ) > 127:
         raise ValueError("`typ` is not a short string")
     # No extension is implemented, so none may be critical (RFC 7515 section 4.1.11), an empty list included.
-    for name, why in _FORBIDDEN:
+    for name, why in FORBIDDEN:
         if name in members:
             raise ValueError(why)
     cty = members.get("cty")
@@ -107,11 +107,12 @@ _usual_header = lru_cache(maxsize=256)(_read_header)
 _USUAL = 512
 """Bytes of a header that is kept."""
 
-_FORBIDDEN = (
+FORBIDDEN = (
     ("crit", "`crit`: no critical extension is understood"),
     ("b64", "`b64` (RFC 7797) is not accepted in a JWT"),
     ("zip", "`zip`: compression is not accepted"),
 )
+"""Members of a header that no signed token may have, and why."""
 
 
 def _media(typ: str) -> str:

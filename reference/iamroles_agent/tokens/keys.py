@@ -158,7 +158,7 @@ class Key:
         return verify
 
 
-def _problem(jwk: dict[str, Any]) -> str:
+def problem_of(jwk: dict[str, Any]) -> str:
     """Return why a JWK is dropped, or ""."""
     kty = jwk.get("kty")
     if not isinstance(kty, str) or kty not in _SHAPES:
@@ -187,7 +187,7 @@ def parse_key(jwk: dict[str, Any]) -> Key:
     Raises:
         ValueError: it cannot verify signatures here.
     """
-    if problem := _problem(jwk):
+    if problem := problem_of(jwk):
         raise ValueError(problem)
     kty, names = jwk["kty"], _SHAPES[jwk["kty"]]
     public_members = {"kty": kty} | {name: jwk[name] for name in names}

@@ -21,7 +21,16 @@ from iamroles_agent.tokens.encoding import decode_object
 from iamroles_agent.tokens.keys import Key, KeySet, KeySetError
 from iamroles_tools.commands.inputs import EpochSecond, bad_input, table
 from iamroles_tools.tokens.inspection import Inspection, ObtainKey, inspect
-from iamroles_tools.tokens.minting import RecipeError, default_algorithm, load_private_key, mint, public_jwk
+from iamroles_tools.tokens.minting import (
+    RecipeError,
+    certificate_thumbprint,
+    default_algorithm,
+    load_private_key,
+    mint,
+    prove,
+    public_jwk,
+    thumbprint_of,
+)
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 _MARKS = {"ok": "ok  ", "fails": "FAIL", "unchecked": "?   "}
@@ -60,8 +69,9 @@ def inspect_command(
     if credential is None:
         credential = sys.stdin.buffer.read(_MAX_INPUT).decode("utf-8", "replace")
     text = credential.strip()
-    if text[:7].lower() == "bearer ":
-        text = text[7:].lstrip()
+    scheme, _, rest = text.partition(" ")
+    if scheme.lower() in ("bearer", "dpop"):
+        text = rest.lstrip()
     if not text:
         bad_input("no credential: give one as argument or on standard input")
     with ends_if_unsound():
@@ -176,6 +186,8 @@ def _as_json(found: Inspection) -> str:
 )
 @click.option("--alg", help="Overrides the recipe's.")
 @click.option("--kid", help="Overrides the recipe's and the key's.")
+@click.option("--bind", type=FILE, help="Bind it to this private key (DPoP): `cnf.jkt`.")
+@click.option("--certificate", type=FILE, help="Bind it to this client certificate: `cnf.x5t#S256`.")
 @click.option("--jwks", "print_jwks", is_flag=True, help="Print the public key set instead of a token.")
 def mint_command(
     *,
@@ -184,6 +196,8 @@ def mint_command(
     changes: tuple[str, ...],
     alg: str | None,
     kid: str | None,
+    bind: Path | None,
+    certificate: Path | None,
     print_jwks: bool,
 ) -> None:
     """Mint a test token and print it.
@@ -196,12 +210,30 @@ def mint_command(
         recipe = table(recipe_file, "a recipe", toml=recipe_file.suffix != ".json") if recipe_file else {}
         claims = dict(recipe.get("claims") or {})
         claims |= dict(map(_read_change, changes))
+        bound = {} if bind is None else {"jkt": thumbprint_of(load_private_key(bind)[0])}
+        bound |= {} if certificate is None else {"x5t#S256": certificate_thumbprint(certificate)}
+        claims |= {"cnf": bound} if bound else {}
         recipe |= {"claims": claims} | ({"alg": alg} if alg else {}) | ({"kid": kid} if kid else {})
         if print_jwks:
             chosen = recipe.get("alg", default_algorithm(key))
             click.echo(json.dumps({"keys": [public_jwk(key, recipe.get("kid", key_kid), chosen)]}))
         else:
             click.echo(mint(recipe, key, key_kid, int(time.time())))
+    except RecipeError as error:
+        bad_input(str(error))
+
+
+@token.command("proof")
+@click.argument("method")
+@click.argument("url")
+@click.option("--key", "key_file", type=FILE, required=True, help="The private key of `jkt`, PEM or JWK.")
+@click.option("--nonce", help="The nonce that the gate gave.")
+def proof_command(*, method: str, url: str, key_file: Path, nonce: str | None) -> None:
+    """Print a DPoP proof for METHOD URL with the token on standard input (RFC 9449): it counts once."""
+    credential = sys.stdin.buffer.read(_MAX_INPUT).decode("utf-8", "replace").strip()
+    try:
+        key, _ = load_private_key(key_file)
+        click.echo(prove(key, method, url, credential, nonce=nonce, now=int(time.time())))
     except RecipeError as error:
         bad_input(str(error))
 

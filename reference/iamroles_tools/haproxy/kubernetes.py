@@ -35,6 +35,7 @@ _OTHERS = re.compile(
 )
 """Rules that have no place here: what the controller decides, the record, and the tables of open streams."""
 _FORWARDED = re.compile(r"\.if streq\(.*?\.endif\n", re.DOTALL)
+_BOUND = re.compile(r"^ *\.if [^\n]*(?:IAM_BOUND|IAM_BIND_TLS).*?\.endif\n", re.DOTALL | re.MULTILINE)
 _UNSETTLED = re.compile(r"\.if [^\n]*\n(?:(?!\.endif).)*?\.else\n(.*?)\.endif\n", re.DOTALL)
 """A condition on a patch release, which HAProxy alone knows. Older patches' rule stays: it refuses more."""
 _REWRITTEN = "http-request set-pathq %[path]?%[var(txn.iam_query)] if iam_odd iam_query\n"
@@ -126,7 +127,8 @@ def _rules(section: str, settings: render.Settings) -> str:
 
 
 def _stripped(text: str, settings: render.Settings) -> str:
-    lines = [line.strip() for line in render.for_release(text, str(settings.haproxy)).splitlines()]
+    text = render.for_release(_BOUND.sub("", text), str(settings.haproxy))
+    lines = [line.strip() for line in text.splitlines()]
     kept = "".join(
         f"{line}\n" for line in lines if line and not line.startswith("#") and not _OTHERS.match(line)
     )
@@ -156,7 +158,7 @@ resolvers iam-dns
 
 {text}"""
     timeout = settings.timeout_processing or "2s"
-    spoe = render.shipped("iam.spoe.cfg").replace('"${IAM_TIMEOUT_PROCESSING}"', timeout)
+    spoe = _BOUND.sub("", render.shipped("iam.spoe.cfg")).replace('"${IAM_TIMEOUT_PROCESSING}"', timeout)
     release = str(settings.haproxy)
     return {
         "haproxy-aux.cfg": render.guard(release) + render.for_release(aux, release),
@@ -343,6 +345,10 @@ def _unfit(config: Config, source: str, size: int) -> Iterator[Problem]:
             if "/" in (file := getattr(config.agent.tls, key)):
                 remedy = "Name the key of the Secret iam-agent-tls, which lies beside the policy"
                 yield Problem(source, f"agent.tls.{key}", f"{file!r} is not beside the policy", remedy)
+    for index, issuer in enumerate(config.issuers):
+        if issuer.bound != "refused":
+            remedy = "Leave it out: the controller's HAProxy is not asked for proofs (docs/kubernetes.md)"
+            yield Problem(source, f"issuers[{index}].bound", "no token could be proven here", remedy)
     for index, one in enumerate(config.backends):
         if one.streams:
             remedy = "Leave it out: behind the controller streams are refused (docs/kubernetes.md)"

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from ipaddress import ip_address
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def configuration(config: Config, settings: Settings, *, source: str = "the poli
     if problems := list(_problems(config, settings, source)):
         raise ConfigError(problems)
     texts = {
-        "haproxy.cfg": _preset(shipped("haproxy.cfg"), settings.presets()),
+        "haproxy.cfg": _preset(shipped("haproxy.cfg"), settings.presets() | _bound(config, settings)),
         "iam.spoe.cfg": shipped("iam.spoe.cfg"),
         "iam-routes.cfg": _routes(config, settings, source),
     }
@@ -162,8 +163,28 @@ def _preset(text: str, values: dict[str, str]) -> str:
     )
 
 
+def _bound(config: Config, settings: Settings) -> dict[str, str]:
+    """Return what the policy says of bound tokens, by the name of its environment variable."""
+    if not config.binds:
+        return {}
+    found = {"IAM_BOUND": "yes"}
+    if config.client_certificate is not None:
+        found["IAM_CERTIFICATE_FROM"] = " ".join(config.client_certificate.from_)
+    if (dpop := config.dpop) is not None:
+        found["IAM_DPOP"] = " ".join(dpop.algorithms)
+        if dpop.replay == "proxy":
+            found["IAM_REPLAY"] = f"{ceil(1000 * (dpop.max_age + 2 * dpop.leeway))}ms"
+            if settings.chroot is not None:  # from inside, the old worker sees no path of the new one
+                found["IAM_PEER"] = "abns@iam-peer"
+    return found
+
+
 def _routes(config: Config, settings: Settings, source: str) -> str:
     agents = {f"IAM_AGENT_{index}": agent for index, agent in enumerate(settings.agents, 1)}
+    renews, counts = (
+        any(backend.renew for backend in config.backends),
+        "IAM_REPLAY" in _bound(config, settings),
+    )
     head = shipped("agents.cfg").format(
         source=source.replace("\n", " "),
         presets="\n".join(
@@ -173,15 +194,16 @@ def _routes(config: Config, settings: Settings, source: str) -> str:
             f'    server agent-{index} "${{{name}}}"{agent_tls(settings, agent)}'
             for index, (name, agent) in enumerate(agents.items(), 1)
         ),
-        lua=shipped("lua.cfg") if any(backend.streams for backend in config.backends) else "",
+        lua=(shipped("lua.cfg") if any(backend.streams for backend in config.backends) else "")
+        + (shipped("counters.cfg") if renews and counts else ""),
     )
-    if any(backend.renew for backend in config.backends):
+    if renews:
         head += "\n" + shipped("fresh.cfg")
     section = "\n" + shipped("backend.cfg")
     return head + "".join(
         section.format(
             name=backend.name,
-            streams=_streams(backend),
+            streams=_streams(backend).replace("{counter}", "3" if counts else "1"),
             servers="\n".join(
                 f"    server {backend.name}-{index} {server}{_tls(backend, server)}"
                 for index, server in enumerate(backend.servers, 1)

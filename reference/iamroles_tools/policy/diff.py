@@ -393,7 +393,7 @@ _ROUTED = {"grants", "denies", "scopes", "roles", "groups", "version"}
 def _settings(old: Config, new: Config) -> Iterator[tuple[Setting, bool]]:
     """Yield each changed setting, and whether it counts as a difference."""
     before, after = (
-        _flat(config.model_dump(mode="json", exclude=_ROUTED)) | _role_settings(config)
+        _flat(config.model_dump(mode="json", by_alias=True, exclude=_ROUTED)) | _role_settings(config)
         for config in (old, new)
     )
     for key in sorted(before.keys() | after.keys()):

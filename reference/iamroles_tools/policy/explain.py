@@ -140,4 +140,19 @@ def identity_of_claims(
         fitting |= {"client_id": "some-client", "jti": "some-id"}
     assumed = [name for name in fitting if name not in claims]
     identity = ClaimRules(issuer, config.limits).identity(fitting | claims, Header("", None, "jwt"), now, "")
-    return identity, assumed
+    return identity, [*assumed, *needed_proofs(config, identity)]
+
+
+def needed_proofs(config: Config, identity: Identity) -> list[str]:
+    """Name what must be proven with each request of a token.
+
+    Raises:
+        Refusal: `token_unbound`, `token_bound`: nothing helps.
+    """
+    required = [issuer.name for issuer in config.issuers if issuer.bound == "required"]
+    if identity.binding is None and identity.issuer in required:
+        raise Refusal(Reason.TOKEN_UNBOUND, "this issuer's tokens must be bound: `cnf` with jkt or x5t#S256")
+    jkt, x5t = identity.binding or ("", "")
+    if jkt and config.dpop is None:
+        raise Refusal(Reason.TOKEN_BOUND, "a token with jkt, and the policy has no [dpop]")
+    return ["the DPoP proof of jkt"] * bool(jkt) + ["the client certificate of x5t#S256"] * bool(x5t)

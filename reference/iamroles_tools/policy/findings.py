@@ -21,6 +21,7 @@ class Kind(StrEnum):
     LETTER_CASE = "letter-case"
     UNRECORDED = "unrecorded"
     UNPROVEN = "unproven"
+    BOUND = "bound"
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ The kinds:
 - *letter-case*: a deny that servers undo if they ignore the letter case of paths.
 - *unrecorded*: decisions that may leave no record.
 - *unproven*: plain TCP where HAProxy and the agent meet, on which any local user may answer or ask.
+- *bound*: settings of bound tokens that do less than they seem to.
 
 Each question visits the zones of the policy once (`policy.zones`). Within a zone, a class of roles has an
 ordered list of grants, each a set of cells. One pass down that list finds the winner of each cell. One pass
@@ -33,7 +34,7 @@ from typing import NamedTuple
 
 from iamroles_agent.base.config import Config
 from iamroles_agent.policy.witness import witness_in_both
-from iamroles_tools.policy import lint_pairs, lint_wide
+from iamroles_tools.policy import lint_bound, lint_pairs, lint_wide
 from iamroles_tools.policy.findings import Finding, Kind
 from iamroles_tools.policy.zones import Cells, LabelledRule, Labels, Zone, bits, labelled, rules_of, walk
 
@@ -55,6 +56,7 @@ def lint(config: Config, written: Config | None = None) -> list[Finding]:
         *lint_wide.letter_case(config),
         *lint_wide.unrecorded(config),
         *lint_wide.unproven(config),
+        *lint_bound.bound(config),
     ]
     return sorted(findings, key=_position)
 

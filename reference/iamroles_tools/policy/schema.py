@@ -33,7 +33,7 @@ def _describe(body: dict[str, Any]) -> None:
         for pair in pairwise(table.body):
             match pair:
                 case ast.AnnAssign(target=ast.Name(key)), ast.Expr(ast.Constant(str(text))):
-                    words[table.name, key] = inspect.cleandoc(text)
+                    words[table.name, key.rstrip("_")] = inspect.cleandoc(text)
     for name, shape in {**body["$defs"], Config.__name__: body}.items():
         for base in getattr(config, name).__mro__:
             for key, known in shape["properties"].items():

@@ -14,13 +14,16 @@ import re
 _KEYS = {
     "more": "agent.max_connections agent.handshake_timeout agent.idle_timeout audit.sync "
     "identity_header.lifetime identity_header.rotate keys.refresh keys.max_stale keys.timeout "
-    "limits.max_lifetime limits.max_token_bytes",
+    "limits.max_lifetime limits.max_token_bytes dpop.max_age dpop.leeway dpop.nonce_lifetime",
     "less": "audit.keep keys.cooldown",
     "lost": "agent.tls agent.state_dir audit.path identity_header.issuer live.master_socket live.revocations",
     "socket": "agent.listen",
-    "true false": "audit.required",
+    "true false": "audit.required dpop.nonce",
+    '"proxy" "none"': "dpop.replay",
+    '"required" "refused" "accepted"': "issuers[].bound",
     '"deny" "allow"': "audit.on_error",
-    "either": "agent.listen_group agent.control_socket live.gate metrics.listen",
+    "either": "agent.listen_group agent.control_socket live.gate metrics.listen dpop.origins "
+    "dpop.algorithms dpop.nonce_key client_certificate.from client_certificate.form",
     "never": "agent.workers agent.max_frame_size agent.max_connection_age agent.drain_timeout "
     "agent.decision_timeout agent.shadow_policy",
 }
@@ -35,6 +38,7 @@ def weakens(key: str, old: str, new: str) -> bool | None:
     `old` and `new` are written as JSON, durations as `90s`. A key of another table needs no row: a
     reviewer must look at it.
     """
+    key = re.sub(r"\[.*\]", "[]", key)
     row = WEAKENS.get(key) or WEAKENS.get(key.rpartition(".")[0], "either")
     match row:
         case "never":
@@ -50,6 +54,8 @@ def weakens(key: str, old: str, new: str) -> bool | None:
                 return False
             before, after = _number(old), _number(new)
             return after > before if row == "more" else after < before
+    if ABSENT in (old, new):
+        return False
     order = row.split()
     return order.index(new) > order.index(old)
 

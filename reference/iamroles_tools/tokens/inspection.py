@@ -21,6 +21,7 @@ from iamroles_agent.tokens.encoding import decode_base64url, decode_object
 from iamroles_agent.tokens.jws import Jws, parse
 from iamroles_agent.tokens.keys import Key
 from iamroles_agent.tokens.sts import MAX_CREDENTIAL, PREFIX, read_credential
+from iamroles_tools.policy.explain import needed_proofs
 
 Outcome = Literal["ok", "fails", "unchecked"]
 ObtainKey = Callable[[str, str | None, str], Awaitable[Key]]
@@ -110,7 +111,7 @@ async def _inspect_jwt(
     if rules is None:
         found.skip("the issuer is unknown", "algorithm and type", "key", "signature", "claims")
         return
-    read, header = jws, jws.header
+    read, header, policy = jws, jws.header, config
     fits = found.attempt("algorithm and type", lambda: f"{check_header(read, rules)}, {header.typ}")
     if not fits or obtain is None:
         found.skip("no keys" if fits else "not for this algorithm or type", "key", "signature")
@@ -120,7 +121,9 @@ async def _inspect_jwt(
     def judge() -> str:
         identity = rules.identity(read.payload, header, now, found.credential)
         found.identity = identity
-        return f"{identity.principal}, {len(identity.roles)} roles, ends in {identity.not_after - now:.0f} s"
+        proofs = "".join(f", needs {proof}" for proof in needed_proofs(policy, identity))
+        ends = identity.not_after - now
+        return f"{identity.principal}, {len(identity.roles)} roles, ends in {ends:.0f} s{proofs}"
 
     found.attempt("claims", judge)
     if found.reason is not None:

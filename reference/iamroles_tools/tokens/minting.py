@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
+from base64 import urlsafe_b64encode
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.x509 import load_pem_x509_certificate
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
 from iamroles_agent.tokens.keys import ALGORITHMS
+from iamroles_agent.tokens.proof import thumbprint
 
 PrivateKey = (
     rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey
@@ -88,6 +94,38 @@ def public_jwk(key: PrivateKey, kid: str | None, alg: str) -> dict[str, Any]:
     members = writer.to_jwk(public, as_dict=True)
     kept = {name: value for name, value in members.items() if name != "key_ops"}
     return {**kept, "use": "sig", "alg": alg} | ({"kid": kid} if kid else {})
+
+
+def thumbprint_of(key: PrivateKey) -> str:
+    """Return the thumbprint of a key, as `jkt` has it."""
+    return thumbprint(public_jwk(key, None, ""))
+
+
+def certificate_thumbprint(path: Path) -> str:
+    """Return the thumbprint of a PEM certificate, as `x5t#S256` has it.
+
+    Raises:
+        RecipeError: the file is something else.
+    """
+    try:
+        found = load_pem_x509_certificate(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{path}: not a PEM certificate ({type(error).__name__})") from None
+    return _base64url(found.fingerprint(SHA256()))
+
+
+def prove(key: PrivateKey, method: str, url: str, token: str, *, nonce: str | None, now: int) -> str:
+    """Sign a DPoP proof for one request with a token (RFC 9449 section 4.2)."""
+    alg = default_algorithm(key)
+    jwk = {name: value for name, value in public_jwk(key, None, alg).items() if name not in ("use", "alg")}
+    claims = {"jti": secrets.token_urlsafe(16), "htm": method, "htu": url.partition("#")[0].partition("?")[0]}
+    claims |= {"ath": _base64url(sha256(token.encode()).digest())} | ({"nonce": nonce} if nonce else {})
+    recipe = {"typ": "dpop+jwt", "alg": alg, "header": {"jwk": jwk}, "claims": {"iat": now} | claims}
+    return mint(recipe, key, None, now)
+
+
+def _base64url(octets: bytes) -> str:
+    return urlsafe_b64encode(octets).rstrip(b"=").decode()
 
 
 def _absolute(name: str, value: object, now: int) -> object:

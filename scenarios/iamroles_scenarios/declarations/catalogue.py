@@ -30,6 +30,7 @@ CLASSES = {
     "sts": "pre-signed GetCallerIdentity",
     "policy": "from roles to routes",
     "live": "access that ends while it is used",
+    "bound": "tokens that need a proof: DPoP and client certificates",
 }
 """The conformance classes, in the order of reports, and what each is about."""
 
@@ -39,7 +40,7 @@ class Requirement(Model):
 
     id: str
     level: Literal["MUST", "SHOULD"]
-    class_: Literal["wire", "gate", "oidc", "sts", "policy", "live", "inside"] = Field(alias="class")
+    class_: Literal["wire", "gate", "oidc", "sts", "policy", "live", "bound", "inside"] = Field(alias="class")
     """The conformance class that it belongs to; `inside` if only an agent's own tests can see it."""
     grade: Grade = "core"
     source: str = ""

@@ -101,6 +101,7 @@ _LANES = {
     "live": "gate",
     "identity": "gate-spop",
     "policy": "gate-spop",
+    "bound": "gate-spop",
     "proxy": "proxy",
     "fault": "proxy",
 }

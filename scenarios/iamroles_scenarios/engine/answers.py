@@ -13,7 +13,14 @@ from iamroles_scenarios.wire.frames import Action, Scope
 
 _SCOPE = "insufficient_scope"
 _ERRORS = {400: {"invalid_request"}, 401: {"invalid_token"}, 403: {"", _SCOPE}, 503: {""}}
-_OWN_ERRORS = {"no_credentials": {""}, "scope_insufficient": {_SCOPE}}
+_PROOF = {"invalid_dpop_proof"}
+_OWN_ERRORS = {
+    "no_credentials": {""},
+    "scope_insufficient": {_SCOPE},
+    "proof_invalid": _PROOF,
+    "proof_replayed": _PROOF,
+    "nonce_required": {"use_dpop_nonce"},
+}
 ROWS: dict[str, dict[str, Any]] = {
     reason: row | {"status": int(status)}
     for status, rows in table("reasons").items()
@@ -30,13 +37,16 @@ UNVERIFIED = frozenset(reason for reason, row in ROWS.items() if not row.get("ve
 word."""
 _ARN = re.compile(r"arn:aws[a-z-]*:iam::[0-9]{12}:role/[^/]+", re.ASCII)
 TICKET = re.compile(r"[A-Za-z0-9_.-]{1,2400}", re.ASCII)
+_NAME = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)
+"""The name of a proof that counts once."""
 _WHOLE = (DataType.INT32, DataType.UINT32, DataType.INT64, DataType.UINT64)
 _LONG = (DataType.INT64, DataType.UINT64)
 _TEXT = (DataType.STRING,)
 Answer = Mapping[str, object]
 Expected = Mapping[str, object]
 """Variables of an answer, as `observation.differences` takes them; an unset one is ""."""
-UNSET: Expected = dict.fromkeys(("reason", "error", "rule", "backend", "role", "principal", "session"), "")
+_WORDS_OF_ANSWERS = "reason error rule backend role principal session issuer proof nonce"
+UNSET: Expected = dict.fromkeys(_WORDS_OF_ANSWERS.split(), "")
 ALLOW: Expected = {"allow": True}
 REFUSE: Expected = {"allow": False}
 """Refused for any reason, because the standards do not say for which."""
@@ -92,6 +102,10 @@ def _ticket(value: object, _answer: Answer) -> bool:
     return value is None or (isinstance(value, str) and TICKET.fullmatch(value) is not None)
 
 
+def _named(value: object, _answer: Answer) -> bool:
+    return value is None or (isinstance(value, str) and _NAME.fullmatch(value) is not None)
+
+
 def _by_reason(value: object, answer: Answer, index: int) -> bool:
     status, codes = REASONS.get(str(answer.get("reason")), (None, frozenset()))
     return (value or "") in codes if index else value == status
@@ -114,10 +128,14 @@ VARIABLES: dict[str, Variable] = {
     "expires": Variable(_LONG, lambda value, _: isinstance(value, int) and value > 0, _verified),
     "ticket": Variable(_TEXT, _ticket, _unset),
     "identity": Variable(_TEXT, _any, _unset),
+    "proof": Variable(_TEXT, _named, _unset),
+    "nonce": Variable(
+        _TEXT, _any, lambda value, got: (value is None) == (got.get("reason") != "nonce_required")
+    ),
     "allow": Variable((DataType.BOOL,), lambda value, _: value is True, lambda value, _: value is False),
 }
 """Each variable of the table in section 3."""
-ALWAYS = frozenset(VARIABLES) - {"ticket", "identity"}
+ALWAYS = frozenset(VARIABLES) - {"ticket", "identity", "proof", "nonce"}
 """Variables that every answer sets or unsets."""
 
 

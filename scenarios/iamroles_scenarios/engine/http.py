@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import socket
+import ssl
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from h2.exceptions import ProtocolError
 
 from iamroles_scenarios.base import recording
 from iamroles_scenarios.base.errors import HttpFault
+from iamroles_scenarios.traffic.tls import ClientTls
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +76,27 @@ class HttpConnection:
     Args:
         address: host and port.
         timeout: seconds for connecting and for each read.
+        tls: speak TLS; None: plain HTTP.
     """
 
-    def __init__(self, address: tuple[str, int], timeout: float) -> None:
+    def __init__(self, address: tuple[str, int], timeout: float, tls: ClientTls | None = None) -> None:
         try:
-            self._socket = socket.create_connection(address, timeout=timeout)
+            self._socket = _opened(address, timeout, tls)
         except OSError as error:
             raise HttpFault(f"no connection to HAProxy at {address[0]}:{address[1]}: {error}") from error
-        self._timeout = timeout
+        self._timeout, self._tls = timeout, tls
         self.port: int = self._socket.getsockname()[1]
+
+    def begin(self, raw: bytes) -> None:
+        """Send the first bytes of a request; `exchange` sends the rest.
+
+        Raises:
+            HttpFault: the connection is gone.
+        """
+        try:
+            self._socket.sendall(raw)
+        except OSError as error:
+            raise HttpFault(f"HAProxy ended a connection: {error!r}") from error
 
     def exchange(self, method: str, raw: bytes) -> Answer:
         """Send a whole request and read its response.
@@ -104,18 +118,42 @@ class HttpConnection:
             what = f"nothing for {self._timeout:g} s" if isinstance(error, TimeoutError) else repr(error)
             raise HttpFault(f"HAProxy gave no HTTP answer: {what}") from error
         headers = tuple((name.lower(), value) for name, value in response.getheaders())
+        _keep(self._socket, self._tls)
         recording.waited("an HTTP answer", time.monotonic() - began, self._timeout)
         answer = Answer(response.status, response.reason, headers, body, self.port, time.time())
         recording.note(raw, answer)
         return answer
+
+    @property
+    def resumed(self) -> bool:
+        """Return whether this connection resumed the TLS session of another."""
+        return isinstance(self._socket, ssl.SSLSocket) and bool(self._socket.session_reused)
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
             self._socket.close()
 
 
+def _opened(address: tuple[str, int], timeout: float, tls: ClientTls | None) -> socket.socket:
+    plain = socket.create_connection(address, timeout=timeout)
+    try:
+        return plain if tls is None else tls.wrap(plain)
+    except OSError:
+        plain.close()
+        raise
+
+
+def _keep(line: socket.socket, tls: ClientTls | None) -> None:
+    if tls is not None and isinstance(line, ssl.SSLSocket):
+        tls.keep(line)
+
+
 def exchange_h2(
-    address: tuple[str, int], timeout: float, fields: Sequence[tuple[str, str]], body: bytes
+    address: tuple[str, int],
+    timeout: float,
+    fields: Sequence[tuple[str, str]],
+    body: bytes,
+    tls: ClientTls | None = None,
 ) -> Answer:
     """Send one request over HTTP/2 with prior knowledge, and read its response.
 
@@ -124,6 +162,7 @@ def exchange_h2(
         timeout: seconds for connecting and for each read.
         fields: of the request, pseudo-headers first.
         body: as much of it as the peer's first window takes is sent before an answer is read.
+        tls: speak TLS; its `alpn` should offer h2.
 
     Raises:
         HttpFault: no well-formed answer before the deadline.
@@ -133,7 +172,7 @@ def exchange_h2(
     line.send_headers(1, fields, end_stream=not body)
     headers, found, ended = list[tuple[str, str]](), b"", False
     try:
-        with socket.create_connection(address, timeout=timeout) as sock:
+        with _opened(address, timeout, tls) as sock:
             while not ended:
                 room = min(line.local_flow_control_window(1), line.max_outbound_frame_size, len(body))
                 while body and room:
@@ -154,6 +193,7 @@ def exchange_h2(
                         case StreamReset() | ConnectionTerminated():
                             raise HttpFault(f"HAProxy ended an HTTP/2 stream: {event}")
             port: int = sock.getsockname()[1]
+            _keep(sock, tls)
     except (OSError, ProtocolError) as error:
         raise HttpFault(f"HAProxy gave no answer over HTTP/2: {error!r}") from error
     status, plain = int(dict(headers)[":status"]), [pair for pair in headers if pair[0] != ":status"]

@@ -26,7 +26,7 @@ from iamroles_scenarios.stage import haproxies
 from iamroles_scenarios.stage.container import HOME, Box
 from iamroles_scenarios.stage.guard import Guard
 from iamroles_scenarios.stage.images import Images
-from iamroles_scenarios.stage.kind import AgentPlace, HaproxyPlace, HaproxyRun, StageKind, world_file
+from iamroles_scenarios.stage.kind import AgentPlace, HaproxyPlace, HaproxyRun, StageKind, binds, world_file
 from iamroles_scenarios.stage.part import Part
 from iamroles_scenarios.stage.processes import AgentProcess
 from iamroles_scenarios.stage.rendering import ENTRY
@@ -35,6 +35,7 @@ from iamroles_scenarios.stage.spec import AgentSpec
 
 DEFAULT_HAPROXY = "3.0"
 _PORT = 8080
+_TLS_PORT = 8443
 _RUNTIME_PORT = 9999
 _AGENT_PORT = 9901
 _MASTER_PORT = 9998
@@ -179,7 +180,7 @@ class AgentBox:
 class HaproxyBox:
     """A place for HAProxy in a container, as master and worker, so that it can be reloaded in place."""
 
-    port = _PORT
+    port, tls_port = _PORT, _TLS_PORT
 
     def __init__(self, net: Net, image: str) -> None:
         self._net = net
@@ -212,8 +213,8 @@ class HaproxyBox:
         env = {
             "IAM_MAXCONN": _MAXCONN,
             "IAM_THREADS": haproxies.THREADS,
-            **settings,
-            "IAM_BIND": f"{self.host}:{_PORT} {settings.get('IAM_BIND', '')}".strip(),
+            "IAM_PEER": f"unix@{HOME}/haproxy/p mode 600",
+            **binds(settings, f"{self.host}:{_PORT}", f"{self.host}:{_TLS_PORT}"),
             "IAM_STATS_SOCKET": f"ipv4@{self.host}:{_RUNTIME_PORT}",
         }
         folder = f"{HOME}/haproxy"  # see `HaproxyProcess.start`

@@ -327,7 +327,7 @@ def pack(contents: Mapping[str, bytes], *, mode: int = 0o644) -> bytes:
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for path, content in sorted(contents.items()):
             entry = tarfile.TarInfo(path)
-            entry.size, entry.mode = len(content), mode
+            entry.size, entry.mode = len(content), 0o600 if path.endswith(".key") else mode
             archive.addfile(entry, io.BytesIO(content))
     return buffer.getvalue()
 

@@ -64,6 +64,8 @@ class HaproxyPlace(Protocol):
 
     host: str
     port: int
+    tls_port: int
+    """Of the second address, for worlds whose settings have IAM_BIND_TLS."""
     master: str
     """The master CLI: a path or `host:port`, as the agent reaches it."""
 
@@ -78,6 +80,14 @@ class HaproxyPlace(Protocol):
 
     def close(self) -> None:
         """Remove what the place left."""
+
+
+def binds(settings: Mapping[str, str], plain: str, tls: str) -> dict[str, str]:
+    """Return HAProxy's settings with the addresses before the words of IAM_BIND and IAM_BIND_TLS."""
+    found = {**settings, "IAM_BIND": f"{plain} {settings.get('IAM_BIND', '')}".strip()}
+    if "IAM_BIND_TLS" in settings:
+        found["IAM_BIND_TLS"] = f"{tls} {settings['IAM_BIND_TLS']}"
+    return found
 
 
 def world_file(document: Mapping[str, Any], spec: AgentSpec, listen: str, master: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from iamroles_scenarios.base.errors import StageError
 from iamroles_scenarios.stage import haproxies
 from iamroles_scenarios.stage.guard import Guard
-from iamroles_scenarios.stage.kind import AgentPlace, HaproxyPlace, HaproxyRun, StageKind, world_file
+from iamroles_scenarios.stage.kind import AgentPlace, HaproxyPlace, HaproxyRun, StageKind, binds, world_file
 from iamroles_scenarios.stage.part import Part
 from iamroles_scenarios.stage.process import Child
 from iamroles_scenarios.stage.rendering import ENTRY
@@ -49,6 +49,7 @@ class AgentProcess:
 
     def put(self, name: str, text: str) -> None:
         fresh = self._directory / f"{name}.new"
+        fresh.touch(0o600 if name.endswith(".key") else 0o666)
         fresh.write_text(text, encoding="utf-8")
         fresh.replace(self._directory / name)
 
@@ -85,10 +86,8 @@ class HaproxyProcess:
         self._directory = directory
         self._guard = guard
         self.master = str(directory / _MASTER)
-        self._socket = socket.socket()
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._socket.bind((LOOPBACK, 0))
-        self.port: int = self._socket.getsockname()[1]
+        self._sockets = [_bound(), _bound()]
+        self.port, self.tls_port = (int(one.getsockname()[1]) for one in self._sockets)
 
     @property
     def version(self) -> str:
@@ -111,19 +110,28 @@ class HaproxyProcess:
         for name in ENTRY:
             if name in files:
                 argv += ["-f", str(folder / name)]
+        plain, tls = (one.fileno() for one in self._sockets)
         env = {
             "IAM_MAXCONN": str(haproxies.affordable_maxconn()),
             "IAM_THREADS": haproxies.THREADS,
-            **settings,
-            "IAM_BIND": f"fd@{self._socket.fileno()} {settings.get('IAM_BIND', '')}".strip(),
+            "IAM_PEER": f"unix@{folder / 'p'} mode 600",
+            **binds(settings, f"fd@{plain}", f"fd@{tls}"),
             "IAM_STATS_SOCKET": str(control),
         }
         # HAProxy 2.6 looks for a server's certificate in the working directory, whatever `default-path` says.
-        part = Child("haproxy", argv, self._guard, env=env, fds=[self._socket.fileno()], cwd=folder)
+        part = Child("haproxy", argv, self._guard, env=env, fds=[plain, tls], cwd=folder)
         return HaproxyRun(part, lambda command: ask(str(control), command))
 
     def close(self) -> None:
-        self._socket.close()
+        for one in self._sockets:
+            one.close()
+
+
+def _bound() -> socket.socket:
+    found = socket.socket()
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    found.bind((LOOPBACK, 0))
+    return found
 
 
 class Processes(StageKind):

@@ -31,6 +31,8 @@ def reference_agent() -> AgentSpec:
                 "renew": True,
                 "proof": True,
                 "authorities": True,
+                "certificate": True,
+                "dpop": True,
             },
         },
         Path(__file__),

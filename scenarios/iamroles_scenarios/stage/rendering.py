@@ -54,6 +54,15 @@ def _proven(document: Mapping[str, Any]) -> bool:
     return isinstance(settings, dict) and "tls" in settings
 
 
+def _bound(document: Mapping[str, Any]) -> list[Any]:
+    """Return what the document says of bound tokens."""
+    issuers = document.get("issuers")
+    found = (
+        [one.get("bound") for one in issuers if isinstance(one, dict)] if isinstance(issuers, list) else []
+    )
+    return [*found, document.get("dpop"), document.get("client_certificate")]
+
+
 class Renderer:
     """Runs the render command; remembers what it wrote. Thread-safe.
 
@@ -78,10 +87,10 @@ class Renderer:
             ProxyFileError: the command failed; with what it said.
             StageError: the same of the shipped one.
         """
-        # Of a valid policy the shipped configuration takes the backends alone; of a vendor's who knows.
+        # Of a valid policy the shipped configuration takes these alone; of a vendor's who knows.
         facts: Any = document
         if self._command == SHIPPED:
-            facts = document.get("backends", []), _proven(document)
+            facts = document.get("backends", []), _proven(document), _bound(document)
         key = json.dumps(facts, sort_keys=True)
         with self._lock:
             if key not in self._known:

@@ -29,6 +29,8 @@ FEATURES = {
     "live": "true or false",
     "renew": "true or false",
     "proof": "true or false",
+    "certificate": "true or false",
+    "dpop": "true or false",
     "limits": "true or false",
     "age": "true or false",
     "workers": "true or false",

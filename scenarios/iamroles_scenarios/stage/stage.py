@@ -106,7 +106,8 @@ class Stage:
             haproxy: False: the agent alone.
             settings: HAProxy's settings by environment variable, e.g. {"IAM_TIMEOUT_PROCESSING": "500ms"},
                 over those of `[haproxy.settings]` in `agent.toml`; {"IAM_LOG_LEVEL": "emerg"} silences its
-                record. IAM_BIND holds what follows the address, e.g. "ssl crt site.pem".
+                record. IAM_BIND holds what follows the address, e.g. "ssl crt site.pem", and IAM_BIND_TLS the
+                same for a second address, `World.tls_proxy`.
             files: texts by name, beside HAProxy's own files and the agent's world file.
             between: what stands between HAProxy and the agent, e.g. a `relay.Relay`; its caller ends it.
             late: HAProxy starts when it is first asked for, and may fail then.

@@ -329,6 +329,10 @@ async def test_streams_of_another_gate_are_left_alone(proxy, caplog):
         ({"principals": ["bob"]}, False),
         ({"sessions": ["s-1"], "principals": ["bob"]}, False),
         ({"credentials": ["sha256:00"]}, True),
+        ({"keys": ["J" * 43]}, True),
+        ({"keys": ["X" * 43, "y" * 43]}, True),
+        ({"keys": ["y" * 43]}, False),
+        ({"keys": ["J" * 43], "principals": ["bob"]}, False),
         ({"issuers": ["corp"]}, True),
         ({"issuers": ["guest"]}, False),
         ({"issuers": ["guest", "corp"], "principals": ["alice"]}, True),
@@ -339,8 +343,11 @@ async def test_streams_of_another_gate_are_left_alone(proxy, caplog):
     ],
 )
 def test_whom_a_revocation_is_about(members, fits):
-    assert Revocation(id="x", **members).fits(WHO, name_of) is fits
-    assert (Revocations((Revocation(id="x", **members),)).match(WHO, name_of) is not None) is fits
+    bound = WHO._replace(binding=("J" * 43, "X" * 43))
+    assert Revocation(id="x", **members).fits(bound, name_of) is fits
+    assert (Revocations((Revocation(id="x", **members),)).match(bound, name_of) is not None) is fits
+    unbound = Revocations((Revocation(id="x", **members),)).match(WHO, name_of)
+    assert (unbound is not None) is (fits and "keys" not in members)
 
 
 def test_a_revocation_is_found_by_what_it_names_and_not_by_looking_at_all(monkeypatch):
@@ -369,6 +376,7 @@ def test_a_credential_without_a_time_counts_as_issued_before():
 
 def test_the_file_and_the_part_keep_everything(tmp_path):
     every = {"principals": ["ü"], "sessions": ["s"], "credentials": ["sha256:1"], "issued_before": 1000.5}
+    every["keys"] = ["J" * 43]
     first = Revocation(id="a", roles=["staff"], reason='quote " and \n, \x7f, 😀')
     listed = Revocations((first, Revocation(id="b", **every)))
     write(tmp_path / "r.toml", listed)
@@ -390,6 +398,7 @@ def test_the_file_and_the_part_keep_everything(tmp_path):
         (b"# one\n# tw\xff\n", "r.toml:2: is not UTF-8. Write it again"),
         ("[[revocations]]\nid = 1\nroles = ['a']", "revocations[0].id"),
         ("[[revocations]]\nid = 'a'", "names nobody"),
+        ("[[revocations]]\nid = 'a'\nkeys = ['sha256:00']", "r.toml:3: revocations[0].keys[0]:"),
         ("[[revocations]]\nid = 'a'\nrole = ['a']", "revocations[0].role"),
         ("[[revocations]]\nid = 'a'\nroles = ['a']\nissued_before = 'yesterday'", "RFC 3339"),
         ("[[revoc", "not TOML"),

@@ -15,10 +15,12 @@ from iamroles_agent.live.judge import EXPIRED, POLICY_CHANGED, judge
 from iamroles_agent.live.revocations import NONE
 from iamroles_agent.live.ticket import Ticket
 from iamroles_agent.policy.compiled import Policy
+from iamroles_agent.spop.messages import Check
 from iamroles_agent.tokens.authenticator import check_header
 from iamroles_agent.tokens.claims import AWS_CLAIMS, ClaimRules
 from iamroles_agent.tokens.grounds import AGAIN, APART, FIELDS, HASHED
 from iamroles_agent.tokens.jws import Header, Jws
+from iamroles_agent.tokens.proof import Bindings
 from iamroles_agent.tokens.sts import StsVerifier, read_credential
 from iamroles_agent.tokens.sts_answer import Caller
 from iamroles_agent.tokens.transport import Transport
@@ -42,6 +44,7 @@ TOKENS = {
     "of a client": {name: value for name, value in CLAIMS.items() if name != "aud"},
     "several roles": {**CLAIMS, "roles": [ARN, OTHER], "active": ARN},
     "AWS": {**AWS, "exp": 10_400},
+    "bound": {**CLAIMS, "cnf": {"x5t#S256": "A" * 43}},
 }
 ISSUER = {
     "name": "corp", "issuer": "https://idp", "audiences": ["edge"], "client_ids": ["app"],
@@ -66,6 +69,7 @@ CHOICES = {
     "leeway": ["30s", "0s", "500ms"],
     "jwks_uri": [None, "https://keys"],
     "insecure_http": [False, True],
+    "bound": ["refused", "accepted", "required"],
     "endpoint": ["https://sts/", "https://other/"],
     "hosts": [["sts"], ["x"], ["x", "sts"]],
     "binding_header": ["x-iam-edge", "x-other"],
@@ -98,7 +102,10 @@ def identity_of(token, policy, now, size=650):
         raise Refusal("issuer_untrusted")
     rules, header = ClaimRules(issuer, policy.config.limits), Header("RS256", "k1", "jwt")
     check_header(Jws(header, token, b"", b""), rules)
-    return rules.identity(token, header, now, "sha256:x", (f"size:{size}",))
+    identity = rules.identity(token, header, now, "sha256:x", (f"size:{size}",))
+    asked = Check("Bearer x", 1, None, "GET", REQUEST.host, "/a", REQUEST.src, certificate="A" * 43)
+    Bindings(policy.config).judge(identity, asked, REQUEST, now)
+    return identity
 
 
 def credential(scheme="https"):
@@ -178,6 +185,7 @@ BASES = {
     "scopes": {"scope_claim": "scope", "scope_required": False},
     "AWS": {"profile": "aws", "accounts": ["111111111111"]},
     "Cognito": {"profile": "cognito"},
+    "bound": {"bound": "accepted"},
     "preferred": {"preferred_role_claim": "active", "accounts": ["111111111111", "222222222222"]},
 }
 

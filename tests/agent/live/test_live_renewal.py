@@ -23,10 +23,11 @@ REQUEST = Request("GET", "shop.example", "/chat/a", ip_address("192.0.2.1"))
 STREAM = Ticket("iam/aa", OLD, REQUEST, str(READER), "chat", "C1")
 
 
-def policy(**backend):
+def policy(bound="refused", dpop=(("origins", ["https://shop.example"]),), **backend):
     grants = (grant(f"C{n}", r, "*", "/chat", "chat") for n, r in enumerate(("reader", "writer"), 1))
     tables = {
-        "issuers": [ISSUER | {"name": "corp"}],
+        "issuers": [ISSUER | {"name": "corp", "bound": bound}],
+        "dpop": None if dpop is None else dict(dpop),
         "roles": [{"name": role.name, "arn": str(role)} for role in (READER, WRITER)],
         "backends": [{"name": "chat", "streams": True, "renew": True, **backend}],
     }
@@ -95,11 +96,55 @@ def test_the_credential_that_lasts_longest_prolongs_and_no_longer_than_it_lives(
         (SRC, who(NEW._replace(session="s-2"))),
         (SRC, who(NEW._replace(roles=(WRITER,)), WRITER)),
         (SRC, who(NEW, WRITER)),
+        (SRC, who(NEW._replace(binding=("J" * 43, "")))),
         (SRC, "nonsense"),
     ],
 )
 def test_who_prolongs_nothing(src, text):
     assert Successors([Fresh(src, text, 2900)]).renewal(row(), judged()) == []
+
+
+@pytest.mark.parametrize(
+    ("binding", "prolongs"),
+    [
+        (("J" * 43, "X" * 43), 1),
+        (("J" * 43, ""), 0),
+        (("", "X" * 43), 0),
+        (("X" * 43, "J" * 43), 0),
+        (None, 0),
+    ],
+)
+def test_only_a_credential_of_the_same_keys_prolongs(binding, prolongs):
+    world = policy(bound="accepted")
+    stream = replace(STREAM, identity=OLD._replace(binding=("J" * 43, "X" * 43))).encode()
+    known = Successors([Fresh(SRC, who(NEW._replace(binding=binding)), 2900)])
+
+    assert len(known.renewal(row(ticket=stream), judged(world=world))) == prolongs
+
+
+def test_a_stream_ends_with_what_let_its_binding_pass():
+    bound = replace(STREAM, identity=OLD._replace(binding=("J" * 43, ""))).encode()
+    found = [
+        judged(world=policy(bound=setting, **more), now=1500.0)(ticket, 2000, "").cause
+        for setting, more in (
+            ("accepted", {}),
+            ("required", {}),
+            ("refused", {}),
+            ("accepted", {"dpop": None}),
+        )
+        for ticket in (bound, STREAM.encode())
+    ]
+
+    assert found == [
+        EXPIRED,
+        EXPIRED,
+        EXPIRED,
+        POLICY_CHANGED,
+        POLICY_CHANGED,
+        EXPIRED,
+        POLICY_CHANGED,
+        EXPIRED,
+    ]
 
 
 def test_credentials_without_a_session_are_not_of_the_same_session():

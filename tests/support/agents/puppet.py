@@ -1,6 +1,7 @@
 """A puppet agent for tests of the stage and of HAProxy's configuration: the request says the answer.
 
-`Authorization: Puppet {"allow": true, "status": 200, …}` sets these variables, the verdict last. Tricks:
+`Authorization: Puppet {"allow": true, "status": 200, …}` sets these variables, the verdict last; so does any
+other scheme with an object. Tricks:
 `{"_silent": true}` gives no ACK, `{"_garbage": "<hex>"}` gives these bytes instead, `{"_close": true}` ends
 the connection, `{"_lost": "goodbye"}` does so once, after a DISCONNECT (`"close"`: without one), and answers
 when it is asked the same again, `{"_broken": true}` puts an action that cannot be decoded before the verdict.
@@ -61,7 +62,8 @@ class Handler(socketserver.StreamRequestHandler):
         say(sys.stderr, {"asked": asked})
         authorization = asked["iam-check"]["authorization"]
         scheme, _, text = (authorization or "").partition(" ")
-        answer = json.loads(text) if scheme == "Puppet" else {"status": 401, "reason": "none", "allow": False}
+        plays = scheme == "Puppet" or text.startswith("{")
+        answer = json.loads(text) if plays else {"status": 401, "reason": "none", "allow": False}
         if garbage := answer.get("_garbage"):
             self.wfile.write(bytes.fromhex(garbage))
         elif answer.get("_close") or (lost := answer.get("_lost") if text not in LOST else None):

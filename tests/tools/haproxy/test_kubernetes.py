@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from listening import nowhere
-from policies import document, grant
+from policies import ISSUER, document, grant
 from programs import world
 from running_agent import agent as running_agent
 from test_render import binaries
@@ -137,6 +137,7 @@ def test_what_is_written_is_read_back(value):
             "agent.tls.ca: '/etc/ca.pem' is not",
         ),
         ({"backends": [{"name": "b", "streams": True}]}, (), "backends[0].streams: nothing would end"),
+        ({"issuers": [ISSUER | {"bound": "accepted"}]}, (), "issuers[0].bound: no token could be proven"),
         ({"x-large": "a" * 1_000_000}, (), "bytes. A ConfigMap or Secret holds 1,000,000"),
         ({}, ("--namespace", "a: b"), "--namespace: 'a: b' is not a name"),
         ({}, ("--controller", "x"), "'x' is not NAMESPACE/CONFIGMAP"),

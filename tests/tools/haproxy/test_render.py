@@ -41,6 +41,22 @@ def binaries():
     return [pytest.param(binary, id=f"haproxy-{version}") for version, binary in found.items()]
 
 
+DPOP = {
+    "origins": ["https://api.example"],
+    "algorithms": ["ES256", "EdDSA"],
+    "max_age": "30s",
+    "leeway": "1.5s",
+}
+FRONT = {"from": ["10.0.0.0/8", "2001:db8::/32"]}
+
+
+def bound_policy(bound="required", **tables):
+    """A policy of an issuer whose tokens may be bound to a key."""
+    document = json.loads(policy_of(export=EXPORT | {"streams": True, "renew": True}))
+    document["issuers"][0]["bound"] = bound
+    return json.dumps(document | tables)
+
+
 def run(tmp_path, *options, policy=None):
     path, output = tmp_path / "policy.json", tmp_path / "haproxy"
     path.write_text(policy or policy_of())
@@ -281,3 +297,44 @@ def test_the_first_address_of_the_agent_is_asked_by_default(tmp_path):
     _, output = run(tmp_path, policy=json.dumps(policy))
 
     assert re.findall(r"IAM_AGENT_\d (.*)", (output / "iam-routes.cfg").read_text()) == ['"unix@/run/a.sock"']
+
+
+BOUND = {"IAM_BOUND": "yes"}
+PROOFS = {**BOUND, "IAM_DPOP": "ES256 EdDSA"}
+
+
+@pytest.mark.parametrize(
+    ("tables", "right"),
+    [
+        ({}, BOUND),
+        ({"client_certificate": FRONT}, {**BOUND, "IAM_CERTIFICATE_FROM": "10.0.0.0/8 2001:db8::/32"}),
+        ({"dpop": DPOP}, {**PROOFS, "IAM_REPLAY": "33000ms", "IAM_PEER": "abns@iam-peer"}),
+        ({"dpop": DPOP | {"replay": "none"}}, PROOFS),
+    ],
+)
+def test_what_a_policy_says_of_bound_tokens_is_preset_and_haproxy_takes_it(tmp_path, tables, right):
+    policy = bound_policy(**tables)
+    options = "--stats-socket", str(tmp_path / "s"), "--chroot", "/var/lib/haproxy"
+    result, output = run(tmp_path, *options, "--agent", "a:1", policy=policy)
+    assert result.exit_code == 0, result.output
+
+    text = (output / "haproxy.cfg").read_text()
+    found = dict(re.findall(r'presetenv (IAM_(?:BOUND|CERTIFICATE_FROM|DPOP|REPLAY|PEER)) +"(.*)"', text))
+    if "IAM_PEER" not in right:
+        assert found.pop("IAM_PEER").startswith("unix@")
+    assert found == dict.fromkeys(found, "none") | right
+    routes = (output / "iam-routes.cfg").read_text()
+    counter = "3" if "IAM_REPLAY" in right else "1"  # sc1 counts proofs
+    assert re.findall(r"track-sc(\d)|sc-set-gpt0\((\d)\)", routes) == [(counter, ""), ("", counter)]
+    for (binary,) in (one.values for one in binaries()):
+        checked = check(binary, output)
+        assert (checked.returncode, "WARNING" in checked.stderr) == (0, False), checked.stderr
+
+
+def test_a_policy_without_a_bound_issuer_gets_the_shipped_files_whatever_else_it_says(tmp_path):
+    policy = bound_policy("refused", dpop=DPOP, client_certificate=FRONT)
+    result, output = run(tmp_path, policy=policy)
+
+    assert result.exit_code == 0, result.output
+    assert (output / "haproxy.cfg").read_text() == (SHIPPED / "haproxy.cfg").read_text()
+    assert "track-sc1" in (output / "iam-routes.cfg").read_text()

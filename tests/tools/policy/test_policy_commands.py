@@ -129,6 +129,7 @@ def test_explain_claims(tmp_path):
         ({"aud": "another"}, "DENY 401 audience_mismatch"),
         ({"roles": ["arn:aws:iam::999999999999:role/ai-agent"]}, "claim_invalid: a role of an account"),
         ({"iat": None}, "DENY 401 claim_invalid: iat"),
+        ({"cnf": {"jkt": "J" * 43}}, "DENY 401 token_bound"),
     ],
 )
 def test_explain_claims_are_judged_as_the_agent_judges_them(tmp_path, changed, expected):

@@ -6,7 +6,7 @@ import policy_worlds as worlds
 import pytest
 from hypothesis import given, settings
 
-from iamroles_agent.base.config import Config, IdentityHeader
+from iamroles_agent.base.config import ClientCertificate, Config, Dpop, IdentityHeader
 from iamroles_agent.base.identity import Identity, RoleArn
 from iamroles_agent.policy import Policy
 from iamroles_tools.policy import weakening
@@ -322,11 +322,15 @@ def test_every_setting_has_a_row_that_says_what_weakens():
     models = {name: model for name, model in types.items() if "Settings" in str(model) or name == "limits"}
     models["identity_header"] = IdentityHeader
 
-    keys = {f"{name}.{key}" for name, model in models.items() for key in model.model_fields}
-    assert {*models} == {"agent", "audit", "metrics", "live", "keys", "identity_header", "limits"}
-    assert keys == weakening.WEAKENS.keys()
+    models |= {"dpop": Dpop, "client_certificate": ClientCertificate}
+    tables = {name: model.model_fields.items() for name, model in models.items()}
+
+    keys = {f"{name}.{about.alias or key}" for name, fields in tables.items() for key, about in fields}
+    assert {*models} >= {"agent", "audit", "metrics", "live", "keys", "identity_header", "limits"}
+    assert keys | {"issuers[].bound"} == weakening.WEAKENS.keys()
 
 
+PROOFS = {"max_age": ("1m", "5m"), "nonce": (True, False), "replay": ("proxy", "none")}
 STRONG_AND_WEAK = [
     *(("audit.required", True, False), ("audit.path", "/var/log/audit.jsonl", "none")),
     *(("audit.on_error", "deny", "allow"), ("audit.sync", "1s", "60s"), ("audit.keep", None, "1MB")),
@@ -334,6 +338,7 @@ STRONG_AND_WEAK = [
     ("agent.listen", "unix:/run/iamroles/agent.sock", ["unix:/run/iamroles/agent.sock", "127.0.0.1:9901"]),
     *(("agent.listen", ["unix:/run/a.sock", "unix:/run/b.sock"], None), ("agent.state_dir", "state", None)),
     *(("live.master_socket", "/run/master.sock", None), ("limits.max_lifetime", "1h", None)),
+    *((f"dpop.{name}", *values) for name, values in PROOFS.items()),
 ]
 
 
@@ -341,7 +346,10 @@ STRONG_AND_WEAK = [
 def test_a_weaker_setting_counts_and_is_named_weaker(key, strong, weak):
     """Nothing told when the audit went to `none`, or a decision without a record was let through."""
     table, name = key.split(".")
-    one, two = (policy(**{table: {name: value} if value is not None else {}}) for value in (strong, weak))
+    base = {"dpop": {"origins": ["https://a.test"]}}.get(table, {})
+    one, two = (
+        policy(**{table: base | ({} if value is None else {name: value})}) for value in (strong, weak)
+    )
 
     assert [(item.key, item.weaker) for item in diff(one, two).settings] == [(key, True)]
     assert [(item.key, item.weaker) for item in diff(two, one).settings] == [(key, False)]

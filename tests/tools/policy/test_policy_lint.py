@@ -330,6 +330,38 @@ def test_decisions_without_a_record_are_a_finding(audit):
     assert (finding.key, finding.note) == (f"audit.{name}", False)
 
 
+DPOP = {"origins": ["https://api.test"]}
+FRONT = {"from": ["10.0.0.0/24"]}
+
+
+@pytest.mark.parametrize(
+    ("bound", "audience", "tables", "keys"),
+    [
+        ("refused", "api", {}, []),
+        ("refused", "api", {"dpop": DPOP, "client_certificate": FRONT}, ["client_certificate", "dpop"]),
+        ("required", "api", {"dpop": DPOP, "client_certificate": FRONT}, []),
+        ("accepted", "api", {}, ["issuers[0]"]),
+        (
+            "accepted",
+            "api",
+            {"dpop": DPOP, "client_certificate": {"from": ["0.0.0.0/0"]}},
+            ["client_certificate.from"],
+        ),
+        ("accepted", "api", {"dpop": DPOP | {"nonce": True}}, ["dpop.nonce_key"]),
+        ("accepted", "api", {"dpop": DPOP | {"nonce": True, "nonce_key": "k"}}, []),
+        ("accepted", "api", {"dpop": DPOP | {"nonce_key": "k"}}, ["dpop.nonce_key"]),
+        ("accepted", "api", {"dpop": DPOP | {"replay": "none"}}, ["dpop.replay"]),
+        ("accepted", "https://api.test/mcp", {"dpop": DPOP}, []),
+        ("accepted", "https://other.test/mcp", {"dpop": DPOP}, ["dpop.origins"]),
+    ],
+)
+def test_settings_of_bound_tokens_that_do_little(bound, audience, tables, keys):
+    issuer = ISSUER | {"bound": bound, "audiences": [audience]}
+    config = Config.model_validate({"version": 1, "issuers": [issuer], **tables})
+
+    assert [item.key for item in lint(config) if item.kind == "bound"] == keys
+
+
 @pytest.mark.parametrize(
     ("tables", "named"),
     [

@@ -2,14 +2,25 @@
 
 import json
 import time
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from ipaddress import ip_address
 
+import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509 import CertificateBuilder, Name, NameAttribute
+from cryptography.x509.oid import NameOID
 from invoking import said
 from jwt.algorithms import ECAlgorithm
 from sts_support import GOOD, HOST, TOKEN
 from tokens_support import encode_base64url, serving
+
+from iamroles_agent.base.config import Dpop
+from iamroles_agent.base.identity import Request
+from iamroles_agent.tokens.proof import ProofRules
 
 ROLE = "arn:aws:iam::123456789012:role/Reader"
 KEYS = {
@@ -184,3 +195,41 @@ def test_a_token_by_the_name_of_rfc_9864(folder):
 
     assert "signature: verified" in shown
     assert 'alg: "Ed25519"' in shown
+
+
+def certificate(folder):
+    key, name = KEYS["ES256"], Name([NameAttribute(NameOID.COMMON_NAME, "client")])
+    noon = datetime(2027, 1, 15, 12, tzinfo=UTC)
+    made = CertificateBuilder(name, name, key.public_key(), 7, noon, noon + timedelta(days=1))
+    signed = made.sign(key, SHA256())
+    (folder / "client.pem").write_bytes(signed.public_bytes(Encoding.PEM))
+    return encode_base64url(sha256(signed.public_bytes(Encoding.DER)).digest())
+
+
+@pytest.mark.parametrize("alg", KEYS)
+def test_a_proof_that_the_gate_accepts(folder, alg):
+    """`mint --bind` and `proof` together are what the rules of `[dpop]` want."""
+    shown_thumbprint = certificate(folder)
+    made, jwks = minted(
+        folder, "ES256", "--bind", folder / f"{alg}.pem", "--certificate", folder / "client.pem"
+    )
+    write_policy(folder, bound="required")
+    refused = inspected(folder, made, "--jwks", jwks, code=1)
+    dpop = {"origins": ["https://api.test"], "algorithms": [*KEYS]}
+    written = json.loads((folder / "policy.json").read_text()) | {"dpop": dpop}
+    (folder / "policy.json").write_text(json.dumps(written))
+    shown = inspected(folder, f"DPoP {made}", "--jwks", jwks)
+    words = "token proof POST https://api.test/a?b --nonce n --key"
+    proof = said(words, folder / f"{alg}.pem", input=made).strip()
+    cnf = jwt.decode(made, options={"verify_signature": False})["cnf"]
+    asked = Request("POST", "api.test", "/a", ip_address("192.0.2.1"))
+
+    assert "token_bound" in refused
+    assert "needs the DPoP proof of jkt, needs the client certificate of x5t#S256" in shown
+    assert (
+        ProofRules(Dpop.model_validate(dpop), b"")
+        .judge(proof, cnf["jkt"], made.encode(), asked, time.time())
+        .use
+    )
+    assert jwt.decode(proof, options={"verify_signature": False})["nonce"] == "n"
+    assert cnf["x5t#S256"] == shown_thumbprint

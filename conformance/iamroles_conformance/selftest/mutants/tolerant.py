@@ -14,6 +14,7 @@ from iamroles_agent.spop import actions, frames, messages, values
 from iamroles_agent.spop.actions import VariableScope, set_var, unset_var
 from iamroles_agent.spop.values import DataType
 from iamroles_agent.tokens import authenticator, claims, jws, keys, sts
+from iamroles_agent.tokens.proof import Bindings, ProofRules
 from iamroles_conformance.selftest.mutants import edits as edit
 from iamroles_conformance.selftest.mutants.override import around, before, rescue, setting
 from iamroles_conformance.selftest.registry import mutant
@@ -179,6 +180,32 @@ mutant("tolerant.skips-entries", "", "passes over entries of aud and scope that 
 def bound_is_claim(refusal: Any, *_judged: Any) -> None:
     if refusal.reason is Reason.TOKEN_BOUND:
         raise Refusal(Reason.CLAIM_INVALID, refusal.detail)
+
+
+mutant("tolerant.plain-uris", "", "refuses a query or fragment in the htu of a proof (RFC 9449 4.2)")(
+    around(ProofRules, "_uri")(
+        lambda sound, self, htu, asked: sound(self, None if {"?", "#"} & set(str(htu)) else htu, asked)
+    )
+)
+mutant("tolerant.one-key", "", "refuses a proof that names a key beside jwk")(
+    around(ProofRules, "_key_of")(
+        lambda sound, self, header: sound(self, {} if {"kid", "jku"} & header.keys() else header)
+    )
+)
+
+
+@mutant("tolerant.proof-types", "", "reads the typ of a proof as a media type (RFC 7515 4.1.9)")
+@around(ProofRules, "_key_of")
+def proof_types(sound: Any, self: Any, header: Any) -> Any:
+    typ = str(header.get("typ")).lower().removeprefix("application/")
+    return sound(self, {**header, "typ": typ} if isinstance(header.get("typ"), str) else header)
+
+
+@mutant("tolerant.absent-is-invalid", "", "calls an absent proof an invalid one")
+@rescue(Bindings, "judge", Refusal)
+def absent_is_invalid(refusal: Any, *_judged: Any) -> None:
+    if refusal.reason is Reason.TOKEN_BOUND and "no proof" in refusal.detail:
+        raise Refusal(Reason.PROOF_INVALID, refusal.detail)
 
 
 @mutant("tolerant.events-as-claims", "", "judges events behind the signature, and a list of them is private")

@@ -109,7 +109,7 @@ def _must_greet(here: FaultBench, good: str, bad: dict[str, str]) -> None:
 
 
 def _greeted(here: FaultBench, pem: str | None) -> bool:
-    """Say HELLO to the agent, without TLS if there is no text; return whether it answers with one."""
+    """Say HELLO to the agent, without TLS for an empty text; return whether it answers with one."""
     host, _, port = here.world.agent.spop_address.rpartition(":")
     with suppress(OSError), ExitStack() as stack:
         line = stack.enter_context(socket.create_connection((host, int(port)), here.seconds(_ANSWER)))

@@ -295,7 +295,7 @@ def request_tags(sound: Any, self: Any, payload: Any, now: float) -> Any:
 
 
 mutant("identity.key-needs-alg", "OUTBOUND-ALLOW-001", "drops keys that name no alg")(
-    around(keys, "_problem")(lambda sound, jwk: sound(jwk) or ("" if "alg" in jwk else "no alg"))
+    around(keys, "problem_of")(lambda sound, jwk: sound(jwk) or ("" if "alg" in jwk else "no alg"))
 )
 mutant("identity.aws-account", "OUTBOUND-ACCOUNT-001", "ignores aws_account")(
     _aws(lambda payload, said: said.update(aws_account="111111111111"))

@@ -52,7 +52,7 @@ def _malformed(entry: Any) -> bool:
 
 
 def _overlooks(*names: str) -> Override:
-    return around(keys, "_problem")(
+    return around(keys, "problem_of")(
         lambda sound, jwk: sound({name: value for name, value in jwk.items() if name not in names})
     )
 

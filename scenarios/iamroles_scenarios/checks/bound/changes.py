@@ -1,0 +1,192 @@
+"""Bound tokens while something changes: the policy, the second, a nonce's window; the names of proofs."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from iamroles_scenarios.base.errors import TooSlow
+from iamroles_scenarios.base.polling import polls
+from iamroles_scenarios.base.sent import note
+from iamroles_scenarios.checks.bound.rows import BASES, DPOP, Asking, answer_of, bound
+from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.declarations.tables import table
+from iamroles_scenarios.engine.answers import read
+from iamroles_scenarios.engine.bench import Bench, SpopQuestion
+from iamroles_scenarios.engine.target import Target
+from iamroles_scenarios.jose.proof import combined
+
+_MAX_AGE, _LEEWAY = 60, 5
+"""Seconds, as the policy has them by default."""
+_BEFORE, _AFTER = 0.5, 0.05
+"""Seconds from minting to asking, times the scale, and beyond an edge."""
+_WINDOW, _KEY = 2.0, "nonce.key"
+"""Seconds of a nonce's window, times the scale, and the file of the key."""
+_ALL = {"certificate", "dpop", "reload"}
+
+
+@check("bound.policy.reload", "BOUND-POLICY-002", "BOUND-POLICY-001", features=_ALL)
+def reloads(target: Target) -> str:
+    """Each key of a binding decides from its reload on, in every worker, also for questions seen before."""
+    with bound(target, "bound.policy.reload", dpop=DPOP) as here:
+        asking, policy = Asking(here), here.loan.policy
+        for row in table("proofs")["reloads"]:
+            first, *rest = policy["issuers"]
+            first = first | {"bound": row.get("bound", "accepted")}
+            fresh = {**policy, "issuers": [first, *rest], "dpop": {**DPOP, **row.get("dpop", {})}}
+            if row.get("drop"):
+                del fresh["dpop"]
+            here.must_reload(fresh, row["what"])
+            uncounted = {} if row.get("counts", True) else {"proof": ""}
+            answers = {name: answer_of(row["answers"].get(name, "allow")) | uncounted for name in BASES}
+            asked = [asking.question(name, base, answers[name]) for name, base in BASES.items()]
+            here.ask_all(asked, f"{row['what']}: ")
+        return f"{here.asked} questions"
+
+
+@check("bound.policy.refused", "DERIVED-KEY-004", features=_ALL)
+def refused(target: Target) -> str:
+    """A policy whose keys of a binding are unknown, missing, of another type or out of range is refused."""
+    with bound(target, "bound.policy.refused", dpop=DPOP) as here:
+        policy, count = here.loan.policy, 0
+        networks = {"from": ["10.0.0.0/8"]}
+        tables = {"dpop": DPOP, "client_certificate": networks, "issuers": policy["issuers"][0]}
+        for name, rows in table("proofs")["refused"].items():
+            count += len(rows)
+            for row in rows:
+                own = {key: value for key, value in {**tables[name], **row}.items() if value != "{absent}"}
+                bad = {name: [own, *policy["issuers"][1:]] if name == "issuers" else own}
+                if here.reload({**policy, **bad}).get("reloaded"):
+                    here.note_wrong(f"a policy was taken, {name}: {row}")
+        return f"{count} policies"
+
+
+@check("bound.dpop.names", "DPOP-PROOF-001", features={"dpop"})
+def names(target: Target) -> str:
+    """A proof has one name however its URI is spelt, and no two proofs have the same.
+
+    Key, `jti`, method and URI make the name; letters that move from one to the next give another.
+    """
+    with bound(target, dpop=DPOP) as here:
+        asking, one = Asking(here), combined(BASES["dpop"], {"proof": {"claims": {"jti": "one"}}})
+        rows: Mapping[str, list[Mapping[str, Any]]] = table("proofs")["names"]
+        asked = {kind: [asking.question(str(row), combined(one, row)) for row in rows[kind]] for kind in rows}
+        here.ask_all(asked["other"])
+        said = {kind: [read(each) for each in here.actions(asked[kind])] for kind in rows}
+        same = {each.get("proof") for each in said["same"] if each.get("allow")}
+        others = [each.get("proof") for each in said["other"]]
+        if len(same) != 1:
+            here.note_wrong(f"one proof has {len(same)} names", asked["same"][-1])
+        for question, name in zip(asked["other"], others, strict=True):
+            if not name or name in same or others.count(name) > 1:
+                here.note_wrong(f"{question.what}: the name of another proof, or none", question)
+        return f"{here.asked} questions"
+
+
+@check("bound.dpop.seconds", "DPOP-TIME-001", features={"dpop"})
+def seconds(target: Target) -> str:
+    """A proof counts from its `iat` less the leeway to the last second of its age, remembered or not."""
+    with bound(target, dpop=DPOP) as here:
+        asking, second = Asking(here), math.ceil(time.time() + target.seconds(_BEFORE))
+
+        def made(what: str, iat: int, answer: str) -> SpopQuestion:
+            return asking.question(what, combined(BASES["dpop"], {"proof": {"iat": iat}}), answer_of(answer))
+
+        early = [
+            made("a proof in its last second", second - _MAX_AGE, "allow"),
+            made("a proof from ahead", second + _LEEWAY, "proof_invalid"),
+        ]
+        found = [here.actions(early) for _ in range(2)]
+        if time.time() >= second:
+            raise TooSlow("the judge was late for questions before a second that was a moment off")
+        for answers in found:
+            here.judge(early, answers)
+        time.sleep(max(0.0, second + _AFTER - time.time()))
+        begun = SpopQuestion("a proof that is not ahead now", early[1].check, answer_of("allow"))
+        here.judge([begun], here.actions([begun]))
+        time.sleep(max(0.0, second + 1 + _AFTER - time.time()))
+        late = made("a proof that is old", second - _MAX_AGE, "proof_invalid")
+        again = SpopQuestion("a proof that was accepted and is old now", early[0].check, late.expected)
+        here.judge([again, late], here.actions([again, late]))
+        return f"{here.asked} questions"
+
+
+def _question(asking: Asking, what: str, nonce: object, answer: str = "allow", **row: Any) -> SpopQuestion:  # noqa: ANN401 - of a row
+    """Make a question with a nonce in its proof; None: without."""
+    claims = {} if nonce is None else {"nonce": nonce}
+    return asking.question(
+        what, combined(BASES["dpop"], {"proof": {"claims": claims}}, row), answer_of(answer)
+    )
+
+
+def _reload(here: Bench, window: int = 300) -> None:
+    """Reload with nonces of another key."""
+    here.world.agent.put(_KEY, secrets.token_hex(32))
+    nonces = {"nonce": True, "nonce_lifetime": f"{window}s", "nonce_key": _KEY}
+    here.must_reload({**here.loan.policy, "dpop": {**DPOP, **nonces}}, "it asks for nonces")
+
+
+def _given(here: Bench, asking: Asking, worker: int = 0) -> str:
+    """Return the nonce that one of the workers gives with the refusal of a proof without any."""
+    asked, askers = _question(asking, "a proof without nonce", None, "nonce_required"), here.spread.askers()
+    found = here.actions([asked], of=askers[worker % len(askers)])
+    here.judge([asked], found)
+    nonce = str(read(found[0]).get("nonce", ""))
+    return note("nonce", nonce, nonce)
+
+
+@check("bound.dpop.nonces", "DPOP-NONCE-001", "BOUND-MEMORY-001", features={"dpop", "reload"})
+def nonces(target: Target) -> str:
+    """With `nonce`, a proof without a nonce of this gate is refused and gets one, which every worker accepts.
+
+    No nonce, one of another key, one bent; then the right one to each worker. A plain token needs none.
+    """
+    with bound(target, "bound.dpop.nonces", dpop=DPOP) as here:
+        asking = Asking(here)
+        _reload(here)
+        other = _given(here, asking)
+        _reload(here)
+        own, second = _given(here, asking), _given(here, asking, 1)
+        bent = own[:-2] + ("A" if own[-2] != "A" else "B") + own[-1]
+        asked = [_question(asking, "another worker's nonce", second)]
+        for nonce in ("", other, bent, f"{own}A", own[:-4], own.swapcase(), f"{own} ", "x" * 600, None):
+            asked.append(_question(asking, f"the nonce {nonce}", nonce, "nonce_required"))
+            asked.append(_question(asking, "its own nonce", own))
+        asked.append(_question(asking, "a number as nonce", 7, "nonce_required or proof_invalid"))
+        asked.append(asking.question("a plain token", BASES["plain"]))
+        here.ask_all(asked, window=1)
+        return f"{here.asked} questions"
+
+
+@check("bound.dpop.nonce-window", "DPOP-NONCE-002", "DPOP-NONCE-001", features={"dpop", "reload"}, long=True)
+def nonce_window(target: Target) -> str:
+    """A nonce passes until the window after its own ends, also over a restart of the agent, and no longer.
+
+    In its second window the answer brings a fresh one.
+    """
+    with bound(target, "bound.dpop.nonce-window", dpop=DPOP) as here:
+        asking, window = Asking(here), round(_WINDOW * target.scale) + 1
+        _reload(here, window)
+        given, nonce, renewed = time.time(), _given(here, asking), False
+        here.world.agent.kill()
+        here.world.agent.start()
+        here.wait_for_keys([asking.question("keys", BASES["plain"])])
+        for _last in polls(2 * window + here.seconds(1.0)):
+            asked, began = _question(asking, "a nonce of this window or the one before", nonce), time.time()
+            [actions] = here.actions([asked])
+            seen = read(actions)
+            if not seen.get("allow"):
+                if time.time() < given + window:
+                    here.judge([asked], [actions])
+                break
+            if began > given + 2 * window + 1:
+                here.note_wrong("a nonce passes after the window that follows its own", asked, seen)
+            renewed = renewed or bool(seen.get("nonce"))
+        if not renewed:
+            here.note_wrong("no answer in a nonce's second window brought a fresh one")
+        last = _question(asking, "a nonce that is over", nonce, "nonce_required")
+        here.judge([last], here.actions([last]))
+        return f"{here.asked} questions"

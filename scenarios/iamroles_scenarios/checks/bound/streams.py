@@ -1,0 +1,108 @@
+"""Streams of bound tokens: what prolongs them (SPEC.md 9.8), and revocations that name a key (9.6, 12.17)."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from iamroles_scenarios.checks.bound.rows import BASES, Asking, answer_of, key, thumbprints
+from iamroles_scenarios.checks.live.fixture import LiveBench, live_bench
+from iamroles_scenarios.checks.live.renewing import RENEWING, WORLD, outlive
+from iamroles_scenarios.checks.live.stream import Stream, StreamShape
+from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.engine.http import HttpConnection
+from iamroles_scenarios.engine.target import Target
+from iamroles_scenarios.jose.proof import combined, jwk_of, proof, thumbprint
+
+_ORIGIN = "https://gate.example"
+_LIFE, _WITHIN = 5.0, 10.0
+"""Seconds, times the scale: of a stream's first credential, and for an answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Proven(StreamShape):
+    """A request that shows a proof of a key; "": a bearer's."""
+
+    owner: str = ""
+
+    def head(self, path: str, token: str) -> bytes:
+        plain = StreamShape.head(self, path, token)
+        if not self.owner:
+            return plain
+        shown = proof(key(self.owner), token, time.time(), url=_ORIGIN + path)
+        return plain.replace(b"Authorization: Bearer ", f"DPoP: {shown}\r\nAuthorization: DPoP ".encode())
+
+
+def _token(here: LiveBench, sub: str, owner: str, exp: object = "+10m") -> str:
+    cnf = {"cnf": {"jkt": thumbprint(jwk_of(key(owner)))}} if owner else {}
+    return here.token(sub=sub, claims={"sid": f"session of {sub}", **cnf}, key="ES256", exp=exp)
+
+
+def _open(here: LiveBench, sub: str, owner: str, end: int) -> Stream:
+    return here.open(_Proven("websocket", owner=owner), _token(here, sub, owner, end), RENEWING)
+
+
+def _expect(here: LiveBench, sub: str, owner: str, status: int) -> None:
+    """Ask with a fresh credential of a person, bound to a key or not."""
+    proxy, raw = here.world.proxy, _Proven("events", owner=owner).head(RENEWING, _token(here, sub, owner))
+    raw = raw.replace(b"Accept: text/event-stream\r\n", b"")
+    with closing(HttpConnection((proxy.host, proxy.port), here.seconds(_WITHIN))) as line:
+        if (seen := line.exchange("GET", raw).status) != status:
+            raise here.failed(f"a request of {sub} with the key {owner!r}: status {seen}, not {status}")
+
+
+@contextmanager
+def _renewing(target: Target, owner: str, *, revoking: bool = False) -> Iterator[LiveBench]:
+    tables: dict[str, Any] = {
+        "issuers": [{"name": "corp", "bound": "accepted"}],
+        "dpop": {"origins": [_ORIGIN], "replay": "none"},  # HAProxy 2.6 cannot count proofs beside renewals
+    }
+    with live_bench(target, owner, WORLD, revoking=revoking, **tables) as here:
+        yield here
+
+
+_FRESH = (
+    ("ann", "client", "client"),
+    ("ben", "client", "stranger"),
+    ("cat", "client", ""),
+    ("dan", "", "client"),
+)
+"""Who opens a stream, the key to which the token is bound, and that of the fresh token; "": none."""
+
+
+@check("bound.stream.renew", "BOUND-STREAM-001", lane="gate", features={"live", "renew", "dpop"})
+def renew(target: Target) -> None:
+    """A fresh credential prolongs a stream only if both are bound to the same key, or neither to any."""
+    with _renewing(target, "bound.stream.renew") as here:
+        end = here.end(_LIFE)
+        streams = {sub: _open(here, sub, owner, end) for sub, owner, _ in _FRESH}
+        for sub, _, fresh in _FRESH:
+            _expect(here, sub, fresh, 200)
+        here.in_time(end - 1, "the questions with fresh credentials")
+        here.must_expire([streams[sub] for sub, owner, fresh in _FRESH if owner != fresh])
+        outlive(here, [streams["ann"]], math.inf, "a fresh credential of the same key was seen")
+
+
+@check("bound.stream.revoked", "BOUND-REVOKE-001", lane="gate", features={"live", "dpop", "certificate"})
+def revoked(target: Target) -> None:
+    """A revocation by `keys` ends and refuses what is bound to a key or certificate, and nothing else."""
+    with _renewing(target, "bound.stream.revoked", revoking=True) as here, here.asking():
+        asking, end = Asking(here), here.end(600)
+        mine, *others = (
+            _open(here, *who, end) for who in (("ann", "client"), ("ben", "stranger"), ("cat", ""))
+        )
+        here.revoke(keys=["x" * 43, thumbprint(jwk_of(key("client"))), thumbprints()["x5t"]])
+        here.must_end([mine], "the revocation of its key")
+        here.must_last(others, "the revocation of another key")
+        for x5t, answer in (("{x5t}", "credential_revoked"), ("{x5t of other}", "allow")):
+            bound = {"roles": ["reader"], "claims": {"cnf": {"x5t#S256": x5t}}}
+            row = combined(
+                BASES["certificate"], {"token": bound, "ask": {"certificate": x5t, "path": RENEWING}}
+            )
+            here.ask_all([asking.question(f"a token of the certificate {x5t}", row, answer_of(answer))])
+        for sub, owner, status in (("ann", "client", 401), ("ben", "stranger", 200), ("ann", "", 200)):
+            _expect(here, sub, owner, status)
