@@ -38,7 +38,7 @@ ROOMS = {
 ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 24_432,
-    "scenarios": 33_592,
+    "scenarios": 33_595,
     "conformance": 11_223,
     "loadtests": 4_972,
     "benchmarks": 4_220,
@@ -46,7 +46,7 @@ LINES = {
 }
 TRUSTED_LINES = 18_387
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 20_720
+DATA_LINES = 20_723
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""
