@@ -13,6 +13,7 @@ import ssl
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from cryptography.hazmat.primitives import hashes
@@ -173,10 +174,11 @@ def questions(asking: Asking, group: Mapping[str, Any]) -> Iterator[SpopQuestion
     """Yield the questions of a group, the sound one of its base before and after each."""
     usual = group.get("base", "dpop")
     for what, row in group["rows"].items():
-        yield asking.question(f"before {what}", BASES[usual])
+        yield (before := asking.question(f"before {what}", BASES[usual]))
         over = {name: value for name, value in group.items() if name == "token"}
         own = combined(BASES[row.get("base", usual)], over, row)
-        yield asking.question(what, own, answer_of(row.get("answer", group["answer"])))
+        found = asking.question(what, own, answer_of(row.get("answer", group["answer"])))
+        yield replace(found, check={**before.check, **row["ask"]}) if row.get("same") else found
         yield asking.question(f"after {what}", BASES[usual])
 
 
