@@ -367,7 +367,9 @@ def early(target: Target) -> str:
             with suppress(TimeoutError):  # nothing comes back, so the client says no more
                 while data := line.recv(65536):
                     onward.sendall(data)
-            seen = gated.here.world.haproxy.wait_log(lambda line: "/early" in str(line), within=0.1)
+            seen = gated.here.world.haproxy.wait_log(
+                lambda line: "/early" in str(line), within=gated.here.seconds(0.1)
+            )
         if seen is not None and seen.get("status") != 425:
             gated.wrong.append(f"a request in the first flight got the status {seen.get('status')}")
         return gated.end()
