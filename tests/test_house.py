@@ -38,7 +38,7 @@ ROOMS = {
 ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 24_437,
-    "scenarios": 33_639,
+    "scenarios": 33_640,
     "conformance": 11_258,
     "loadtests": 4_972,
     "benchmarks": 4_221,

@@ -109,7 +109,8 @@ class HaproxyHandle:
                 self._files = self._renderer.render(self._composer.document(policy))
             proofs = self._proofs(old=True)
             self._begin(self._runs[-1])
-            any(self._proofs() >= proofs for _last in polls(_HANDED_OVER, _POLL) if proofs)
+            if proofs:
+                any(self._proofs() >= proofs for _last in polls(_HANDED_OVER, _POLL))
 
     def _proofs(self, *, old: bool = False) -> int:
         """Return how many used proofs HAProxy remembers; `old`: when it can hand them to its successor."""
