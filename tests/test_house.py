@@ -37,8 +37,8 @@ ROOMS = {
 }
 ARROWS = {"iamroles_agent": 40}
 LINES = {
-    "reference": 24_437,
-    "scenarios": 33_640,
+    "reference": 24_433,
+    "scenarios": 33_639,
     "conformance": 11_258,
     "loadtests": 4_972,
     "benchmarks": 4_221,

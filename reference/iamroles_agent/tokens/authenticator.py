@@ -218,12 +218,9 @@ class Authenticator:
 
         Returns:
             None if the credential is unknown or expired, or if its key is gone. A verdict may be cached only
-            for
-            a credential that this method knows: it never knows a credential that may be used only once.
+            for a credential that this method knows: it never knows a credential that may be used only once.
         """
-        token = bearer(authorization)
-        if token is None and self._dpop:
-            token = by_dpop(authorization)
+        token = self._token(authorization)
         return self._cache.get(hashlib.sha256(token).digest()) if token else None
 
     async def authenticate(self, authorization: str, source: str = "") -> Identity:
@@ -236,9 +233,7 @@ class Authenticator:
         Raises:
             Refusal: with the first reason in the order of SPEC.md section 4.
         """
-        token = bearer(authorization)
-        if token is None and self._dpop:
-            token = by_dpop(authorization)
+        token = self._token(authorization)
         if token is None:
             raise Refusal(Reason.NO_CREDENTIALS, "no Bearer credential")
         digest = hashlib.sha256(token).digest()
@@ -274,6 +269,10 @@ class Authenticator:
         name = "sha256:" + hashlib.sha256(jws.signing_input).hexdigest()[:16]
         proof = (key_ground(key), f"size:{len(token)}")
         return issuer.rules.identity(jws.payload, jws.header, self._clock(), name, proof), key, True
+
+    def _token(self, authorization: str) -> bytes | None:
+        token = bearer(authorization)
+        return by_dpop(authorization) if token is None and self._dpop else token
 
     def _issuer_of(self, jws: Jws) -> _Issuer:
         iss = jws.payload.get("iss")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from base64 import urlsafe_b64encode
 from binascii import Error as Base64Error
 from binascii import a2b_base64
 from collections.abc import Callable
@@ -27,6 +28,11 @@ _TO_BASE64 = bytes(byte if byte in _ALPHABET else {45: 43, 95: 47}.get(byte, 33)
 _PADDING = (b"", None, b"==", b"=")
 # A canonical last character leaves the bits beyond the last byte zero (RFC 4648 section 3.5).
 _LAST = (frozenset(b""), frozenset(b""), frozenset(b"AQgw"), frozenset(b"AEIMQUYcgkosw048"))
+
+
+def encode_base64url(data: bytes) -> str:
+    """Encode as base64url without padding (RFC 7515 section 2)."""
+    return urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
 def decode_base64url(text: bytes) -> bytes:

@@ -29,7 +29,6 @@ import hmac
 import json
 import re
 import secrets
-from base64 import urlsafe_b64encode
 from collections.abc import Mapping
 from functools import lru_cache
 from hashlib import sha256
@@ -41,12 +40,12 @@ from iamroles_agent.base.identity import Identity, Request
 from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.policy.paths import canonical
 from iamroles_agent.spop.messages import Check
-from iamroles_agent.tokens.encoding import decode_base64url, decode_object
+from iamroles_agent.tokens.encoding import decode_base64url, decode_object, encode_base64url
 from iamroles_agent.tokens.jws import FORBIDDEN
 from iamroles_agent.tokens.keys import ALGORITHMS, Verify, parse_key, problem_of
 
 OWN_KEY = secrets.token_bytes(32)
-"""Of nonces, without `nonce_key`. The parent makes it, before it forks: all processes of an agent have it."""
+"""The key of nonces without `nonce_key`. The parent makes it before it forks: all processes have it."""
 _MAX_JTI = 512
 _MEMBERS = {"EC": ("crv", "kty", "x", "y"), "OKP": ("crv", "kty", "x"), "RSA": ("e", "kty", "n")}
 """The members of a thumbprint, in its order (RFC 7638 section 3.2; RFC 8037 section 2)."""
@@ -73,7 +72,7 @@ _UNBOUND = Proven()
 
 
 class Bindings:
-    """What a policy demands of bound tokens.
+    """Judges bound tokens by the demands of a policy.
 
     Args:
         config: the policy.
@@ -204,7 +203,7 @@ class ProofRules:
                 raise _invalid(f"{name} is not a number")
             if not now - past <= found <= now + ahead:
                 raise _invalid(f"{name} is too long ago or too far ahead")
-        if claims.get("ath") != _base64url(sha256(token).digest()):
+        if claims.get("ath") != encode_base64url(sha256(token).digest()):
             raise _invalid("ath is not of this token")
         return uri
 
@@ -243,13 +242,13 @@ class ProofRules:
 
     def _nonce(self, window: int) -> str:
         stamp = window.to_bytes(6, "big", signed=True)
-        return _base64url(stamp + hmac.digest(self._key, stamp, "sha256")[:18])
+        return encode_base64url(stamp + hmac.digest(self._key, stamp, "sha256")[:18])
 
 
 def thumbprint(jwk: Mapping[str, str]) -> str:
     """Return the thumbprint of a public key (RFC 7638), as `jkt` has it; other members do not count."""
     text = json.dumps({name: jwk[name] for name in _MEMBERS[jwk["kty"]]}, separators=(",", ":"))
-    return _base64url(sha256(text.encode()).digest())
+    return encode_base64url(sha256(text.encode()).digest())
 
 
 @lru_cache(maxsize=1024)
@@ -291,17 +290,13 @@ def _object(text: bytes) -> dict[str, Any]:
         raise _invalid(str(error) if type(error) is ValueError else "not UTF-8 JSON") from None
 
 
-def _base64url(octets: bytes) -> str:
-    return urlsafe_b64encode(octets).rstrip(b"=").decode()
-
-
 def _name(*texts: str) -> str:
     """Hash texts, each with its length before it."""
     digest = sha256()
     for text in texts:
         octets = text.encode()
         digest.update(len(octets).to_bytes(4, "big") + octets)
-    return _base64url(digest.digest())
+    return encode_base64url(digest.digest())
 
 
 def _invalid(why: str) -> Refusal:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from base64 import urlsafe_b64encode
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509 import load_pem_x509_certificate
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
+from iamroles_agent.tokens.encoding import encode_base64url
 from iamroles_agent.tokens.keys import ALGORITHMS
 from iamroles_agent.tokens.proof import thumbprint
 
@@ -111,7 +111,7 @@ def certificate_thumbprint(path: Path) -> str:
         found = load_pem_x509_certificate(path.read_bytes())
     except (OSError, ValueError) as error:
         raise RecipeError(f"{path}: not a PEM certificate ({type(error).__name__})") from None
-    return _base64url(found.fingerprint(SHA256()))
+    return encode_base64url(found.fingerprint(SHA256()))
 
 
 def prove(key: PrivateKey, method: str, url: str, token: str, *, nonce: str | None, now: int) -> str:
@@ -119,13 +119,9 @@ def prove(key: PrivateKey, method: str, url: str, token: str, *, nonce: str | No
     alg = default_algorithm(key)
     jwk = {name: value for name, value in public_jwk(key, None, alg).items() if name not in ("use", "alg")}
     claims = {"jti": secrets.token_urlsafe(16), "htm": method, "htu": url.partition("#")[0].partition("?")[0]}
-    claims |= {"ath": _base64url(sha256(token.encode()).digest())} | ({"nonce": nonce} if nonce else {})
+    claims |= {"ath": encode_base64url(sha256(token.encode()).digest())} | ({"nonce": nonce} if nonce else {})
     recipe = {"typ": "dpop+jwt", "alg": alg, "header": {"jwk": jwk}, "claims": {"iat": now} | claims}
     return mint(recipe, key, None, now)
-
-
-def _base64url(octets: bytes) -> str:
-    return urlsafe_b64encode(octets).rstrip(b"=").decode()
 
 
 def _absolute(name: str, value: object, now: int) -> object:

@@ -144,10 +144,9 @@ class Breaker:
         host, _, port = self.to.rpartition(":")
         self._tried.release()
         try:
-            if (
-                self._tls is not None
-            ):  # not by the server: a handshake that the other side ends was a try as well
-                # Else asyncio complains of an end that comes with the handshake.
+            if self._tls is not None:
+                # Not by the server, because a handshake that the other side ends was a try as well. The mark
+                # keeps asyncio from complaining of an end that comes with the handshake.
                 writer.transport.get_protocol()._over_ssl = True  # type: ignore[attr-defined]  # noqa: SLF001
                 await writer.start_tls(self._tls)
             onward, back = await asyncio.open_connection(host.strip("[]"), int(port))
