@@ -38,11 +38,11 @@ ROOMS = {
 ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 24_433,
-    "scenarios": 33_639,
+    "scenarios": 33_650,
     "conformance": 11_258,
     "loadtests": 4_972,
     "benchmarks": 4_221,
-    "tests": 33_899,
+    "tests": 33_956,
 }
 TRUSTED_LINES = 18_392
 """Of the agent: what an auditor must trust."""

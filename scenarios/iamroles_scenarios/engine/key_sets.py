@@ -71,18 +71,22 @@ def listening(stage: Stage) -> dict[str, Any]:
     return {"listen": "127.0.0.1:0" if stage.host.startswith("127.") else "0.0.0.0:0"}
 
 
-def fetched(agents: Sequence[AgentHandle], ending: str) -> Iterator[str]:
-    """Fetch the pages that agents' logs name by URLs with this ending.
-
-    Raises:
-        OSError: a page cannot be fetched.
-    """
+def named(agents: Sequence[AgentHandle], ending: str) -> Iterator[str]:
+    """Yield the pages with this ending that agents' logs name: of each worker its own, if the port is 0."""
     for agent in agents:
         host = agent.spop_address.rpartition(":")[0]
-        named = re.findall(rf"http://[^\s/]+:(\d+)(/\S*{ending})\b", "\n".join(agent.lines()))
-        for port, path in sorted(set(named)):
-            with urllib.request.urlopen(f"http://{host}:{port}{path}", timeout=10) as answer:
-                yield answer.read().decode("utf-8", "replace")
+        found = re.findall(rf"http://[^\s/]+:(\d+)(/\S*{ending})\b", "\n".join(agent.lines()))
+        yield from (f"{host}:{port}{path}" for port, path in sorted(set(found)))
+
+
+def read_page(place: str) -> str:
+    """Fetch a page from a host, port and path.
+
+    Raises:
+        OSError: it cannot be fetched.
+    """
+    with urllib.request.urlopen(f"http://{place}", timeout=10) as answer:
+        return str(answer.read().decode("utf-8", "replace"))
 
 
 class KeySets:
@@ -98,22 +102,24 @@ class KeySets:
         self._rotate = rotate
         self._lifetime = min(rotate / 2, 60.0)
         self._cache = round(rotate / 2 * NANO)
-        self._found: list[tuple[int, int, Keys]] = []
-        """When each was asked for and when it was there, nanoseconds, and the keys."""
+        self._found: list[tuple[int, int, int, Keys]] = []
+        """When its round began, when it was asked for and when it was there, nanoseconds, and the keys."""
         self.fault = "the agent's log names no address at which it publishes its keys"
-        """Why there are no keys at the last address that was asked; "" if there are."""
+        """Why there are no keys at an address that was asked in the last round; "" if there are at all."""
         self.signed: set[str] = set()
         """Names of keys whose headers verified."""
 
     def _fetch(self) -> None:
-        begun = now()
-        try:
-            for page in fetched(self._agents, "jwks"):
-                keys = json.loads(page)["keys"]
-                self._found.append((begun, now(), {key["kid"]: key for key in keys}))
-                self.fault, begun = "", now()
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            self.fault = f"the keys cannot be fetched: {error}"
+        """Fetch from all addresses: that of a worker that was killed must not hide those after it."""
+        fault, around = self.fault, now()
+        for number, place in enumerate(named(self._agents, "jwks")):
+            fault, begun = fault if number else "", now()
+            try:
+                keys = {key["kid"]: key for key in json.loads(read_page(place))["keys"]}
+                self._found.append((around, begun, now(), keys))
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                fault = f"the keys cannot be fetched: {error}"
+        self.fault = fault
 
     @contextmanager
     def fetched(self) -> Iterator[None]:
@@ -136,17 +142,22 @@ class KeySets:
 
     def private(self) -> list[str]:
         """Return the private members of published keys, each with the name of its key."""
-        keys = {kid: key for _, _, found in self._found for kid, key in found.items()}
+        keys = {kid: key for *_, found in self._found for kid, key in found.items()}
         return [f"{name} of {kid}" for kid, key in keys.items() for name in sorted(PRIVATE & key.keys())]
 
     def _held(self, at: int) -> list[Keys]:
-        """Return the sets that a backend may hold at a moment, and the set that it would fetch then."""
+        """Return the sets that a backend may hold at a moment, and those that it would fetch then."""
         held: list[Keys] = []
-        for begun, ended, keys in self._found:
-            if keys not in held and (begun >= at or (begun >= at - self._cache and ended <= at)):
-                held.append(keys)
-            if begun >= at:
+        next_round = NEVER
+        for around, begun, ended, keys in self._found:
+            if around > next_round:
                 break
+            if around >= at:
+                next_round = around
+            elif begun < at - self._cache or ended > at:
+                continue
+            if keys not in held:
+                held.append(keys)
         return held
 
     def unverified(self, entry: Entry | Answered, *, every: bool) -> str:
@@ -177,7 +188,7 @@ class KeySets:
 
     def forget(self, before: int) -> None:
         """Drop the sets that no backend holds at a moment: a long run would collect too many."""
-        self._found = [one for one in self._found if one[1] >= before - self._cache]
+        self._found = [one for one in self._found if one[2] >= before - self._cache]
 
 
 def kid_of(entry: Entry | Answered) -> str:

@@ -12,7 +12,7 @@ from iamroles_scenarios.base.sent import held
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.tables import table
 from iamroles_scenarios.engine.bench import Bench, bench
-from iamroles_scenarios.engine.key_sets import fetched, listening
+from iamroles_scenarios.engine.key_sets import listening, named, read_page
 from iamroles_scenarios.engine.observation import Observation, differences
 from iamroles_scenarios.engine.target import Target
 
@@ -85,7 +85,7 @@ def credentials(target: Target) -> str:
             here.sts_fault(**fault)
             _send(here, here.credential(here.reader))
         pages = {page: here.world.haproxy.runtime(page) for page in _PAGES}
-        pages["the agent's metrics"] = "".join(fetched([here.world.agent], "metrics"))
+        pages["the agent's metrics"] = "".join(map(read_page, named([here.world.agent], "metrics")))
     found = [f"{page}: {', '.join(sorted(names))}" for page, text in pages.items() if (names := held(text))]
     if found := [*found, *leaks.found()]:
         raise CheckFailed("; ".join(found), Evidence(expected="no credential", logs=here.world.logs()))
