@@ -38,15 +38,15 @@ ROOMS = {
 ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 24_433,
-    "scenarios": 33_650,
-    "conformance": 11_258,
+    "scenarios": 33_729,
+    "conformance": 11_273,
     "loadtests": 4_972,
     "benchmarks": 4_221,
-    "tests": 33_956,
+    "tests": 33_955,
 }
 TRUSTED_LINES = 18_392
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 20_975
+DATA_LINES = 21_000
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""

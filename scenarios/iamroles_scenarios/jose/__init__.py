@@ -21,7 +21,7 @@ Claims
 ``raw``           claim name to raw JSON text: ``{exp = "1e400"}``; ``{now}``, ``{now+300}`` are replaced
 ``duplicate``     claim name to the list of values it has in turn: ``{exp = ["-60s", "+5m"]}``
 ``depth``         one more claim, a list nested so deep
-``size``          pads the token with one claim to at least so many bytes
+``size``          pads the token with a claim, and if need be the header, to just so many bytes
 ================  ====================================================================================
 
 ====================  ================================================================================

@@ -293,17 +293,22 @@ class _Minting:
     # bytes
 
     def _padded(self, key: SigningKey, kid: str) -> str:
-        token, size = self._compact(key, kid, 0), self.recipe.get("size", 0)
-        if len(token) >= size:
-            return token
-        token = self._compact(key, kid, -(-(size - len(token)) * 3 // 4))
-        return token if len(token) >= size else self._compact(key, kid, (size - len(token)) + size * 3 // 4)
+        token, size = self._compact(key, kid), self.recipe.get("size", 0)
+        # Unpadded base64url never has 4n + 1 characters: then the header is longer too.
+        for longer in range(3) if len(token) < size else ():
+            least = (size - len(self._compact(key, kid, 1, longer))) * 3 // 4 + 1
+            for padding in (max(1, least), max(1, least) + 1):
+                token = self._compact(key, kid, padding, longer)
+                if len(token) == size:
+                    return token
+        return token
 
-    def _compact(self, key: SigningKey, kid: str, padding: int) -> str:
+    def _compact(self, key: SigningKey, kid: str, padding: int = 0, longer: int = 0) -> str:
         payload = self._octets("payload", self._payload_text(padding))
         if self.recipe.get("deflate"):
             payload = broken.deflate(payload)
-        return self._assemble(self._header(key, kid), payload, key)
+        beside = {"pad": "x" * longer} if longer else {}
+        return self._assemble(self._header(key, kid) | beside, payload, key)
 
     def _encoding(self, segment: str) -> str:
         encoding = self.recipe.get("encoding", {})

@@ -124,7 +124,7 @@ def _sized(recipe: dict[str, Any], keys: SessionKeys, now: float) -> str:
     size = recipe.get("size", 0)
     if len(url) >= size:
         return url
-    padding = ("X-Pad", "x" * (size - len(url)))
+    padding = ("X-Pad", "x" * (size - len(url) - len("&X-Pad=")))
     return _url({**recipe, "extra": [*recipe.get("extra", []), padding]}, keys, now)
 
 

@@ -119,10 +119,12 @@ class Asker:
 
         return _background.run(all_of_them())
 
-    def close(self) -> None:
-        """Close the connection; the next question opens another."""
+    def close(self, *, reset: bool = False) -> None:
+        """Close the connection, or reset it; the next question opens another."""
 
         async def drop() -> None:
+            if reset and self._connection is not None:
+                self._connection.reset()
             self._drop(WireError("the asker was closed"))
 
         _background.run(drop())

@@ -5,13 +5,26 @@ from __future__ import annotations
 import itertools
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from iamroles_scenarios.base import recording
 from iamroles_scenarios.base.errors import Untestable
+from iamroles_scenarios.checks.derived.world import iam_check
 from iamroles_scenarios.checks.identity.caller import WORLD
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation
-from iamroles_scenarios.engine.bench import ALLOWED, STS_ACTION, Bench, Pending, bench, refused
+from iamroles_scenarios.engine.answers import ALLOW
+from iamroles_scenarios.engine.bench import (
+    ALLOWED,
+    STS_ACTION,
+    Bench,
+    Pending,
+    SpopQuestion,
+    bench,
+    refused,
+)
+from iamroles_scenarios.engine.spread import Spread
 from iamroles_scenarios.engine.target import Target
 
 _TROUBLE = refused("sts_unavailable", status=503)
@@ -20,7 +33,8 @@ _NOT_BELIEVED = refused(
 )
 _RECOVERY = 12.0
 """Seconds, times the scale, until the agent asks an STS again that answers again."""
-_PROMPT = 3.0
+_PROMPT, _SLOW = 3.0, 0.5
+"""Seconds, times the scale, for an answer beside a stalled STS, and until a slow STS answers."""
 _READER = {
     "Arn": "arn:aws:sts::111111111111:assumed-role/reader/mallory",
     "UserId": "AROAQABCDEFGHIJKLMNOP:mallory",
@@ -255,6 +269,35 @@ def stalled(target: Target) -> None:
             here.sts_clear()
         for question in stuck:
             question.answer(target.seconds(15.0))
+
+
+@check("identity.sts.left", "STS-SHARED-001", features={"sts"})
+def left(target: Target) -> None:
+    """A client that goes away takes no answer of STS from another that waits for the same.
+
+    To each worker two clients send one credential, and the first resets its connection while STS thinks.
+    """
+    with bench(target, WORLD, flow="left") as here, ThreadPoolExecutor() as pool, here.asking():
+        text, slow = here.credential(here.reader), here.seconds(_SLOW)
+        same = SpopQuestion("a client that stays", iam_check(text, path="/orders/1"), ALLOW)
+        stays, asked = here.spread.askers(), [(same.check, None)]
+        before, began = here.sts_calls(), time.time()
+        here.sts_fault("slow", seconds=slow)
+        try:
+            with Spread(here.world.agent, here.loan.workers, here.seconds(_RECOVERY)) as leaving:
+                goes = leaving.askers()
+                for one in goes:
+                    pool.submit(one.actions_of, asked)
+                here.cloud.wait_for(f"{STS_ACTION}@{here.sts_host}", before + 1, here.seconds(_RECOVERY))
+                waiting = [pool.submit(recording.carried(one.actions_of), asked) for one in stays]
+                here.expect("a question beside them", "", refused("no_credentials"))
+                for one in goes:
+                    one.close(reset=True)
+            here.in_time(began + slow, "leaving before STS answers")
+            for each in waiting:
+                here.judge([same], each.result())
+        finally:
+            here.sts_clear()
 
 
 @check("identity.sts.stalled-proxy", "STS-TIMEOUT-001", lane="gate", features={"sts"})

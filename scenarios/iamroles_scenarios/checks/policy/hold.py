@@ -7,9 +7,9 @@ import threading
 import time
 from typing import Any
 
-from iamroles_scenarios.base.errors import Untestable
+from iamroles_scenarios.base.errors import CheckFailed, Evidence, StageError, Untestable
 from iamroles_scenarios.declarations.results import check
-from iamroles_scenarios.engine.bench import ALLOWED, Bench, Pending, bench, beside, refused
+from iamroles_scenarios.engine.bench import ALLOWED, Bench, Pending, bench, beside, own_bench, refused
 from iamroles_scenarios.engine.events import EVENT_DEADLINE
 from iamroles_scenarios.engine.target import Target
 
@@ -47,6 +47,26 @@ def restart(target: Target) -> None:
             here.world.agent.start()
             here = here.another()  # noqa: PLW2901 - the former client's connection died with the agent
             here.expect(f"after crash {crash}", here.token(), _SHUT, within=EVENT_DEADLINE)
+
+
+@check("policy.hold.first-world", "START-WORLD-001", features={"oidc"})
+def first_world(target: Target) -> None:
+    """An agent that cannot use its first world says in its log which key is at fault, and ends.
+
+    The world of a fresh agent has an unknown key.
+    """
+    if not target.agent.runs:
+        raise Untestable("takes an agent that the suite starts itself")
+    wrong = {"grants": [{"id": "R1", "metods": ["GET"]}]}
+    try:
+        with own_bench(target, "orders", override=wrong, haproxy=False):
+            raise CheckFailed("an agent serves in a world with an unknown key", Evidence(expected="its end"))
+    except StageError as error:
+        if " ended " not in error.message:
+            raise
+        if "metods" not in error.logs["agent"]:
+            said = Evidence(expected="the unknown key, `metods`, in its log", logs=error.logs)
+            raise CheckFailed("an agent ended without a word on what is wrong with its world", said) from None
 
 
 @check("policy.hold.in-flight", "RELOAD-INFLIGHT-001", features={"oidc", "reload"})

@@ -58,13 +58,22 @@ async def byte_by_byte(target: WireTarget) -> None:
 
 @check("wire.frame.split-anywhere", "SPOP-FRAME-001", "SPOP-FRAME-002")
 async def split_anywhere(target: WireTarget) -> None:
-    """A stream of frames may be cut anywhere, each shorter than the one before it."""
-    for piece, count in ((3, 1), (7, 2), (64, 3)):
-        texts = [{**probe(target), "x-text": "x" * 9 * (count - number)} for number in range(count)]
-        asked = [question(text, stream_id=number + 1) for number, text in enumerate(texts)]
+    """A stream of frames may be cut anywhere: in pieces of a size, or once in each of two frames.
+
+    Each frame is shorter than the one before it, whose length must not be taken for its own.
+    """
+    texts = [{**probe(target), "x-text": "x" * 9 * left} for left in (2, 1, 0)]
+    asked = [question(text, stream_id=number) for number, text in enumerate(texts, 1)]
+    for piece, count in ((3, 1), (64, 3)):
         async with session(target) as connection:
-            await connection.send(*asked, piece=piece, gap=PIECE_GAP)
-            await connection.must_answer_all(asked)
+            await connection.send(*asked[-count:], piece=piece, gap=PIECE_GAP)
+            await connection.must_answer_all(asked[-count:])
+    longer, shorter = (frame.encode() for frame in asked[1:])
+    for cut in range(1, 6):
+        async with session(target) as connection:
+            for part in (longer[:20], longer[20:] + shorter[:cut], shorter[cut:]):
+                await connection.send(part, piece=len(part), gap=10 * PIECE_GAP)
+            await connection.must_answer_all(asked[1:])
 
 
 @check("wire.frame.many-in-one-segment", "SPOP-FRAME-002")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import re
@@ -19,7 +20,7 @@ from iamroles_agent.serving import gate
 from iamroles_agent.tokens import sts, sts_answer
 from iamroles_agent.tokens.admission import Admission
 from iamroles_agent.tokens.encoding import decode_base64url
-from iamroles_agent.tokens.sts import _PARAMETERS, Question, StsVerifier
+from iamroles_agent.tokens.sts import _PARAMETERS, Flights, Question, StsVerifier
 from iamroles_agent.tokens.sts_answer import Caller, Rejected, Unavailable, _read_caller
 from iamroles_agent.tokens.transport import Answer, Transport
 from iamroles_conformance.selftest.mutants.override import after, around, rescue, setting
@@ -268,6 +269,16 @@ async def _blocking(sound: Any, self: Any, token: bytes, digest: bytes, source: 
         return await sound(self, token, digest, source)
     except Refusal:
         _refused_sources.add(source)
+        raise
+
+
+@mutant("identity.sts-left", "STS-SHARED-001", "ends a call of STS with a client that waits for it")
+@around(Flights, "join")
+async def sts_left(sound: Any, self: Any, ticket: Any, ask: Any) -> Any:
+    try:
+        return await sound(self, ticket, ask)
+    except asyncio.CancelledError:
+        self._flights[ticket].cancel()
         raise
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from iamroles_agent.base.reasons import Reason, Refusal
+from iamroles_agent.commands import serve
 from iamroles_agent.control.reloads import Reloads
 from iamroles_agent.policy import paths
 from iamroles_agent.policy.compiled import Index, Policy
@@ -113,6 +114,9 @@ mutant("policy.takes-faulty", "RELOAD-BAD-001", "says that it took up a faulty p
 )
 mutant("policy.error-says-nothing", "RELOAD-ERROR-001", "does not say what is wrong with a policy")(
     _answered(lambda outcome: outcome if outcome["done"] else {**outcome, "error": "invalid configuration"})
+)
+mutant("policy.ends-in-silence", "START-WORLD-001", "ends without a word on what is wrong with its world")(
+    around(serve, "end")(lambda sound, code, _message: sound(code, "iamroles agent: cannot start"))
 )
 mutant("policy.conflict-by-text", "RELOAD-CONFLICT-001", "sees a conflict of equal texts only")(
     around(Region, "meets")(
