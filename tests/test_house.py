@@ -38,15 +38,15 @@ ROOMS = {
 ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 24_433,
-    "scenarios": 33_729,
-    "conformance": 11_273,
+    "scenarios": 33_816,
+    "conformance": 11_278,
     "loadtests": 4_972,
     "benchmarks": 4_221,
     "tests": 33_955,
 }
 TRUSTED_LINES = 18_392
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 21_000
+DATA_LINES = 21_010
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""

@@ -112,7 +112,7 @@ class AgentSettings(Model):
     """How long SIGTERM waits for answers in flight."""
     state_dir: str | None = None
     """A directory of this user alone that keeps the accepted policy, key sets and revocations, so that they
-    survive the agent. Relative to this file."""
+    survive the agent; made if missing. Relative to this file."""
     control_socket: str | None = None
     """Path of the local socket that `iamroles agent status` asks; left out: `agent.sock` in `state_dir`.
     Relative to this file."""

@@ -71,6 +71,11 @@ def listening(stage: Stage) -> dict[str, Any]:
     return {"listen": "127.0.0.1:0" if stage.host.startswith("127.") else "0.0.0.0:0"}
 
 
+def keeping(stage: Stage) -> dict[str, Any]:
+    """Return the table `agent` of a policy by which an agent keeps its state; a new container has none."""
+    return {"state_dir": "state"} if stage.host.startswith("127.") else {}
+
+
 def named(agents: Sequence[AgentHandle], ending: str) -> Iterator[str]:
     """Yield the pages with this ending that agents' logs name: of each worker its own, if the port is 0."""
     for agent in agents:
@@ -139,6 +144,12 @@ class KeySets:
         finally:
             end.set()
             thread.join()
+
+    def published(self) -> set[str]:
+        """Fetch once, and return the names of all keys that are published now."""
+        known = len(self._found)
+        self._fetch()
+        return {kid for *_, keys in self._found[known:] for kid in keys}
 
     def private(self) -> list[str]:
         """Return the private members of published keys, each with the name of its key."""

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import resource
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import cycle
 from pathlib import Path
 from typing import Self
@@ -35,7 +36,7 @@ _STARVED = 3.0
 """Seconds, times the scale, without CPU: longer than any heartbeat should be."""
 _PATIENCE = 15.0
 """Seconds, times the scale, for `_DEEP` to come."""
-_HOGS = 4
+_HOGS, _CROWD = 4, 32
 _BUSY = "while True: pass"
 
 
@@ -91,10 +92,15 @@ def _fresh(here: FaultBench, count: int) -> list[HttpQuestion]:
 def descriptors(target: Target) -> str:
     """An agent without a free descriptor gives no wrong verdict, and serves when it has some again.
 
-    HAProxy is reloaded, so that it needs connections that the agent cannot take.
+    Others take those that are left. Then HAProxy is reloaded, so that it needs connections that the agent
+    cannot take.
     """
     with fault_bench(target) as here:
-        with _limited(here, resource.RLIMIT_NOFILE, _descriptors):
+        with _limited(here, resource.RLIMIT_NOFILE, _descriptors), ExitStack() as others:
+            host, _, port = here.world.agent.spop_address.rpartition(":")
+            with suppress(OSError):  # nobody accepts, and more than some may not wait for that
+                for _ in range(0 if host == "unix" else _CROWD):
+                    others.enter_context(socket.create_connection((host.strip("[]"), int(port)), _DEEP))
             here.world.haproxy.reload()
             here.ask_during("no descriptors")
         here.must_recover("no descriptors", everywhere=True)

@@ -11,11 +11,12 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from iamroles_scenarios.base.errors import WaitTimeoutError
+from iamroles_scenarios.base.errors import Inapplicable, WaitTimeoutError
 from iamroles_scenarios.base.polling import polls
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.tables import table
 from iamroles_scenarios.engine.bench import ALLOWED, UNAVAILABLE, Bench, bench, refused
+from iamroles_scenarios.engine.key_sets import keeping
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.jose import SigningKey, mint
 
@@ -28,6 +29,8 @@ _TAKEN = 12.0
 """Seconds, times the scale, until a new set is in force."""
 _REFRESH, _LATE = 20.0, 1.0
 """Seconds: `keys.refresh` where renewals are timed; and, times the scale, by which one may be late."""
+_STOPPED = 2.0
+"""Seconds, times the scale, for which an agent is stopped, and as many as `keys.refresh` has."""
 _NOT_A_KEY = refused("key_unknown", "signature_invalid", "algorithm_not_allowed", "token_malformed")
 _NOT_TAKEN = refused("key_unknown", "signature_invalid", "keys_unavailable", status=[401, 503])
 
@@ -158,3 +161,27 @@ def renewed(target: Target) -> None:
             keys.wait_for("jwks", count + 2, _REFRESH + late)
         except WaitTimeoutError:
             raise here.failed("a renewal was late", expected=f"a fetch within {_REFRESH:g} s") from None
+
+
+@check("identity.keys.restart", "ROTATE-KEY-004", features={"oidc"})
+def restart(target: Target) -> None:
+    """A key that was withdrawn while the agent was stopped opens nothing after the start.
+
+    The agent is stopped for longer than `refresh`, and may keep its state. A set that it restores is as old
+    as the stop was long.
+    """
+    if not target.agent.runs:
+        raise Inapplicable("process of its own")
+    refresh = target.seconds(_STOPPED)
+    tables = {"agent": keeping(target.stage), "keys": {"refresh": f"{refresh:g}s", "cooldown": "1s"}}
+    with bench(target, "orders", "identity.keys.restart", own=True, **tables) as here:
+        old = here.token()
+        here.expect("before", old, ALLOWED, within=_TAKEN)
+        here.close()
+        here.world.agent.stop()
+        here.issuer().rotate(overlap=False)
+        time.sleep(refresh)
+        here.world.agent.start()
+        back = here.another()
+        back.expect("a key withdrawn before the start", old, _NOT_TAKEN, within=_LATE)
+        back.expect("its successor", here.token(sub="bob"), ALLOWED, within=_TAKEN)

@@ -5,17 +5,24 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import ceil
 from typing import Any
 
+import jwt
+
+from iamroles_scenarios.base.errors import Inapplicable
+from iamroles_scenarios.base.polling import polls
+from iamroles_scenarios.checks.derived.world import iam_check
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import WorldSpec, policy_of
 from iamroles_scenarios.engine.bench import ALLOWED, Bench, bench
-from iamroles_scenarios.engine.key_sets import Answered, KeySets, kid_of, signing
+from iamroles_scenarios.engine.key_sets import Answered, KeySets, keeping, kid_of, signing
 from iamroles_scenarios.engine.target import Target
+from iamroles_scenarios.wire.asker import decide
 
 _ROTATE = 8.0
 """Seconds that a key signs; an identity lives half as long. Both times the scale."""
-_POLL = 0.25
+_POLL, _WITHIN = 0.25, 10.0
 _SOON = 3.0
 """Seconds until a token ends that ends before an identity would, times the scale."""
 
@@ -125,3 +132,39 @@ def keys(target: Target) -> str:
     if len(sets.signed) < 3:
         return f"no third key signed within {3.5 * _ROTATE:g} s: that keys are published before was not seen"
     return f"{len(answers)} identities, {len(sets.signed)} keys"
+
+
+@check("identity.signed.restart", "SIGNED-KEY-002", features={"identity", "oidc"}, long=True)
+def restart(target: Target) -> None:
+    """After a long stop no key signs that was just made, if an older one is still published.
+
+    The stop is as long as the keys sign that were published before it. An agent may forget its keys. A key
+    may be made while the agent stops, after the judge has looked; so the agent is stopped a second time.
+    """
+    if not target.agent.runs:
+        raise Inapplicable("process of its own")
+    rotate = 3.0 * ceil(target.scale)
+    tables = {**signing(target.stage, rotate), "agent": keeping(target.stage)}
+    tables["identity_header"]["lifetime"] = "2s"
+    with bench(target, "orders", "identity.signed.restart", own=True, **tables) as here:
+        agent, token = here.world.agent, here.token(exp="+15m")
+        here.expect("before the stop", token, ALLOWED, within=_WITHIN)
+        here.close()
+        sets = KeySets([agent], rotate)
+        for _ in range(2):
+            before = sets.published()
+            agent.stop()
+            time.sleep(2 * rotate)
+            began = time.time()
+            agent.start()
+            for _last in polls(here.seconds(_WITHIN)):
+                if signed := decide(agent.spop_address, iam_check(token, path="/orders/1")).get("identity"):
+                    break
+            else:
+                raise here.failed(f"no identity was signed within {_WITHIN:g} s of the start")
+            kid = str(jwt.get_unverified_header(str(signed))["kid"])
+            if kid in before or not before & sets.published():
+                return
+            here.in_time(began + rotate / 2, "an answer soon after the start")
+        what = "a key signs that was not published before the stop"
+        raise here.failed(what, expected=f"one of {sorted(before)}", received=kid)

@@ -7,7 +7,7 @@ import threading
 import time
 from typing import Any
 
-from iamroles_scenarios.base.errors import CheckFailed, Evidence, StageError, Untestable
+from iamroles_scenarios.base.errors import CheckFailed, Evidence, Inapplicable, StageError, Untestable
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.bench import ALLOWED, Bench, Pending, bench, beside, own_bench, refused
 from iamroles_scenarios.engine.events import EVENT_DEADLINE
@@ -56,7 +56,7 @@ def first_world(target: Target) -> None:
     The world of a fresh agent has an unknown key.
     """
     if not target.agent.runs:
-        raise Untestable("takes an agent that the suite starts itself")
+        raise Inapplicable("process of its own")
     wrong = {"grants": [{"id": "R1", "metods": ["GET"]}]}
     try:
         with own_bench(target, "orders", override=wrong, haproxy=False):

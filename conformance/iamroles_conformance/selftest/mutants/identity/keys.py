@@ -91,6 +91,9 @@ mutant("identity.large-set", "JWKS-SET-003", "accepts key sets of any size")(
 mutant("identity.failure-drops-keys", "JWKS-SET-004 JWKS-OUTAGE-001", "drops keys that cannot be renewed")(
     after(KeySource, "_failed")(lambda self, _why: self._on_taken({"keys": []}, self._monotonic()))
 )
+mutant("identity.restored-is-new", "ROTATE-KEY-004", "takes a restored key set for a new one")(
+    before(KeySource, "start")(lambda self: setattr(self, "_fetched_at", self._monotonic()))
+)
 
 # --- fetching
 

@@ -12,6 +12,7 @@ from typing import Any
 from jwt.api_jws import PyJWS
 
 from iamroles_agent.identity_header import KeyRing, Signer, signer
+from iamroles_agent.identity_header import keys as made
 from iamroles_conformance.selftest.mutants.override import around, setting
 from iamroles_conformance.selftest.registry import Override, mutant
 
@@ -79,6 +80,7 @@ for _name, _kills, _title, _override in (
     ("secret-next", "KEY", "publishes k of the next key", _publishes(lambda _, keys: keys[-1].update(k="x"))),
     ("unannounced", "KEY", "publishes a key when it signs", _publishes(
         lambda ring, keys: keys.pop() if ring.keys[-1].since > time.time() else None)),
+    ("no-lead", "KEY", "signs with a key that it makes after a stop", setting(made, "_LONGEST_LEAD", 0.0)),
 ):  # fmt: skip
-    _number = "002" if _name in ("for-ever", "unannounced") else "001"
+    _number = "002" if _name in ("for-ever", "unannounced", "no-lead") else "001"
     mutant(f"identity.signed-{_name}", f"SIGNED-{_kills}-{_number}", _title)(_override)
