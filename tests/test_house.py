@@ -37,16 +37,16 @@ ROOMS = {
 }
 ARROWS = {"iamroles_agent": 40}
 LINES = {
-    "reference": 24_433,
+    "reference": 24_584,
     "scenarios": 33_816,
     "conformance": 11_278,
     "loadtests": 4_972,
     "benchmarks": 4_221,
-    "tests": 33_955,
+    "tests": 34_237,
 }
-TRUSTED_LINES = 18_392
+TRUSTED_LINES = 18_544
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 21_010
+DATA_LINES = 21_060
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""

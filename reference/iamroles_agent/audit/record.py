@@ -19,7 +19,7 @@ from json.encoder import encode_basestring_ascii as quoted
 from typing import Any
 
 from iamroles_agent.audit.redaction import shown
-from iamroles_agent.base.identity import Decision
+from iamroles_agent.base.identity import Actor, Decision
 
 FORMAT = 2
 """Version of the record format, in each `start` record."""
@@ -28,16 +28,19 @@ _SECOND = "%Y-%m-%dT%H:%M:%S"
 _ROOM = {
     "principal": 256, "session": 128, "issuer": 64, "role": 128, "rule": 128, "backend": 128,
     "credential": 64, "policy": 96, "src": 64, "method": 64, "host": 256,
+    "actor": 256, "actor_issuer": 128,
     "keys_held": 192, "requested_role": 128, "roles": 384, "unmapped": 192, "shadow": 192, "detail": 192,
     "cause": 64,
 }  # fmt: skip
 """Bytes that a text, or all texts of a list, may take on disk."""
 _USUAL = 192
 _TAGS = ("rule", "backend", "role", "principal", "session", "issuer")
-_DECISION = 3400
-"""Bytes for all members of a decision; the path gets what the others leave."""
-_PATH, _LONG_PATH = 640, 1536
+_DECISION = 3540
+"""Bytes for all members of a decision; former actors and the path get what the others leave."""
+_PATH, _LONG_PATH = 440, 1536
 """Least and most bytes of the path."""
+_CHAIN = 1024
+"""Most bytes of former actors."""
 _EVENT = 2400
 """Bytes for all fields of an event."""
 _REQUEST = 96
@@ -108,6 +111,7 @@ def prepare(
     `generation` is the version of the key sets (`Authenticator.generation`). `enforced` is False if a whole
     policy is evaluated in shadow (SHADOW-RECORD-001).
     """
+    actor = decision.actor
     decided = members(
         {
             "kind": "decision",
@@ -115,6 +119,8 @@ def prepare(
             "status": decision.status,
             "reason": None if decision.reason is None else str(decision.reason),
             **{name: getattr(decision, name) or None for name in _TAGS},
+            "actor": actor and actor.sub,
+            "actor_issuer": actor and actor.issuer,
             "expires": decision.expires,
             "credential": decision.credential or None,
             "keys_held": decision.keys or None,
@@ -135,8 +141,23 @@ def prepare(
             "unmapped": decision.unmapped or None,
         }
     )
+    if actor is not None:
+        beside += _actor_chain(actor, min(_CHAIN, _DECISION - _PATH - len(decided) - len(beside)))
     room = max(_PATH, min(_LONG_PATH, _DECISION - len(decided) - len(beside)))
     return PreparedRecord(f'{decided},"path":{quoted(shown(path, room))}{beside}')
+
+
+def _actor_chain(actor: Actor, room: int) -> str:
+    """Write the former actors for which there is room."""
+    room -= len(',"actor_chain":[]')
+    kept: list[str] = []
+    for sub, issuer in actor.chain:
+        texts = members({"sub": sub or None, "iss": issuer or None})
+        room -= len(texts) + 2
+        if room < 0:
+            break
+        kept.append(f"{{{texts[1:]}}}")
+    return f',"actor_chain":[{",".join(kept)}]' if kept else ""
 
 
 def event_members(name: str, fields: Mapping[str, Value]) -> str:

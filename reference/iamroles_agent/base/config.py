@@ -348,6 +348,15 @@ class Backend(Model):
     streams here, up to its own expiry. Needs `streams`."""
 
 
+class ActorEntry(Model):
+    """Who acts for the caller of a token (RFC 8693 section 4.1); an empty table: any actor."""
+
+    sub: str | None = None
+    """Exactly the `sub` of the actor; left out: any."""
+    issuer: str | None = None
+    """Exactly the `iss` of the actor. Left out: beside `sub` the issuer of the token itself, else any."""
+
+
 class RegionTable(Model):
     """The requests that a rule is about."""
 
@@ -361,6 +370,8 @@ class RegionTable(Model):
     """Host names, or `*.` and a name for any below it; none: any."""
     sources: list[str] = Field(default_factory=_none)
     """Networks of the client's address; none: any."""
+    actors: list[ActorEntry] = Field(default_factory=_none)
+    """Who acts for the caller, by `sub` and `issuer`, `{}` for anybody; none listed: anybody or nobody."""
 
 
 class Grant(RegionTable):

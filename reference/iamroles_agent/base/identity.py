@@ -18,6 +18,15 @@ _ROLE_ARN = re.compile(
 )
 
 
+MAX_TAG = 512
+
+
+def is_tag(text: str) -> bool:
+    """Return whether a text is safe in a header and a log line: bounded, printable, without outer blanks."""
+    # A backend that trims headers would read another value.
+    return 0 < len(text) <= MAX_TAG and text.isprintable() and " " not in (text[0], text[-1])
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class RoleArn:
     """An IAM role, canonical: partition, 12-digit account, name; case-sensitive (PRINCIPAL-ARN-003).
@@ -46,6 +55,24 @@ class RoleArn:
 
     def __str__(self) -> str:
         return f"arn:{self.partition}:iam::{self.account}:role/{self.name}"
+
+
+class Actor(NamedTuple):
+    """Who acts for the principal: the outermost `act` of a token (RFC 8693 section 4.1)."""
+
+    sub: str
+    issuer: str
+    """Its `iss`; without one, the token's own."""
+    foreign: bool = False
+    """True if its issuer is not the token's own."""
+    chain: tuple[tuple[str, str], ...] = ()
+    """`sub` and `iss` of former actors, "" for what is absent: for the audit, never for a decision."""
+
+    @property
+    def names(self) -> frozenset[tuple[str, str]]:
+        """The entries of `actors` that fit, as `sub` and `issuer`, "" for what is left out."""
+        names = frozenset(((self.sub, self.issuer), ("", self.issuer), ("", "")))
+        return names if self.foreign else names | {(self.sub, "")}
 
 
 class Identity(NamedTuple):
@@ -78,6 +105,7 @@ class Identity(NamedTuple):
     """The grounds of a token besides its claims (`tokens.grounds`)."""
     binding: tuple[str, str] | None = None
     """`jkt` and `x5t#S256` of its `cnf`, "" for an absent one; None: it is bound to no key."""
+    actor: Actor | None = None
 
     @property
     def dated_by_caller(self) -> bool:
@@ -132,6 +160,7 @@ class Decision:
     """Names the use of a DPoP proof, which the proxy counts; "" if there is nothing to count."""
     nonce: str = field(default="", compare=False)
     """A fresh DPoP nonce for the client; "" if it needs none."""
+    actor: Actor | None = None
 
     @property
     def status(self) -> int:

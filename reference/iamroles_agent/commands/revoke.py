@@ -59,6 +59,7 @@ def revoke() -> None:
     "--role", "roles", multiple=True, help="All holders of this role: its name in the policy, or ARN."
 )
 @click.option("--principal", "principals", multiple=True, help="A principal as the audit names it.")
+@click.option("--actor", "actors", multiple=True, help="Who acts for principals, as the audit names it.")
 @click.option("--session", "sessions", multiple=True, help="A session label as the audit names it.")
 @click.option("--credential", "credentials", multiple=True, help="A credential's hash in the audit.")
 @click.option("--key", "keys", multiple=True, help="A key's thumbprint (jkt, x5t#S256) in the audit.")
@@ -148,7 +149,7 @@ def _known(config: Path) -> Known:
 
 def _mistake(config: Path, known: Known, row: Revocation) -> str | None:
     """Return why a revocation would match no credential; a hurried operator must learn it now."""
-    for name in (*row.principals, *row.sessions):
+    for name in (*row.principals, *row.actors, *row.sessions):
         if not name or name != name.strip() or not name.isprintable():
             return f"{name!r} matches nobody: a name is printable, not empty, and has no outer blanks"
     for credential in row.credentials:

@@ -22,7 +22,7 @@ from iamroles_agent.live.console import TABLE, Console, ConsoleError, Stream, st
 @policy_option("The agent's configuration; its `live.master_socket` leads to HAProxy.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each line.")
 def sessions(config: Path, as_json: bool) -> None:
-    """Show the long streams in all of HAProxy's workers: principal, role, route, begin, end."""
+    """Show the long streams in all of HAProxy's workers: principal, actor, role, route, begin, end."""
     with ends_if_unsound():
         settings = Settings(config)
         socket = settings.file("live", "master_socket", "/run/haproxy/master.sock")
@@ -64,6 +64,7 @@ def _about(stream: Stream) -> dict[str, Any]:
     who, request = ticket.identity, ticket.request
     about |= {
         "principal": who.principal,
+        **({} if who.actor is None else {"actor": who.actor.sub, "actor_issuer": who.actor.issuer}),
         "session": who.session,
         "role": ticket.role,
         "issuer": who.issuer,
@@ -78,4 +79,5 @@ def _line(about: dict[str, Any]) -> str:
     since = datetime.fromtimestamp(about["since"], UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     left = about["until"] - time.time()
     who = "  ".join(str(about.get(name, "?")) for name in ("principal", "role", "route", "path"))
+    who += f"  by {about['actor']}" if "actor" in about else ""
     return f"{who}  since {since}  ends in {left:.0f} s  from {about['src']}  {about['request']}"

@@ -2,18 +2,18 @@
 
 How cached verdicts stay cheap
 ------------------------------
-A signature takes longer than many remembered verdicts. So a token names the principal, the role and the
-backend, and nothing of the request: one token serves all requests of a caller to a backend. It is reused
-until half its life has passed, and the verdict that holds it is remembered for the same time. A remembered
-verdict costs as much as without the header; each question is judged again every half minute, with a single
-signature for each caller, role and backend. A token always has at least half its life left.
+A signature takes longer than many remembered verdicts. So a token names the principal, its actor, the role
+and the backend, and nothing of the request: one token serves all requests of a caller to a backend. It is
+reused until half its life has passed, and the verdict that holds it is remembered for the same time. A
+remembered verdict costs as much as without the header; each question is judged again every half minute, with
+a single signature for each caller, role and backend. A token always has at least half its life left.
 """
 
 from __future__ import annotations
 
 import json
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jwt.api_jws import PyJWS
 
@@ -27,7 +27,7 @@ TYPE = "iam-identity+jwt"
 _HALF = 4096
 """Tokens that each half of the memory holds."""
 
-_CALLER = attrgetter("principal", "session", "role", "issuer", "backend", "expires")
+_CALLER = attrgetter("principal", "session", "role", "issuer", "backend", "expires", "actor")
 
 
 class Signed(NamedTuple):
@@ -46,8 +46,8 @@ class Signer:
         self._issuer = issuer
         self._lifetime = lifetime
         self._jws = PyJWS()
-        self._young: dict[tuple[str | int | None, ...], Signed] = {}
-        self._old: dict[tuple[str | int | None, ...], Signed] = {}
+        self._young: dict[tuple[Any, ...], Signed] = {}
+        self._old: dict[tuple[Any, ...], Signed] = {}
 
     def sign(self, decision: Decision, now: float) -> Signed:
         """Return the token of an allowed decision, for its backend, before its `expires`."""
@@ -65,7 +65,7 @@ class Signer:
         end = now + self._lifetime
         if decision.expires is not None:
             end = min(end, decision.expires)
-        claims = {
+        claims: dict[str, Any] = {
             "iss": self._issuer,
             "aud": decision.backend,
             "sub": decision.principal,
@@ -75,6 +75,8 @@ class Signer:
             "session": decision.session,
             "idp": decision.issuer,
         }
+        if decision.actor is not None:
+            claims["act"] = {"sub": decision.actor.sub, "iss": decision.actor.issuer}
         signing = self.ring.signing(at)
         token = self._jws.encode(
             json.dumps(claims, separators=(",", ":")).encode(),

@@ -48,8 +48,9 @@ class Ends:
 def whose(ticket: Ticket) -> tuple[str, ...]:
     """Give what a fresh credential must share with a stream to prolong it, beside the client's address."""
     who = ticket.identity
-    jkt, x5t = who.binding or ("", "")
-    return who.issuer, who.principal, who.session, ticket.role, ticket.backend, jkt, x5t
+    actor = ("", "") if who.actor is None else (who.actor.sub, who.actor.issuer)
+    bound = who.binding or ("", "")
+    return who.issuer, who.principal, who.session, ticket.role, ticket.backend, *bound, *actor
 
 
 def renewing(policy: Policy) -> frozenset[str]:

@@ -2,8 +2,9 @@
 
 `[[revocations]]` stand in a file of their own, so that nothing else can block an emergency: a policy that
 cannot be loaded, a review that takes a day. Each revocation names credentials in IAM's words: `roles`,
-`principals`, `sessions`, `credentials` (the hash that the audit shows), `issuers`, `keys` (of bound tokens).
-All that it names must fit: `roles` and `principals` together mean these principals in these roles.
+`principals`, `actors` (who acts for them), `sessions`, `credentials` (the hash that the audit shows),
+`issuers`, `keys` (of bound tokens). All that it names must fit: `roles` and `principals` together mean these
+principals in these roles.
 `issued_before` spares tokens that were issued since; a token that does not say when it was issued counts as
 issued before. So does each STS credential: its date is what the caller signed, and a thief of AWS keys signs
 again. A credential that *holds* a revoked role is revoked as a whole, whichever role it uses: the credential
@@ -81,6 +82,8 @@ class Revocation(Model):
     """Names in the policy, or role ARNs: credentials that hold any of them."""
     principals: list[str] = Field(default_factory=list)
     """Principals as the audit names them."""
+    actors: list[str] = Field(default_factory=list)
+    """Actors as the audit names them: credentials with which any of them acts for a principal."""
     sessions: list[str] = Field(default_factory=list)
     """Session labels as the audit names them."""
     credentials: list[str] = Field(default_factory=list)
@@ -114,6 +117,7 @@ class Revocation(Model):
             return False
         for names, value in (
             (self.principals, identity.principal),
+            (self.actors, identity.actor and identity.actor.sub),
             (self.sessions, identity.session),
             (self.credentials, identity.credential),
             (self.issuers, identity.issuer),
@@ -144,7 +148,7 @@ class _File(Model):
     revocations: list[Revocation] = Field(default_factory=list)
 
 
-_NARROWEST = ("credentials", "keys", "sessions", "principals", "roles", "issuers")
+_NARROWEST = ("credentials", "keys", "sessions", "principals", "actors", "roles", "issuers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +180,7 @@ class Revocations:
             ("principals", identity.principal),
             ("issuers", identity.issuer),
             *(("keys", key) for key in identity.binding or ()),
+            *(("actors", actor) for actor in (identity.actor or ())[:1]),
             *(("roles", name) for arn in identity.roles for name in (str(arn), name_of(arn)) if name),
         ]
         found = sorted({index for key in keys for index in self._by.get(key, ())})
@@ -199,6 +204,7 @@ def revoked(identity: Identity, revocation: Revocation) -> Decision:
     return replace(
         base,
         principal=identity.principal,
+        actor=identity.actor,
         session=identity.session,
         issuer=identity.issuer,
         roles=tuple(map(str, identity.roles)),

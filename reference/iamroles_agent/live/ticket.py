@@ -18,7 +18,7 @@ from functools import lru_cache
 from ipaddress import ip_address
 from typing import Any
 
-from iamroles_agent.base.identity import Decision, Identity, Request, RoleArn
+from iamroles_agent.base.identity import Actor, Decision, Identity, Request, RoleArn
 from iamroles_agent.base.reasons import Refusal
 
 MAX_BYTES = 2400
@@ -67,6 +67,7 @@ class Ticket:
             "k": who.key_id,
             "w": list(who.grounds) or None,
             "j": who.binding,
+            "n": who.actor and who.actor[:3],
             "r": self.role,
             "b": self.backend,
         }
@@ -119,6 +120,9 @@ def _decoded(text: str) -> Ticket:
             key_id=found.get("k", ""),
             grounds=tuple(found.get("w", ())),
             binding=(str(found["j"][0]), str(found["j"][1])) if "j" in found else None,
+            actor=Actor(str(found["n"][0]), str(found["n"][1]), bool(found["n"][2]))
+            if "n" in found
+            else None,
         )
         return Ticket(found.get("g", ""), identity, request, *(found.get(name, "") for name in "rbu"))
     except (Base64Error, ValueError, LookupError, TypeError, AttributeError, Refusal) as error:

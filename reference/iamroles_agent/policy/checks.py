@@ -17,13 +17,13 @@ from urllib.parse import urlsplit
 from iamroles_agent.base import config
 from iamroles_agent.base.config import Config
 from iamroles_agent.base.errors import closest
-from iamroles_agent.base.identity import RoleArn
+from iamroles_agent.base.identity import RoleArn, is_tag
 from iamroles_agent.base.reasons import Refusal
 from iamroles_agent.identity_header import LONGEST_LIFE
 from iamroles_agent.policy.compiled import Rule, compile_rule
 from iamroles_agent.policy.groups import members_of, spelled_out
 from iamroles_agent.policy.paths import canonical
-from iamroles_agent.policy.regions import host_pattern
+from iamroles_agent.policy.regions import actors_meet, host_pattern
 from iamroles_agent.policy.sound import Sound
 from iamroles_agent.policy.witness import describe, witness_in_both
 
@@ -359,6 +359,12 @@ def _references(sound: Sound) -> Iterator[Fault]:
                 yield Fault(where, "a grant may not be for every role (least privilege)", remedy)
             elif len(rule.roles) > 1:
                 yield Fault(where, "`*` already stands for every token", 'Write roles = ["*"]')
+        for index, actor in enumerate(rule.actors):
+            for name, text in (("sub", actor.sub), ("issuer", actor.issuer)):
+                if text is not None and not is_tag(text):
+                    message = f"{text!r} fits no actor: it is empty, too long, unprintable or ends in a blank"
+                    remedy = f"Write `{name}` as the token's `act` has it, or leave it out"
+                    yield Fault(f"{key}.actors[{index}].{name}", message, remedy)
     for key, item in sound.grants:
         yield from _known(f"{key}.backend", "backend", item.backend, sound.backend_names, "[[backends]]")
 
@@ -377,6 +383,7 @@ def _conflicts(sound: Sound) -> Iterator[Fault]:
     """
     same_path: dict[tuple[str, bool], list[tuple[str, Rule]]] = {}
     members = members_of([group for _, group in sound.groups])
+    issuers = {issuer.issuer for _, issuer in sound.issuers}
     for key, grant in sound.grants:
         mended = any(name.startswith(f"{key}.") for name in sound.stand_ins)
         if not grant.shadow and not mended:
@@ -385,6 +392,8 @@ def _conflicts(sound: Sound) -> Iterator[Fault]:
     for rules in same_path.values():
         for (_, one), (key, two) in combinations(rules, 2):
             if one.backend == two.backend or not one.region.meets(two.region):
+                continue
+            if not actors_meet(one.region.actors, two.region.actors, issuers):
                 continue
             if shared := sorted(one.roles & two.roles):
                 who = f"the role {shared[0]!r}"

@@ -28,12 +28,13 @@ from dataclasses import dataclass, replace
 from operator import attrgetter
 
 from iamroles_agent.base import config
-from iamroles_agent.base.identity import Decision, Identity, Request, RoleArn
+from iamroles_agent.base.identity import Actor, Decision, Identity, Request, RoleArn
 from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.base.release import release
 from iamroles_agent.policy.paths import canonical, segments
 from iamroles_agent.policy.regions import (
     MALFORMED_HOST,
+    Actors,
     Address,
     Region,
     canonical_host,
@@ -96,14 +97,17 @@ class Query:
     hosts: tuple[str, ...]
     """Patterns that match, `MALFORMED_HOST` for an absent or invalid host; `*` for rules without hosts."""
     src: Address
+    actor: Actors = frozenset()
+    """`Actor.names`; empty if nobody acts for the caller."""
 
     @classmethod
-    def from_request(cls, request: Request, reach: Reach | None = None) -> Query:
+    def from_request(cls, request: Request, reach: Reach | None = None, actor: Actor | None = None) -> Query:
         """Canonicalise a request.
 
         Args:
             request: as the proxy will forward it.
             reach: of the rules. None: keys for any rule, at a cost that grows with the square of the depth.
+            actor: who acts for the caller.
 
         Raises:
             Refusal: `path_ambiguous`.
@@ -115,7 +119,8 @@ class Query:
         hosts = list(host_patterns_of(canonical_host(request.host) or MALFORMED_HOST))
         if reach is not None:
             hosts = [host for host in hosts if host in reach.hosts or host == MALFORMED_HOST]
-        return cls(request.method, paths, (*hosts, _ANY), plain_address(request.src))
+        names = frozenset() if actor is None else actor.names
+        return cls(request.method, paths, (*hosts, _ANY), plain_address(request.src), names)
 
 
 _ByHost = dict[str, list[Rule]]
@@ -168,13 +173,16 @@ class Index:
                 continue
             for host in query.hosts:
                 for rule in by_host.get(host, ()):
-                    if rule.region.sources is None or self._has_source(rule, query.src):
+                    region = rule.region
+                    if (region.sources is None and region.actors is None) or self._fits(region, query):
                         yield rule
 
-    def _has_source(self, rule: Rule, src: Address) -> bool:
-        """Test the source; if that fails, it matches a deny and does not match a grant (DENY-ERROR-001)."""
+    def _fits(self, region: Region, query: Query) -> bool:
+        """Test actor and source; if that fails, a deny matches and a grant does not (DENY-ERROR-001)."""
+        if region.actors is not None and region.actors.isdisjoint(query.actor):
+            return False
         try:
-            return rule.region.has_source(src)
+            return region.has_source(query.src)
         except Exception:  # noqa: BLE001 - after any error take the safe side
             return self._deny
 
@@ -297,13 +305,14 @@ class Policy:
             principal=identity.principal,
             session=identity.session,
             issuer=identity.issuer,
+            actor=identity.actor,
             expires=identity.not_after,
             credential=identity.credential,
             roles=tuple(map(str, identity.roles)),
             unmapped=tuple(str(arn) for arn in identity.roles if arn not in self._name_of),
         )
         try:
-            query = Query.from_request(request, self._reach)
+            query = Query.from_request(request, self._reach, identity.actor)
             roles = self._roles_of(identity, request.requested_role)
         except Refusal as refusal:
             return replace(base, reason=refusal.reason, detail=refusal.detail)

@@ -224,6 +224,8 @@ def _explain(kind: str, message: str, context: dict[str, Any], loc: tuple[int | 
         return f"is not {wanted}", f"Write {wanted}"
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         table, listed = str(loc[0]), len(loc) > 1
+        if len(loc) > 3:
+            return "is not a table", "Write it as `{ … }`"
         return "is not a table", f"Write it as `[[{table}]]`" if listed else f"Write it as `[{table}]`"
     if kind == "value_error":
         return f"is wrong: {context.get('error', message)}", "Write it so"

@@ -1,6 +1,6 @@
 """Regions: the sets of requests that rules are about, and the values that requests are compared by.
 
-A region is a product of four independent conditions: method, path, host, source network. The decision
+A region is a product of five independent conditions: method, path, host, source network, actor. The decision
 (`policy.compiled`) and the analysis (`policy.zones` of the tools) both read rules through this module, so
 that what is proven is what is enforced.
 """
@@ -8,7 +8,7 @@ that what is proven is what is enforced.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses, ip_network
 
@@ -17,6 +17,8 @@ from iamroles_agent.policy.paths import canonical, segments
 
 Network = IPv4Network | IPv6Network
 Address = IPv4Address | IPv6Address
+Actors = frozenset[tuple[str, str]]
+"""`sub` and `issuer` of entries, "" for what is left out; see `Actor.names`."""
 
 _HOST = re.compile(
     r"(?P<host>\[[0-9a-f:.]{2,45}\]|[a-z0-9_-]+(?:\.[a-z0-9_-]+)*)\.?(?::[0-9]{0,5})?", re.ASCII
@@ -78,6 +80,7 @@ class Region:
     exact: bool
     hosts: frozenset[str] | None
     sources: tuple[Network, ...] | None
+    actors: Actors | None = None
 
     @classmethod
     def from_rule(cls, rule: config.Grant | config.Deny | config.Scope) -> Region:
@@ -93,6 +96,7 @@ class Region:
             exact=rule.match == "exact",
             hosts=frozenset(map(host_pattern, rule.hosts)) or None,
             sources=merge_networks(map(ip_network, sources)) if sources else None,
+            actors=frozenset((a.sub or "", a.issuer or "") for a in getattr(rule, "actors", [])) or None,
         )
 
     @property
@@ -117,6 +121,7 @@ class Region:
             and (self.has_path(other.path) or other.has_path(self.path))
             and _hosts_meet(self.hosts, other.hosts)
             and _sources_meet(self.sources, other.sources)
+            and actors_meet(self.actors, other.actors)
         )
 
 
@@ -135,6 +140,20 @@ def _sources_meet(one: tuple[Network, ...] | None, two: tuple[Network, ...] | No
     if one is None or two is None:
         return True
     return any(a.version == b.version and a.overlaps(b) for a in one for b in two)
+
+
+def actors_meet(one: Actors | None, two: Actors | None, issuers: Container[str] | None = None) -> bool:
+    """Return whether an actor can fit both; `issuers` are the `iss` of tokens, None: they may be any."""
+
+    def same_issuer(a: tuple[str, str], b: tuple[str, str]) -> bool:
+        if a[1] == b[1] or ("", "") in (a, b):
+            return True
+        # A `sub` alone is of the token's own issuer, which may be the issuer that the other names.
+        return not (a[1] and b[1]) and (issuers is None or (a[1] or b[1]) in issuers)
+
+    if one is None or two is None:
+        return True
+    return any((a[0] == b[0] or not (a[0] and b[0])) and same_issuer(a, b) for a in one for b in two)
 
 
 def merge_networks(networks: Iterable[Network]) -> tuple[Network, ...]:

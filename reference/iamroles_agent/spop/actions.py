@@ -22,11 +22,11 @@ PREFIX = "iam"
 """`option var-prefix` of the engine: HAProxy's name of a variable is `<scope>.iam.<name>`."""
 TAGS = (
     *("nonce", "ticket", "identity", "session", "principal", "issuer", "rule", "role", "expires"),
-    *("backend", "proof"),
+    *("backend", "proof", "actor_issuer", "actor"),
 )
 """The tags that may be dropped if a frame is too small, in this order; `status`, `reason`, `error` and
 `allow` stay. The proxy refuses an allowed request without a backend, so too small a frame fails closed: also
-a proof is not counted only if its request is refused."""
+a proof is not counted, or an actor not named, only if the request is refused."""
 _SET_VAR, _UNSET_VAR = 1, 2
 _NAME = re.compile(r"[A-Za-z0-9._]+")
 _MAX_FULL_NAME = 63
@@ -80,6 +80,7 @@ def encode_verdict(decision: Decision, identity: str = "") -> bytes:
     if decision.allow == (decision.reason is not None):
         raise LocalProtocolError("a decision has a reason if and only if it refuses")
     names = ("reason", "error", "role", "principal", "session", "issuer", "rule", "backend")
+    actor = decision.actor if decision.allow else None
     return b"".join(
         (
             set_var(VariableScope.TRANSACTION, "status", DataType.INT32, decision.status),
@@ -90,6 +91,8 @@ def encode_verdict(decision: Decision, identity: str = "") -> bytes:
             _tag("identity", identity) if identity else b"",
             _tag("ticket", decision.ticket) if decision.ticket else b"",
             _tag("proof", decision.proof) if decision.proof else b"",
+            _tag("actor", actor.sub) if actor else b"",
+            _tag("actor_issuer", actor.issuer) if actor and actor.foreign else b"",
             _tag("nonce", decision.nonce) if decision.nonce else b"",
             set_var(VariableScope.TRANSACTION, "allow", DataType.BOOL, decision.allow),
         )

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 from iamroles_agent.base.clocks import Clock
-from iamroles_agent.base.identity import Identity
+from iamroles_agent.base.identity import Actor, Identity
 from iamroles_agent.base.release import release
 from iamroles_agent.tokens.claims import role_arn
 from iamroles_agent.tokens.keys import Key
@@ -31,11 +32,13 @@ _FEW, _ROLE_SIZE = 16, 320
 """Identities with few roles share their role objects; identities with more roles hardly do."""
 _BINDING_SIZE = 248
 """Two thumbprints and their tuple."""
+_ACTOR_SIZE, _TEXT_SIZE = 200, 60
+"""An actor's tuples without their texts, and a text without its characters."""
 
 
 def size_of(identity: Identity) -> int:
     """Estimate the bytes that an entry takes; interned roles and grounds cost a pointer."""
-    _, principal, session, roles, _, _, _, scopes, _, key_id, _, _, binding = identity
+    _, principal, session, roles, _, _, _, scopes, _, key_id, _, _, binding, actor = identity
     count = len(roles)
     size = (
         _BASE_SIZE
@@ -45,6 +48,9 @@ def size_of(identity: Identity) -> int:
         + len(key_id)
         + (0 if binding is None else _BINDING_SIZE)
     )
+    if actor is not None:
+        texts = (actor.sub, actor.issuer, *chain.from_iterable(actor.chain))
+        size += _ACTOR_SIZE + sum(_TEXT_SIZE + len(text) for text in texts)
     return size if scopes is None else size + 216 + 60 * len(scopes) + sum(map(len, scopes))
 
 
@@ -80,13 +86,12 @@ class IdentityCache:
         entry = table.get(digest)
         if entry is None:
             return None
-        _, number, issuer, who, session, roles, end, issued, wish, scopes, name, kid, again, on, keys = entry
+        _, number, issuer, who, session, roles, end, issued, wish, scopes, *rest, actor = entry
         roles = tuple([role_arn(arn) for arn in roles])
         preferred = None if wish is None else role_arn(wish)
         scopes = None if scopes is None else frozenset(scopes)
-        identity = Identity(
-            issuer, who, session, roles, end, issued, preferred, scopes, name, kid, again, on, keys
-        )
+        actor = None if actor is None else Actor._make(actor)
+        identity = Identity._make((issuer, who, session, roles, end, issued, preferred, scopes, *rest, actor))
         key = self._keys.get(number)
         if self._clock() >= identity.believed_until or (number and (key is None or not key.live)):
             self.drop(digest)
@@ -102,14 +107,14 @@ class IdentityCache:
         if key is not None and key.number not in self._keys:
             self._keys = {one.number: one for one in (*self._keys.values(), key) if one.live or one is key}
         size = size_of(identity)
-        issuer, who, session, roles, end, issued, wish, scopes, name, kid, again, on, keys = identity
+        issuer, who, session, roles, end, issued, wish, scopes, *rest, actor = identity
         number = 0 if key is None else key.number
         arns = tuple([_arn(role) for role in roles])
         preferred = None if wish is None else _arn(wish)
         texts = None if scopes is None else tuple(scopes)
         table[digest] = (
             *(size, number, issuer, who, session, arns),
-            *(end, issued, preferred, texts, name, kid, again, on, keys),
+            *(end, issued, preferred, texts, *rest, None if actor is None else tuple(actor)),
         )
         self.bytes += size
         self._held += 1

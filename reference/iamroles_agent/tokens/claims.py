@@ -15,7 +15,7 @@ from typing import Any
 
 from iamroles_agent.base.config import Issuer, Limits
 from iamroles_agent.base.errors import ConfigError, Problem
-from iamroles_agent.base.identity import Identity, RoleArn
+from iamroles_agent.base.identity import MAX_TAG, Actor, Identity, RoleArn, is_tag
 from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.tokens.encoding import decode_base64url
 from iamroles_agent.tokens.grounds import (
@@ -33,13 +33,14 @@ AWS_CLAIMS = "https://sts.amazonaws.com/"
 """The claim in which STS nests its claims about a principal (GetWebIdentityToken)."""
 
 _MAX_SECONDS = 1 << 53
-_MAX_LABEL = 512
 _MAX_SETS = 1024
 _MAX_KEPT, _MAX_ROLES_KEPT = 1024, 32
 """Longer scope strings, and longer lists of roles, are read again each time, so that they fill no memory."""
 _OTHER_PRINCIPAL = re.compile(
     r"arn:aws[a-z-]*:(?:iam|sts)::(?P<account>[0-9]{12}):(?:root|user/\S+|federated-user/\S+)", re.ASCII
 )
+_MAX_ACTORS, _MAX_CHAIN = 8, 2048
+"""Actors of a token that are kept, and characters of their names; the others are forgotten."""
 _CONFIRMED = frozenset(("jkt", "x5t#S256"))
 """Members of `cnf` whose proof the gate knows."""
 _INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?Z", re.ASCII)
@@ -80,12 +81,11 @@ def _seconds(payload: Payload, name: str) -> int | None:
 
 
 def _label(value: object, name: str) -> str:
-    """Check that a value is safe in a header and a log line: bounded, printable, without outer blanks."""
-    if not isinstance(value, str) or not 0 < len(value) <= _MAX_LABEL or not value.isprintable():
-        raise Refusal(Reason.CLAIM_INVALID, f"{name} is not a printable string of 1 to {_MAX_LABEL}")
-    if value[0] == " " or value[-1] == " ":  # a backend that trims headers would read another value
-        raise Refusal(Reason.CLAIM_INVALID, f"{name} begins or ends with a blank")
-    return value
+    """Check that a value is a text that may become a tag."""
+    if isinstance(value, str) and is_tag(value):
+        return value
+    what = f"{name} is not a printable string of 1 to {MAX_TAG}, without blanks around it"
+    raise Refusal(Reason.CLAIM_INVALID, what)
 
 
 class ClaimRules:
@@ -155,6 +155,7 @@ class ClaimRules:
         exp, iat = self._times(payload, now)
         audience = self._audience(payload)
         binding = self._binding(payload["cnf"]) if "cnf" in payload else None
+        actor = _actor(payload["act"], self._url) if "act" in payload else None
         profile = self._profile
         if profile == "rfc9068":
             _check_rfc9068(payload, iat)
@@ -171,6 +172,9 @@ class ClaimRules:
         if profile == "aws":
             roles, outer = self._aws(payload, now)
             end = min(end, outer) if outer is not None else end
+            nested = payload.get(AWS_CLAIMS, {})
+            if _for_end_user(payload, nested):
+                actor = Actor(_label(nested.get("principal_id"), "principal_id"), self._url)
         else:
             roles = self._roles(self._find_roles(payload))
             if self._find_preferred and (wish := self._find_preferred(payload)) is not None:
@@ -179,7 +183,7 @@ class ClaimRules:
             Identity,
             (
                 *(self.name, principal, session, roles, int(end), iat, preferred, scopes, credential),
-                *(header.kid or "", None, token_grounds(self._url, header.alg, more), binding),
+                *(header.kid or "", None, token_grounds(self._url, header.alg, more), binding, actor),
             ),
         )
 
@@ -307,10 +311,7 @@ class ClaimRules:
         account = nested.get("aws_account")
         if not isinstance(account, str) or account not in self._accounts:
             raise Refusal(Reason.CLAIM_INVALID, "aws_account is not an account configured for this issuer")
-        # OUTBOUND-ORIGIN-001: in this mode, named inside or outside, `sub` is a name of the identity provider
-        # that the session came from. It is unique only with that provider, and may look like a role's ARN.
-        origin = "OriginIdentity" in (payload.get("subject_mode"), nested.get("subject_mode"))
-        arn = nested.get("principal_id") if origin else payload.get("sub")
+        arn = nested.get("principal_id") if _for_end_user(payload, nested) else payload.get("sub")
         if not isinstance(arn, str):
             raise Refusal(Reason.CLAIM_INVALID, "the principal's ARN is missing")
         if other := _OTHER_PRINCIPAL.fullmatch(arn):
@@ -326,10 +327,36 @@ class ClaimRules:
         return (role,), outer
 
 
+def _for_end_user(payload: Payload, nested: Payload) -> bool:
+    """Look whether a role acts for an end user in a token of AWS, as it says inside or outside.
+
+    `sub` is then a name of the identity provider that the session came from. It is unique only with that
+    provider, and may look like a role's ARN (OUTBOUND-ORIGIN-001).
+    """
+    return "OriginIdentity" in (payload.get("subject_mode"), nested.get("subject_mode"))
+
+
 def _role(entry: object) -> RoleArn:
     if not isinstance(entry, str):
         raise Refusal(Reason.ROLE_MALFORMED, "a role is not a string")
     return role_arn(entry)
+
+
+def _actor(act: object, url: str) -> Actor:
+    """Read an `act` claim of a token of issuer `url`; nested ones are not judged (RFC 8693 section 4.1)."""
+    if not isinstance(act, dict):
+        raise Refusal(Reason.CLAIM_INVALID, "act is not an object (RFC 8693)")
+    sub, issuer = _label(act.get("sub"), "act.sub"), _label(act.get("iss", url), "act.iss")
+    chain: list[tuple[str, str]] = []
+    former: Any = act
+    size = len(sub) + len(issuer)
+    while isinstance(former := former.get("act"), dict) and len(chain) < _MAX_ACTORS - 1:
+        texts = [text if isinstance(text := former.get(name), str) else "" for name in ("sub", "iss")]
+        size += sum(map(len, texts))
+        if size > _MAX_CHAIN:
+            break
+        chain.append((texts[0], texts[1]))
+    return Actor(sub, issuer, issuer != url, tuple(chain))
 
 
 def _bound(cnf: object) -> Refusal:

@@ -31,7 +31,7 @@ class Query:
     """The conditions on a record; None or empty: any."""
 
     who: str = ""
-    """A pattern (`*`, `?`) for the principal, the session or the credential's hash."""
+    """A pattern (`*`, `?`) for the principal, its actor, the session or the credential's hash."""
     since: datetime | None = None
     until: datetime | None = None
     """Exclusive."""
@@ -64,9 +64,8 @@ class Query:
         )
 
     def _is_who(self, record: dict[str, Any]) -> bool:
-        return any(
-            fnmatchcase(record.get(name, ""), self.who) for name in ("principal", "session", "credential")
-        )
+        names = ("principal", "actor", "session", "credential")
+        return any(fnmatchcase(record.get(name, ""), self.who) for name in names)
 
     def _has_role(self, record: dict[str, Any]) -> bool:
         roles = [record.get("role", ""), *record.get("roles", ())]

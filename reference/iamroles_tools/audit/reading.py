@@ -124,7 +124,7 @@ _OWN = ("time", "seq", "request", "port", "stream")
 _SEAL = ("writer", "agent", "prev", "hash")
 """Members that seal a batch and state nothing about the record that has them."""
 _TEXTS = (
-    "kind", "verdict", "reason", "detail", "principal", "session", "issuer", "credential", "role",
+    "kind", "verdict", "reason", "detail", "principal", "actor", "session", "issuer", "credential", "role",
     "rule", "backend", "src", "method", "host", "path", "cause", "event", "request",
 )  # fmt: skip
 _LISTS = ("roles", "unmapped", "shadow")

@@ -24,7 +24,7 @@ CONFIRMATIONS = ("jkt", "x5t#S256", "jwk", "jwe", "jku", "kid", "later")
 """Members of `cnf` (RFC 7800, 8705, 9449), and an unknown member."""
 LOGOUT = {"http://schemas.openid.net/event/backchannel-logout": {}}
 PLAIN = (
-    *("act", "may_act", "nonce", "sid", "azp", "auth_time", "acr", "amr", "at_hash", "c_hash", "token_use"),
+    *("may_act", "nonce", "sid", "azp", "auth_time", "acr", "amr", "at_hash", "c_hash", "token_use"),
     *("client_id", "groups", "entitlements", "authorization_details", "txn", "toe", "sub_id", "typ", "email"),
     *("exp_", "Cnf", "CNF", "cnf ", "Events", "confirmation", "event"),
 )
