@@ -155,7 +155,7 @@ class ClaimRules:
         exp, iat = self._times(payload, now)
         audience = self._audience(payload)
         binding = self._binding(payload["cnf"]) if "cnf" in payload else None
-        actor = _actor(payload["act"], self._url) if "act" in payload else None
+        actor = actor_of(payload["act"], self._url) if "act" in payload else None
         profile = self._profile
         if profile == "rfc9068":
             _check_rfc9068(payload, iat)
@@ -342,7 +342,7 @@ def _role(entry: object) -> RoleArn:
     return role_arn(entry)
 
 
-def _actor(act: object, url: str) -> Actor:
+def actor_of(act: object, url: str) -> Actor:
     """Read an `act` claim of a token of issuer `url`; nested ones are not judged (RFC 8693 section 4.1)."""
     if not isinstance(act, dict):
         raise Refusal(Reason.CLAIM_INVALID, "act is not an object (RFC 8693)")

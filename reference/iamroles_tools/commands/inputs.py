@@ -31,6 +31,18 @@ def bad_input(message: str) -> NoReturn:
     end(2, f"Error: {message}")
 
 
+def act_claim(text: str) -> dict[str, Any]:
+    """Read an `act` claim: JSON, `SUB,ISS` or `SUB`. An ISS has a colon, so a SUB may have commas."""
+    if text.startswith("{"):
+        try:
+            found: dict[str, Any] = json.loads(text)
+        except ValueError as error:
+            bad_input(f"{text!r} is not JSON: {error}. Write SUB, SUB,ISS or a JSON object")
+        return found
+    sub, comma, issuer = text.rpartition(",")
+    return {"sub": sub, "iss": issuer} if comma and ":" in issuer else {"sub": text}
+
+
 def table(path: Path, name: str, *, toml: bool = False) -> dict[str, Any]:
     """Read a file that holds a JSON object or a TOML document; `name` describes it in errors."""
     try:

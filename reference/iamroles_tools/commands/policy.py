@@ -17,7 +17,8 @@ from iamroles_agent.base.identity import Decision, Request
 from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.policy.compiled import Policy, version_of
 from iamroles_agent.policy.load import PolicyFile, load_file
-from iamroles_tools.commands.inputs import EpochSecond, bad_input, table
+from iamroles_agent.tokens.claims import actor_of
+from iamroles_tools.commands.inputs import EpochSecond, act_claim, bad_input, table
 from iamroles_tools.commands.policy_text import change_lines, considered_line, finding_lines
 from iamroles_tools.haproxy.render import render
 from iamroles_tools.policy import diff as differences
@@ -98,6 +99,7 @@ def _finding_json(document: PolicyFile, finding: Finding) -> dict[str, Any]:
         **asdict(finding.witness),
         "src": str(finding.witness.src),
         "role": finding.role,
+        **({} if finding.actor is None else {"actor": finding.actor._asdict()}),
     }
     return {
         "kind": finding.kind,
@@ -128,6 +130,7 @@ def _finding_json(document: PolicyFile, finding: Finding) -> dict[str, Any]:
 @click.option("--request-role", help="The requested role (X-IAM-Role).")
 @click.option("--preferred", help="The token's preferred role.")
 @click.option("--scope", "scopes", multiple=True, help="A scope of the token; without any, unrestricted.")
+@click.option("--actor", metavar="SUB[,ISS]", help="Who acts for the caller; ISS if it is another issuer's.")
 @click.option("--src", default="192.0.2.1", show_default=True, help="The client's address.")
 @click.option("--at", type=EpochSecond(), help="With --claims: epoch second at which to judge. Default: now.")
 @_format_option
@@ -141,6 +144,7 @@ def explain(  # noqa: PLR0917 - click passes them by name
     request_role: str | None,
     preferred: str | None,
     scopes: tuple[str, ...],
+    actor: str | None,
     src: str,
     at: float | None,
     form: str,
@@ -153,6 +157,7 @@ def explain(  # noqa: PLR0917 - click passes them by name
     document = _read(file, form)
     if "://" in target:
         bad_input(f"TARGET is a path, or a host and a path: leave {target.partition('://')[0]}:// out")
+    act = {} if actor is None else {"act": act_claim(actor)}
     host, slash, path = target.partition("?")[0].partition("/")
     now: float | None = None
     assumed: list[str] = []
@@ -160,11 +165,16 @@ def explain(  # noqa: PLR0917 - click passes them by name
         request = Request(method, host, slash + path, ip_address(src), request_role)
         if claims is not None:
             now = time.time() if at is None else at
-            data = table(claims, "a token's payload")
+            data = table(claims, "a token's payload") | act
             identity, assumed = explaining.identity_of_claims(document.config, data, issuer, now)
         else:
             scoped = frozenset(scopes) if scopes else None
             identity = explaining.identity_of(Policy(document.config), list(roles), preferred, scoped)
+            if act:
+                # Without a token, a `sub` alone is an agent of the only issuer, or of an unknown one.
+                urls = [issuer.issuer for issuer in document.config.issuers]
+                own = urls[0] if len(urls) == 1 else "the token's own issuer"
+                identity = identity._replace(actor=actor_of(act["act"], own))
     except Refusal as refusal:
         if claims is None:
             bad_input(refusal.detail)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from iamroles_agent.base.identity import Actor
 from iamroles_agent.policy.load import PolicyFile
 from iamroles_agent.policy.witness import describe
 from iamroles_tools.policy.diff import Change, Difference
@@ -23,7 +24,7 @@ def finding_lines(document: PolicyFile, finding: Finding) -> Iterator[str]:
     yield f"{location(document, finding.key)}: {level}: {finding.kind}: {finding.subject} {finding.message}"
     if finding.witness is not None:
         who = f"{finding.role}: " if finding.role else ""
-        yield f"    witness: {who}{describe(finding.witness)}"
+        yield f"    witness: {who}{describe(finding.witness)}{_by(finding.actor)}"
     for name, key in list(finding.others.items())[:8]:
         yield f"    see: {name} at {location(document, key)}"
     yield f"    remedy: {finding.remedy}"
@@ -102,7 +103,11 @@ def _change(sign: str, change: Change, *, everything: bool) -> Iterator[str]:
         yield f"      {line}"
     if len(lines) < len(change.region):
         yield f"      and {len(change.region) - len(lines)} more lines (--all)"
-    yield f"      witness: {describe(change.witness)}"
+    yield f"      witness: {describe(change.witness)}{_by(change.actor)}"
+
+
+def _by(actor: Actor | None) -> str:
+    return "" if actor is None else f" with actor {actor.sub} of {actor.issuer}"
 
 
 def _count(items: Sequence[object], what: str) -> str:

@@ -19,7 +19,7 @@ from iamroles_agent.policy.load import load
 from iamroles_agent.tokens import Authenticator
 from iamroles_agent.tokens.encoding import decode_object
 from iamroles_agent.tokens.keys import Key, KeySet, KeySetError
-from iamroles_tools.commands.inputs import EpochSecond, bad_input, table
+from iamroles_tools.commands.inputs import EpochSecond, act_claim, bad_input, table
 from iamroles_tools.tokens.inspection import Inspection, ObtainKey, inspect
 from iamroles_tools.tokens.minting import (
     RecipeError,
@@ -188,6 +188,7 @@ def _as_json(found: Inspection) -> str:
 @click.option("--kid", help="Overrides the recipe's and the key's.")
 @click.option("--bind", type=FILE, help="Bind it to this private key (DPoP): `cnf.jkt`.")
 @click.option("--certificate", type=FILE, help="Bind it to this client certificate: `cnf.x5t#S256`.")
+@click.option("--act", metavar="SUB[,ISS]", help="Who acts for the caller: the claim `act`, or its JSON.")
 @click.option("--jwks", "print_jwks", is_flag=True, help="Print the public key set instead of a token.")
 def mint_command(
     *,
@@ -198,6 +199,7 @@ def mint_command(
     kid: str | None,
     bind: Path | None,
     certificate: Path | None,
+    act: str | None,
     print_jwks: bool,
 ) -> None:
     """Mint a test token and print it.
@@ -213,6 +215,7 @@ def mint_command(
         bound = {} if bind is None else {"jkt": thumbprint_of(load_private_key(bind)[0])}
         bound |= {} if certificate is None else {"x5t#S256": certificate_thumbprint(certificate)}
         claims |= {"cnf": bound} if bound else {}
+        claims |= {} if act is None else {"act": act_claim(act)}
         recipe |= {"claims": claims} | ({"alg": alg} if alg else {}) | ({"kid": kid} if kid else {})
         if print_jwks:
             chosen = recipe.get("alg", default_algorithm(key))

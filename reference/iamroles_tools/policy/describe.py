@@ -17,6 +17,7 @@ from ipaddress import (
     collapse_addresses,
     summarize_address_range,
 )
+from operator import attrgetter
 from typing import NamedTuple
 
 from iamroles_agent.policy.regions import Network, Region
@@ -24,7 +25,7 @@ from iamroles_tools.policy.zones import NONE, OTHER, Grid, Path, PathGroup, Tree
 
 Part = tuple[Zone, int]
 """Some cells of a zone."""
-_Slice = tuple[tuple[str, str, str], ...]
+_Slice = tuple[tuple[str, str, str, str], ...]
 
 
 class Line(NamedTuple):
@@ -34,11 +35,13 @@ class Line(NamedTuple):
     hosts: str
     paths: str
     sources: str
+    actors: str = ""
 
     def __str__(self) -> str:
         host = f"{self.hosts} " if self.hosts else ""
         source = f" from {self.sources}" if self.sources else ""
-        return f"{self.methods or 'any method'} {host}{self.paths}{source}"
+        actors = f" with actor {self.actors}" if self.actors else ""
+        return f"{self.methods or 'any method'} {host}{self.paths}{source}{actors}"
 
 
 def describe_parts(parts: Iterable[Part], tree: Tree) -> tuple[Line, ...]:
@@ -55,11 +58,11 @@ def describe_parts(parts: Iterable[Part], tree: Tree) -> tuple[Line, ...]:
     for group, zones in cells.items():
         slices.setdefault(_slice(group, zones), set()).update(group.paths)
     lines = [
-        Line(methods, hosts, _paths(paths, tree), sources)
+        Line(methods, hosts, _paths(paths, tree), sources, actors)
         for conditions, paths in slices.items()
-        for hosts, methods, sources in conditions
+        for hosts, methods, sources, actors in conditions
     ]
-    return tuple(sorted(lines, key=lambda line: (line.paths, line.hosts, line.methods, line.sources)))
+    return tuple(sorted(lines, key=attrgetter("paths", "hosts", "methods", "sources", "actors")))
 
 
 def describe_region(region: Region) -> str:
@@ -68,20 +71,45 @@ def describe_region(region: Region) -> str:
     hosts = "|".join(sorted(region.hosts)) if region.hosts else ""
     below = "" if region.exact else " and below"
     sources = f" from {', '.join(map(str, region.sources))}" if region.sources else ""
-    return f"{methods} {hosts}{region.path}{below}{sources}"
+    return f"{methods} {hosts}{region.path}{below}{sources}{actor_words(region)}"
+
+
+def actor_words(region: Region) -> str:
+    """Describe the actors that a rule asks for; "" if it asks for none."""
+    named = [f"{sub or 'any'}{f' of {url}' if url else ''}" for sub, url in sorted(region.actors or ())]
+    return f" with actor {' or '.join(named)}" if named else ""
 
 
 def _slice(group: PathGroup, zones: dict[Zone, int]) -> _Slice:
-    by_cells: dict[tuple[tuple[str, str], ...], set[str]] = {}
+    at_host: dict[tuple[tuple[tuple[str, str], ...], str], list[Zone]] = {}
     for zone, cells in zones.items():
-        by_cells.setdefault(_conditions(zone.grid, cells), set()).update(zone.hosts)
+        conditions = _conditions(zone.grid, cells)
+        for host in zone.hosts:
+            at_host.setdefault((conditions, host), []).append(zone)
+    by_cells: dict[tuple[tuple[tuple[str, str], ...], str], set[str]] = {}
+    for (conditions, host), same in at_host.items():
+        by_cells.setdefault((conditions, _actors(same)), set()).add(host)
     return tuple(
         sorted(
-            (_hosts(hosts, group.hosts), methods, sources)
-            for conditions, hosts in by_cells.items()
+            (_hosts(hosts, group.hosts), methods, sources, actors)
+            for (conditions, actors), hosts in by_cells.items()
             for methods, sources in conditions
         )
     )
+
+
+def _actors(zones: list[Zone]) -> str:
+    """Describe the actors of zones that differ in nothing else."""
+    kinds, inside = zones[0].kinds, {actor for zone in zones for actor in zone.actors}
+    outside = [words for actor, words in kinds.items() if actor not in inside]
+    if not outside:
+        return ""
+    if outside == ["nobody"]:
+        return "anybody"
+    named = [words for actor, words in kinds.items() if actor in inside]
+    if len(outside) < len(named):
+        return f"any but {'; '.join(dict.fromkeys(outside))}"
+    return "; ".join(dict.fromkeys(named))
 
 
 def _conditions(grid: Grid, cells: int) -> tuple[tuple[str, str], ...]:

@@ -22,14 +22,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations, product
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from iamroles_agent.base.config import Config
-from iamroles_agent.base.identity import Request, RoleArn
+from iamroles_agent.base.config import Config, Issuer
+from iamroles_agent.base.identity import Actor, Request, RoleArn
 from iamroles_agent.policy.compiled import Rule, arns_of
 from iamroles_agent.policy.regions import Region
 from iamroles_agent.policy.witness import describe
@@ -69,6 +69,8 @@ class Change:
     """If it moved: the backend before. If other roles grant it: the roles before."""
     now: str = ""
     """If other roles grant it: the roles now."""
+    actor: Actor | None = None
+    """Who acts for the caller of the witness."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,7 @@ class Difference:
         del changes["running"]
         for items in changes.values():
             for item in items:
-                for name in ("witness", "text", "weaker"):
+                for name in ("witness", "text", "weaker", "actor"):
                     item.pop(name, None)
         return hashlib.sha256(json.dumps(changes, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -118,7 +120,8 @@ class Difference:
 
         def change(item: Change) -> dict[str, Any]:
             request = {name: str(getattr(item.witness, name)) for name in ("method", "host", "path", "src")}
-            region = [line._asdict() for line in item.region]
+            # A digest of before must stay as it was.
+            region = [{k: v for k, v in line._asdict().items() if v or k != "actors"} for line in item.region]
             return {**asdict(replace(item, region=())), "region": region, "witness": request,
                     "text": describe(item.witness)}  # fmt: skip
 
@@ -136,7 +139,8 @@ def diff(old: Config, new: Config) -> Difference:
     labels = Labels(sorted({arn for named in names for listed in named.values() for arn in listed}))
     before, after = (_routes(*pair, labels) for pair in zip((old, new), names, strict=True))
     union = old.multi_role == new.multi_role == "union"
-    routes = _Comparison(before, after, labels, union=union).changes()
+    issuers = [*old.issuers, *new.issuers]
+    routes = _Comparison(before, after, labels, issuers, union=union).changes()
     scope_names = Labels(sorted({scope.name for config in (old, new) for scope in config.scopes}))
     scopes = _Comparison(_scopes(old, scope_names), _scopes(new, scope_names), scope_names).changes()
     settings = list(_settings(old, new))
@@ -205,19 +209,22 @@ class _Reach(NamedTuple):
 class _Comparison:
     """Walks both policies together; `union`: in both, all roles of a token count."""
 
-    def __init__(self, old: _Side, new: _Side, labels: Labels, *, union: bool = False) -> None:
+    def __init__(
+        self, old: _Side, new: _Side, labels: Labels, issuers: Iterable[Issuer] = (), *, union: bool = False
+    ) -> None:
         self._sides = (old, new)
         self._labels = labels
         self._union = union
         self._found: dict[_Key, dict[tuple[int, Zone], _Found]] = defaultdict(lambda: defaultdict(_Found))
         self._rules = [rule for side in self._sides for rule in (*side.grants, *side.denies)]
         self._tree = Tree(self._rules)
+        self._issuers = issuers
         self._side = {rule: side for side in self._sides for rule in (*side.grants, *side.denies)}
 
     def changes(self) -> dict[str, tuple[Change, ...]]:
         """Return the changes by kind, sorted by cause; roles with the same region are one entry."""
         same_lifetime = _same_lifetime(*self._sides) if self._union else []
-        for zone in walk(self._rules, self._tree):
+        for zone in walk(self._rules, self._tree, self._issuers):
             if self._rules_of(zone, self._sides[0]) == self._rules_of(zone, self._sides[1]):
                 continue
             classes = split(zone.classes(self._labels.everyone), same_lifetime)
@@ -337,6 +344,7 @@ class _Comparison:
                 tuple(self._labels.listed(key.companions)),
                 key.was,
                 key.now,
+                zone.actors[0],
             )
 
 

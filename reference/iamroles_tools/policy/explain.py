@@ -12,6 +12,7 @@ from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.policy.compiled import Policy, Query, Rule
 from iamroles_agent.tokens.claims import ClaimRules
 from iamroles_agent.tokens.jws import Header
+from iamroles_tools.policy.describe import actor_words
 from iamroles_tools.policy.zones import rules_of
 
 
@@ -43,7 +44,7 @@ def explain(config: Config, identity: Identity, request: Request, now: float | N
     policy = Policy(config)
     decision = policy.decide(identity, request, now)
     try:
-        query = Query.from_request(request)
+        query = Query.from_request(request, None, identity.actor)
     except Refusal:  # an ambiguous path meets no rule
         return Explanation(decision, (), ())
     considered = list(_consider(config, policy, identity, request, query))
@@ -67,6 +68,8 @@ def _consider(
 
 def _misses(rule: Rule, query: Query, roles: set[str], *, deny: bool, held: set[str]) -> Iterator[str]:
     region = rule.region
+    if region.actors is not None and region.actors.isdisjoint(query.actor):
+        yield f"is for callers{actor_words(region)}"
     if "*" not in rule.roles and rule.roles.isdisjoint(roles):
         wanted = " or ".join(sorted(rule.roles))
         if rule.roles & held:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from iamroles_agent.base.identity import Request
+from iamroles_agent.base.identity import Actor, Request
 
 
 class Kind(StrEnum):
@@ -44,3 +44,5 @@ class Finding:
     """Worth knowing, not worth failing a build."""
     pairs: tuple[tuple[str, str], ...] = ()
     """For an escalation: reader and writer of each pair of roles."""
+    actor: Actor | None = None
+    """Who acts for the caller of the witness."""

@@ -82,7 +82,7 @@ class Linter:
         self._grants = labelled(rules_of(config, "grants"), self.labels)
         self._denies = labelled(rules_of(config, "denies"), self.labels, deny=True)
         self._shadow_grants = labelled(rules_of(config, "grants", shadow=True), self.labels)
-        self.zones = list(walk([*self._grants, *self._denies]))
+        self.zones = list(walk([*self._grants, *self._denies], None, config.issuers))
         self._union = config.multi_role == "union"
 
     def grants(self) -> Iterator[Finding]:
@@ -128,7 +128,7 @@ class Linter:
         role = self.labels.listed(1 << next(bits(shown.roles)))[0]
         witness = shown.zone.witness(shown.cells)
         others = {other.id: other.key for other in by}
-        return Finding(kind, rule.key, rule.id, *say, role, witness, others)
+        return Finding(kind, rule.key, rule.id, *say, role, witness, others, actor=shown.zone.actors[0])
 
     def _redundant(self, live: list[LabelledRule]) -> Iterator[Finding]:
         """Find grants that other grants would replace, with the same backend, everywhere."""

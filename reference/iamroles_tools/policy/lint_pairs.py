@@ -26,16 +26,16 @@ from iamroles_tools.policy.zones import LabelledRule, Labels, Zone, bits
 def escalations(config: Config, zones: Sequence[Zone], labels: Labels) -> Iterator[Finding]:
     """Yield pairs of roles of which one reads what only the other may change, each pair in one finding."""
     done: dict[int, int] = defaultdict(int)
-    by_grants: dict[tuple[LabelledRule, LabelledRule], tuple[Request, list[tuple[str, str]]]] = {}
+    by_grants: dict[tuple[LabelledRule, LabelledRule], tuple[Request, Zone, list[tuple[str, str]]]] = {}
     for zone in zones:
         for readers, writers, read, write, cells in _together(zone, labels.everyone):
             for one in bits(readers):
                 for two in bits(writers & ~done[one] & ~(1 << one)):
                     done[one] |= 1 << two
                     done[two] |= 1 << one
-                    _, pairs = by_grants.setdefault((read, write), (zone.witness(cells), []))
+                    _, _, pairs = by_grants.setdefault((read, write), (zone.witness(cells), zone, []))
                     pairs.append((labels.listed(1 << one)[0], labels.listed(1 << two)[0]))
-    for (read, write), (witness, pairs) in by_grants.items():
+    for (read, write), (witness, zone, pairs) in by_grants.items():
         reader, writer = pairs[0]
         more = f"; so for {len(pairs) - 1} more pairs of roles" if len(pairs) > 1 else ""
         yield Finding(
@@ -50,6 +50,7 @@ def escalations(config: Config, zones: Sequence[Zone], labels: Labels) -> Iterat
             {read.id: read.key},
             note=config.multi_role == "deny",
             pairs=tuple(pairs),
+            actor=zone.actors[0],
         )
 
 

@@ -35,6 +35,13 @@ def too_wide(config: Config) -> Iterator[Finding]:
             remedy = "Give it the methods and the path it is for"
             witness = Request("DELETE", "", "/", USUAL_SOURCE)
             yield Finding(Kind.TOO_WIDE, f"scopes[{index}]", scope.name, message, remedy, witness=witness)
+    for index, issuer in enumerate(config.issuers):
+        if issuer.profile == "aws" and issuer.scope_claim is not None and not issuer.scope_required:
+            message = (
+                "limits callers by the Scope that they ask for: a caller that leaves it out is not limited"
+            )
+            remedy = "Remove `scope_required = false`"
+            yield Finding(Kind.TOO_WIDE, f"issuers[{index}]", issuer.name, message, remedy)
     for index, role in enumerate(config.roles):
         accounts = sorted({RoleArn.parse(arn).account for arn in arns_of(role)})
         if len(accounts) > 1:
@@ -141,7 +148,7 @@ def _useful_scopes(config: Config) -> tuple[set[str], bool]:
     rules = labelled([*scopes, *grants], Labels([]), {role.name: [] for role in config.roles})
     useful: set[str] = set()
     limiting = False
-    for zone in walk(rules):
+    for zone in walk(rules, None, config.issuers):
         granted = zone.union(rule for rule in zone.rules if rule.key == "grant")
         opening = [rule for rule in zone.rules if rule.key == "scope"]
         useful |= {rule.id for rule in opening if zone.cells[rule] & granted}

@@ -2,18 +2,20 @@
 
 Why this is exact and still small
 ---------------------------------
-Rules test five things of a request: role, path, host, method, source. For each, the rules of a policy name
-finitely many values. Requests that no rule tells apart behave alike, so one representative stands for all:
+Rules test six things of a request: role, path, host, actor, method, source. For each, the rules of a policy
+name finitely many values. Requests that no rule tells apart behave alike, so one representative stands for
+all:
 
 - paths: each path that is named, and for each one something just below it that no rule names;
 - hosts: each name; for each `*.suffix` a name below it that no rule names; some other host; and no host (an
   absent or invalid Host header: every deny with hosts matches it, no grant with hosts does);
+- actors: nobody; each that is named, with each issuer; some other actor, of each issuer and of some other;
 - methods: each method that is named, and one method that is not;
 - sources: the intervals between the bounds of all networks, IPv4 and IPv6.
 
 `walk` visits each path once, with the rules that apply there: those on the way down the tree of paths. Paths
-at which the same rules apply are one `Zone`, and so are hosts. Within a zone only method and source are left.
-Their product is small, so a set of (method, source) cells is an integer used as a bit set: union,
+at which the same rules apply are one `Zone`, and so are hosts and actors. Only method and source are left in
+it. Their product is small, so a set of (method, source) cells is an integer used as a bit set: union,
 intersection and difference are one operation each, whatever the rules look like. Roles that no rule of the
 zone tells apart are one class (`Zone.classes`). The cost grows with the number of named paths times the rules
 that apply at each, not with the square of the policy.
@@ -31,8 +33,8 @@ from ipaddress import IPv4Address, IPv6Address
 from operator import attrgetter
 from typing import NamedTuple
 
-from iamroles_agent.base.config import Config
-from iamroles_agent.base.identity import Request
+from iamroles_agent.base.config import Config, Issuer
+from iamroles_agent.base.identity import Actor, Request
 from iamroles_agent.policy.compiled import Rule, compile_rule
 from iamroles_agent.policy.paths import segments
 from iamroles_agent.policy.regions import Address, Network, Region
@@ -190,13 +192,27 @@ class PathGroup:
     """`*.suffix` stands for a name below it that no rule names."""
 
 
-class Zone:
-    """Requests that rules tell apart by method and source alone: paths and hosts with the same rules."""
+Kinds = dict[Actor | None, str]
+"""An actor of each kind that rules tell apart, None for nobody, in words; empty if they tell none apart."""
 
-    def __init__(self, group: PathGroup, hosts: list[str], rules: list[LabelledRule]) -> None:
+
+class Zone:
+    """Requests that rules tell apart by method and source alone: the same rules apply to all of them."""
+
+    def __init__(
+        self,
+        group: PathGroup,
+        hosts: list[str],
+        rules: list[LabelledRule],
+        kinds: Kinds,
+        actors: list[Actor | None],
+    ) -> None:
         self.group = group
         self.hosts = hosts
         self.rules = rules
+        self.kinds = kinds
+        self.actors = actors
+        """Those of the kinds that it holds."""
         self.grants = [one for one in rules if not one.deny]
         self.denies = [one for one in rules if one.deny]
         self.grid = Grid([one.rule.region for one in rules])
@@ -265,8 +281,13 @@ class Tree:
             way.append(name)
 
 
-def walk(rules: Iterable[LabelledRule], tree: Tree | None = None) -> Iterator[Zone]:
-    """Visit every zone in which some rule applies; `tree` is the rules' tree, if the caller has it."""
+def walk(
+    rules: Iterable[LabelledRule], tree: Tree | None = None, issuers: Iterable[Issuer] = ()
+) -> Iterator[Zone]:
+    """Visit every zone in which some rule applies; `tree` is the rules' tree, if the caller has it.
+
+    Without the issuers of tokens, any issuer is possible.
+    """
     rules = list(rules)
     tree = tree or Tree(rules)
     prefix: dict[str, list[LabelledRule]] = {}
@@ -275,6 +296,7 @@ def walk(rules: Iterable[LabelledRule], tree: Tree | None = None) -> Iterator[Zo
         region = one.rule.region
         (exact if region.exact else prefix).setdefault(region.path, []).append(one)
     groups: dict[tuple[int, ...], tuple[list[LabelledRule], list[Path]]] = {}
+    urls = list(dict.fromkeys(issuer.issuer for issuer in issuers))
     inherited: dict[str | None, list[LabelledRule]] = {None: []}
     for name in tree.names:
         above = inherited[tree.parent[name]]
@@ -287,15 +309,15 @@ def walk(rules: Iterable[LabelledRule], tree: Tree | None = None) -> Iterator[Zo
             if here:
                 groups.setdefault(tuple(map(id, here)), (here, []))[1].append(path)
     for here, paths in groups.values():
-        yield from _split_by_host(sorted(here, key=lambda one: one.order), paths)
+        yield from _split_by_host(sorted(here, key=lambda one: one.order), paths, urls)
 
 
-def _split_by_host(rules: list[LabelledRule], paths: list[Path]) -> Iterator[Zone]:
+def _split_by_host(rules: list[LabelledRule], paths: list[Path], urls: list[str]) -> Iterator[Zone]:
     patterns = {pattern for one in rules for pattern in one.rule.region.hosts or ()}
     hosts = [NONE, OTHER, *sorted(patterns)]
     group = PathGroup(paths, hosts)
     if not patterns:
-        yield Zone(group, hosts, rules)
+        yield from _split_by_actor(group, hosts, rules, urls)
         return
     by_rules: dict[tuple[int, ...], tuple[list[LabelledRule], list[str]]] = {}
     for host in hosts:
@@ -303,7 +325,45 @@ def _split_by_host(rules: list[LabelledRule], paths: list[Path]) -> Iterator[Zon
         if here:
             by_rules.setdefault(tuple(map(id, here)), (here, []))[1].append(host)
     for here, found in by_rules.values():
-        yield Zone(group, found, here)
+        yield from _split_by_actor(group, found, here, urls)
+
+
+def _split_by_actor(
+    group: PathGroup, hosts: list[str], rules: list[LabelledRule], urls: list[str]
+) -> Iterator[Zone]:
+    kinds = _kinds({entry for one in rules for entry in one.rule.region.actors or ()}, urls)
+    if not kinds:
+        yield Zone(group, hosts, rules, kinds, [None])
+        return
+    by_rules: dict[tuple[int, ...], tuple[list[LabelledRule], list[Actor | None]]] = {}
+    for actor in kinds:
+        names = frozenset() if actor is None else actor.names
+        fits = [(one, one.rule.region.actors) for one in rules]
+        here = [one for one, asked in fits if asked is None or not asked.isdisjoint(names)]
+        if here:
+            by_rules.setdefault(tuple(map(id, here)), (here, []))[1].append(actor)
+    for here, found in by_rules.values():
+        yield Zone(group, hosts, here, kinds, found)
+
+
+def _kinds(entries: set[tuple[str, str]], urls: list[str]) -> Kinds:
+    if not entries:
+        return {}
+    named = sorted({url for _, url in entries if url})
+    subs = {sub: sub for sub, _ in sorted(entries) if sub}
+    subs[_fresh("agent", set(subs))] = f"other than {', '.join(subs)}" if subs else "any"
+    own = [url for url in urls if url in named] if urls else named
+    unnamed = [url for url in urls or ["https://own.invalid"] if url not in named][:1]
+    foreign = [url for url in named if urls != [url]]
+    issuers = [*((url, False, f" of {url}") for url in own), *((url, False, "") for url in unnamed)]
+    issuers += [(url, True, f" of {url}") for url in foreign]
+    issuers.append(
+        ("https://other.invalid", True, " of issuers other than " + ", ".join([*named, "its own"]))
+    )
+    kinds: Kinds = {None: "nobody"}
+    return kinds | {
+        Actor(sub, url, abroad): f"{words}{of}" for sub, words in subs.items() for url, abroad, of in issuers
+    }
 
 
 def has_host(region: Region, host: str, *, deny: bool) -> bool:

@@ -123,7 +123,8 @@ async def _inspect_jwt(
         found.identity = identity
         proofs = "".join(f", needs {proof}" for proof in needed_proofs(policy, identity))
         ends = identity.not_after - now
-        return f"{identity.principal}, {len(identity.roles)} roles, ends in {ends:.0f} s{proofs}"
+        by = "" if identity.actor is None else f" by {identity.actor.sub} of {identity.actor.issuer}"
+        return f"{identity.principal}{by}, {len(identity.roles)} roles, ends in {ends:.0f} s{proofs}"
 
     found.attempt("claims", judge)
     if found.reason is not None:
