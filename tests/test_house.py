@@ -37,14 +37,14 @@ ROOMS = {
 }
 ARROWS = {"iamroles_agent": 40}
 LINES = {
-    "reference": 24_724,
+    "reference": 24_734,
     "scenarios": 33_816,
     "conformance": 11_278,
     "loadtests": 4_972,
     "benchmarks": 4_221,
     "tests": 34_434,
 }
-TRUSTED_LINES = 18_544
+TRUSTED_LINES = 18_552
 """Of the agent: what an auditor must trust."""
 DATA_LINES = 21_060
 """Of TOML and JSON: code must not hide as data."""

@@ -43,6 +43,7 @@ from iamroles_agent.policy.regions import (
 )
 
 _ANY = "*"
+_NOBODY: Actors = frozenset()
 _ARN_ORDER = attrgetter("partition", "account", "name")
 """The order of `RoleArn`s, without calling its comparison for each pair."""
 
@@ -97,7 +98,7 @@ class Query:
     hosts: tuple[str, ...]
     """Patterns that match, `MALFORMED_HOST` for an absent or invalid host; `*` for rules without hosts."""
     src: Address
-    actor: Actors = frozenset()
+    actor: Actors = _NOBODY
     """`Actor.names`; empty if nobody acts for the caller."""
 
     @classmethod
@@ -119,7 +120,7 @@ class Query:
         hosts = list(host_patterns_of(canonical_host(request.host) or MALFORMED_HOST))
         if reach is not None:
             hosts = [host for host in hosts if host in reach.hosts or host == MALFORMED_HOST]
-        names = frozenset() if actor is None else actor.names
+        names = _NOBODY if actor is None else actor.names
         return cls(request.method, paths, (*hosts, _ANY), plain_address(request.src), names)
 
 

@@ -86,12 +86,14 @@ class IdentityCache:
         entry = table.get(digest)
         if entry is None:
             return None
-        _, number, issuer, who, session, roles, end, issued, wish, scopes, *rest, actor = entry
+        _, number, idp, who, label, roles, end, issued, wish, scopes, name, kid, again, on, keys, by = entry
         roles = tuple([role_arn(arn) for arn in roles])
         preferred = None if wish is None else role_arn(wish)
         scopes = None if scopes is None else frozenset(scopes)
-        actor = None if actor is None else Actor._make(actor)
-        identity = Identity._make((issuer, who, session, roles, end, issued, preferred, scopes, *rest, actor))
+        actor = None if by is None else Actor._make(by)
+        identity = Identity(
+            idp, who, label, roles, end, issued, preferred, scopes, name, kid, again, on, keys, actor
+        )
         key = self._keys.get(number)
         if self._clock() >= identity.believed_until or (number and (key is None or not key.live)):
             self.drop(digest)

@@ -172,9 +172,7 @@ class ClaimRules:
         if profile == "aws":
             roles, outer = self._aws(payload, now)
             end = min(end, outer) if outer is not None else end
-            nested = payload.get(AWS_CLAIMS, {})
-            if _for_end_user(payload, nested):
-                actor = Actor(_label(nested.get("principal_id"), "principal_id"), self._url)
+            actor = self._aws_actor(payload, actor)
         else:
             roles = self._roles(self._find_roles(payload))
             if self._find_preferred and (wish := self._find_preferred(payload)) is not None:
@@ -325,6 +323,13 @@ class ClaimRules:
         if outer is not None and now >= outer:
             raise Refusal(Reason.TOKEN_EXPIRED, "the session that asked for the token is over")
         return (role,), outer
+
+    def _aws_actor(self, payload: Payload, act: Actor | None) -> Actor | None:
+        """Return who acts in a token of AWS: for an end user the role, whatever `act` says."""
+        nested = payload.get(AWS_CLAIMS, {})
+        if not _for_end_user(payload, nested):
+            return act
+        return Actor(_label(nested.get("principal_id"), "principal_id"), self._url)
 
 
 def _for_end_user(payload: Payload, nested: Payload) -> bool:

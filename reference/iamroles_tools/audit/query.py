@@ -22,6 +22,7 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 COLUMNS = (
     "time", "verdict", "principal", "role", "method", "host", "path", "backend", "rule", "reason", "src",
+    "actor",
 )  # fmt: skip
 """Fields of a CSV row, in this order."""
 
@@ -145,6 +146,7 @@ def table(records: Iterable[dict[str, Any]]) -> Iterator[str]:
     """Yield a line for people for each record: time, verdict, principal, role, request, backend, reason."""
     for record in records:
         kind = record.get("kind", "")
+        by = f" by {record['actor']}" if record.get("actor") else ""
         if kind == "termination":
             what, verdict = f"connection cut: {record.get('cause', '')}", "CUT"
         elif kind == "event":
@@ -163,7 +165,7 @@ def table(records: Iterable[dict[str, Any]]) -> Iterator[str]:
         detail = f" ({record['detail']})" if record.get("detail") else ""
         to = f" -> {record['backend']}" if record.get("backend") else ""
         yield _visible(
-            f"{record['time']}  {verdict:5}  {record.get('principal') or '-'} as {role} "
+            f"{record['time']}  {verdict:5}  {record.get('principal') or '-'}{by} as {role} "
             f"from {record.get('src', '-')}  {what}{to}  {why}{detail}"
         )
 

@@ -272,7 +272,7 @@ def _as_json(proof: Proof) -> str:
 
 @audit.command()
 @_FILES
-@click.option("--who", default="", metavar="PATTERN", help="Principal, session or credential hash (* and ?).")
+@click.option("--who", default="", metavar="PATTERN", help="Principal, actor, session or credential hash.")
 @click.option(
     "--since", callback=_moment, metavar="TIME", help="Not before: 2026-03-01T12:00:00Z, 2026-03-01, 2h, 7d."
 )
