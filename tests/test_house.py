@@ -38,15 +38,15 @@ ROOMS = {
 ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 24_734,
-    "scenarios": 33_816,
+    "scenarios": 34_076,
     "conformance": 11_278,
     "loadtests": 4_972,
     "benchmarks": 4_221,
-    "tests": 34_434,
+    "tests": 34_437,
 }
 TRUSTED_LINES = 18_552
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 21_060
+DATA_LINES = 21_571
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""

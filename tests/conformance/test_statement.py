@@ -16,7 +16,10 @@ from iamroles_scenarios.stage import AgentSpec
 
 ALL = plan()
 CLASS_NAMES = [name for name in CLASSES if any(name in check.classes for check in ALL)]
-OPTIONAL = ("limits", "age", "live", "renew", "workers", "pair", "identity", "proof", "certificate", "dpop")
+OPTIONAL = (
+    *("limits", "age", "live", "renew", "workers", "pair", "identity", "proof"),
+    *("certificate", "dpop", "actor"),
+)
 FEATURES = dict.fromkeys(("oidc", "sts", "reload", *OPTIONAL), True)
 
 

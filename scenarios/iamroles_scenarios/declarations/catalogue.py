@@ -31,6 +31,7 @@ CLASSES = {
     "policy": "from roles to routes",
     "live": "access that ends while it is used",
     "bound": "tokens that need a proof: DPoP and client certificates",
+    "delegation": "who acts for whom",
 }
 """The conformance classes, in the order of reports, and what each is about."""
 
@@ -40,7 +41,9 @@ class Requirement(Model):
 
     id: str
     level: Literal["MUST", "SHOULD"]
-    class_: Literal["wire", "gate", "oidc", "sts", "policy", "live", "bound", "inside"] = Field(alias="class")
+    class_: Literal["wire", "gate", "oidc", "sts", "policy", "live", "bound", "delegation", "inside"] = Field(
+        alias="class"
+    )
     """The conformance class that it belongs to; `inside` if only an agent's own tests can see it."""
     grade: Grade = "core"
     source: str = ""

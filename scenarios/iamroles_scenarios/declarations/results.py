@@ -102,6 +102,7 @@ _LANES = {
     "identity": "gate-spop",
     "policy": "gate-spop",
     "bound": "gate-spop",
+    "actor": "gate-spop",
     "proxy": "proxy",
     "fault": "proxy",
 }

@@ -45,7 +45,7 @@ _TEXT = (DataType.STRING,)
 Answer = Mapping[str, object]
 Expected = Mapping[str, object]
 """Variables of an answer, as `observation.differences` takes them; an unset one is ""."""
-_WORDS_OF_ANSWERS = "reason error rule backend role principal session issuer proof nonce"
+_WORDS_OF_ANSWERS = "reason error rule backend role principal session issuer proof nonce actor actor_issuer"
 UNSET: Expected = dict.fromkeys(_WORDS_OF_ANSWERS.split(), "")
 ALLOW: Expected = {"allow": True}
 REFUSE: Expected = {"allow": False}
@@ -132,10 +132,12 @@ VARIABLES: dict[str, Variable] = {
     "nonce": Variable(
         _TEXT, _any, lambda value, got: (value is None) == (got.get("reason") != "nonce_required")
     ),
+    "actor": Variable(_TEXT, _any, _unset),
+    "actor_issuer": Variable(_TEXT, lambda value, got: value is None or "actor" in got, _unset),
     "allow": Variable((DataType.BOOL,), lambda value, _: value is True, lambda value, _: value is False),
 }
 """Each variable of the table in section 3."""
-ALWAYS = frozenset(VARIABLES) - {"ticket", "identity", "proof", "nonce"}
+ALWAYS = frozenset(VARIABLES) - {"ticket", "identity", "proof", "nonce", "actor", "actor_issuer"}
 """Variables that every answer sets or unsets."""
 
 

@@ -33,6 +33,7 @@ def reference_agent() -> AgentSpec:
                 "authorities": True,
                 "certificate": True,
                 "dpop": True,
+                "actor": True,
             },
         },
         Path(__file__),

@@ -31,6 +31,7 @@ FEATURES = {
     "proof": "true or false",
     "certificate": "true or false",
     "dpop": "true or false",
+    "actor": "true or false",
     "limits": "true or false",
     "age": "true or false",
     "workers": "true or false",

@@ -18,6 +18,7 @@ from iamroles_scenarios.declarations.scenario import WorldSpec, policy_of
 from iamroles_scenarios.engine.bench import ALLOWED, Bench, bench
 from iamroles_scenarios.engine.key_sets import Answered, KeySets, keeping, kid_of, signing
 from iamroles_scenarios.engine.target import Target
+from iamroles_scenarios.jose.encoding import part
 from iamroles_scenarios.wire.asker import decide
 
 _ROTATE = 8.0
@@ -50,6 +51,11 @@ _CALLERS: _Rows = [
     ({**_BOTH, "exp": "soon"}, _READS),
 ]
 """Each differs from the first: in backend, role, both, caller, session, issuer, end."""
+_ACTORS: _Rows = [
+    ({**_BOTH, "claims": {"jti": "s1", **({"act": act} if act else {})}}, _READS)
+    for act in ({}, {"sub": "bot"}, {"sub": "svc"}, {"sub": "bot", "iss": "urn:x", "act": {"sub": "svc"}})
+]
+"""Each differs from the others in the actor alone."""
 _SHARED = {"id": "R5", "roles": ["writer"], "methods": ["GET"], "path": "/orders", "backend": "orders-ro"}
 
 
@@ -84,6 +90,15 @@ def _verify(here: Bench, sets: KeySets, answers: list[Answered]) -> None:
             raise here.failed(f"a backend must refuse the signed identity: {why}", answer.seen)
 
 
+def _wrong_actor(here: Bench, recipe: dict[str, Any], answer: Answered) -> str:
+    """Return how the `act` of an identity differs from the token's (SPEC.md 13.6); "" if it does not."""
+    act = recipe["claims"].get("act")
+    wanted = act and {"sub": act["sub"], "iss": act.get("iss", here.issuer().url)}
+    [identity] = [value for name, value in answer.seen.headers if name == "x-iam-identity"]
+    got = part(identity, 1).get("act")
+    return "" if got == wanted else f"its act is {got!r}, not {wanted!r}"
+
+
 def _judge(target: Target, rows: _Rows) -> str:
     with _signed(target) as (here, sets):
         with sets.fetched():
@@ -93,6 +108,9 @@ def _judge(target: Target, rows: _Rows) -> str:
                 ends = {"exp": soon} if soon else {}
                 answers.append(_ask(here, here.token(**{**recipe, **ends}), request, soon))
         _verify(here, sets, answers)
+        for (recipe, _), answer in zip([*rows, *reversed(rows)], answers, strict=True):
+            if rows is _ACTORS and (why := _wrong_actor(here, recipe, answer)):
+                raise here.failed(f"a backend must refuse the signed identity: {why}", answer.seen)
     return f"{len(answers)} identities"
 
 
@@ -106,6 +124,12 @@ def fields(target: Target) -> str:
 def callers(target: Target) -> str:
     """Nobody's signed identity is used again for another caller, role, session, issuer, backend or end."""
     return _judge(target, _CALLERS)
+
+
+@check("identity.signed.actors", "ACTOR-SIGNED-001", lane="gate", features={"identity", "actor"})
+def actors(target: Target) -> str:
+    """The signed identity names the actor and its issuer, exactly if there is one, and never another's."""
+    return _judge(target, _ACTORS)
 
 
 _KEYS = ("SIGNED-KEY-001", "SIGNED-KEY-002")

@@ -1,0 +1,128 @@
+"""The questions of data/derived/actors.toml, over SPOP and through HAProxy.
+
+All tokens of a group have the same subject, session and `jti`: an agent that leaves the actor out of its
+memory answers a row with the answer to the one before it, forwards or backwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from iamroles_scenarios.checks.derived.world import HOST, iam_check
+from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.declarations.scenario import Expectation, OneOf
+from iamroles_scenarios.declarations.tables import filled, table
+from iamroles_scenarios.engine.answers import REASONS, Expected
+from iamroles_scenarios.engine.bench import Bench, SpopQuestion, bench
+from iamroles_scenarios.engine.target import Target
+from iamroles_scenarios.jose.proof import combined
+
+POLICY = "delegation"
+FEATURES = {"actor"}
+GROUPS: Mapping[str, Mapping[str, Any]] = table("actors")["groups"]
+_ISSUERS = ("corp", "partner", "cloud", "scoped")
+_CHAINS = (8, 9, 30)
+_ACTOR = ("x-iam-actor", "x-iam-actor-issuer")
+
+
+def chain(length: int) -> dict[str, Any]:
+    """Return an `act` of some actors, of which `bot` is the outermost."""
+    names = [f"svc{number}" for number in range(length - 1)]
+    found: dict[str, Any] = {}
+    for name in [*names, "bot"]:
+        found = {"sub": name} | ({"act": found} if found else {})
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A question of a group, with its token and what must be seen."""
+
+    what: str
+    said: Mapping[str, Any]
+    token: str
+    reasons: frozenset[str]
+    allow: frozenset[bool]
+
+    @property
+    def expected(self) -> Expected:
+        """What the agent answers; of a refusal, `answers` knows that it names no actor."""
+        said, found = self.said, dict[str, object](allow=self.allow, reason=self.reasons)
+        if len(self.allow) == 1:  # else an allow that is wrong would not count as a false one
+            [found["allow"]] = self.allow
+        if True in self.allow:
+            for name, key in (("actor", "actor"), ("actor_issuer", "iss")):
+                found[name] = {said.get(key, "")} | ({""} if False in self.allow else set())
+        if self.allow == {True}:
+            found |= {name: said[name] for name in ("rule", "principal") if name in said}
+        return found
+
+    @property
+    def seen(self) -> Expectation:
+        """What a client and a server see of a row that has one answer."""
+        if self.allow == {True}:
+            tags = zip(_ACTOR, (self.said.get("actor"), self.said.get("iss")), strict=True)
+            shown = {name: [value] for name, value in tags if value}
+            absent = [*({*_ACTOR} - shown.keys()), "txn-token"]
+            more = {"rule": self.said["rule"]} if "rule" in self.said else {}
+            return Expectation(allow=True, status=200, headers=shown, absent=absent, **more)
+        statuses = sorted({REASONS[reason][0] for reason in self.reasons})
+        return Expectation(
+            allow=False, backend="", status=statuses, reason=OneOf(one_of=sorted(self.reasons))
+        )
+
+
+def rows(here: Bench, group: Mapping[str, Any]) -> Iterator[Row]:
+    """Mint the tokens of a group."""
+    markers: dict[str, Any] = {name: here.issuer(name).url for name in _ISSUERS}
+    markers |= {f"chain {length}": chain(length) for length in _CHAINS}
+    for what, own in group["rows"].items():
+        said = filled(combined(group["usual"], own), markers)
+        claims = {"sub": "ann", "sid": "s", "jti": "one"} | said.get("claims", {})
+        claims |= {"act": said["act"]} if "act" in said else {}
+        recipe = {"roles": said.get("roles", ["kiosk"]), "shape": said.get("shape", "generic")}
+        token = here.token(said.get("issuer", "corp"), key="ES256", claims=claims, **recipe)
+        words = set(said["answer"].split(" or "))
+        reasons, allow = words - {"allow"}, {word == "allow" for word in words}
+        reasons |= {""} if True in allow else set()
+        yield Row(what, filled(said, {"token": token}), token, frozenset(reasons), frozenset(allow))
+
+
+@contextmanager
+def delegating(target: Target, owner: str = "", **override: Any) -> Iterator[Bench]:  # noqa: ANN401 - tables
+    """Yield a bench that asks lists of questions and has the keys of all issuers; with an owner, its own."""
+    with bench(target, POLICY, owner, own=bool(owner), **override) as here, here.asking():
+        tokens = [here.token(name, key="ES256", roles=["kiosk"]) for name in _ISSUERS]
+        here.wait_for_keys([SpopQuestion("keys", iam_check(token, path="/open"), {}) for token in tokens])
+        yield here
+
+
+for _name, _group in GROUPS.items():
+
+    @check(f"actor.{_name}", *_group["requirements"], features=FEATURES, title=_group["title"])
+    def _by_spop(target: Target, group: Mapping[str, Any] = _group) -> str:
+        """Each row of data/derived/actors.toml is asked in order, and backwards."""
+        with delegating(target) as here:
+            asked = []
+            for row in rows(here, group):
+                arguments = {"path": row.said["path"].partition("?")[0], "role": row.said.get("role")}
+                token = None if row.said.get("bare") else row.token
+                asked.append(SpopQuestion(row.what, iam_check(token, **arguments), row.expected))
+            here.ask_all(asked, window=1)
+            return f"{here.asked} questions"
+
+    @check(
+        f"actor.proxy.{_name}", *_group["requirements"], lane="gate", features=FEATURES, title=_group["title"]
+    )
+    def _by_proxy(target: Target, group: Mapping[str, Any] = _group) -> str:
+        """Each row of data/derived/actors.toml that has one answer goes through HAProxy."""
+        with delegating(target) as here:
+            played = [row for row in rows(here, group) if len(row.allow) == 1]
+            for row in played:
+                how = {name: row.said[name] for name in ("path", "role", "headers") if name in row.said}
+                token = "" if row.said.get("bare") else row.token
+                here.expect(row.what, token, row.seen, host=HOST, connection="rows", **how)
+            return f"{len(played)} requests"
