@@ -38,15 +38,15 @@ ROOMS = {
 ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 24_734,
-    "scenarios": 34_076,
-    "conformance": 11_278,
+    "scenarios": 34_078,
+    "conformance": 11_446,
     "loadtests": 4_972,
     "benchmarks": 4_221,
-    "tests": 34_437,
+    "tests": 34_563,
 }
 TRUSTED_LINES = 18_552
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 21_571
+DATA_LINES = 21_577
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""

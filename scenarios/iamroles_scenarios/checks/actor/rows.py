@@ -13,10 +13,10 @@ from typing import Any
 
 from iamroles_scenarios.checks.derived.world import HOST, iam_check
 from iamroles_scenarios.declarations.results import check
-from iamroles_scenarios.declarations.scenario import Expectation, OneOf
+from iamroles_scenarios.declarations.scenario import Expectation
 from iamroles_scenarios.declarations.tables import filled, table
 from iamroles_scenarios.engine.answers import REASONS, Expected
-from iamroles_scenarios.engine.bench import Bench, SpopQuestion, bench
+from iamroles_scenarios.engine.bench import Bench, SpopQuestion, bench, refused
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.jose.proof import combined
 
@@ -24,6 +24,7 @@ POLICY = "delegation"
 FEATURES = {"actor"}
 GROUPS: Mapping[str, Mapping[str, Any]] = table("actors")["groups"]
 _ISSUERS = ("corp", "partner", "cloud", "scoped")
+_USUAL = {"issuer": "corp", "shape": "generic", "roles": ["kiosk"]}
 _CHAINS = (8, 9, 30)
 _ACTOR = ("x-iam-actor", "x-iam-actor-issuer")
 
@@ -67,24 +68,25 @@ class Row:
             tags = zip(_ACTOR, (self.said.get("actor"), self.said.get("iss")), strict=True)
             shown = {name: [value] for name, value in tags if value}
             absent = [*({*_ACTOR} - shown.keys()), "txn-token"]
-            more = {"rule": self.said["rule"]} if "rule" in self.said else {}
+            more = {name: self.said[name] for name in ("rule", "principal") if name in self.said}
             return Expectation(allow=True, status=200, headers=shown, absent=absent, **more)
         statuses = sorted({REASONS[reason][0] for reason in self.reasons})
-        return Expectation(
-            allow=False, backend="", status=statuses, reason=OneOf(one_of=sorted(self.reasons))
-        )
+        return refused(*sorted(self.reasons), status=statuses)
 
 
 def rows(here: Bench, group: Mapping[str, Any]) -> Iterator[Row]:
-    """Mint the tokens of a group."""
+    """Mint the tokens of a group, the same for the same recipe."""
+    tokens: dict[str, str] = {}
     markers: dict[str, Any] = {name: here.issuer(name).url for name in _ISSUERS}
     markers |= {f"chain {length}": chain(length) for length in _CHAINS}
     for what, own in group["rows"].items():
         said = filled(combined(group["usual"], own), markers)
         claims = {"sub": "ann", "sid": "s", "jti": "one"} | said.get("claims", {})
         claims |= {"act": said["act"]} if "act" in said else {}
-        recipe = {"roles": said.get("roles", ["kiosk"]), "shape": said.get("shape", "generic")}
-        token = here.token(said.get("issuer", "corp"), key="ES256", claims=claims, **recipe)
+        recipe = {name: said.get(name, usual) for name, usual in _USUAL.items()} | {"claims": claims}
+        if (name := repr(recipe)) not in tokens:
+            tokens[name] = here.token(key="ES256", **recipe)
+        token = tokens[name]
         words = set(said["answer"].split(" or "))
         reasons, allow = words - {"allow"}, {word == "allow" for word in words}
         reasons |= {""} if True in allow else set()

@@ -120,14 +120,14 @@ mutant("policy.ends-in-silence", "START-WORLD-001", "ends without a word on what
 )
 mutant("policy.conflict-by-text", "RELOAD-CONFLICT-001", "sees a conflict of equal texts only")(
     around(Region, "meets")(
-        lambda sound, self, other: (
+        lambda sound, self, other, *more: (
             (self.methods, self.hosts, self.sources) == (other.methods, other.hosts, other.sources)
-            and sound(self, other)
+            and sound(self, other, *more)
         )
     )
 )
 mutant("policy.conflict-too-soon", "RELOAD-CONFLICT-001", "sees a conflict where hosts keep apart")(
-    around(Region, "meets")(lambda sound, self, other: sound(replace(self, hosts=None), other))
+    around(Region, "meets")(lambda sound, self, *other: sound(replace(self, hosts=None), *other))
 )
 mutant("policy.in-flight-by-old", "RELOAD-INFLIGHT-001", "answers a waiting question by the former policy")(
     _by_the_old, setting(Policy, "release", lambda _self: None)

@@ -179,7 +179,7 @@ mutant("policy.oracle-ipv6", "ORACLE-AGREE-001", "never matches an IPv6 network"
     )
 )
 mutant("policy.oracle-conflicts", "ORACLE-LOAD-001", "loads conflicts where one method is `*`")(
-    around(Region, "meets")(lambda sound, self, other: self.methods is not None and sound(self, other))
+    around(Region, "meets")(lambda sound, self, *other: self.methods is not None and sound(self, *other))
 )
 mutant("policy.oracle-order", "ORACLE-AGREE-001", "names the equal grant that the file has last")(
     edit.best_grant(
