@@ -39,7 +39,7 @@ def chain(length: int) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ActorRow:
     """A question of a group, with its token and what must be seen."""
 
     what: str
@@ -50,7 +50,7 @@ class Row:
 
     @property
     def expected(self) -> Expected:
-        """What the agent answers; of a refusal, `answers` knows that it names no actor."""
+        """Return what the agent answers; `answers` holds refusals to name no actor."""
         said, found = self.said, dict[str, object](allow=self.allow, reason=self.reasons)
         if len(self.allow) == 1:  # else an allow that is wrong would not count as a false one
             [found["allow"]] = self.allow
@@ -63,7 +63,7 @@ class Row:
 
     @property
     def seen(self) -> Expectation:
-        """What a client and a server see of a row that has one answer."""
+        """Return what client and server see of a row that has one answer."""
         if self.allow == {True}:
             tags = zip(_ACTOR, (self.said.get("actor"), self.said.get("iss")), strict=True)
             shown = {name: [value] for name, value in tags if value}
@@ -74,7 +74,7 @@ class Row:
         return refused(*sorted(self.reasons), status=statuses)
 
 
-def rows(here: Bench, group: Mapping[str, Any]) -> Iterator[Row]:
+def rows(here: Bench, group: Mapping[str, Any]) -> Iterator[ActorRow]:
     """Mint the tokens of a group, the same for the same recipe."""
     tokens: dict[str, str] = {}
     markers: dict[str, Any] = {name: here.issuer(name).url for name in _ISSUERS}
@@ -90,7 +90,7 @@ def rows(here: Bench, group: Mapping[str, Any]) -> Iterator[Row]:
         words = set(said["answer"].split(" or "))
         reasons, allow = words - {"allow"}, {word == "allow" for word in words}
         reasons |= {""} if True in allow else set()
-        yield Row(what, filled(said, {"token": token}), token, frozenset(reasons), frozenset(allow))
+        yield ActorRow(what, filled(said, {"token": token}), token, frozenset(reasons), frozenset(allow))
 
 
 @contextmanager

@@ -57,7 +57,7 @@ def revoked(target: Target) -> None:
 def policy(target: Target) -> None:
     """A policy whose `actors` no longer permit a stream ends it, and no other.
 
-    A reload that permits all by name; a deny of one actor; a grant for another actor alone.
+    First a deny of somebody else; then a deny of `bot`; then a grant for `svc` alone.
     """
     with live_bench(target, "actor.stream.policy", own=True) as here:
         document = copy.deepcopy(here.loan.policy)
@@ -66,7 +66,7 @@ def policy(target: Target) -> None:
         here.must_reload(document, "a deny of another actor")
         here.must_last([bot, person, svc], "a deny of another actor")
         document["denies"][0]["actors"] = [{"sub": "other"}, {"sub": "bot"}]
-        here.must_reload(document, "a deny of one actor")
+        here.must_reload(document, "a deny of `bot`")
         here.must_end([bot], "a deny of its actor")
         here.must_last([person, svc], "a deny of another actor")
         document["grants"][0]["actors"] = [{"sub": "svc"}]
