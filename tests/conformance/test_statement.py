@@ -171,12 +171,15 @@ def test_what_an_agent_does_not_declare_and_what_nobody_sees_costs_no_class():
     assert "inside" not in CLASS_NAMES
 
 
-@pytest.mark.parametrize("absent", [["certificate"], ["dpop"], ["certificate", "dpop"]])
-def test_bound_tokens_cost_an_agent_nothing_that_does_not_declare_them(absent):
+@pytest.mark.parametrize(
+    ("absent", "lost"),
+    [(["certificate"], ""), (["dpop"], ""), (["certificate", "dpop"], "bound"), (["actor"], "delegation")],
+)
+def test_bound_tokens_and_actors_cost_an_agent_nothing_that_does_not_declare_them(absent, lost):
     declared = FEATURES | dict.fromkeys(absent, False)
     told = _told(lambda c: Verdict.PASS if declares_all(c, declared) else None, features=declared)
 
-    assert told["conforms"]["strict"] == [name for name in CLASS_NAMES if name != "bound" or absent[1:] == []]
+    assert told["conforms"]["strict"] == [name for name in CLASS_NAMES if name != lost]
 
 
 def declares_all(check, features):
