@@ -23,7 +23,7 @@ from iamroles_conformance.selftest.registry import Override, both, mutant
 
 def _reads(edit_: Callable[[Any], Any]) -> Override:
     """Read another `act` claim."""
-    return around(claims, "_actor")(lambda sound, act, url: sound(edit_(act), url))
+    return around(claims, "actor_of")(lambda sound, act, url: sound(edit_(act), url))
 
 
 def _payload(edit_: Callable[[dict[str, Any]], dict[str, Any]]) -> Override:
@@ -53,15 +53,24 @@ def _signs(edit_: Callable[[Any], Any]) -> Override:
     )
 
 
-def _aws(edit_: Callable[[Any], Any]) -> Override:
-    """Read another origin in a token of the profile `aws`."""
+def _aws(edit_: Callable[[Any, Actor], Any]) -> Override:
+    """Take another actor of a token of AWS; `edit_` gets the sound one, and the role as an actor."""
 
-    @around(ClaimRules, "_aws")
-    def aws(sound: Any, self: Any, payload: Any, now: float) -> Any:
-        roles, outer, origin = sound(self, payload, now)
-        return roles, outer, edit_((roles, payload, origin))
+    @around(ClaimRules, "identity")
+    def identity(sound: Any, self: Any, payload: Any, *rest: Any) -> Any:
+        found = sound(self, payload, *rest)
+        if self._profile != "aws":
+            return found
+        return found._replace(actor=edit_(found.actor, Actor(str(found.roles[0]), self._url)))
 
-    return aws
+    return identity
+
+
+@around(ClaimRules, "identity")
+def _act_first(sound: Any, self: Any, payload: Any, *rest: Any) -> Any:
+    found = sound(self, payload, *rest)
+    act = payload.get("act")
+    return found if act is None else found._replace(actor=claims.actor_of(act, self._url))
 
 
 def _lenient(sound: Any, act: Any, url: str) -> Any:
@@ -97,7 +106,7 @@ def _revokes(edit_: Callable[[Any], Any]) -> Override:
 
 _TAG = "if { var(txn.iam.actor) -m found }"
 for _name, _kills, _title, _override in (
-    ("passes-over", "ACTOR-CLAIM-001", "takes an odd `act` for none", around(claims, "_actor")(_lenient)),
+    ("passes-over", "ACTOR-CLAIM-001", "takes an odd `act` for none", around(claims, "actor_of")(_lenient)),
     ("text", "ACTOR-CLAIM-001", "takes a text for the actor's name",
      _reads(lambda act: {"sub": act} if isinstance(act, str) else act)),
     ("first-of-list", "ACTOR-CLAIM-001", "takes the first of a list",
@@ -147,12 +156,11 @@ for _name, _kills, _title, _override in (
         lambda sound, self, who, *rest: (who.actor or ("",))[0] in self.actors or sound(self, who, *rest))),
     ("ticket-without", "ACTOR-CUT-001 ACTOR-REVOKE-001", "keeps no actor with a stream",
      around(gate, "ticket")(lambda sound, name, who, *rest: sound(name, who._replace(actor=None), *rest))),
-    ("sub-as-actor", "ACTOR-AWS-001", "takes no actor of OriginIdentity", _aws(lambda _: None)),
+    ("sub-as-actor", "ACTOR-AWS-001", "takes no actor of OriginIdentity", _aws(lambda *_: None)),
     ("canonical-arn", "ACTOR-AWS-001", "names the role, not what `principal_id` says",
-     _aws(lambda found: found[2] and str(found[0][0]))),
-    ("role-acts", "ACTOR-AWS-001", "takes each role for an actor", _aws(lambda found: str(found[0][0]))),
-    ("act-first", "ACTOR-AWS-001", "prefers `act` to OriginIdentity",
-     _aws(lambda found: None if "act" in found[1] else found[2])),
+     _aws(lambda one, role: one and one._replace(sub=role.sub))),
+    ("role-acts", "ACTOR-AWS-001", "takes each role for an actor", _aws(lambda _, role: role)),
+    ("act-first", "ACTOR-AWS-001", "prefers `act` to OriginIdentity", _act_first),
     ("scope-left-out", "ACTOR-SCOPE-001", "takes a missing scope for all", around(ClaimRules, "_scopes")(
         lambda sound, self, value: None if value is None else sound(self, value))),
     ("scope-opens", "ACTOR-SCOPE-001", "takes a scope for a grant",
