@@ -39,7 +39,7 @@ ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 24_734,
     "scenarios": 34_078,
-    "conformance": 11_446,
+    "conformance": 11_454,
     "loadtests": 4_972,
     "benchmarks": 4_221,
     "tests": 34_566,
