@@ -1,14 +1,18 @@
 """Tools of the token tests: keys, minting, a clock, a real local HTTP server that counts."""
 
+import asyncio
 import json
 import threading
 import time
 from base64 import urlsafe_b64encode
 from collections import Counter
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import jwt
+import spop_transcript
+from audit_support import opened
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
@@ -18,6 +22,7 @@ from iamroles_agent.base.reasons import Refusal
 from iamroles_agent.policy import Policy
 from iamroles_agent.serving.gate import Gate
 from iamroles_agent.serving.metrics import Metrics
+from iamroles_agent.spop.messages import Context
 from iamroles_agent.tokens import Authenticator
 from iamroles_agent.tokens.authenticator import rules_of
 from iamroles_agent.tokens.keys import KeySet
@@ -112,6 +117,30 @@ def gate_of(policy, agent, clock, audit=None):
     metrics = Metrics(MetricsSettings())
     audit = audit or Audit(AuditSettings(path="none"))
     return Gate(Policy(Config.model_validate(policy)), agent, audit, metrics, clock=clock)
+
+
+class Bench:
+    """A gate of a policy with the issuer `corp`, whose clock a test moves."""
+
+    def __init__(self, written, audit="none"):
+        self.clock = Clock()
+        self.authenticator = Authenticator(Config.model_validate(written), clock=self.clock)
+        source = self.authenticator.sources["corp"]
+        source._keys = KeySet.parse({"keys": [public_jwk(EC_KEY, "k1")]})
+        source._fetched_at = source._monotonic()
+        self.audit = opened(audit)
+        self.gate = gate_of(written, self.authenticator, self.clock, self.audit)
+
+    def answer(self, **asked):
+        """The variables of the answer to a question, remembered or not."""
+        check = replace(spop_transcript.USUAL, **asked)
+        key, context = repr(check).encode(), Context("r-1", 5, 7)
+        found = self.gate.recall(key, context) or asyncio.run(self.gate.judge(check, context, key))
+        said = spop_transcript.variables(found)
+        return {name: value.decode() if isinstance(value, bytes) else value for name, value in said.items()}
+
+    def reason(self, *question, **changes):
+        return self.ask(*question, **changes).get("reason", "allowed")
 
 
 class Server:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from ipaddress import ip_network
 
 from iamroles_agent.base.config import Config, Deny, Grant, Issuer, Sts
-from iamroles_agent.base.identity import Request, RoleArn
+from iamroles_agent.base.identity import Actor, Request, RoleArn
 from iamroles_agent.policy.compiled import Policy, Rule, arns_of, compile_rule
 from iamroles_agent.policy.regions import Region
 from iamroles_agent.policy.witness import SAFE_METHODS, USUAL_SOURCE, witness_in_both
@@ -209,7 +209,10 @@ def _in_other_case(policy: Policy, deny: Deny, grant: Grant) -> tuple[str, Reque
     swapped = replace(request, path=request.path[:above] + other)
     arns = [str(min(policy.arns_named(role))) for role in held]
     differs = swapped.path != request.path
-    opens = differs and policy.decide(identity_of(policy, arns, arns[0], None), swapped).allow
+    who = identity_of(policy, arns, arns[0], None)
+    for entry in grant.actors[:1]:
+        who = who._replace(actor=Actor(entry.sub or "agent", entry.issuer or "own", entry.issuer is not None))
+    opens = differs and policy.decide(who, swapped).allow
     return (held[0], swapped) if opens else None
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import jwt
 import pytest
 import spop_transcript
-from audit_support import opened
+import tokens_support
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,11 +27,9 @@ from tokens_support import (
     NOW,
     OTHER_EC_KEY,
     READER,
-    Clock,
     adopt,
     claims,
     encode_base64url,
-    gate_of,
     mint,
     public_jwk,
 )
@@ -46,8 +44,6 @@ from iamroles_agent.policy.load import nonce_key
 from iamroles_agent.spop import actions
 from iamroles_agent.spop.messages import Context, parse
 from iamroles_agent.spop.values import DataType
-from iamroles_agent.tokens import Authenticator
-from iamroles_agent.tokens.keys import KeySet
 from iamroles_agent.tokens.proof import ProofRules
 
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "proofs.json").read_text())
@@ -106,37 +102,16 @@ def prove(token, key=OTHER_EC_KEY, alg="ES256", header=(), **changes):
     return f"{signed}.{encode_base64url(algorithm.sign(signed.encode(), key))}"
 
 
-class Bench:
-    """A gate of a policy with bound issuers, whose clock a test moves."""
+class Bench(tokens_support.Bench):
+    """A gate of a policy with bound issuers."""
 
     def __init__(self, written=None, audit="none"):
-        written = written or policy()
-        self.clock = Clock()
-        config = Config.model_validate(written)
-        self.authenticator = Authenticator(config, clock=self.clock)
-        source = self.authenticator.sources["corp"]
-        source._keys, source._fetched_at = (
-            KeySet.parse({"keys": [public_jwk(EC_KEY, "k1")]}),
-            source._monotonic(),
-        )
-        self.audit = opened(audit)
-        self.gate = gate_of(written, self.authenticator, self.clock, self.audit)
+        super().__init__(written or policy(), audit)
 
     def ask(self, token, proof=None, scheme="DPoP", **changes):
         """The variables of the answer."""
         asked = {"authorization": f"{scheme} {token}", "path": "/orders/1", "host": "api.example.com"}
-        asked |= {"proof": proof, "proof_count": int(proof is not None)} | changes
-        check = dataclasses.replace(spop_transcript.USUAL, **asked)
-        key = repr(check).encode()
-        context = Context("r-1", 5, 7)
-        found = self.gate.recall(key, context) or asyncio.run(self.gate.judge(check, context, key))
-        return {
-            name: value.decode() if isinstance(value, bytes) else value
-            for name, value in spop_transcript.variables(found).items()
-        }
-
-    def reason(self, *question, **changes):
-        return self.ask(*question, **changes).get("reason", "allowed")
+        return self.answer(**asked | {"proof": proof, "proof_count": int(proof is not None)} | changes)
 
 
 @pytest.fixture
