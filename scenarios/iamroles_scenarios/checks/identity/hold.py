@@ -34,6 +34,9 @@ _FORGED, _GOOD = 120, 12
 _CROWD, _SLOW, _PROMPT = 60, 1.0, 1.9
 """Forged credentials at once, seconds of STS for each, and seconds, times the scale, in which the newcomer
 must be served."""
+_MANY, _LONGEST = 4200, 15.0
+"""Questions to one worker, more than any table of those on their way should hold; and seconds, times the
+scale, after which no more are asked."""
 _SHUT_OUT = refused("sts_rejected", "sts_unavailable", "token_expired", status=[401, 503])
 
 
@@ -76,6 +79,26 @@ def forged(target: Target) -> None:
             for number in range(_GOOD):
                 good = here.credential(here.reader, expires=500 + number)
                 here.expect(f"the caller beside the flood, {number + 1} of {_GOOD}", good, ALLOWED)
+
+
+@check("identity.hold.many", "STS-THROTTLE-002", features={"sts"})
+def many(target: Target) -> str:
+    """A credential passes once STS answers, after thousands of questions that STS throttled.
+
+    One worker gets them all. What counts questions on their way must also count those that came back.
+    """
+    with bench(target, WORLD, flow="many") as here, here.asking():
+        texts = [here.credential(here.reader, expires=600 + number) for number in range(_CROWD)]
+        here.sts_fault("throttle")
+        end, asked = time.monotonic() + here.seconds(_LONGEST), 0
+        try:
+            while asked < _MANY and time.monotonic() < end:
+                crowd = [(_question(text, "192.0.2.1"), None) for text in texts]
+                asked += len(here.spread.askers()[0].actions_of(crowd, window=_CROWD // 2))
+        finally:
+            here.sts_clear()
+        here.expect("one of them once STS answers", texts[0], ALLOWED, within=_RECOVERY)
+        return f"after {asked} questions"
 
 
 @check("identity.hold.newcomer", "STS-FLOOD-002", features={"sts"})

@@ -173,7 +173,10 @@ def restart(target: Target) -> None:
     if not target.agent.runs:
         raise Inapplicable("process of its own")
     refresh = target.seconds(_STOPPED)
-    tables = {"agent": keeping(target.stage), "keys": {"refresh": f"{refresh:g}s", "cooldown": "1s"}}
+    tables: dict[str, Any] = {
+        "agent": keeping(target.stage),
+        "keys": {"refresh": f"{refresh:g}s", "cooldown": "1s"},
+    }
     with bench(target, "orders", "identity.keys.restart", own=True, **tables) as here:
         old = here.token()
         here.expect("before", old, ALLOWED, within=_TAKEN)

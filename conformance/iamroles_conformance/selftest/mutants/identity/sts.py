@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from iamroles_agent.base.identity import Identity
 from iamroles_agent.base.reasons import Reason, Refusal
+from iamroles_agent.control.relay import Relay
 from iamroles_agent.processes import remote
 from iamroles_agent.serving import gate
 from iamroles_agent.tokens import sts, sts_answer
@@ -270,6 +271,11 @@ async def _blocking(sound: Any, self: Any, token: bytes, digest: bytes, source: 
     except Refusal:
         _refused_sources.add(source)
         raise
+
+
+mutant("identity.sts-counts-twice", "STS-THROTTLE-002", "counts answered questions as waiting for STS")(
+    after(Relay, "ask")(lambda self, index, _said: self._counts.update([index]))
+)
 
 
 @mutant("identity.sts-left", "STS-SHARED-001", "ends a call of STS with a client that waits for it")
