@@ -54,6 +54,7 @@ def lint(config: Config, written: Config | None = None) -> list[Finding]:
         *lint_wide.unused(config),
         *lint_wide.unused_groups(written or config),
         *lint_wide.letter_case(config),
+        *lint_wide.misnamed_actors(config),
         *lint_wide.unrecorded(config),
         *lint_wide.unproven(config),
         *lint_bound.bound(config),

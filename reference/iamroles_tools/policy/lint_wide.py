@@ -168,6 +168,29 @@ def _unused_scopes(config: Config) -> Iterator[Finding]:
         yield Finding(Kind.UNREACHABLE, f"issuers[{index}]", issuer.name, message, "Add [[scopes]]")
 
 
+def misnamed_actors(config: Config) -> Iterator[Finding]:
+    """Yield entries of `actors` that are taken to the letter and were hardly meant so."""
+    names = {issuer.name: issuer.issuer for issuer in config.issuers}
+    rows: list[tuple[str, Grant | Deny]] = [(f"grants[{i}]", one) for i, one in enumerate(config.grants)]
+    rows += [(f"denies[{i}]", one) for i, one in enumerate(config.denies)]
+    for key, rule in rows:
+        for index, actor in enumerate(rule.actors):
+            if "*" in (actor.sub, actor.issuer):
+                say = (
+                    "takes `*` for a name, which hardly any actor has",
+                    "Leave the key out; `{}` is every actor",
+                )
+            elif actor.issuer in names and actor.issuer not in names.values():
+                url = names[actor.issuer]
+                say = (
+                    f"takes {actor.issuer!r} for the `iss` of actors, and not for the issuer",
+                    f"Write {url!r}",
+                )
+            else:
+                continue
+            yield Finding(Kind.UNREACHABLE, f"{key}.actors[{index}]", rule.id, *say)
+
+
 def unrecorded(config: Config) -> Iterator[Finding]:
     """Yield settings under which decisions leave no record."""
     if config.audit.path == "none":

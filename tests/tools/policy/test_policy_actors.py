@@ -195,3 +195,17 @@ def test_a_scope_that_the_caller_may_leave_out_is_found():
     [finding] = [item for item in lint(Config.model_validate(POLICY)) if item.kind is Kind.TOO_WIDE]
 
     assert (finding.key, "leaves it out" in finding.message) == ("issuers[0]", True)
+
+
+@pytest.mark.parametrize(
+    ("entry", "says"), [({"sub": "*"}, "`{}`"), ({"issuer": "idp"}, OWN), ({"issuer": OWN}, "")]
+)
+def test_an_entry_that_is_hardly_meant_to_the_letter_is_found(entry, says):
+    rules = grant("all", "reader", "GET", "/"), deny("agents", "*", "/pay", actors=[{}, entry])
+    found = [
+        item
+        for item in lint(Config.model_validate(document(*rules, issuers=[ISSUER])))
+        if "actors" in item.key
+    ]
+
+    assert [(item.key, says in item.remedy) for item in found] == [("denies[0].actors[1]", True)] * bool(says)
