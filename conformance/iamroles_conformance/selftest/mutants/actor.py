@@ -11,8 +11,9 @@ from iamroles_agent.base.identity import Actor
 from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.identity_header import signer
 from iamroles_agent.live import judge, renewal
-from iamroles_agent.live.revocations import Revocation, Revocations
+from iamroles_agent.live.revocations import Revocations
 from iamroles_agent.serving import gate
+from iamroles_agent.spop import actions
 from iamroles_agent.tokens import claims
 from iamroles_agent.tokens.cache import IdentityCache
 from iamroles_agent.tokens.claims import ClaimRules
@@ -104,6 +105,13 @@ def _revokes(edit_: Callable[[Any], Any]) -> Override:
     return around(Revocations, "match")(lambda sound, self, who, name_of: sound(self, edit_(who), name_of))
 
 
+def _match(more: Callable[[Any, Any], Any]) -> Override:
+    """Find more revocations."""
+    return around(Revocations, "match")(
+        lambda sound, self, who, name_of: more(self, who) or sound(self, who, name_of)
+    )
+
+
 _TAG = "if { var(txn.iam.actor) -m found }"
 for _name, _kills, _title, _override in (
     ("passes-over", "ACTOR-CLAIM-001", "takes an odd `act` for none", around(claims, "actor_of")(_lenient)),
@@ -134,6 +142,8 @@ for _name, _kills, _title, _override in (
      edit.regions(lambda rule: edit.is_deny(rule) and rule.actors, actors=frozenset({("-", "-")}))),
     ("unsaid", "ACTOR-TAG-001", "says nothing of actors", _said(actor=_nobody)),
     ("issuer-unsaid", "ACTOR-TAG-001", "says nothing of foreign issuers", _said(actor=_own)),
+    ("dropped", "ACTOR-TAG-001", "drops the actor of an answer that is too long", setting(
+        actions, "TAGS", ("actor", "actor_issuer", *actions.TAGS))),
     ("as-principal", "ACTOR-TAG-001 ACTOR-AWS-001", "says the actor in the principal's place",
      edit.granted(lambda found, _policy, who, _asked: {"principal": who.actor.sub} if who.actor else {})),
     ("unsigned", "ACTOR-SIGNED-001", "signs no actor", _signs(_nobody)),
@@ -151,9 +161,8 @@ for _name, _kills, _title, _override in (
      _revokes(lambda who: who._replace(actor=who.actor or Actor(who.principal, "")))),
     ("revokes-own", "ACTOR-REVOKE-001", "revokes no foreign actor",
      _revokes(lambda who: who._replace(actor=None) if who.actor and who.actor.foreign else who)),
-    ("revokes-all", "ACTOR-REVOKE-001", "revokes an actor for all, whatever else is named",
-     around(Revocation, "fits")(
-        lambda sound, self, who, *rest: (who.actor or ("",))[0] in self.actors or sound(self, who, *rest))),
+    ("revokes-all", "ACTOR-REVOKE-001", "revokes an actor for all, whatever else is named", _match(
+        lambda self, who: next((row for row in self.rows if (who.actor or [""])[0] in row.actors), None))),
     ("ticket-without", "ACTOR-CUT-001 ACTOR-REVOKE-001", "keeps no actor with a stream",
      around(gate, "ticket")(lambda sound, name, who, *rest: sound(name, who._replace(actor=None), *rest))),
     ("sub-as-actor", "ACTOR-AWS-001", "takes no actor of OriginIdentity", _aws(lambda *_: None)),

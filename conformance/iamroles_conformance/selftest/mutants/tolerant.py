@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
+from dataclasses import replace
 from typing import Any
 
 from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.policy import compiled
+from iamroles_agent.policy.regions import Region
 from iamroles_agent.processes import remote
 from iamroles_agent.serving import gate, idle, server
 from iamroles_agent.spop import actions, frames, messages, values
@@ -206,6 +209,25 @@ def proof_types(sound: Any, self: Any, header: Any) -> Any:
 def absent_is_invalid(refusal: Any, *_judged: Any) -> None:
     if refusal.reason is Reason.TOKEN_BOUND and "no proof" in refusal.detail:
         raise Refusal(Reason.PROOF_INVALID, refusal.detail)
+
+
+@mutant("tolerant.few-actors", "", "refuses odd former actors, more than eight, and a large `act`")
+@around(claims, "actor_of")
+def few_actors(sound: Any, act: Any, url: str) -> Any:
+    found, count, former = sound(act, url), 1, act
+    while "act" in former:
+        former, count = former["act"], count + 1
+        if count > 8 or not isinstance(former, dict) or not isinstance(former.get("sub"), str):
+            raise Refusal(Reason.CLAIM_INVALID, "too many former actors, or an odd one")
+    if len(json.dumps(act)) > 2048:
+        raise Refusal(Reason.CLAIM_INVALID, "act is too large")
+    return found
+
+
+@mutant("tolerant.conflicting-actors", "", "leaves actors out of account in conflicts (SPEC.md 13.3)")
+@around(Region, "meets")
+def conflicting_actors(sound: Any, self: Any, other: Any) -> Any:
+    return sound(replace(self, actors=None), other)
 
 
 @mutant("tolerant.events-as-claims", "", "judges events behind the signature, and a list of them is private")

@@ -6,8 +6,9 @@ memory answers a row with the answer to the one before it, forwards or backwards
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,17 +16,21 @@ from iamroles_scenarios.checks.derived.world import HOST, iam_check
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation
 from iamroles_scenarios.declarations.tables import filled, table
-from iamroles_scenarios.engine.answers import REASONS, Expected
+from iamroles_scenarios.engine.answers import REASONS, Expected, read
 from iamroles_scenarios.engine.bench import Bench, SpopQuestion, bench, refused
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.jose.proof import combined
+from iamroles_scenarios.wire.client import Connection, question
+from iamroles_scenarios.wire.frames import HELLO, Frame, read_actions
 
 POLICY = "delegation"
 FEATURES = {"actor"}
 GROUPS: Mapping[str, Mapping[str, Any]] = table("actors")["groups"]
-_ISSUERS = ("corp", "partner", "cloud", "scoped")
+_ISSUERS = ("corp", "partner", "cloud", "scoped", "thrice")
 _USUAL = {"issuer": "corp", "shape": "generic", "roles": ["kiosk"]}
 _CHAINS = (8, 9, 30)
+_WITHIN = 10.0
+"""Seconds, times the scale, for a connection."""
 _ACTOR = ("x-iam-actor", "x-iam-actor-issuer")
 
 
@@ -94,9 +99,9 @@ def rows(here: Bench, group: Mapping[str, Any]) -> Iterator[ActorRow]:
 
 
 @contextmanager
-def delegating(target: Target, owner: str = "", **override: Any) -> Iterator[Bench]:  # noqa: ANN401 - tables
-    """Yield a bench that asks lists of questions and has the keys of all issuers; with an owner, its own."""
-    with bench(target, POLICY, owner, own=bool(owner), **override) as here, here.asking():
+def delegating(target: Target) -> Iterator[Bench]:
+    """Yield a bench that asks lists of questions, in a world that has the keys of all issuers."""
+    with bench(target, POLICY, flow=POLICY) as here, here.asking():
         tokens = [here.token(name, key="ES256", roles=["kiosk"]) for name in _ISSUERS]
         here.wait_for_keys([SpopQuestion("keys", iam_check(token, path="/open"), {}) for token in tokens])
         yield here
@@ -128,3 +133,34 @@ for _name, _group in GROUPS.items():
                 token = "" if row.said.get("bare") else row.token
                 here.expect(row.what, token, row.seen, host=HOST, connection="rows", **how)
             return f"{len(played)} requests"
+
+
+@check("actor.frames", "ACTOR-TAG-001", features=FEATURES)
+def frames(target: Target) -> str:
+    """An answer that is too long for its frame leaves out no actor, or names no backend, or refuses.
+
+    The issuer's policy makes the actor's name principal and session too, so that the answer is longer than
+    the question.
+    """
+    with delegating(target) as here:
+        address, name = here.world.agent.spop_address, "b" * 500
+        token = here.token(
+            "thrice", key="ES256", roles=["kiosk"], claims={"act": {"sub": name, "iss": "urn:x"}}
+        )
+        frame = question(iam_check(token, path="/open"), {"request-id": "x"})
+
+        async def ask(size: int) -> Frame:
+            with closing(await Connection.open(address, within=here.seconds(_WITHIN))) as line:
+                await line.hello({**HELLO, "max-frame-size": size})
+                return await line.ask(frame)
+
+        whole = asyncio.run(ask(16380))
+        least, most = len(frame.body()), len(whole.body()) - 1
+        for size in (16380, most, max(least, most - 600), least):
+            seen = read(read_actions(asyncio.run(ask(size))))
+            actor = seen.get("actor"), seen.get("actor_issuer")
+            if actor != (name, "urn:x") and (size > most or (seen.get("allow") and seen.get("backend"))):
+                raise here.failed(
+                    f"the answer in a frame of {size} bytes names another actor", received=f"{seen}"
+                )
+        return f"a question of {least} bytes, an answer of {most + 1}"

@@ -73,6 +73,9 @@ def policy(target: Target) -> None:
         here.must_reload(document, "a grant for one actor")
         here.must_end([person], "its grant became one for an actor")
         here.must_last([svc], "a grant for its actor")
+        for stream, status in ((bot, 403), (person, 403), (svc, 200)):
+            expected = Expectation(status=status)
+            here.expect(f"a request with the token of {stream}", stream.token, expected, path="/live/reader")
 
 
 _FRESH = (
