@@ -38,15 +38,15 @@ ROOMS = {
 ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 24_761,
-    "scenarios": 34_143,
-    "conformance": 11_491,
+    "scenarios": 34_157,
+    "conformance": 11_493,
     "loadtests": 4_972,
     "benchmarks": 4_221,
-    "tests": 34_540,
+    "tests": 34_550,
 }
 TRUSTED_LINES = 18_552
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 21_631
+DATA_LINES = 21_649
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""

@@ -61,6 +61,8 @@ def _decided(row):
     """Return the reason, "" for an allow, with the rule, the actor and the actor's issuer."""
     if row.said.get("bare"):
         return "no_credentials", "", "", ""
+    if part(row.token, 0)["typ"] != "JWT":
+        return "type_not_allowed", "", "", ""
     claims, path = part(row.token, 1), row.said["path"].partition("?")[0]
     try:
         actor, iss = _actor(claims), claims["iss"]

@@ -49,7 +49,15 @@ def test_every_step_goes_as_told():
     assert f"{STEPS} of {STEPS} steps went as told." in output
     assert not re.search(r"eyJ[\w-]{8}", output)
     for told in (
-        *("X-IAM-Principal", "ambiguous_role", "orders-rw", "token_expired", "key_unknown", "no verdict"),
+        *(
+            "X-IAM-Principal",
+            "ambiguous_role",
+            "orders-rw",
+            "token_expired",
+            "key_unknown",
+            "no verdict",
+            "helper acts",
+        ),
         *("frames go and come, ", "words arrive, "),
     ):
         assert told in output

@@ -154,7 +154,8 @@ class Narrator(Watcher):
             return
         role = tags.get("role", "").rpartition("/")[2]
         until = time.strftime("%H:%M:%S", time.localtime(int(tags.get("expires", "0"))))
-        told = f"{tags.get('principal')} as {role} until {until}"
+        actor = f", {tags['actor']} acts" if "actor" in tags else ""
+        told = f"{tags.get('principal')} as {role} until {until}{actor}"
         self._console.print(Text.assemble(("   and the backend learns ", "dim"), told))
 
 

@@ -169,6 +169,8 @@ for _name, _kills, _title, _override in (
     ("canonical-arn", "ACTOR-AWS-001", "names the role, not what `principal_id` says",
      _aws(lambda one, role: one and one._replace(sub=role.sub))),
     ("role-acts", "ACTOR-AWS-001", "takes each role for an actor", _aws(lambda _, role: role)),
+    ("caller-acts", "ACTOR-AWS-001", "takes each caller of STS for an actor", edit.identities(
+        lambda _, who: who._replace(actor=Actor(who.principal, "")) if who.dated_by_caller else who)),
     ("act-first", "ACTOR-AWS-001", "prefers `act` to OriginIdentity", _act_first),
     ("scope-left-out", "ACTOR-SCOPE-001", "takes a missing scope for all", around(ClaimRules, "_scopes")(
         lambda sound, self, value: None if value is None else sound(self, value))),

@@ -16,7 +16,7 @@ from iamroles_scenarios.checks.derived.world import HOST, iam_check
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation
 from iamroles_scenarios.declarations.tables import filled, table
-from iamroles_scenarios.engine.answers import REASONS, Expected, read
+from iamroles_scenarios.engine.answers import REASONS, Expected, expected, read
 from iamroles_scenarios.engine.bench import Bench, SpopQuestion, bench, refused
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.jose.proof import combined
@@ -27,7 +27,7 @@ POLICY = "delegation"
 FEATURES = {"actor"}
 GROUPS: Mapping[str, Mapping[str, Any]] = table("actors")["groups"]
 _ISSUERS = ("corp", "partner", "cloud", "scoped", "thrice")
-_USUAL = {"issuer": "corp", "shape": "generic", "roles": ["kiosk"]}
+_USUAL = {"issuer": "corp", "shape": "generic", "roles": ["kiosk"], "typ": "JWT"}
 _CHAINS = (8, 9, 30)
 _WITHIN = 10.0
 """Seconds, times the scale, for a connection."""
@@ -133,6 +133,19 @@ for _name, _group in GROUPS.items():
                 token = "" if row.said.get("bare") else row.token
                 here.expect(row.what, token, row.seen, host=HOST, connection="rows", **how)
             return f"{len(played)} requests"
+
+
+@check("actor.sts", "ACTOR-AWS-001", features={*FEATURES, "sts"})
+def sts(target: Target) -> str:
+    """A pre-signed GetCallerIdentity has no actor, neither for grants nor for denies."""
+    with delegating(target) as here:
+        credential = here.credential(here.session("kiosk"))
+        asked = [
+            SpopQuestion(path, iam_check(credential, path=path), {**expected(answer), "actor": ""})
+            for path, answer in (("/open", "allow"), ("/any", "no_grant"), ("/shut/people", "allow"))
+        ]
+        here.ask_all(asked)
+        return f"{here.asked} questions"
 
 
 @check("actor.frames", "ACTOR-TAG-001", features=FEATURES)
