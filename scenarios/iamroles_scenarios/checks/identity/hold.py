@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from iamroles_scenarios.base.polling import polls
 from iamroles_scenarios.checks.derived.world import iam_check
@@ -24,6 +25,9 @@ from iamroles_scenarios.engine.bench import (
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.wire.asker import Asker
 
+if TYPE_CHECKING:
+    from iamroles_scenarios.mock.clients import SessionKeys
+
 _RECOVERY = 15.0
 """Seconds, times the scale, in which the agent takes the keys of a server that answers again."""
 _GIVE_UP = 9.0
@@ -31,9 +35,9 @@ _GIVE_UP = 9.0
 _GIVEN_UP = refused("keys_unavailable", "key_unknown", "internal_error", status=[503, 401])
 _FORGED, _GOOD = 120, 12
 """Credentials of the flood, and of the caller that must be served beside it."""
-_CROWD, _SLOW, _PROMPT = 60, 1.0, 1.9
-"""Forged credentials at once, seconds of STS for each, and seconds, times the scale, in which the newcomer
-must be served."""
+_CROWD, _FULL, _SLOW, _PROMPT = 60, 8, 3.0, 9.0
+"""Forged credentials at once, calls that then wait for STS, seconds of STS for each, and seconds, times the
+scale, in which the caller must be served: those of a few calls."""
 _MANY, _LONGEST = 4200, 15.0
 """Questions to one worker, more than any table of those on their way should hold; and seconds, times the
 scale, after which no more are asked."""
@@ -105,31 +109,35 @@ def many(target: Target) -> str:
 def newcomer(target: Target) -> None:
     """A caller whom STS never confirmed is served beside a flood from another address.
 
-    STS takes a second for each forged credential, and no longer than usual for the caller's. Both come over
-    SPOP, so that the judge chooses their addresses.
+    Then STS knows the caller, who is served beside a flood from many addresses. STS takes seconds for each
+    forged credential, and no longer than usual for the caller's. All come over SPOP, so that the judge
+    chooses their addresses.
     """
     suffix = own_suffix()
     hosts = [f"{name}{suffix}.sts.example" for name in ("forged", "newcomer")]
     override = {"sts": [{"name": "forged", "hosts": hosts}]}
-    with own_bench(target, WORLD, suffix, override=override, flow="forged") as here:
+    with own_bench(target, WORLD, suffix, override=override, flow="forged") as here, here.asking():
         keys = here.session()
-        bad = [here.credential(keys, secret="wrong", expires=60 + number) for number in range(_CROWD)]  # noqa: S106
-        here.sts_fault("slow", seconds=_SLOW)
+        for what, sources, first in (("the newcomer", 1, 60), ("the same caller again", 8, 200)):
+            here.sts_fault("slow", seconds=_SLOW)
+            calls, text = here.sts_calls(), here.credential(keys, host=hosts[1], expires=first)
+            with beside(here, partial(_flood, keys, sources, first), 1):
+                try:
+                    any(here.sts_calls() >= calls + _FULL for _last in polls(_SLOW / 3))
+                    began = time.monotonic()
+                    here.ask_all([SpopQuestion(what, _question(text, "192.0.2.99"), ALLOW)], again=False)
+                    if (took := time.monotonic() - began) > here.seconds(_PROMPT):
+                        raise here.failed(f"{what} waited {took:.1f} s, at most {_PROMPT:g} s")
+                finally:
+                    here.sts_clear()
 
-        def flood(stranger: Bench, _ended: threading.Event) -> None:
-            with Asker(stranger.world.agent.spop_address, timeout=here.seconds(_CROWD * _SLOW)) as asker:
-                asker.actions_of([(_question(one, "192.0.2.1"), None) for one in bad], window=_CROWD)
 
-        with beside(here, flood, 1), here.asking():
-            try:
-                good = here.credential(keys, host=hosts[1])
-                any(here.sts_calls() for _last in polls(here.seconds(_RECOVERY)))
-                began = time.monotonic()
-                here.ask_all([SpopQuestion("the newcomer", _question(good, "192.0.2.2"), ALLOW)], again=False)
-                if (took := time.monotonic() - began) > here.seconds(_PROMPT):
-                    raise here.failed(f"the newcomer waited {took:.1f} s, at most {_PROMPT:g} s")
-            finally:
-                here.sts_clear()
+def _flood(keys: SessionKeys, sources: int, first: int, here: Bench, _ended: threading.Event) -> None:
+    """Ask with forged credentials from some addresses, all at once."""
+    with Asker(here.world.agent.spop_address, timeout=here.seconds(_CROWD * _SLOW)) as asker:
+        bad = [here.credential(keys, secret="wrong", expires=first + number) for number in range(_CROWD)]  # noqa: S106
+        crowd = [(_question(one, f"192.0.2.{number % sources}"), None) for number, one in enumerate(bad)]
+        asker.actions_of(crowd, window=_CROWD)
 
 
 def _question(credential: str, source: str) -> dict[str, Any]:
