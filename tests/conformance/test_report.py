@@ -21,7 +21,8 @@ from iamroles_scenarios.stage import AgentSpec
 
 def _document(verdicts, message="why"):
     planned = plan(["gate-spop"], selected_by(["gate.expired"]))
-    spec = AgentSpec(name="mine <b>", version="7", directory=Path(), command=("x",), features={"oidc": True})
+    command = ("x", "-c", "a script that is longer than a file's name can be; " * 8)
+    spec = AgentSpec(name="mine <b>", version="7", directory=Path(), command=command, features={"oidc": True})
     run = Run(spec, planned)
     pairs = []
     for check in planned:

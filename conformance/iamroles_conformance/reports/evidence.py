@@ -52,7 +52,8 @@ def environment() -> dict[str, str]:
 
 def _program(agent: AgentSpec) -> Path | None:
     own = (agent.directory / word for word in agent.command)
-    paths = [path for path in own if path.is_file()]
+    # A script of `sh -c` is longer than a name may be: `Path.is_file` raises an error there.
+    paths = [path for path in own if os.path.isfile(path)]  # noqa: PTH113
     if not paths and agent.command:
         with suppress(AgentFileError):
             paths = [Path(agent.argv()[0])]
