@@ -27,8 +27,9 @@ from iamroles_scenarios.engine.worlds import WORKERS
 _WITHIN = 10.0
 """Seconds, times the scale, in which the agent answers after a death, and keys, revocations and ends of
 sessions are in force: `refresh` and `recheck` are one second here."""
-_SLOW, _REVOKED = 1.0, 4
-"""Seconds that STS takes for a credential that waits while a process dies; revocations in a row."""
+_SLOW, _REVOKED, _AUDIENCES = 1.0, 4, 3000
+"""Seconds that STS takes for a credential that waits while a process dies; revocations in a row; audiences of
+200 octets in a policy."""
 _GONE = refused("credential_revoked")
 _names = count(1)
 
@@ -37,7 +38,11 @@ def _policy(here: Bench) -> None:
     policy, token = here.loan.policy, here.token()
     kept = [grant for grant in policy["grants"] if grant["id"] != "R1"]
     here.expect("by the policy", token, ALLOWED)
-    here.must_reload({**policy, "grants": kept}, "without the reader's grant")
+    # Longer than a socket between processes takes at once.
+    [first, *others] = policy["issuers"]
+    first = {**first, "audiences": [*first["audiences"], *(f"{number:0200}" for number in range(_AUDIENCES))]}
+    changed = {**policy, "grants": kept, "issuers": [first, *others]}
+    here.must_reload(changed, "without the reader's grant, and with many audiences")
     here.expect("without its grant", token, refused("no_grant", status=403))
     here.must_reload(policy, "with the reader's grant")
     here.expect("with its grant again", token, ALLOWED)
