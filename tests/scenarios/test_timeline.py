@@ -7,13 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from iamroles_scenarios.base.errors import DocumentError, TooSlow
+from iamroles_scenarios.base.errors import DocumentError, HttpFault, TooSlow
 from iamroles_scenarios.declarations.documents import parse
 from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec, Scenario
 from iamroles_scenarios.declarations.timeline import WindowSpec
 from iamroles_scenarios.engine.certificates import ProxyCertificates
 from iamroles_scenarios.engine.judged_traffic import JudgedTraffic, StepTimes
 from iamroles_scenarios.engine.ledger import NEVER, Flow, FlowQuestion, Kind, Ledger
+from iamroles_scenarios.engine.players import asked_for
 from iamroles_scenarios.traffic import Case, Right
 from iamroles_scenarios.traffic.polling import NANO
 
@@ -311,3 +312,20 @@ def test_a_world_that_is_gone_is_a_fault_of_the_harness():
 
     with pytest.raises(Exception, match="the traffic broke off: ZeroDivisionError"):
         fire.wait(1)
+
+
+# --- asked again and again ---------------------------------------------------------------------------------
+
+
+def test_a_request_that_its_change_ends_is_asked_again_but_not_for_ever():
+    found = iter([HttpFault("closed"), "open", HttpFault("closed"), "shut"])
+
+    def ask():
+        if isinstance(seen := next(found, HttpFault("gone")), HttpFault):
+            raise seen
+        return seen
+
+    asked = asked_for(ask, 60)
+    assert (next(asked), next(asked)) == ("open", "shut")
+    with pytest.raises(HttpFault, match="gone"):
+        list(asked_for(ask, 0))

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from iamroles_scenarios.base import recording
@@ -36,7 +36,7 @@ from iamroles_scenarios.engine.observation import (
     falsely_allowed,
     mismatches,
 )
-from iamroles_scenarios.engine.players import Player, player_for
+from iamroles_scenarios.engine.players import Player, asked_for, player_for
 from iamroles_scenarios.engine.spread import Spread
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.worlds import DEFAULT_ISSUER, Loan
@@ -288,8 +288,7 @@ class Bench:
         """
         began = time.monotonic()
         recording.note(f"{what}: expected {describe(expected)}")
-        for _last in polls(self.seconds(within)):
-            seen = self.ask(token, **request)
+        for seen in asked_for(partial(self.ask, token, **request), self.seconds(within)):
             differing = mismatches(expected, seen, {})
             took = time.monotonic() - began
             if not differing and prompt and took > self.seconds(prompt):

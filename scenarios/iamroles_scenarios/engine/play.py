@@ -16,7 +16,6 @@ from functools import partial
 
 from iamroles_scenarios.base import recording
 from iamroles_scenarios.base.errors import AgentFault, CheckFailed, Evidence, HarnessFault, TooSlow
-from iamroles_scenarios.base.polling import polls
 from iamroles_scenarios.declarations.results import CheckResult, Verdict, tails
 from iamroles_scenarios.declarations.scenario import Expectation, PlannedCheck, RequestSpec, Scenario, Step
 from iamroles_scenarios.declarations.timeline import BEGIN
@@ -27,7 +26,7 @@ from iamroles_scenarios.engine.events import Events
 from iamroles_scenarios.engine.judged_traffic import JudgedTraffic
 from iamroles_scenarios.engine.ledger import Finding, Kind
 from iamroles_scenarios.engine.observation import Observation, describe, falsely_allowed, mismatches
-from iamroles_scenarios.engine.players import Player, player_for
+from iamroles_scenarios.engine.players import Player, asked_for, player_for
 from iamroles_scenarios.engine.setups import ENDING, ended
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.timeline import Timeline
@@ -174,8 +173,8 @@ class _Playing:
         bound = self._target.seconds(patience) if patience else 0.0
         began = time.monotonic()
         with_reason = any(item.reason is not None for item in expectations.values())
-        for _last in polls(bound):
-            seen = player.ask(request, token.text if token else "", with_reason=with_reason)
+        ask = partial(player.ask, request, token.text if token else "", with_reason=with_reason)
+        for seen in asked_for(ask, bound):
             self._in_time(token, expectations, seen)
             differences = {
                 name: mismatches(item, seen, self._mint.expiries) for name, item in expectations.items()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -114,6 +114,25 @@ def observed(
         leaked=() if answer.status < 400 else tuple(sorted(held(f"{answer.headers}".encode() + answer.body))),
         at=answer.at,
     )
+
+
+def asked_for(ask: Callable[[], Observation], seconds: float) -> Iterator[Observation]:
+    """Ask again and again, for so long, and once more.
+
+    The change that is waited for may end a request without an answer, because a request that waits for its
+    server is a stream (SPEC.md 9.16). The last one must be answered.
+
+    Raises:
+        HttpFault: the last one was not.
+    """
+    for last in polls(seconds):
+        try:
+            seen = ask()
+        except HttpFault:
+            if last:
+                raise
+        else:
+            yield seen
 
 
 class ProxyPlayer:
