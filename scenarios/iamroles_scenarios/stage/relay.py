@@ -114,18 +114,24 @@ class Relay(breaker.Breaker):
         *,
         answering: bool,
     ) -> None:
-        """Pass on one direction until either side ends or sends no frame; then end the other."""
+        """Pass on one direction until either side ends or sends no frame; then end the other.
+
+        After an agent's goodbye HAProxy is heard to its end: what it asks until it has read the goodbye is
+        lost, and nobody would see that if the connection were closed at once.
+        """
         assert isinstance(link, RelayedLink)  # noqa: S101 - `_linked` made it
         read = self._from_agent if answering else self._from_haproxy
         try:
             with suppress(OSError, EOFError, WireFormatError):
                 while True:
                     length = int.from_bytes(await reader.readexactly(4), "big")
-                    if goes_on := read(link, await reader.readexactly(length)):
+                    goes_on = read(link, await reader.readexactly(length))
+                    if goes_on and (answering or not link.over):
                         writer.write(prefixed(goes_on))
                         await writer.drain()
         finally:
-            link.close()
+            if not (answering and link.over):
+                link.close()
 
     def _from_haproxy(self, link: RelayedLink, said: bytes) -> bytes:
         frame = Frame.decode(said)
