@@ -349,7 +349,7 @@ class Backend(Model):
 
 
 class ActorEntry(Model):
-    """Who acts for the caller of a token (RFC 8693 section 4.1); an empty table: any actor."""
+    """An actor that a rule names (RFC 8693 section 4.1); an empty table names every actor."""
 
     sub: str | None = None
     """Exactly the `sub` of the actor; left out: any."""
@@ -371,7 +371,7 @@ class RegionTable(Model):
     sources: list[str] = Field(default_factory=_none)
     """Networks of the client's address; none: any."""
     actors: list[ActorEntry] = Field(default_factory=_none)
-    """Who acts for the caller, by `sub` and `issuer`, `{}` for anybody; none listed: anybody or nobody."""
+    """Actors for whom the rule holds, by `sub` and `issuer`; `{}` is every actor. Empty: it asks for none."""
 
 
 class Grant(RegionTable):

@@ -58,7 +58,7 @@ class RoleArn:
 
 
 class Actor(NamedTuple):
-    """Who acts for the principal: the outermost `act` of a token (RFC 8693 section 4.1)."""
+    """An actor, as the outermost `act` of a token names it (RFC 8693 section 4.1)."""
 
     sub: str
     issuer: str

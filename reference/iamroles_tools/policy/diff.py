@@ -70,7 +70,7 @@ class Change:
     now: str = ""
     """If other roles grant it: the roles now."""
     actor: Actor | None = None
-    """Who acts for the caller of the witness."""
+    """The actor of the witness; None if its caller has none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,4 +45,4 @@ class Finding:
     pairs: tuple[tuple[str, str], ...] = ()
     """For an escalation: reader and writer of each pair of roles."""
     actor: Actor | None = None
-    """Who acts for the caller of the witness."""
+    """The actor of the witness; None if its caller has none."""

@@ -1,4 +1,4 @@
-"""Who acts for the caller: claim, rules, tags, signed identity, audit, revocation and streams."""
+"""Delegation: claim, rules, tags, signed identity, audit, revocation and streams."""
 
 import asyncio
 from contextlib import nullcontext

@@ -1,1 +1,1 @@
-"""Who acts for whom (SPEC.md section 13): the rows of data/derived/actors.toml, and streams."""
+"""Delegation (SPEC.md section 13): the rows of data/derived/actors.toml, and streams."""

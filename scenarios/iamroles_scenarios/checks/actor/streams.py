@@ -85,7 +85,7 @@ _FRESH = (
     ("dan", "", "bot"),
     ("eve", "bot", f"bot of {_ELSEWHERE}"),
 )
-"""Who opens a stream, the actor of its token, and that of the fresh token."""
+"""The caller of each stream, the actor of its token, and the actor of the fresh token."""
 
 
 @check("actor.stream.renew", "ACTOR-RENEW-001", lane="gate", features={"live", "renew", "actor"})
