@@ -1,9 +1,11 @@
 """Proofs of possession and the rows of bound.*, read by joserfc, a library that no agent of ours uses."""
 
 import hashlib
+import json
 import re
 import ssl
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import urlsplit
 
@@ -22,13 +24,7 @@ from iamroles_scenarios.jose.encoding import b64url_decode, part
 from iamroles_scenarios.jose.proof import hashed, jwk_of, proof, thumbprint
 from iamroles_scenarios.wire.client import OMIT
 
-FIGURE = (  # RFC 9449, figure 13
-    "eyJ0eXAiOiJkcG9wK2p3dCIsImFsZyI6IkVTMjU2IiwiandrIjp7Imt0eSI6IkVDIiwieCI6Imw4dEZyaHgtMzR0VjNoUklDUkRZOXpDa0Rs"
-    "cEJoRjQyVVFVZldWQVdCRnMiLCJ5IjoiOVZFNGpmX09rX282NHpiVFRsY3VOSmFqSG10NnY5VERWclUwQ2R2R1JEQSIsImNydiI6IlAtMjU2"
-    "In19.eyJqdGkiOiJlMWozVl9iS2ljOC1MQUVCIiwiaHRtIjoiR0VUIiwiaHR1IjoiaHR0cHM6Ly9yZXNvdXJjZS5leGFtcGxlLm9yZy9wcm90"
-    "ZWN0ZWRyZXNvdXJjZSIsImlhdCI6MTU2MjI2MjYxOCwiYXRoIjoiZlVIeU8ycjJaM0RaNTNFc05yV0JiMHhXWG9hTnk1OUlpS0NBcWtzbVFF"
-    "byJ9.2oW9RP35yRqzhrtNP86L-Ey71EOptxRimPPToA1plemAgR6pxHF8y6-yqyVnmcw6Fy1dqd-jfxSYoMxhAJpLjA"
-)
+VECTORS = json.loads((Path(__file__).parents[1] / "agent/tokens/vectors/proofs.json").read_text())
 ISSUER = SimpleNamespace(keys=[SigningKey.generate("ES256", kid="k")], url="https://corp.example")
 ALGORITHMS = ["ES256", "ES384", "ES512", "RS256", "PS256", "EdDSA", "Ed25519"]
 REGISTRY = JWSRegistry(algorithms=[*ALGORITHMS, "ES256K"])
@@ -50,11 +46,13 @@ def read(text):
     return shown, jws.deserialize_compact(text, import_key(shown), registry=REGISTRY)
 
 
-def test_the_proof_of_the_standard_is_read_alike():
-    shown, found = read(FIGURE)
+@pytest.mark.parametrize("figure", VECTORS["RFC 9449"])
+def test_the_proofs_of_the_standard_are_read_alike(figure):
+    text = VECTORS["RFC 9449"][figure]
+    shown, found = read(text)
 
-    assert thumbprint(shown) == "0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I"
-    assert hashed("Kz~8mXK1EalYznwH-LC-1fBAo.4Ljp~zsPE_NeO.gxU") == part(FIGURE, 1)["ath"]
+    assert thumbprint(shown) == import_key(shown).thumbprint() == VECTORS["jkt"]
+    assert part(text, 1).get("ath") == (hashed(VECTORS["token"]) if figure == "13" else None)
     assert found.headers()["typ"] == "dpop+jwt"
 
 

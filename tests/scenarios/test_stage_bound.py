@@ -12,6 +12,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 
 import pytest
 from cryptography import x509
@@ -155,6 +156,9 @@ def test_none_and_one_that_is_too_large_are_no_certificate(world, version):
         assert asked_by(world, ask(world, tls=tls))["certificate"] is None
 
 
+VECTORS = Path(__file__).parents[1] / "agent/tokens/vectors/proofs.json"
+STANDARD = json.loads(VECTORS.read_text())["RFC 8705"]
+"""Appendix A: a certificate, which has expired, and its thumbprint."""
 SPELT = f":{base64.b64encode(MINE.der).decode()}:"
 FORGED = [
     [f"Client-Cert: {SPELT}"],
@@ -190,6 +194,8 @@ def test_of_a_load_balancer_the_header_counts_once_and_in_one_form(stage):
             for headers in [[], *MALFORMED]:
                 found = asked_by(behind, ask(behind, tls=tls, headers=headers))
                 assert found["certificate"] is None, headers
+        found = asked_by(behind, ask(behind, headers=[f"Client-Cert: :{STANDARD['x5c'][0]}:"]))
+        assert found["certificate"] == STANDARD["x5t#S256"]
         proxy = behind.proxy
         fields = fields_of(headers=[("client-cert", SPELT)])
         over_h2 = exchange_h2((proxy.host, proxy.port), 10, fields, b"")
