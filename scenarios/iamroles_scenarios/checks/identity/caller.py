@@ -288,12 +288,12 @@ def no_secrets(target: Target) -> None:
             here.world.agent.stop()
         written = [stream.lines() for part, stream in here.world.outputs() if part == "agent"]
         logs = "\n".join(line for lines in written for line in lines)
-        hidden = {"the secret": keys.secret_access_key, "the security token": keys.session_token or ""}
+        hidden = [("the secret", keys.secret_access_key), ("the security token", keys.session_token or "")]
         for text in tokens:
-            hidden |= {f"part {number} of a token": part for number, part in enumerate(text.split("."))}
+            hidden += [(f"part {number} of a token", part) for number, part in enumerate(text.split("."))]
         for text in credentials:
-            hidden |= {"a credential": text, "a signature": _signature(text)}
-        found = sorted({what for what, secret in hidden.items() if len(secret) > 20 and secret in logs})
+            hidden += [("a credential", text), ("a signature", _signature(text))]
+        found = sorted({what for what, secret in hidden if len(secret) > 20 and secret in logs})
         if found:
             raise here.failed(f"the agent's log holds {', '.join(found)}", expected="a hash at most")
 
