@@ -38,7 +38,7 @@ ROOMS = {
 ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 24_761,
-    "scenarios": 34_208,
+    "scenarios": 34_237,
     "conformance": 11_494,
     "loadtests": 4_972,
     "benchmarks": 4_221,
