@@ -42,11 +42,11 @@ LINES = {
     "conformance": 11_494,
     "loadtests": 4_972,
     "benchmarks": 4_221,
-    "tests": 34_684,
+    "tests": 34_793,
 }
 TRUSTED_LINES = 18_552
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 21_650
+DATA_LINES = 21_655
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""

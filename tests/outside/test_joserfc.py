@@ -21,6 +21,7 @@ from iamroles_agent.tokens.proof import ProofRules
 from iamroles_scenarios.jose import RecipeError, SigningKey, mint
 from iamroles_scenarios.jose.proof import hashed
 
+pytestmark = pytest.mark.filterwarnings("ignore:EdDSA is deprecated")
 ALGORITHMS = ["ES256", "ES384", "RS256", "PS256", "EdDSA"]
 REGISTRY = JWSRegistry(algorithms=ALGORITHMS)
 REGISTRY.max_header_length = 8192
