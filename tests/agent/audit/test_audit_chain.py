@@ -1,4 +1,4 @@
-"""The chain: what `audit verify` proves, and that no tampering escapes it."""
+"""The chain: what `audit verify` proves, and what it says of each kind of tampering."""
 
 import hashlib
 import json
@@ -7,8 +7,6 @@ from dataclasses import replace
 
 import pytest
 from audit_support import ASKED, decided, lines, opened
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from invoking import said
 from spop_transcript import YES
 
@@ -201,37 +199,16 @@ def test_a_rewritten_log_is_betrayed_by_a_head_kept_elsewhere(genuine, path):
     assert "its log was rewritten, or is foreign" in findings[0].message
 
 
-@given(data=st.data())
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_no_tampering_escapes(genuine, tmp_path, data):
-    drawn = data.draw(
-        st.one_of(
-            st.permutations(genuine),
-            st.lists(st.sampled_from(genuine), max_size=12),
-            st.sets(st.integers(0, 9)).map(lambda keep: [genuine[index] for index in sorted(keep)]),
-            st.tuples(st.integers(0, sum(map(len, genuine)) - 1), st.integers(0, 255)).map(
-                lambda change: _with_byte(genuine, *change)
-            ),
-        )
-    )
-
-    proof = judged(drawn, tmp_path, last_head(genuine))
-
-    assert proof.whole == (list(drawn) == genuine)
-
-
-def _with_byte(texts, index, value):
-    whole = bytearray(b"".join(texts))
-    whole[index] = value
-    return bytes(whole).splitlines(keepends=True) if bytes(whole) != b"".join(texts) else texts
-
-
 def test_what_the_command_says(path):
     shown = said("audit verify", written(path), head_path(path))
     assert "WHOLE: 10 records in 1 file, nothing removed, changed, inserted or reordered" in shown
     assert json.loads(said("audit verify --format json", path))["whole"] is True
 
     genuine = lines(path)
+    head = json.loads(genuine[-1])["hash"]
+    said("audit verify --head", head, path)
+    path.write_bytes(b"".join(genuine[:-1]))
+    assert "the log was rewritten" in said("audit verify --head", head, path, code=1)
     path.write_bytes(b"".join(genuine[:3] + genuine[4:]))
     assert f"{path}:4: record 4 is missing before record 5" in said("audit verify", path, code=1)
     path.write_bytes(b"")
