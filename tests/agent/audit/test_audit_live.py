@@ -6,7 +6,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from invoking import ran, said
+from invoking import ran
 from waiting import until
 
 from iamroles_scenarios.declarations.scenario import RequestSpec, WorldSpec, policy_of
@@ -106,14 +106,6 @@ def test_records_join_with_haproxys_log_by_request_id(happened):
         assert (line["client"], line["client_port"]) == (found["src"], found["port"])
         assert line["status"] == found["status"]
         assert line["path"] == found["path"]
-
-
-def test_who_did_what_with_which_role(happened):
-    answer = said("audit query --who alice --role writer --verdict allow", *happened["paths"])
-
-    for line in answer.splitlines():
-        assert re.search(r"ALLOW  alice as writer from 127\.0\.0\.1  POST \S+/orders -> orders-rw  R2$", line)
-    assert len(answer.splitlines()) == 2
 
 
 def test_what_haproxy_refused_by_itself_is_joined_in_with_its_cause(happened, tmp_path):
