@@ -1,7 +1,6 @@
 """Guarantees for a server, on every HAProxy: mutual TLS to it, and the signed identity header."""
 
 import contextlib
-import datetime as dt
 import http.client
 import json
 import ssl
@@ -10,14 +9,10 @@ from pathlib import Path
 
 import puppet_gate
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
 from listening import listening
 from puppet_gate import POLICY, YES, ask, puppet_spec, record
 
+from iamroles_scenarios.engine.certificates import Authority
 from iamroles_scenarios.stage.container import HOME
 
 world = puppet_gate.world
@@ -51,33 +46,6 @@ def test_a_signed_identity_is_not_in_the_record(world):
 # --- mutual TLS -----------------------------------------------------------------------------------------
 
 
-class Authority:
-    """Signs certificates for this test."""
-
-    def __init__(self):
-        self.key = ec.generate_private_key(ec.SECP256R1())
-        self.certificate = self._signed("authority", self.key, "authority", ca=True)
-
-    def _signed(self, name, key, issuer, *, ca=False):
-        now = dt.datetime.now(dt.UTC)
-        subject, by = (x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)]) for text in (name, issuer))
-        builder = x509.CertificateBuilder(by, subject, key.public_key(), x509.random_serial_number())
-        builder = builder.not_valid_before(now - dt.timedelta(hours=1))
-        builder = builder.not_valid_after(now + dt.timedelta(hours=1))
-        builder = builder.add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
-        builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
-        return builder.sign(self.key, hashes.SHA256())
-
-    def pem(self):
-        return self.certificate.public_bytes(Encoding.PEM).decode()
-
-    def issued(self, name):
-        """A certificate and its key, PEM."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
-        return self._signed(name, key, "authority").public_bytes(Encoding.PEM).decode() + private
-
-
 @pytest.fixture
 def authority():
     return Authority()
@@ -92,7 +60,7 @@ def serve(world, authority, tmp_path):
             (tmp_path / "server.pem").write_text(certificate)
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(tmp_path / "server.pem")
-            context.load_verify_locations(cadata=authority.pem())
+            context.load_verify_locations(cadata=authority.public)
             context.verify_mode = ssl.CERT_REQUIRED
             host = world.agent.inner_address.rpartition(":")[0]
             return ends.enter_context(listening(partial(answer, context), host))
@@ -129,8 +97,8 @@ def through(world, tmp_path):
 
 
 def test_server_and_gate_prove_themselves_to_each_other(authority, serve, through):
-    address = serve(authority.issued(NAME))
-    files = {"backends.pem": authority.pem(), "gate.pem": authority.issued("gate.internal")}
+    address = serve(authority.issue(NAME))
+    files = {"backends.pem": authority.public, "gate.pem": authority.issue("gate.internal")}
 
     answer = through(address, files, {"ca": "backends.pem", "certificate": "gate.pem", "name": NAME})
 
@@ -142,9 +110,9 @@ def test_server_and_gate_prove_themselves_to_each_other(authority, serve, throug
 def test_who_cannot_prove_it_gets_no_request(authority, serve, through, wrong):
     stranger = Authority()
     server = stranger if wrong == "authority" else authority
-    address = serve(server.issued("export.internal" if wrong == "name" else NAME))
+    address = serve(server.issue("export.internal" if wrong == "name" else NAME))
     gate = stranger if wrong == "foreign-certificate" else authority
-    files = {"backends.pem": authority.pem(), "gate.pem": gate.issued("gate.internal")}
+    files = {"backends.pem": authority.public, "gate.pem": gate.issue("gate.internal")}
     tls = {"ca": "backends.pem", "certificate": "gate.pem", "name": NAME}
     if wrong == "no-certificate":
         del tls["certificate"]
