@@ -247,7 +247,10 @@ def test_a_path_that_is_no_token_is_recorded_as_sent(world, path):
 @pytest.mark.parametrize("path", ["/orders", "/%6frders", "/orders/caf%c3%a9"])
 @pytest.mark.parametrize(
     "query",
-    ["", "?", "?x=%zz%%32%65", "?%61=%2e%7e", "??", "?a?b=%3f", "?%", "?next=//%2e%2e/x;y\\z", "?'\"<>`{}|^"],
+    [
+        *("", "?", "?x=%zz%%32%65", "?%61=%2e%7e", "??", "?a?b=%3f", "?%", "?q=100%", "?a=%2F%252e"),
+        *("?next=//%2e%2e/x;y\\z", "?next=//x/../y;z", "?'\"<>`{}|^"),
+    ],
 )
 def test_a_query_travels_byte_for_byte(world, path, query):
     answer = ask(world, path + query)
@@ -256,13 +259,14 @@ def test_a_query_travels_byte_for_byte(world, path, query):
     assert answer.echo["path"].removeprefix("/orders").removeprefix("/caf%C3%A9") == query
 
 
-# --- OPTIONS * ------------------------------------------------------------------------------------------
+# --- OPTIONS * and CONNECT -------------------------------------------------------------------------------
 
 
-def test_options_of_the_server_itself_are_refused(world):
+def test_a_target_without_a_path_is_refused(world):
     with nobody_asked(world):
         assert h2(world, "*", method="OPTIONS") in (400, 0)
         assert ask(world, "*", method="OPTIONS").status == 400
+        assert ask(world, "api.example:443", method="CONNECT", host="api.example:443").status == 400
 
 
 def test_options_of_a_path_are_judged(world):

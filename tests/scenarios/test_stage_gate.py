@@ -18,21 +18,6 @@ world = puppet_gate.world
 # --- strip ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("X-IAM-Principal", "x-iam-rule", "X_IAM_PRINCIPAL", "X_IAM-Role", "X-IAM_Session", "X.IAM.Role"),
-        *("X-IAM-Anything-New", "X-IAM", "X-HTTP-Method-Override", "X-Method-Override", "X-HTTP-Method"),
-        *("X-Original-URL", "X-Rewrite-URI", "X_Rewrite_URL"),
-    ],
-)
-def test_a_header_that_only_the_gate_may_set_does_not_pass(world, name):
-    answer = ask(world, headers=[f"{name}: forged"])
-
-    assert answer.status == 200
-    assert "forged" not in answer.body.decode()
-
-
 def _listed():
     """Return the headers of the table in docs/haproxy.md, `*` filled in."""
     page = (Path(__file__).parents[2] / "docs" / "haproxy.md").read_text("utf-8")
@@ -42,12 +27,15 @@ def _listed():
 
 
 @pytest.mark.parametrize("separator", "-_.")
-def test_no_header_of_the_documented_table_passes(world, separator):
-    names = [name.replace("-", separator) for name in _listed()]
+def test_no_header_passes_that_only_the_gate_may_set_or_that_the_documented_table_has(world, separator):
+    listed = [*_listed(), "X-IAM-Principal", "X-IAM-Anything-New", "X-IAM"]
+    names = [name.replace("-", separator) for name in listed]
+    names += ["x-iam-rule", "X_IAM-Role", "X-IAM_Session", "X.IAM.Role"]
 
     answer = ask(world, headers=[*(f"{name}: forged" for name in names), "Cookie: mine", "DPoP: mine"])
 
     assert len(names) > 40
+    assert answer.status == 200
     assert "forged" not in answer.body.decode()
     assert (answer.header("cookie"), answer.header("dpop")) == (["mine"], ["mine"])
 
@@ -112,7 +100,7 @@ AMBIGUOUS = [
 OTHER_SCHEMES = ["file:///orders/1", "ftp://api.example/orders/1", "FILE:/orders/1"]
 
 
-@pytest.mark.parametrize("path", [*AMBIGUOUS, *OTHER_SCHEMES])
+@pytest.mark.parametrize("path", [*AMBIGUOUS, *OTHER_SCHEMES, "http://api.example/orders/../1"])
 def test_an_ambiguous_path_or_a_target_of_another_scheme_reaches_nobody(world, path):
     with nobody_asked(world):
         assert ask(world, path).status == 400
@@ -141,26 +129,6 @@ def test_the_agent_judges_what_is_forwarded(world, sent, forwarded):
 
     assert (answer.status, answer.echo["path"]) == (200, forwarded)
     assert asked(world, answer.header("x-iam-request-id")[0])["path"] == forwarded
-
-
-@pytest.mark.parametrize("query", ["q=100%", "next=//x/../y;z", "a=%2F%252e"])
-def test_a_query_is_not_a_path(world, query):
-    answer = ask(world, f"/orders?{query}")
-
-    assert (answer.status, answer.echo["path"]) == (200, f"/orders?{query}")
-
-
-def test_an_absolute_target_is_judged_by_its_path(world):
-    assert ask(world, "http://api.example/orders/1").status == 200
-    assert ask(world, "http://api.example/orders/../1").status == 400
-    assert ask(world, "http://other.example/orders/1").status == 400
-
-
-@pytest.mark.parametrize("method", ["OPTIONS", "CONNECT"])
-def test_a_target_without_a_path_is_refused(world, method):
-    target = "*" if method == "OPTIONS" else "api.example:443"
-
-    assert ask(world, target, method=method, host="api.example:443").status == 400
 
 
 # Some releases make "/" of the HTTP/2 path "*" before any rule: judged and forwarded as that, save OPTIONS.
@@ -318,11 +286,6 @@ def test_a_tag_keeps_its_letters(world):
 # --- route ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["alpha", "beta"])
-def test_the_named_backend_answers(world, name):
-    assert ask(world, answer={**YES, "backend": name}).echo["backend"] == name
-
-
 UNKNOWN = ["gamma", "", "iam-agents", "route-alpha", "iam-unrouted", "ALPHA", "alpha ", None]
 
 
@@ -358,7 +321,7 @@ def test_a_large_token_reaches_the_agent(world):
     assert ask(world, answer={**YES, "pad": "x" * 12_000}).status == 200
 
 
-def test_many_at_once_never_mix(world):
+def test_the_named_backend_answers_and_many_at_once_never_mix(world):
     def one(number):
         backend = ("alpha", "beta")[number % 2]
         answer = ask(world, f"/n/{number}", answer={**YES, "backend": backend, "principal": f"p{number}"})
