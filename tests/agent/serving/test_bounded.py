@@ -21,41 +21,34 @@ def limit():
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-async def test_the_oldest_conversation_ends_for_another():
-    begun, ended = [], []
+class Talks:
+    """Conversations that go on until they are ended."""
 
-    async def talk(name):
-        begun.append(name)
+    def __init__(self, most):
+        self.bounded, self.begun, self.ended = Bounded(most), [], []
+
+    def begin(self, name, network=""):
+        self.bounded.begin(self._talk(name), network)
+
+    async def _talk(self, name):
+        self.begun.append(name)
         try:
             await asyncio.Event().wait()
         finally:
-            ended.append(name)
+            self.ended.append(name)
 
-    bounded = Bounded(2)
+
+@pytest.mark.parametrize("apart", [True, False], ids=["one-after-the-other", "in-one-turn"])
+async def test_the_oldest_conversation_ends_for_another_and_each_begins_so_that_it_can_close(apart):
+    talks = Talks(2)
     for name in "abcd":
-        bounded.begin(talk(name))
-        await until(lambda name=name: name in begun)
-    assert ended == ["a", "b"]
-    await bounded.end(0.0)
-    await until(lambda: len(ended) == 4)
-
-
-async def test_conversations_of_one_turn_all_begin_so_that_each_can_close_what_it_has():
-    begun, ended = [], []
-
-    async def talk(name):
-        begun.append(name)
-        try:
-            await asyncio.Event().wait()
-        finally:
-            ended.append(name)
-
-    bounded = Bounded(2)
-    for name in "abcd":
-        bounded.begin(talk(name))
-    await until(lambda: len(ended) == 2)
-    assert (begun, ended) == (list("abcd"), ["a", "b"])
-    await bounded.end(0.0)
+        talks.begin(name)
+        if apart:
+            await until(lambda name=name: name in talks.begun)
+    await until(lambda: len(talks.ended) == 2)
+    assert (talks.begun, talks.ended) == (list("abcd"), ["a", "b"])
+    await talks.bounded.end(0.0)
+    await until(lambda: len(talks.ended) == 4)
 
 
 async def test_plain_connections_that_come_in_one_turn_are_all_taken():
@@ -71,21 +64,13 @@ async def test_plain_connections_that_come_in_one_turn_are_all_taken():
 
 
 async def test_a_network_that_floods_ends_its_own_conversations():
-    ended = []
-
-    async def talk(name):
-        try:
-            await asyncio.Event().wait()
-        finally:
-            ended.append(name)
-
-    bounded = Bounded(3)
+    talks = Talks(3)
     for name, network in ("first", "192.0.2.1"), *((n, "198.51.100.7") for n in range(5)):
-        bounded.begin(talk(name), network)
+        talks.begin(name, network)
         await asyncio.sleep(0)
-    await until(lambda: len(ended) == 3)
-    assert ended == [0, 1, 2]
-    await bounded.end(0.0)
+    await until(lambda: len(talks.ended) == 3)
+    assert talks.ended == [0, 1, 2]
+    await talks.bounded.end(0.0)
 
 
 def test_a_network_is_an_ipv4_address_or_half_an_ipv6_one():
