@@ -184,23 +184,6 @@ async def test_what_one_agent_cut_its_neighbour_does_not_record(proxy):
     assert (len(first), len(second)) == (1, 0)
 
 
-async def test_a_change_cuts_what_it_forbids_and_nothing_else(proxy):
-    revoked = set()
-    proxy.streams = {7: Row(4711, 9000), 8: Row(4712, 9001)}
-
-    def judge(ticket, expires, fresh, before):
-        return Ends(0, REVOKED) if expires in revoked else Ends(expires, EXPIRED)
-
-    cutter = proxy.cutter(judge)
-    await cutter.look()
-    revoked.add(9000)
-    cutter.changed()
-    await cutter.look()
-
-    assert [(cut.stream.number, cut.cause) for cut in proxy.cuts] == [(7, REVOKED)]
-    assert proxy.streams[8].ended is None
-
-
 async def test_a_change_is_judged_once_all_workers_were_read_and_what_must_end_has_ended(proxy):
     cutter, seen = proxy.cutter(lambda *_: Ends(0, REVOKED)), []
 
