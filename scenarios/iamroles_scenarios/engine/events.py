@@ -186,15 +186,15 @@ def kill_child(world: World) -> int:
     return children[0]
 
 
-def end_process(pid: int) -> None:
-    """Send SIGKILL to a process, which may have ended.
+def end_process(pid: int, how: signal.Signals = signal.SIGKILL) -> None:
+    """Send a signal to a process, which may have ended.
 
     Raises:
         Untestable: this user may not.
     """
     try:
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, how)
     except ProcessLookupError:
         return
     except PermissionError:
-        raise Untestable("this user may not kill the agent's processes: run as root") from None
+        raise Untestable("this user may not signal the agent's processes: run as root") from None

@@ -12,16 +12,18 @@ from dataclasses import replace
 from typing import Any
 
 from iamroles_agent.control.document import POLICY
+from iamroles_agent.control.slots import Members
 from iamroles_agent.identity_header import KeyRing
 from iamroles_agent.processes import identity_keys as part
 from iamroles_agent.processes import worker
 from iamroles_agent.processes.supervisor import Supervisor
+from iamroles_agent.serving import accepting
 from iamroles_agent.serving.gate import Gate
 from iamroles_agent.serving.server import Server, _Peer
 from iamroles_agent.tokens.sts import StsVerifier
 from iamroles_conformance.selftest.mutants.edits import replaced, without
 from iamroles_conformance.selftest.mutants.gate import asks_nothing, first_key, no_renewal
-from iamroles_conformance.selftest.mutants.override import after, around, before
+from iamroles_conformance.selftest.mutants.override import after, around, before, setting
 from iamroles_conformance.selftest.registry import mutant
 
 # --- keys, sessions, issuers
@@ -160,3 +162,10 @@ mutant("fire.one-agent", "FIRE-PAIR-001", "asks one agent of two")(
 mutant(
     "fire.old-worker-killed", "FIRE-PROXY-001 FIRE-CERTIFICATE-001", "ends the proxy's old worker at a reload"
 )(replaced("hard-stop-after 1h", "hard-stop-after 1ms"))
+
+mutant("fire.hangs-for-ever", "FIRE-WORKER-003", "leaves a process that hangs alone")(
+    around(Members, "quiet")(lambda _sound, _self, _slot: 0.0)
+)
+mutant("fire.waits-for-the-hung", "FIRE-WORKER-003", "leaves a new connection to a worker that hangs")(
+    setting(accepting, "PATIENCE", 60.0)
+)

@@ -52,6 +52,22 @@ mutant("live.last-byte", "LIVE-EXPIRY-001", "passes bytes for 0.8 s after the cr
     replaced('.iam.expires")) or 0) - self.early', '.iam.expires")) or 0) + 800', name="iam-live.lua"),
     setting(proxy_worker, "GRACE", 60.0),
 )
+mutant("live.a-moment-late", "LIVE-EXPIRY-003", "ends each stream 10 to 40 ms after its credential")(
+    replaced('.iam.expires")) or 0) - self.early', '.iam.expires")) or 0) + self.early', name="iam-live.lua")
+)
+mutant("live.looks-once", "LIVE-CHANGE-001", "reads open streams for a quarter of a second after a change")(
+    setting(proxy_worker, "SETTLE", 0.25)
+)
+
+
+@mutant("live.last-renewal", "LIVE-RENEW-006", "keeps what prolonged a stream until another is prolonged")
+@around(proxy_worker.ProxyWorker, "_prolong")
+async def last_renewal(sound: Any, self: Any, successors: Any) -> Any:
+    if done := await sound(self, successors):
+        self._cutter.kept.clear()
+    return done
+
+
 _MEDIA_TYPE = "reg -i ^text/event-stream([[:space:];]|$)"
 mutant("live.types-by-letter", "LIVE-REFUSE-002", "knows an event stream by small letters alone")(
     replaced(_MEDIA_TYPE, _MEDIA_TYPE.replace(" -i", ""), name="iam-routes.cfg")

@@ -5,10 +5,13 @@ It ends also after losses: of the agent, of one of two agents, of the proxy for 
 
 from __future__ import annotations
 
+import math
 import signal
 import time
+from collections.abc import Iterable
 from contextlib import closing
 
+from iamroles_scenarios.base import recording
 from iamroles_scenarios.checks.live.fixture import (
     EVENTS,
     EVERY,
@@ -29,8 +32,12 @@ LIFE = 6.0
 _Pair = tuple[list[Stream], list[Stream]]
 _FROZEN = 7.0
 """Seconds that a worker stands after a change: an agent may look at what is new for some seconds only."""
-HALT = 1.5
+HALT = 2.0
 """Seconds, times the scale, for which the proxy is frozen: more than `AFTER`."""
+_SOON = 0.3
+"""Seconds from the halt to the end of another stream."""
+_MOMENTS, _LATE = range(5), 2 / 3
+"""Seconds at which streams end, and the part of them that may be late by the host alone (9.17)."""
 
 
 @check("live.expiry.ends", "LIVE-EXPIRY-001", "LIVE-IDLE-001", features={"live"})
@@ -96,19 +103,50 @@ def alone(target: Target) -> None:
 def halted(target: Target) -> None:
     """Streams end with their token even if the host halted the proxy for a while before.
 
-    Its worker is frozen, as by a host that is short of CPU or is moved.
+    Its worker is frozen, as by a host that is short of CPU or is moved: once with an agent, and once without,
+    when another stream is about to end. A timer that is due bounds what the proxy takes for its clock's step.
     """
     with live_bench(target, "live.halted", own=True) as here:
         lasting = here.open(SOCKET, here.token(exp="+15m"))
-        short = here.open_short(EVERY, LIFE)
-        worker = here.world.haproxy.worker
         halt = here.seconds(HALT)  # more than the stretched time in which streams must be over
-        here.in_time(min(stream.expires for stream in short) - halt, "the halt of the proxy")
-        here.world.haproxy.send_to(worker, signal.SIGSTOP)
-        time.sleep(halt)
-        here.world.haproxy.send_to(worker, signal.SIGCONT)
-        here.must_expire(short)
+
+        def frozen_before(ends: Iterable[Stream]) -> None:
+            here.in_time(min(stream.expires for stream in ends) - halt, "the halt of the proxy")
+            here.world.haproxy.send_to(worker, signal.SIGSTOP)
+            time.sleep(halt)
+            here.world.haproxy.send_to(worker, signal.SIGCONT)
+            here.must_expire(ends)
+
+        worker, short = here.world.haproxy.worker, here.open_short(EVERY, LIFE)
+        frozen_before(short)
+        [first] = here.open_short([SOCKET], LIFE)
+        later = [
+            here.open(shape, here.token(exp=first.expires + math.ceil(2 * halt)))
+            for shape in (SOCKET, EVENTS)
+        ]
+        here.world.agent.kill()
+        first.until(first.expires - _SOON)
+        frozen_before(later)
         here.must_last([lasting], "the end of others")
+
+
+@check("live.expiry.punctual", "LIVE-EXPIRY-003", features={"live"})
+def punctual(target: Target) -> str:
+    """Streams that end at different seconds pass no byte from their token's end on, but for a part of them.
+
+    The host makes some late, and then the check is played again; an agent that ends them late does it to all.
+    """
+    with live_bench(target, "live.expiry") as here:
+        end = here.end()
+        tokens = [here.token(exp=end + moment) for moment in _MOMENTS]
+        streams = [here.open(SOCKET, token) for token in tokens for _ in range(2)]
+        recording.timed()
+        here.must_expire(streams)
+        late = sorted(stream.last - stream.expires for stream in streams if stream.last >= stream.expires)
+        said = f"{len(late)} of {len(streams)} streams passed a byte after their token's end"
+        if len(late) > _LATE * len(streams):
+            raise here.failed(f"{said}: {late[0] * 1000:.0f} to {late[-1] * 1000:.0f} ms after it (9.17)")
+        return said
 
 
 @check("live.agents.lost", "LIVE-AGENTS-001", "LIVE-KEEP-001", features={"live"})

@@ -11,9 +11,10 @@ from typing import Any
 from iamroles_scenarios.base import recording
 from iamroles_scenarios.checks.live.stream import KINDS, ObservedStream, Stream, StreamShape
 from iamroles_scenarios.declarations.scenario import WorldSpec
-from iamroles_scenarios.engine.bench import EARLY, Bench
+from iamroles_scenarios.engine.bench import EARLY, Bench, own_suffix
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.worlds import Loan
+from iamroles_scenarios.stage.relay import Relay
 
 LIFE = 4.0
 """Seconds, times the scale, of a credential whose end is waited for."""
@@ -52,9 +53,15 @@ class LiveBench(Bench):
         self, shape: StreamShape, token: str, path: str = "/live/reader", preamble: bytes = b""
     ) -> Stream:
         """Open a stream, which must begin."""
-        stream = self.streams.enter_context(closing(Stream(self, shape, path, token, preamble)))
+        stream = self.begin(shape, token, path, preamble)
         self.must_begin(stream)
         return stream
+
+    def begin(
+        self, shape: StreamShape, token: str, path: str = "/live/reader", preamble: bytes = b""
+    ) -> Stream:
+        """Ask for a stream."""
+        return self.streams.enter_context(closing(Stream(self, shape, path, token, preamble)))
 
     def open_all(self, shapes: Iterable[StreamShape], token: str, path: str = "/live/reader") -> list[Stream]:
         return [self.open(shape, token, path) for shape in shapes]
@@ -147,6 +154,7 @@ def live_bench(
     own: bool = False,
     revoking: bool = False,
     settings: dict[str, str] | None = None,
+    relayed: bool = False,
     **override: Any,  # noqa: ANN401 - a policy's tables
 ) -> Iterator[LiveBench]:
     """Lend a world whose backends take streams.
@@ -158,13 +166,27 @@ def live_bench(
         own: whether the check disturbs its world.
         revoking: the world is its own, and has a file of revocations.
         settings: HAProxy's, by environment variable.
+        relayed: a relay stands between HAProxy and the agent, in a world of its own.
         override: merged over the policy.
     """
     if revoking:
         override["live"] = {"revocations": "revocations.toml"}
     own = own or revoking
     spec = WorldSpec(policy=policy, override=override, own=own, settings=settings or {}, changes=own)
-    with target.worlds.borrow(spec, owner) as loan, closing(LiveBench(target, loan)) as here:
+    with ExitStack() as stack:
+        relays: list[Relay] = []
+
+        def between(host: str, agent: str) -> str:
+            relays.append(stack.enter_context(closing(Relay(host, agent))))
+            return relays[0].address
+
+        if relayed:
+            loan = target.worlds.start(spec, own_suffix(), between=between, settings=settings)
+            stack.enter_context(loan.world)
+        else:
+            loan = stack.enter_context(target.worlds.borrow(spec, owner))
+        here = stack.enter_context(closing(LiveBench(target, loan)))
+        here.relay = relays[0] if relays else None
         if revoking:
             here.revoke()
         yield here

@@ -5,13 +5,23 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable
+from threading import Event
 from typing import Any
 
 from iamroles_scenarios.base.errors import CheckFailed
-from iamroles_scenarios.checks.live.fixture import AFTER, EVERY, FEW, UPLOAD, LiveBench, live_bench
+from iamroles_scenarios.checks.live.fixture import (
+    AFTER,
+    EVERY,
+    FEW,
+    IDLE_SOCKET,
+    UPLOAD,
+    LiveBench,
+    live_bench,
+)
 from iamroles_scenarios.checks.live.stream import Stream, StreamShape, expiry_of
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation
+from iamroles_scenarios.engine.bench import Bench, beside
 from iamroles_scenarios.engine.target import Target
 
 FEATURES = {"live", "renew"}
@@ -24,6 +34,8 @@ _AHEAD = 1.0
 _MOMENT = 0.6
 """Seconds, times the scale, that the judge has to ask in the last moment."""
 SHAPES = (*FEW, UPLOAD)
+_OTHERS, _TIMES, _BESIDE, _PAUSE = ("mia", "ned", "oda"), 5, 1.5, 0.25
+"""People whose streams are prolonged beside a reload, how often, and seconds: on each side, between two."""
 
 
 def token(here: LiveBench, sub: str, **recipe: Any) -> str:  # noqa: ANN401 - a token's recipe
@@ -70,6 +82,14 @@ def outlive(here: LiveBench, streams: Iterable[Stream], until: float, what: str)
         if stream.shape.busy and not stream.moves(here.seconds(AFTER)):
             here.in_time(until, f"what moves on {stream} after its first credential's end")
             raise here.failed(f"{stream}: open, but nothing passes although {what}")
+
+
+def _ask_each(here: Bench, tokens: Iterable[str], ended: Event) -> None:
+    """Ask with one fresh credential after another, whatever the answers."""
+    for fresh in tokens:
+        if ended.wait(_PAUSE):
+            return
+        here.ask(fresh, path=RENEWING)
 
 
 @check("live.renew.prolongs", "LIVE-RENEW-001", "LIVE-RENEW-005", features=FEATURES)
@@ -140,14 +160,23 @@ def kept(target: Target) -> None:
     """A prolonged stream outlives a reload of the proxy, and a change of the policy after it.
 
     The proxy's old worker may forget which credential prolonged it, and the new worker never saw that. It
-    came in the last moment that counts.
+    came in the last moment that counts. Streams of others are prolonged before, during and after the reload.
     """
     with live_bench(target, "live.renew.kept", WORLD, own=True) as here:
         streams = begun(here, "lou", FEW)
         streams[0].until(streams[0].expires - _AHEAD - here.stretched(_MOMENT))
         ask(here, streams, token(here, "lou", exp="+10m"))
         outlive(here, streams, math.inf, "a fresh credential was seen in time")
-        here.world.haproxy.reload()
+        others = [here.open(IDLE_SOCKET, token(here, sub, exp=here.end(_LIFE)), RENEWING) for sub in _OTHERS]
+        prolonged = (
+            token(here, stream_of, exp=int(stream.expires) + more)
+            for more in range(1, _TIMES)
+            for stream_of, stream in zip(_OTHERS, others, strict=True)
+        )
+        with beside(here, lambda client, ended: _ask_each(client, prolonged, ended), 1):
+            time.sleep(_BESIDE)
+            here.world.haproxy.reload()
+            time.sleep(_BESIDE)
         here.must_last(streams, "a reload of the proxy", 2 * AFTER)
         here.must_reload({**here.loan.policy, "groups": []}, "it changes nothing")
         here.must_last(streams, "a reload of the proxy, and of a policy that permits it", 2 * AFTER)

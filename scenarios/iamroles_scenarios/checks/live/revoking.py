@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from iamroles_scenarios.base.errors import Untestable
 from iamroles_scenarios.checks.live.fixture import (
     AFTER,
     FEW,
@@ -32,6 +33,7 @@ _USUAL, _LONG = 600, 3000
 """Letters of a usual path, and of a path that an agent may be unable to keep with its stream."""
 _SOONER = 9.0
 """Seconds, times the scale: longer than an agent may look at what is new."""
+_PATIENT = {"IAM_TIMEOUT_PROCESSING": "20s"}
 _FAST_KEYS = {"refresh": "1s", "cooldown": "1s"}
 _KEYS = 1.0 + AFTER
 """Seconds, times the scale: the agent learns of a key within `refresh`."""
@@ -56,6 +58,26 @@ def policy(target: Target) -> None:
         here.reload(document)
         here.must_end(going, "the reload that took its grant away")
         here.must_last(staying, "the reload that took another's grant away")
+
+
+@check("live.change.under-way", "LIVE-CHANGE-001", features={"live", "reload"})
+def under_way(target: Target) -> None:
+    """A stream whose verdict was on its way to the proxy when a change came ends by that change.
+
+    A relay holds verdicts for a second, while one person is revoked and another loses the grant.
+    """
+    with live_bench(target, "live.under-way", revoking=True, relayed=True, settings=_PATIENT) as here:
+        alice, bob = here.token(exp="+15m", sub="alice"), here.token(exp="+15m", sub="bob", roles=["writer"])
+        here.frames.hold()
+        late = [here.begin(shape, alice) for shape in FEW] + [here.begin(SOCKET, bob, "/live/writer")]
+        if not here.frames.wait_held(len(late), here.seconds(WITHIN)):
+            raise Untestable("the agent does not answer all these questions side by side")
+        here.revoke(principals=["alice"])
+        grants = [grant for grant in here.loan.policy["grants"] if grant["id"] != "L2"]
+        here.must_reload({**here.loan.policy, "grants": grants}, "without the writer's grant")
+        time.sleep(here.seconds(AFTER))
+        here.frames.release()
+        here.must_end(late, "its verdict, after a change that no longer permits it")
 
 
 @check("live.policy.sooner", "LIVE-POLICY-005", "LIVE-KEEP-001", features={"live", "reload"})

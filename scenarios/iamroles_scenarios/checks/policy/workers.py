@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from itertools import count
 from pathlib import Path
+from signal import SIGCONT, SIGSTOP
 from typing import Any
 
 from iamroles_scenarios.base import lateness, recording
-from iamroles_scenarios.base.errors import AgentFault, Untestable
+from iamroles_scenarios.base.errors import AgentFault, TooSlow, Untestable, WireError
 from iamroles_scenarios.base.family import family
 from iamroles_scenarios.base.polling import polls
 from iamroles_scenarios.declarations.results import check
@@ -25,6 +26,8 @@ from iamroles_scenarios.engine.events import end_process
 from iamroles_scenarios.engine.observation import mismatches
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.worlds import WORKERS
+from iamroles_scenarios.wire.asker import Asker
+from iamroles_scenarios.wire.judge import NO_CREDENTIAL
 
 _WITHIN = 10.0
 """Seconds, times the scale, in which the agent answers after a death, and keys, revocations and ends of
@@ -32,6 +35,9 @@ sessions are in force: `refresh` and `recheck` are one second here."""
 _SLOW, _REVOKED, _AUDIENCES = 1.0, 4, 3000
 """Seconds that STS takes for a credential that waits while a process dies; revocations in a row; audiences of
 200 octets in a policy."""
+_NEW, _SOON = 6, 0.5
+"""Connections that are opened while a process hangs, and seconds for an answer on each: not times the scale,
+because a late agent has not answered before the process was gone."""
 _GONE = refused("credential_revoked")
 _names = count(1)
 
@@ -147,6 +153,7 @@ def _must_answer(here: Bench, what: str) -> bool:
 
     Raises:
         CheckFailed: no right answer comes.
+        TooSlow: they answer late, and that may be because of this host.
     """
     token, began = here.token(), time.monotonic()
     for _last in polls(here.seconds(_WITHIN)):
@@ -162,7 +169,26 @@ def _must_answer(here: Bench, what: str) -> bool:
         raise here.failed(f"{what}: no right answer within {_WITHIN:g} s: {wrong}")
     recording.timed(_WITHIN)
     took = time.monotonic() - began
-    return whole and took * (1 - lateness.delay(began, here.world.host_pids, took).share) < _WITHIN
+    in_time = took * (1 - lateness.delay(began, here.world.host_pids, took).share) < _WITHIN
+    if whole and in_time and took > _WITHIN:
+        raise TooSlow(f"{what}: an answer from each worker after {took:.0f} s, much of which the host took")
+    return whole and in_time
+
+
+def _processes(here: Bench) -> Iterator[tuple[str, int]]:
+    """Yield each process but the first that the agent has now and still has then: in words, and its id.
+
+    Raises:
+        Untestable: its processes cannot be seen from here.
+    """
+    if (first := here.world.agent.host_pid) is None:
+        raise Untestable("the agent's processes cannot be seen from this host")
+    found = {pid: Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").strip() for pid in family(first)[1:]}
+    if not found:
+        raise AgentFault("the agent has no child process that could be killed: declare `workers = false`")
+    for number, (pid, name) in enumerate(found.items(), 1):
+        if pid in family(first):
+            yield f"process {number} of {len(found)} ({name})", pid
 
 
 def deaths(here: Bench) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -172,14 +198,8 @@ def deaths(here: Bench) -> Iterator[tuple[str, Callable[[], None]]]:
         Untestable: its processes cannot be seen from here, or not be killed.
     """
     agent = here.world.agent
-    if (first := agent.host_pid) is None:
-        raise Untestable("the agent's processes cannot be seen from this host")
-    found = {pid: Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").strip() for pid in family(first)[1:]}
-    if not found:
-        raise AgentFault("the agent has no child process that could be killed: declare `workers = false`")
-    for number, (pid, name) in enumerate(found.items(), 1):
-        if pid in family(first):
-            yield f"the death of process {number} of {len(found)} ({name})", partial(end_process, pid)
+    for what, pid in _processes(here):
+        yield f"the death of {what}", partial(end_process, pid)
 
     def end_first() -> None:
         agent.kill()  # with the rest of its group, as a service manager does
@@ -228,3 +248,27 @@ def number_of_workers(target: Target) -> None:
             end()
             if not _must_answer(here, f"after {what}"):
                 raise here.failed(f"{what}: fewer than {WORKERS} workers answer after {_WITHIN:g} s")
+
+
+@check("fire.worker.hangs", "FIRE-WORKER-003", lane="gate-spop", features={"oidc", "workers"})
+def hanging(target: Target) -> None:
+    """Each process but the first is stopped in turn: it is replaced, and new connections do not wait for it.
+
+    They open one after the other and stay. An agent may replace a process before anybody notices.
+    """
+    with _world(target, "fire.worker.hangs") as here, ExitStack() as held:
+        for what, pid in _processes(here):
+            _must_answer(here, f"before {what} hangs")
+            with ExitStack() as connections:
+                held.callback(end_process, pid, SIGCONT)
+                end_process(pid, SIGSTOP)
+                recording.timed(_SOON)
+                for _ in range(_NEW):
+                    began = time.monotonic()
+                    asker = Asker(here.world.agent.spop_address, timeout=here.seconds(_WITHIN))
+                    with suppress(WireError):
+                        connections.enter_context(asker).decide(NO_CREDENTIAL)
+                    if time.monotonic() - began > _SOON and not family(pid):
+                        raise here.failed(f"a new connection waited until {what}, which hung, was replaced")
+            if not _must_answer(here, f"after {what} hung"):
+                raise here.failed(f"{what} hangs: fewer than {WORKERS} workers answer after {_WITHIN:g} s")
