@@ -1,8 +1,9 @@
 """The cost of a proof beside a bearer token, and of a stranger's proof: `python -m benchmarks.bound`.
 
 CPU time of this thread for a question that the gate never saw, with a token that it knows; the kinds in turn,
-the median of the rounds counts. A stranger's key, whose exponent is as long as its modulus, must cost no more
-than twice a bearer token: a check of its signature alone takes a hundred times as long.
+the median of the rounds counts. A key whose exponent is as long as its modulus must cost no more than twice a
+bearer token, be it a stranger's, or that to which the caller's token is bound: a signature check takes a
+hundred times as long. A worker judges one question at a time, so that is what the callers beside it wait for.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ import json
 import statistics
 import sys
 import time
+from hashlib import sha256
 
 import spop_transcript
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -53,13 +55,19 @@ POLICY = document(
     dpop={"origins": [ORIGIN], "algorithms": [*KEYS], "max_age": "5m"},
 )
 THUMBPRINT = "A" * 43
+HOSTILE = ("stranger", "own huge")
+
+
+N = KEYS["RS256"].public_key().public_numbers().n
+HUGE = {"kty": "RSA", "n": encode_base64url(N.to_bytes(384)), "e": encode_base64url((N - 2).to_bytes(384))}
+_MEMBERS = json.dumps({name: HUGE[name] for name in ("e", "kty", "n")}, separators=(",", ":"))
+OWN = encode_base64url(sha256(_MEMBERS.encode()).digest())
+"""The thumbprint of the key with the huge exponent."""
 
 
 def strange(proof: str) -> str:
-    """Put a key with a huge exponent into a proof."""
-    n = KEYS["RS256"].public_key().public_numbers().n
-    jwk = {"kty": "RSA", "n": encode_base64url(n.to_bytes(384)), "e": encode_base64url((n - 2).to_bytes(384))}
-    head = {"typ": "dpop+jwt", "alg": "RS256", "jwk": jwk}
+    """Put the key with a huge exponent into a proof."""
+    head = {"typ": "dpop+jwt", "alg": "RS256", "jwk": HUGE}
     return ".".join([encode_base64url(json.dumps(head).encode()), *proof.split(".")[1:]])
 
 
@@ -67,6 +75,7 @@ def asked(kind: str, number: int) -> Check:
     """Make a question of a kind; each has a path of its own."""
     path, key = f"/orders/{number}", KEYS.get(kind)
     cnf = {"x5t#S256": THUMBPRINT} if kind == "certificate" else {"jkt": thumbprint_of(key or KEYS["ES256"])}
+    cnf = {"jkt": OWN} if kind == "own huge" else cnf
     now = int(time.time())
     token = mint(claims(iat=now, exp=now + 3000, **({} if kind == "bearer" else {"cnf": cnf})))
     check = dataclasses.replace(spop_transcript.USUAL, authorization=f"Bearer {token}", path=path)
@@ -79,11 +88,11 @@ def asked(kind: str, number: int) -> Check:
 
 
 def main() -> int:
-    """Print the table; exit 1 if a stranger's proof costs too much."""
+    """Print the table; exit 1 if a huge exponent costs too much."""
     authenticator = authenticator_with([public_jwk(EC_KEY, "k1")], time.time, bound="accepted")
     authenticator._dpop = True
     gate = gate_of(POLICY, authenticator, time.time)
-    kinds = ("bearer", "certificate", *KEYS, "stranger")
+    kinds = ("bearer", "certificate", *KEYS, *HOSTILE)
     spent: dict[str, list[float]] = {kind: [] for kind in kinds}
     loop = asyncio.new_event_loop()
     number = 0
@@ -107,7 +116,7 @@ def main() -> int:
     sys.stdout.write(f"{'kind':<12} {'µs':>7} {'to bearer':>10}\n")
     for kind, found in medians.items():
         sys.stdout.write(f"{kind:<12} {found:7.1f} {found / medians['bearer']:10.2f}\n")
-    return int(medians["stranger"] > TARGET * medians["bearer"])
+    return int(max(medians[kind] for kind in HOSTILE) > TARGET * medians["bearer"])
 
 
 if __name__ == "__main__":

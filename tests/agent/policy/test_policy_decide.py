@@ -13,7 +13,7 @@ from policies import arn, deny, grant, role, text
 
 from iamroles_agent.base.config import Config
 from iamroles_agent.base.errors import ConfigError
-from iamroles_agent.base.identity import Identity, Request, RoleArn
+from iamroles_agent.base.identity import Actor, Identity, Request, RoleArn
 from iamroles_agent.base.reasons import Reason
 from iamroles_agent.policy import Policy, load_policy, load_text
 from iamroles_agent.policy.compiled import Query
@@ -186,6 +186,22 @@ def test_shadow_rules_are_recorded_and_not_enforced():
     assert (granted.reason, granted.shadow) == (Reason.NO_GRANT, ("S2",))
     assert ask(policy, identity("reader"), "GET /orders/2").shadow == ()
     assert ask(policy, identity("writer"), "PUT /orders").shadow == ()
+
+
+def test_a_shadow_rule_with_actors_is_recorded_for_them_alone():
+    policy = examples(
+        deny("S1", "*", "/orders/1", actors=[{"sub": "bot"}], shadow=True),
+        grant("S2", "reader", "PUT", "/orders", "orders-rw", actors=[{"sub": "bot"}], shadow=True),
+    )
+
+    def asked(actor, line):
+        found = ask(policy, identity("reader")._replace(actor=actor), line)
+        return found.allow, found.shadow
+
+    bot, other = Actor("bot", "https://idp.test"), Actor("svc", "https://idp.test")
+    for line, allow, rule in (("GET /orders/1", True, "S1"), ("PUT /orders", False, "S2")):
+        assert asked(bot, line) == (allow, (rule,))
+        assert asked(other, line) == asked(None, line) == (allow, ())
 
 
 def test_a_whole_policy_can_be_tried_without_being_enforced(tmp_path):

@@ -191,6 +191,16 @@ def test_explain_takes_an_actor(tmp_path, actor, code, says):
     assert (done.exit_code, says in done.output) == (code, True), done.output
 
 
+def test_a_shadow_rule_conflicts_only_with_rules_for_its_actor_and_opens_nothing():
+    base = grant("bots", "reader", "GET", "/a", "orders", actors=[{"sub": "b"}])
+    shared = {"roles": ["reader"], "methods": ["GET"], "path": "/a", "backend": "other", "shadow": True}
+    tried = [{"id": f"tried-{sub}", "actors": [{"sub": sub}], **shared} for sub in "ab"]
+    config = Config.model_validate(document(base, *tried, issuers=[ISSUER]))
+
+    assert [item.subject for item in lint(config) if item.kind is Kind.CONFLICTING] == ["tried-b"]
+    assert not diff(config, Config.model_validate(document(base, issuers=[ISSUER]))).opened
+
+
 def test_a_scope_that_the_caller_may_leave_out_is_found():
     [finding] = [item for item in lint(Config.model_validate(POLICY)) if item.kind is Kind.TOO_WIDE]
 

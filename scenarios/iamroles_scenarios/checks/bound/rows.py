@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import secrets
 import ssl
 import threading
@@ -24,7 +25,7 @@ from iamroles_scenarios.checks.derived.world import HOST, PATH, SOURCE
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.tables import filled, table
 from iamroles_scenarios.engine.answers import ALLOW, Expected, expected
-from iamroles_scenarios.engine.bench import Bench, SpopQuestion, bench
+from iamroles_scenarios.engine.bench import EDGE, Bench, SpopQuestion, bench
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.jose import SigningKey
 from iamroles_scenarios.jose.encoding import b64url, b64url_uint, json_text, stray_bits
@@ -205,3 +206,27 @@ for _name, _group in GROUPS.items():
         with bound(target, "", **tables) as here:
             here.ask_all(list(questions(Asking(here), group)), window=1)
             return f"{here.asked} questions"
+
+
+@check("bound.dpop.sts", "DPOP-SCHEME-001", features={"dpop", "sts"})
+def sts(target: Target) -> str:
+    """A pre-signed GetCallerIdentity passes as Bearer, beside a proof too, and never with the scheme DPoP."""
+    about: dict[str, Any] = {"name": "sts", "endpoint": "{sts}", "hosts": [f"{POLICY}{{suffix}}.sts.example"]}
+    about |= {"binding_value": EDGE, "accounts": ["111111111111"], "insecure_http": True}
+    with bound(target, "bound.dpop.sts", dpop=DPOP, sts=[about]) as here:
+        signer, credential = key("client"), here.credential(here.session("kiosk"))
+        good = {"authorization-count": 1, "role": None, "method": "GET", "host": HOST, "path": PATH}
+        asked, refused = [], answer_of("token_unbound or proof_invalid or no_credentials")
+        for scheme, proven in itertools.product(("Bearer", "DPoP"), (False, True)):
+            own = proof(signer, credential, here.now(), url=URL) if proven else None
+            said = {"authorization": f"{scheme} {credential}", "proof": own, "proof-count": int(proven)}
+            what = f"{scheme} {'with' if proven else 'without'} a proof"
+            asked.append(
+                SpopQuestion(
+                    what,
+                    good | said | {"src": SOURCE, "certificate": None},
+                    ALLOW if scheme == "Bearer" else refused,
+                )
+            )
+        here.ask_all(asked, window=1)
+        return f"{here.asked} questions"

@@ -6,8 +6,10 @@ Every check signs for a host of its own, `<flow>.sts.example`, in the shared wor
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 from iamroles_scenarios.base import recording
@@ -18,7 +20,12 @@ from iamroles_scenarios.engine.bench import ALLOWED, EDGE, STS_ACTION, Bench, be
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.jose.encoding import b64url_decode
 
+if TYPE_CHECKING:
+    from iamroles_scenarios.mock.clients import SessionKeys
+
 WORLD = "identity-sts"
+_LONGEST = 3063
+"""Bytes of the URL of the longest credential: `iam-sts-v1.` and 4084 letters."""
 OTHER_ACCOUNT = "222222222222"
 REJECTED = refused("sts_rejected")
 _RECHECK, _ROUNDED, _POLL = 1.0, 0.1, 0.05
@@ -119,27 +126,51 @@ def action(target: Target) -> None:
                 raise here.failed(f"Action={name} reached STS", expected="no call")
 
 
+@contextmanager
+def _believed(target: Target, flow: str) -> Iterator[tuple[Bench, SessionKeys]]:
+    """Lend a session whose STS confirms every caller, as a lenient emulator does."""
+    with bench(target, WORLD, flow=flow) as here:
+        keys = here.session()
+        about = {"UserId": f"AROAX:{keys.arn.rpartition('/')[2]}", "Account": keys.arn.split(":")[4]}
+        here.sts_fault("forge", members={"Arn": keys.arn, **about})
+        here.expect("a sound credential", here.credential(keys), ALLOWED)
+        yield here, keys
+        here.sts_clear()
+
+
+def _must_refuse(here: Bench, keys: SessionKeys, reason: str, dates: tuple[str, ...]) -> None:
+    for date in dates:
+        text = here.credential(keys, date=date, expires=900)
+        here.expect(f"a date of {date}", text, refused(reason, "sts_rejected"))
+
+
 @check("identity.caller.dates", "STS-DATE-001", "STS-DATE-002", features={"sts"})
 def dates(target: Target) -> None:
-    """Old and future dates are refused though STS would accept them.
+    """Old dates, and those more than 15 minutes ahead, are refused though STS would accept them."""
+    with _believed(target, "dates") as (here, keys):
+        _must_refuse(here, keys, "token_expired", ("-17m", "-3h", "-72h"))
+        _must_refuse(here, keys, "token_not_yet_valid", ("+16m", "+24h"))
 
-    The STS of this flow confirms every caller, as a lenient emulator does.
+
+@check("identity.caller.ahead", "STS-DATE-003", features={"sts"})
+def ahead(target: Target) -> None:
+    """Dates that are ahead by less are refused too, though AWS accepts them."""
+    with _believed(target, "ahead") as (here, keys):
+        _must_refuse(here, keys, "token_not_yet_valid", ("+45s", "+3m", "+14m"))
+
+
+@check("identity.caller.size", "STS-SIZE-001", features={"sts"})
+def size(target: Target) -> None:
+    """The longest credential is judged, of 4095 bytes, because no base64url has 4085; one of 4097 is refused.
+
+    The security token fills it up.
     """
-    with bench(target, WORLD, flow="dates") as here:
-        keys = here.session()
-        arn = keys.arn
-        here.sts_fault(
-            "forge",
-            members={"Arn": arn, "UserId": f"AROAX:{arn.rpartition('/')[2]}", "Account": arn.split(":")[4]},
-        )
-        here.expect("a sound credential", here.credential(keys), ALLOWED)
-        for date in ("-17m", "-3h", "-72h"):
-            old = here.credential(keys, date=date, expires=900)
-            here.expect(f"a date of {date}", old, refused("token_expired", "sts_rejected"))
-        for date in ("+45s", "+3m", "+24h"):
-            future = here.credential(keys, date=date, expires=900)
-            here.expect(f"a date of {date}", future, refused("token_not_yet_valid", "sts_rejected"))
-        here.sts_clear()
+    with _believed(target, "size") as (here, keys):
+        for length, answer in ((_LONGEST, ALLOWED), (_LONGEST + 1, refused("token_too_large"))):
+            text = here.credential(replace(keys, session_token="x"))  # noqa: S106 - no secret
+            more = length - len(b64url_decode(text.partition(".")[2]))
+            filled = replace(keys, session_token="x" * (1 + more))
+            here.expect(f"a URL of {length} bytes", here.credential(filled), answer)
 
 
 @check("identity.caller.auth", "STS-AUTH-001", features={"sts"})

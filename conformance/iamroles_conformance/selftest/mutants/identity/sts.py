@@ -105,6 +105,9 @@ mutant("identity.sts-unbound", "STS-BIND-001", "accepts a signature that covers 
 mutant("identity.sts-any-expires", "STS-EXPIRES-001", "ignores X-Amz-Expires")(_judged_as(x_amz_expires="60"))
 mutant("identity.sts-old-date", "STS-DATE-001", "leaves the date to STS")(setting(sts, "LIFETIME", 10**8))
 mutant("identity.sts-future-date", "STS-DATE-002", "accepts dates ahead")(setting(sts, "CLOCK_SKEW", 10**8))
+mutant("identity.sts-near-date", "STS-DATE-003", "accepts dates up to 15 minutes ahead, as AWS does")(
+    setting(sts, "CLOCK_SKEW", 900)
+)
 
 # --- what the agent asks, and what it makes of the caller
 
