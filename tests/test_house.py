@@ -38,15 +38,15 @@ ROOMS = {
 ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 24_761,
-    "scenarios": 34_237,
-    "conformance": 11_494,
+    "scenarios": 34_448,
+    "conformance": 11_522,
     "loadtests": 4_972,
-    "benchmarks": 4_221,
-    "tests": 34_521,
+    "benchmarks": 4_230,
+    "tests": 34_547,
 }
 TRUSTED_LINES = 18_552
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 21_655
+DATA_LINES = 21_762
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""
