@@ -1,13 +1,15 @@
-"""The agent as a process of its own, a question for it, and a token that it allows."""
+"""The agent as a process of its own, a connection and a question for it, and a token that it allows."""
 
 import contextlib
 import json
+import socket
 import subprocess
 import sys
 import time
 from ipaddress import ip_address
 
-from spop_transcript import check_message
+from programs import PATIENCE
+from spop_transcript import check_message, cut, hello, notify, variables
 from tokens_support import AUDIENCE, ROLE, mint
 
 from iamroles_agent.spop.values import DataType
@@ -20,6 +22,42 @@ def question(token, path="/orders/1"):
         path=(DataType.STRING, path.encode()),
         src=(DataType.IPV4, ip_address("192.0.2.1")),
     )
+
+
+def connect(address):
+    assert isinstance(address, str)
+    if address.startswith("unix:"):
+        sock = socket.socket(socket.AF_UNIX)
+        sock.settimeout(PATIENCE)
+        sock.connect(address.removeprefix("unix:"))
+        return sock
+    host, _, port = address.rpartition(":")
+    return socket.create_connection((host, int(port)), PATIENCE)
+
+
+def receive(sock):
+    """The variables of the next ACK (none of another frame)."""
+
+    def exactly(size):
+        data = b""
+        while len(data) < size:
+            more = sock.recv(size - len(data))
+            assert more, "the agent closed"
+            data += more
+        return data
+
+    head = exactly(4)
+    (raw,) = cut(head + exactly(int.from_bytes(head, "big")))
+    if raw.type != 103:
+        return {}
+    return variables(raw.data[raw.start : raw.end])
+
+
+def answered(sock, asked=None):
+    """Ask the first question of a connection, and return the answer."""
+    sock.sendall(hello() + notify(asked))
+    receive(sock)
+    return receive(sock)
 
 
 def good_token(issuer):

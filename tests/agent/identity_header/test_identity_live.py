@@ -1,6 +1,5 @@
 """The signed identity of the running agent: all workers, their published keys, a change of key, a crash."""
 
-import asyncio
 import json
 import re
 import signal
@@ -11,9 +10,8 @@ import urllib.request
 import jwt
 import pytest
 from programs import PATIENCE, iamroles, running, world
-from running_agent import question
-from spop_client import Client
-from spop_transcript import context_message, notify
+from running_agent import answered, connect, question
+from spop_transcript import context_message
 from tokens_support import ROLE, token_of
 from waiting import until
 
@@ -22,7 +20,6 @@ from iamroles_agent.control.store import Store
 from iamroles_agent.identity_header import KeyRing
 from iamroles_agent.identity_header.keys import SigningKey
 from iamroles_agent.processes.identity_keys import IDENTITY_KEYS
-from iamroles_agent.spop.actions import decode
 
 GATE = "https://gate.example.com"
 ROTATE = 120.0
@@ -45,21 +42,12 @@ def published(agent):
 
 def signed(agent, credential, count=8):
     """Signed identities over as many connections, so that each worker is asked."""
-
-    async def asked():
-        found = []
-        async with asyncio.timeout(PATIENCE):
-            for number in range(count):
-                client = await Client.connect(agent.ready["address"])
-                client.send(notify(context_message(b"r") + question(credential, f"/orders/{number}")))
-                await client.receive()
-                payload = client.raw.data[client.raw.start : client.raw.end]
-                (value,) = [item.value for item in decode(payload) if item.name == "identity"]
-                found.append(value.decode())
-                await client.close()
-        return found
-
-    return asyncio.run(asked())
+    found = []
+    for number in range(count):
+        with connect(agent.ready["address"]) as sock:
+            answer = answered(sock, context_message(b"r") + question(credential, f"/orders/{number}"))
+            found.append(answer["identity"].decode())
+    return found
 
 
 @pytest.fixture
@@ -154,7 +142,7 @@ def test_keys_that_cannot_be_read_are_no_reason_to_make_new_ones(policy, tmp_pat
 def test_without_the_table_nothing_is_signed_or_published(policy, tmp_path, credential):
     del policy["identity_header"]
     with running(tmp_path, policy) as agent:
-        with pytest.raises(ValueError, match="not enough values"):
+        with pytest.raises(KeyError, match="identity"):
             signed(agent, credential, 1)
         with pytest.raises(AssertionError):
             published(agent)  # metrics answer that path, in their own format

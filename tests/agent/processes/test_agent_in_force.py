@@ -17,10 +17,9 @@ from pathlib import Path
 import pytest
 from policies import grant
 from programs import IAMROLES, PATIENCE, Program, iamroles, world
-from running_agent import question
+from running_agent import answered, connect, question, receive
 from spop_transcript import hello, notify
 from strangers import STRANGER, as_root, let_in, played_by
-from test_server_supervisor import connect, receive
 from tokens_support import EC_KEY, OTHER_EC_KEY, public_jwk, publishing, token_of
 from waiting import until
 
@@ -81,7 +80,7 @@ class Running(Program):
         """Return what so many connections are answered that each worker has some."""
         with ExitStack() as held:
             socks = [held.enter_context(connect(self.address)) for _ in range(count)]
-            answers = [asked(sock, token) for sock in socks]
+            answers = [answered(sock, question(token)) for sock in socks]
         return {"allow" if said["allow"] else str(said["reason"].decode()) for said in answers}
 
     def command(self, name, *options):
@@ -98,13 +97,6 @@ class Running(Program):
                 return answer.status, json.load(answer)
         except urllib.error.HTTPError as error:
             return error.code, json.load(error)
-
-
-def asked(sock, token):
-    """Ask the first question of a connection, and return the answer."""
-    sock.sendall(hello() + notify(question(token)))
-    receive(sock)
-    return receive(sock)
 
 
 @contextmanager
@@ -213,7 +205,7 @@ def test_a_new_agent_takes_over_without_a_lost_question(agent, server, workers):
     assert agent.ask(token) == "allow"
     askers = [Asker(agent, token) for _ in range(6)]
     idle = connect(agent.address)
-    assert asked(idle, token)["allow"] is True
+    assert answered(idle, question(token))["allow"] is True
     until(lambda: all(len(asker.answers) > 50 for asker in askers))
 
     agent.write(agent={**agent.world["agent"], "workers": 5 - workers})

@@ -7,15 +7,15 @@ import os
 import random
 import resource
 import signal
-import socket
 import sys
 from collections import Counter
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from programs import PATIENCE, Program
-from spop_transcript import cut, hello, notify, variables
+from programs import Program
+from running_agent import answered, connect, receive
+from spop_transcript import hello, notify
 from waiting import until
 
 from iamroles_agent import __version__
@@ -53,35 +53,6 @@ def started(*arguments, **options):
         yield agent, agent.line()["address"]
 
 
-def connect(address):
-    assert isinstance(address, str)
-    if address.startswith("unix:"):
-        sock = socket.socket(socket.AF_UNIX)
-        sock.settimeout(PATIENCE)
-        sock.connect(address.removeprefix("unix:"))
-        return sock
-    host, _, port = address.rpartition(":")
-    return socket.create_connection((host, int(port)), PATIENCE)
-
-
-def receive(sock):
-    """The variables of the next ACK (none of another frame)."""
-
-    def exactly(size):
-        data = b""
-        while len(data) < size:
-            more = sock.recv(size - len(data))
-            assert more, "the agent closed"
-            data += more
-        return data
-
-    head = exactly(4)
-    (raw,) = cut(head + exactly(int.from_bytes(head, "big")))
-    if raw.type != 103:
-        return {}
-    return variables(raw.data[raw.start : raw.end])
-
-
 def ask(address):
     """Pid and state of the worker that answers a new connection."""
     with connect(address) as sock:
@@ -89,9 +60,7 @@ def ask(address):
 
 
 def asked(sock):
-    sock.sendall(hello() + notify())
-    receive(sock)
-    answer = receive(sock)
+    answer = answered(sock)
     return int(answer["principal"]), answer["session"].decode()
 
 

@@ -1,27 +1,25 @@
 """The workers of a running agent agree on nonces, also after a death; a key of a file outlives the agent."""
 
-import asyncio
 import os
 import signal
 import time
 from ipaddress import ip_address
 
 import pytest
-from programs import PATIENCE, running, world
-from spop_client import Client
-from spop_transcript import check_message, context_message, notify
+from programs import running, world
+from running_agent import answered, connect
+from spop_transcript import check_message, context_message
 from test_bound import OTHER_EC_KEY, members, prove, thumbprint
 from tokens_support import AUDIENCE, token_of
 from waiting import until
 
-from iamroles_agent.spop.actions import decode
 from iamroles_agent.spop.values import DataType
 
 
 def answers(agent, token, nonces, count=8):
     """Ask over as many connections, so that each worker is asked; return the variables of each answer."""
-
-    def question(number):
+    found = []
+    for number in range(count):
         more = {"nonce": nonces} if nonces else {}
         proof = prove(token, jti=f"p-{number}", iat=time.time(), **more)
         texts = {
@@ -31,21 +29,10 @@ def answers(agent, token, nonces, count=8):
             "proof": proof,
         }
         pairs = {name: (DataType.STRING, text.encode()) for name, text in texts.items()}
-        return check_message(**pairs, src=(DataType.IPV4, ip_address("192.0.2.1")))
-
-    async def asked():
-        found = []
-        async with asyncio.timeout(PATIENCE):
-            for number in range(count):
-                client = await Client.connect(agent.ready["address"])
-                client.send(notify(context_message(b"r") + question(number)))
-                await client.receive()
-                payload = client.raw.data[client.raw.start : client.raw.end]
-                found.append({item.name: item.value for item in decode(payload) if item.kind is not None})
-                await client.close()
-        return found
-
-    return asyncio.run(asked())
+        asked = check_message(**pairs, src=(DataType.IPV4, ip_address("192.0.2.1")))
+        with connect(agent.ready["address"]) as sock:
+            found.append(answered(sock, context_message(b"r") + asked))
+    return found
 
 
 @pytest.fixture
