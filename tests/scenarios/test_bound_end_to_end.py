@@ -3,27 +3,25 @@
 import secrets
 import time
 
-import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from programs import world
-from test_stage_bound import ASKS, FILES, MINE, SHOWN, line_to, raw, record, thumbprint
-from tokens_support import public_jwk, publishing, token_of
+from test_stage_bound import ASKS, FILES, MINE, SHOWN, line_to, raw, record
+from tokens_support import publishing, token_of
 
+from iamroles_scenarios.jose.keys import SigningKey
+from iamroles_scenarios.jose.proof import jwk_of, proof, thumbprint
 from iamroles_scenarios.stage import open_stage
 from iamroles_scenarios.stage.reference import reference_agent
 from iamroles_scenarios.traffic.tls import ClientTls
 
-KEY = ec.generate_private_key(ec.SECP256R1())
-JWK = {name: public_jwk(KEY, None)[name] for name in ("crv", "kty", "x", "y")}
-JKT = thumbprint(("{" + ",".join(f'"{name}":"{JWK[name]}"' for name in JWK) + "}").encode())
+KEY = SigningKey("proof", "ES256", ec.generate_private_key(ec.SECP256R1()))
+JKT = thumbprint(jwk_of(KEY))
 BOTH = {"jkt": JKT, "x5t#S256": SHOWN}
 
 
 def proof_of(token, **changes):
-    claims = {"jti": secrets.token_hex(8), "htm": "GET", "htu": "https://api.example/orders/1"}
-    claims |= {"iat": int(time.time()), "ath": thumbprint(token.encode())} | changes
-    return jwt.encode(claims, KEY, "ES256", headers={"typ": "dpop+jwt", "jwk": JWK})
+    return proof(KEY, token, time.time(), {"claims": changes}, url="https://api.example/orders/1")
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "nonce"])
