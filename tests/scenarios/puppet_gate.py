@@ -13,7 +13,6 @@ from h2.connection import H2Connection
 from h2.events import ConnectionTerminated, DataReceived, ResponseReceived, StreamEnded, StreamReset
 from invoking import AGENTS
 
-from iamroles_scenarios.base.errors import StageError
 from iamroles_scenarios.stage import AgentSpec, haproxies, open_stage
 
 PUPPET = [sys.executable, str(AGENTS / "puppet.py")]
@@ -38,13 +37,8 @@ def puppet_spec(**tables):
 
 def places():
     """Each version of HAProxy once: as a process where this host has it, else as a container."""
-    found = {}
-    for choice in ("path", "wheel"):
-        try:
-            binary = haproxies.find(choice)
-        except StageError:
-            continue
-        found.setdefault(haproxies.version(binary), ("processes", binary))
+    binaries = [haproxies.find(release) for release in haproxies.here()]
+    found = {haproxies.version(binary): ("processes", binary) for binary in binaries}
     for release in haproxies.RELEASES:
         if not any(version.startswith(f"{release}.") for version in found):
             found[release] = ("containers", release)

@@ -9,7 +9,6 @@ import http.client
 import json
 import re
 import subprocess
-import time
 
 import kubernetes_validate
 import pytest
@@ -23,6 +22,7 @@ from programs import world
 from running_agent import agent as running_agent
 from test_render import binaries
 from tokens_support import publishing, token_of
+from waiting import until
 
 from iamroles_scenarios.stage import haproxies
 from iamroles_tools.haproxy import kubernetes, render
@@ -244,7 +244,12 @@ def test_the_gate_judges_behind_the_controllers_rules(tmp_path, binary):
                 answer = line.getresponse()
                 return answer.status, answer.read().decode()
 
-        assert until_allowed(ask) == (200, "/orders/1 alice |")
+        def allowed():
+            """HAProxy listens, and its health check holds the agent for up."""
+            with contextlib.suppress(OSError):
+                return ask() == (200, "/orders/1 alice |")
+
+        until(allowed, 60)
         forged = {"X-IAM-Principal": "forged", "X-Forwarded-Host": "forged"}
         assert ask(**forged) == (200, "/orders/1 alice |")
         assert [ask(token="")[0], ask("/admin")[0], ask(token="x.y.z")[0]] == [401, 403, 401]
@@ -253,14 +258,3 @@ def test_the_gate_judges_behind_the_controllers_rules(tmp_path, binary):
         assert ask("/orders//1")[0] == 400
         upgrade = {"Upgrade": "websocket", "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA=="}
         assert ask(Connection="Upgrade", **upgrade)[0] == 403
-
-
-def until_allowed(ask):
-    """Ask until HAProxy listens, and its health check holds the agent for up."""
-    end = time.monotonic() + 60
-    answer = None
-    while time.monotonic() < end and (answer is None or answer[0] != 200):
-        time.sleep(0.05)
-        with contextlib.suppress(OSError):
-            answer = ask()
-    return answer

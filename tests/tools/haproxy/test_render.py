@@ -14,7 +14,6 @@ from policies import grant, text
 
 from iamroles_agent.base.config import Backend, BackendTls, Config
 from iamroles_agent.base.errors import ConfigError
-from iamroles_scenarios.base.errors import StageError
 from iamroles_scenarios.engine.certificates import Authority
 from iamroles_scenarios.stage import haproxies
 from iamroles_tools.haproxy import render
@@ -31,14 +30,8 @@ def policy_of(orders=ORDERS, export=EXPORT):
 
 
 def binaries():
-    found = {}
-    for choice in ("path", "wheel"):
-        try:
-            binary = haproxies.find(choice)
-        except StageError:
-            continue
-        found.setdefault(haproxies.version(binary), binary)
-    return [pytest.param(binary, id=f"haproxy-{version}") for version, binary in found.items()]
+    found = [haproxies.find(release) for release in haproxies.here()]
+    return [pytest.param(binary, id=f"haproxy-{haproxies.version(binary)}") for binary in found]
 
 
 DPOP = {
