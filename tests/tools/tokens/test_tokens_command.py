@@ -2,17 +2,13 @@
 
 import json
 import time
-from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from ipaddress import ip_address
 
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509 import CertificateBuilder, Name, NameAttribute
-from cryptography.x509.oid import NameOID
 from invoking import said
 from jwt.algorithms import ECAlgorithm
 from sts_support import GOOD, HOST, TOKEN
@@ -21,6 +17,7 @@ from tokens_support import encode_base64url, serving
 from iamroles_agent.base.config import Dpop
 from iamroles_agent.base.identity import Request
 from iamroles_agent.tokens.proof import ProofRules
+from iamroles_scenarios.engine.certificates import Certificate
 
 ROLE = "arn:aws:iam::123456789012:role/Reader"
 KEYS = {
@@ -197,19 +194,11 @@ def test_a_token_by_the_name_of_rfc_9864(folder):
     assert 'alg: "Ed25519"' in shown
 
 
-def certificate(folder):
-    key, name = KEYS["ES256"], Name([NameAttribute(NameOID.COMMON_NAME, "client")])
-    noon = datetime(2027, 1, 15, 12, tzinfo=UTC)
-    made = CertificateBuilder(name, name, key.public_key(), 7, noon, noon + timedelta(days=1))
-    signed = made.sign(key, SHA256())
-    (folder / "client.pem").write_bytes(signed.public_bytes(Encoding.PEM))
-    return encode_base64url(sha256(signed.public_bytes(Encoding.DER)).digest())
-
-
 @pytest.mark.parametrize("alg", KEYS)
 def test_a_proof_that_the_gate_accepts(folder, alg):
     """`mint --bind` and `proof` together are what the rules of `[dpop]` want."""
-    shown_thumbprint = certificate(folder)
+    certificate = Certificate()
+    (folder / "client.pem").write_text(certificate.public)
     made, jwks = minted(
         folder, "ES256", "--bind", folder / f"{alg}.pem", "--certificate", folder / "client.pem"
     )
@@ -232,4 +221,4 @@ def test_a_proof_that_the_gate_accepts(folder, alg):
         .use
     )
     assert jwt.decode(proof, options={"verify_signature": False})["nonce"] == "n"
-    assert cnf["x5t#S256"] == shown_thumbprint
+    assert cnf["x5t#S256"] == encode_base64url(sha256(certificate.der).digest())
