@@ -7,7 +7,7 @@ from invoking import said
 
 from iamroles_conformance.commands.matrix import chosen, exit_code
 from iamroles_conformance.reports.matrix import BEGIN, END, Column, as_markdown, page
-from iamroles_scenarios.base.errors import PageError, StageError
+from iamroles_scenarios.base.errors import StageError
 from iamroles_scenarios.declarations.catalogue import catalogue
 from iamroles_scenarios.stage.stage import Offer, offered
 
@@ -92,15 +92,6 @@ def test_a_page_keeps_what_stands_around_the_table(tmp_path):
     assert text.endswith(f"|\n{END}\n\nThe end.\n")
     assert "old" not in text
     assert text.count("GATE-ALLOW-001") == 1
-
-
-@pytest.mark.parametrize("text", ["# no place\n", f"{END}\n{BEGIN}\n", f"{BEGIN}\n{BEGIN}\n{END}\n"])
-def test_a_page_without_a_place_for_the_table_says_what_to_do(tmp_path, text):
-    path = tmp_path / "support.md"
-    path.write_text(text)
-
-    with pytest.raises(PageError, match="Put these two lines there"):
-        page(path)
 
 
 # --- the command ------------------------------------------------------------------------------------------

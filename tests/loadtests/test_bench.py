@@ -116,13 +116,17 @@ def test_what_an_interval_says_of_a_target(target, low, high, verdict):
 
 
 @pytest.mark.parametrize(
-    "page", ["", "<!-- a -->\n<!-- /b -->", "<!-- a -->\n<!-- /a --><!-- a -->\n<!-- /a -->"]
+    "page",
+    [
+        *("", "<!-- a -->\n<!-- /b -->", "<!-- a -->\n<!-- /a --><!-- a -->\n<!-- /a -->"),
+        *("<!-- /a -->\n<!-- a -->", "<!-- a -->\n<!-- a -->\n<!-- /a -->"),
+    ],
 )
 def test_a_page_without_one_place_is_left_alone(tmp_path, page):
     path = tmp_path / "page.md"
     path.write_text(page)
 
-    with pytest.raises(PageError, match="no place"):
+    with pytest.raises(PageError, match=r"has no place for the table\. Put these two lines there"):
         docs.section(path, "a")
     assert path.read_text() == page
 
