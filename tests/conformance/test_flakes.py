@@ -3,11 +3,11 @@
 import json
 import subprocess
 import sys
-import time
 from contextlib import ExitStack
 
 import pytest
 from invoking import said
+from waiting import until
 
 from iamroles_conformance.reports import flakes
 from iamroles_scenarios.base import busy
@@ -96,11 +96,7 @@ def test_programs_beside_a_run_are_seen_if_they_end(monkeypatch):
 def test_programs_end_with_whoever_started_them():
     command = [sys.executable, "-m", busy.__name__, "cat"]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as holder:
-        deadline = time.monotonic() + 60
-        while len(loops := family(holder.pid)[1:]) < 5 and time.monotonic() < deadline:
-            time.sleep(0.05)
+        until(lambda: len(family(holder.pid)) == 6, 60)
+        loops = family(holder.pid)[1:]
         holder.kill()
-    assert len(loops) == 5
-    while any(map(resident, loops)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(map(resident, loops))
+    until(lambda: not any(map(resident, loops)), 60)

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from contextlib import suppress
 from math import inf
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import stopped_judge
+from waiting import until
 
 from iamroles_scenarios.base import lateness, recording
 from iamroles_scenarios.base.errors import SilenceError, TooSlow
@@ -112,11 +112,7 @@ def test_a_stopped_judge_knows_how_long_it_was_stopped():
     lateness.start()
     began = time.monotonic()
     subprocess.run([sys.executable, "-c", stopped_judge.SCRIPT, str(os.getpid())], check=True)
-    seen = threading.Event()
-    deadline = time.monotonic() + 30
-    while lateness.delay(began).gap < 0.6 and time.monotonic() < deadline:
-        seen.wait(0.02)
-    assert lateness.delay(began).gap >= 0.6
+    until(lambda: lateness.delay(began).gap >= 0.6, 30)
 
 
 def test_a_starved_process_is_seen_and_a_sleeping_one_is_not():
@@ -131,16 +127,13 @@ def test_a_starved_process_is_seen_and_a_sleeping_one_is_not():
         for hog in hogs:
             os.sched_setaffinity(hog.pid, one)
         os.setpriority(os.PRIO_PROCESS, hogs[0].pid, 10)
-        deadline = time.monotonic() + 60
 
         def told_apart():
             seen = lateness._seen()
             starved = lateness.delay(began, [hogs[0].pid], 1.0).share >= 0.4
             return starved and seen[sleeper.pid].waited < seen[hogs[0].pid].waited / 4
 
-        while not (apart := told_apart()) and time.monotonic() < deadline:
-            threading.Event().wait(0.2)
-        assert apart
+        until(told_apart, 60)
     finally:
         for process in (*hogs, sleeper):
             process.kill()
