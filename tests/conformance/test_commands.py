@@ -139,11 +139,3 @@ def test_run_exits_1_when_one_did_not(agent):
 )
 def test_the_command_says_what_it_did_not_do(words, code, told):
     assert told in said(f"conformance {words}", code=code)
-
-
-def test_a_running_agent_is_judged_on_the_wire_alone():
-    words = "conformance run --agent-address=127.0.0.1:1 --check=wire.hello --time-scale=0.1"
-    told = said(words, code=3)
-
-    assert "cannot connect to the agent at 127.0.0.1:1" in told
-    assert "HARNESS" not in told

@@ -21,12 +21,6 @@ def test_what_no_check_was_asked_for_is_seen_by_the_traffic(tmp_path):
     assert re.search(r"flow (old|eve): false allow: status: expected 401, got 200", told)
 
 
-def test_a_running_agent_is_not_put_under_load():
-    told = said("conformance run --agent-address 127.0.0.1:1 --under-load 5", code=2)
-
-    assert "--under-load needs an agent that the stage starts" in told
-
-
 @pytest.mark.parametrize("rate", ["-1", "fast"])
 def test_a_rate_is_a_number(rate):
     assert said("conformance run --under-load", rate, code=2)
