@@ -115,6 +115,20 @@ _XML_TEXTS = {
 }
 
 
+_JSON = {"Content-Type": "application/json"}
+_FAILURE, _PAGE = '{"Error": {"Code": "InternalFailure"}}', "<html><body>Forbidden</body></html>"
+_NO_VERDICTS: dict[str, tuple[dict[str, Any], Expectation]] = {
+    "a 400 Throttling": ({"kind": "throttle"}, _TROUBLE),
+    "a 400 ThrottlingException": ({"kind": "throttle", "body": "ThrottlingException"}, _TROUBLE),
+    "a 429": ({"kind": "throttle", "status": 429, "body": "TooManyRequestsException"}, _TROUBLE),
+    "a 503": ({"kind": "status", "status": 503, "body": ""}, _TROUBLE),
+    "a 500 with a code": ({"kind": "status", "status": 500, "body": _FAILURE, "headers": _JSON}, _TROUBLE),
+    "a 403 of a proxy": ({"kind": "status", "status": 403, "body": _PAGE}, _NOT_BELIEVED),
+    "a 200 of a proxy": ({"kind": "malformed", "body": _PAGE, "xml": _PAGE}, _NOT_BELIEVED),
+}
+"""Answers in the place of STS's that say nothing of a credential: the fault, and what the agent answers."""
+
+
 @check("identity.sts.answer", "STS-ANSWER-001", features={"sts"})
 def answer(target: Target) -> None:
     """A forged answer of another shape, type, status or length is not believed.
@@ -129,12 +143,12 @@ def answer(target: Target) -> None:
             _disbelieved(here, what)
         good = json.dumps(_GOOD)
         for status in (201, 203, 206, 400, 403, 500):
-            json_type = {"Content-Type": "application/json"}
-            here.sts_fault("status", status=status, body=good, xml=_xml(_GOOD), headers=json_type)
+            here.sts_fault("status", status=status, body=good, xml=_xml(_GOOD), headers=_JSON)
             _disbelieved(here, f"status {status}")
         for kind in ("text/html", "application/octet-stream", "text/plain"):
-            here.sts_fault("status", status=200, body=good, xml=_xml(_GOOD), headers={"Content-Type": kind})
-            _disbelieved(here, f"content type {kind}")
+            for body in (good, _xml(_GOOD)):  # whatever the agent accepts
+                here.sts_fault("status", status=200, body=body, xml=body, headers={"Content-Type": kind})
+                _disbelieved(here, f"content type {kind}")
         here.sts_clear()
 
 
@@ -184,20 +198,15 @@ def answer_size(target: Target) -> None:
 def throttled(target: Target) -> None:
     """Throttling is 503 and forgotten: the same credential passes once STS answers.
 
-    As a 400 Throttling, a 429 and a 503.
+    As a 400 Throttling, a 429 and a 503. So does a failure with a code of its own. The answer of a proxy
+    before STS, and one of another shape, may be a rejection, but is not held against the credential either.
     """
     with bench(target, WORLD, flow="throttled") as here:
-        faults: dict[str, dict[str, Any]] = {
-            "a 400 Throttling": {"kind": "throttle"},
-            "a 400 ThrottlingException": {"kind": "throttle", "body": "ThrottlingException"},
-            "a 429": {"kind": "throttle", "status": 429, "body": "TooManyRequestsException"},
-            "a 503": {"kind": "status", "status": 503, "body": ""},
-        }
-        for what, fault in faults.items():
+        for what, (fault, answer) in _NO_VERDICTS.items():
             text = here.credential(here.reader, expires=_next())
             before = here.sts_calls()
             here.sts_fault(**fault)
-            here.expect(what, text, _TROUBLE)
+            here.expect(what, text, answer)
             if here.sts_calls() == before:
                 raise Untestable(f"{what}: the agent did not ask STS")
             here.sts_clear()
