@@ -38,15 +38,15 @@ ROOMS = {
 ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 24_761,
-    "scenarios": 34_448,
+    "scenarios": 34_460,
     "conformance": 11_522,
     "loadtests": 4_972,
-    "benchmarks": 4_230,
+    "benchmarks": 4_231,
     "tests": 34_431,
 }
 TRUSTED_LINES = 18_552
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 21_762
+DATA_LINES = 21_885
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""
