@@ -9,8 +9,6 @@ import pytest
 from audit_support import child, confirmed, lines, opened, records, requests, written
 from waiting import until
 
-from iamroles_agent.audit.chain import Head
-from iamroles_agent.audit.file import head_path, tree_of
 from iamroles_agent.base.errors import StartError
 from iamroles_tools.audit.verify import verify
 
@@ -322,12 +320,3 @@ def test_a_disk_slower_than_the_load_is_said_and_declared(path, monkeypatch, cap
     assert gap["lost"] == answers.count(False)
     assert "slower than the load" in caplog.text
     log.close()
-
-
-def test_the_head_follows_the_log(path):
-    written(path, "a")
-
-    head = Head.parse(head_path(path).read_text())
-    assert head is not None
-    assert (head.seq, head.hash) == (3, records(path)[-1]["hash"])
-    assert head.tree == tree_of(path)
