@@ -13,6 +13,7 @@ from botocore.credentials import Credentials
 from tokens_support import ACCOUNT, NOW, Clock, encode_base64url, serving
 
 from iamroles_agent.base.config import Config
+from iamroles_agent.base.reasons import Refusal
 from iamroles_agent.tokens import Authenticator
 
 KEY_ID, SECRET, TOKEN = "ASIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG", "FwoGZXIvYXdzEBY+/=="
@@ -101,3 +102,13 @@ def playing(clock=None, **changes):
 
 
 GOOD = presign()
+
+
+async def outcome(verifier, header, source):
+    """The reason for which a verifier of STS credentials refuses this one; "" if it does not."""
+    token = header.removeprefix("Bearer ").encode()
+    try:
+        await verifier.verify(token, hashlib.sha256(token).digest(), source)
+    except Refusal as refusal:
+        return str(refusal.reason)
+    return ""

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import threading
 import time
 from base64 import urlsafe_b64encode
@@ -200,6 +201,20 @@ class Server:
         """Stop serving."""
         self._server.shutdown()
         self._server.server_close()
+
+
+def hanging_resolver(monkeypatch):
+    """Let the first look-up of a name hang until an event is set; return the look-ups and the event."""
+    resolve, asked, hang = socket.getaddrinfo, [], threading.Event()
+
+    def getaddrinfo(*name, **how):
+        asked.append(name)
+        if len(asked) == 1:
+            hang.wait(30)
+        return resolve(*name, **how)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    return asked, hang
 
 
 @contextmanager

@@ -1,16 +1,14 @@
 """A worker's questions to the fetcher about STS: shared, and bounded for each source."""
 
 import asyncio
-import hashlib
 
 import pytest
 from spop_client import until
-from sts_support import ARN, EDGE, GOOD, HOST, KEY_ID, credential, presign
+from sts_support import ARN, EDGE, GOOD, HOST, KEY_ID, credential, outcome, presign
 from tokens_support import NOW, Clock
 
 from iamroles_agent.base.config import Sts
 from iamroles_agent.base.identity import Identity
-from iamroles_agent.base.reasons import Refusal
 from iamroles_agent.processes.link import LinkLost
 from iamroles_agent.processes.remote import Remote
 
@@ -41,24 +39,15 @@ def prover(link, remote=None, former=None, **more):
     return (remote or Remote(link, Clock())).prover([entry], former)
 
 
-async def outcome(asked, url, source):
-    token = credential(url).removeprefix("Bearer ").encode()
-    try:
-        await asked.verify(token, hashlib.sha256(token).digest(), source)
-    except Refusal as refusal:
-        return str(refusal.reason)
-    return ""
-
-
 def forged(asked, source, count, first=0):
     urls = [GOOD.replace(KEY_ID, f"AKIA{n:016d}") for n in range(first, first + count)]
-    return [asyncio.create_task(outcome(asked, url, source)) for url in urls]
+    return [asyncio.create_task(outcome(asked, credential(url), source)) for url in urls]
 
 
 @pytest.mark.parametrize(("once", "questions"), [(False, 1), (True, 5)])
 async def test_equal_questions_share_an_answer_unless_each_counts_once(once, questions):
     asked = prover(link := Link(), replay_cache=once)
-    waiting = [asyncio.create_task(outcome(asked, GOOD, "a")) for _ in range(5)]
+    waiting = [asyncio.create_task(outcome(asked, credential(GOOD), "a")) for _ in range(5)]
     await until(lambda: len(link.asked) == questions)
 
     link.release.set()
@@ -74,7 +63,7 @@ async def test_a_flood_from_one_source_stays_in_the_worker():
     await until(lambda: sum(task.done() for task in flood) == 400 - 8 - 64)
 
     assert link.asked == ["flood"] * 8
-    assert await outcome(asked, GOOD, "sound") == ""
+    assert await outcome(asked, credential(GOOD), "sound") == ""
     link.release.set()
     assert sorted(set(await asyncio.gather(*flood))) == ["sts_rejected", "sts_unavailable"]
     assert link.asked.count("flood") == 8 + 64
@@ -84,12 +73,12 @@ async def test_a_flood_from_one_source_stays_in_the_worker():
 async def test_a_known_key_has_room_beside_floods_from_everywhere():
     link = Link()
     remote = Remote(link, Clock())
-    assert await outcome(prover(link, remote), GOOD, "sound") == ""
+    assert await outcome(prover(link, remote), credential(GOOD), "sound") == ""
     asked = prover(link, remote)  # a reload forgets nobody
     flood = [task for n in range(50) for task in forged(asked, f"flood-{n}", 16, 16 * n)]
     await until(lambda: len(link.asked) == 1 + 64 - 16)
 
-    assert await outcome(asked, presign(now=NOW - 1), "sound") == ""
+    assert await outcome(asked, credential(presign(now=NOW - 1)), "sound") == ""
     link.release.set()
     await asyncio.gather(*flood)
 
@@ -97,9 +86,9 @@ async def test_a_known_key_has_room_beside_floods_from_everywhere():
 async def test_questions_under_way_outlive_a_reload_and_a_lost_parent():
     link = Link()
     remote = Remote(link, Clock())
-    first = asyncio.create_task(outcome(prover(link, remote), GOOD, "lost"))
+    first = asyncio.create_task(outcome(prover(link, remote), credential(GOOD), "lost"))
     await until(lambda: link.asked == ["lost"])
-    second = asyncio.create_task(outcome(prover(link, remote), GOOD, "a"))
+    second = asyncio.create_task(outcome(prover(link, remote), credential(GOOD), "a"))
     await until(lambda: len(link.asked) == 2)
     link.release.set()
 

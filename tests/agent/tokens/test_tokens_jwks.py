@@ -3,7 +3,6 @@
 import asyncio
 import itertools
 import json
-import socket
 import threading
 import time
 from contextlib import asynccontextmanager
@@ -16,6 +15,7 @@ from tokens_support import (
     Clock,
     adopt,
     claims,
+    hanging_resolver,
     issuer,
     mint,
     public_jwk,
@@ -355,16 +355,7 @@ async def test_a_key_server_that_drips_stops_no_renewal(server, before):
 
 async def test_a_flight_that_never_ends_is_left_behind(server, monkeypatch):
     """A resolver that hangs cannot be cut, but the next flight begins."""
-    hang = threading.Event()
-    real, asked = socket.getaddrinfo, []
-
-    def getaddrinfo(*args, **kwargs):
-        asked.append(args)
-        if len(asked) == 1:
-            hang.wait(30)
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    asked, hang = hanging_resolver(monkeypatch)
     async with running(config(server, timeout="100ms")) as agent:
         await until(lambda: len(asked) > 1 and agent.sources["i0"].age is not None)
         assert await reason(agent, old(iss=server.url)) == ""

@@ -1,7 +1,6 @@
 """Pre-signed GetCallerIdentity (STS), signed by botocore, against a server that checks SigV4."""
 
 import asyncio
-import hashlib
 import threading
 from contextlib import contextmanager
 from ipaddress import ip_address
@@ -27,6 +26,7 @@ from sts_support import (
     credential,
     error_xml,
     honest,
+    outcome,
     playing,
     presign,
 )
@@ -380,12 +380,12 @@ async def test_a_question_in_flight_survives_a_reload_and_is_judged_by_the_new_p
 async def test_a_credential_may_be_in_flight_before_and_after_a_reload():
     """The queue goes on, so the two questions have tickets of their own."""
     with stuck() as (transport, former):
-        first = asyncio.create_task(asked(former, signed_by("AKIA0000000000000001"), "a"))
+        first = asyncio.create_task(outcome(former, signed_by("AKIA0000000000000001"), "a"))
         await until(lambda: len(transport.asked) == 1)
         entry = Sts(name="sts", endpoint="https://sts.test", hosts=[HOST], binding_value=EDGE)
         verifier = StsVerifier([entry], transport, clock=Clock())
         verifier.succeed(former)
-        second = asyncio.create_task(asked(verifier, signed_by("AKIA0000000000000001"), "a"))
+        second = asyncio.create_task(outcome(verifier, signed_by("AKIA0000000000000001"), "a"))
         await until(lambda: len(transport.asked) == 2)
         transport.release.set()
 
@@ -460,19 +460,10 @@ def stuck():
         transport.release.set()
 
 
-async def asked(verifier, header, source):
-    token = header.removeprefix("Bearer ").encode()
-    try:
-        await verifier.verify(token, hashlib.sha256(token).digest(), source)
-    except Refusal as refusal:
-        return str(refusal.reason)
-    return ""
-
-
 def flood(verifier, sources, count=400):
     """Send this many forged credentials at once, each with an access key id of its own."""
     return [
-        asyncio.create_task(asked(verifier, signed_by(f"AKIA{n:016d}"), f"192.0.2.{n % sources}"))
+        asyncio.create_task(outcome(verifier, signed_by(f"AKIA{n:016d}"), f"192.0.2.{n % sources}"))
         for n in range(count)
     ]
 
@@ -482,10 +473,10 @@ async def test_forged_credentials_starve_neither_a_known_caller_nor_a_new_one_el
     """The forged calls hang as long as they like; the good one does not wait for them."""
     with stuck() as (transport, verifier):
         if known:
-            assert await asked(verifier, signed_by(KEY_ID), "198.51.100.1") == ""
+            assert await outcome(verifier, signed_by(KEY_ID), "198.51.100.1") == ""
         forged = flood(verifier, sources)
         await asyncio.sleep(0)
-        assert await asyncio.wait_for(asked(verifier, signed_by(KEY_ID, at=5), "198.51.100.1"), 20) == ""
+        assert await asyncio.wait_for(outcome(verifier, signed_by(KEY_ID, at=5), "198.51.100.1"), 20) == ""
         assert transport.asked.count(KEY_ID) == 1 + known
         assert len(transport.asked) - 1 - known <= 12
         transport.release.set()

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from spop_client import until
+from tokens_support import hanging_resolver
 
 from iamroles_agent.tokens import transport as module
 from iamroles_agent.tokens.transport import Transport, TransportError
@@ -305,16 +306,7 @@ async def test_a_call_that_is_given_up_leaves_no_connection(transport, scheme):
 
 async def test_calls_that_wait_for_a_name_share_a_thread_until_their_deadline(transport, monkeypatch):
     """However many credentials a stranger forges while the resolver hangs."""
-    server, asked, hang = Server(OK), [], threading.Event()
-    resolve = socket.getaddrinfo
-
-    def getaddrinfo(*name, **how):
-        asked.append(name)
-        if len(asked) == 1:
-            hang.wait(30)
-        return resolve(*name, **how)
-
-    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    server, (asked, hang) = Server(OK), hanging_resolver(monkeypatch)
     calls = [get(transport, server, seconds=0.1) for _ in range(16)]
     given_up = await asyncio.gather(*calls, return_exceptions=True)
 
