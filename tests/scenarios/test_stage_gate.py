@@ -31,6 +31,7 @@ def test_no_header_passes_that_only_the_gate_may_set_or_that_the_documented_tabl
     listed = [*_listed(), "X-IAM-Principal", "X-IAM-Anything-New", "X-IAM"]
     names = [name.replace("-", separator) for name in listed]
     names += ["x-iam-rule", "X_IAM-Role", "X-IAM_Session", "X.IAM.Role"]
+    names += ["X-Forwarded_User", "X-Forwarded-For", "X-Forwarded-For", "REMOTE_USER", "x_real_ip"]
 
     answer = ask(world, headers=[*(f"{name}: forged" for name in names), "Cookie: mine", "DPoP: mine"])
 
