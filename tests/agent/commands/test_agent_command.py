@@ -30,7 +30,7 @@ def refused(path):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_it_says_where_it_serves_reloads_and_drains(tmp_path, workers):
+def test_it_says_where_it_serves_reloads_unless_the_file_is_bad_and_drains(tmp_path, workers):
     settings = {"listen": "127.0.0.1:0", "workers": workers}
     path = write(tmp_path / "world.json", agent=settings)
     with running(path) as (agent, ready):
@@ -38,10 +38,13 @@ def test_it_says_where_it_serves_reloads_and_drains(tmp_path, workers):
         host, port = ready["address"].rsplit(":", 1)
         socket.create_connection((host, int(port)), timeout=5).close()
         first = agent.reload()
+        write(path, grants=[grant("R1", "reader", "GET", "/orders", "nowhere")], agent=settings)
+        bad = agent.reload()
         write(path, grants=[], agent=settings)
         second = agent.reload()
-        assert (first["reloaded"], second["reloaded"]) == (True, True)
-        assert second["policy"] != first["policy"]
+        assert (first["reloaded"], bad["reloaded"], second["reloaded"]) == (True, False, True)
+        assert "nowhere" in bad["error"]
+        assert first["policy"] == bad["policy"] != second["policy"]
         assert agent.ended(signal.SIGTERM) == 0
 
 
@@ -50,18 +53,6 @@ def test_the_former_name_of_the_variable_works_and_says_so(tmp_path, also):
     with running(write(tmp_path / "world.json"), "IAMROLES_WORLD", *also) as (agent, _):
         agent.ended(signal.SIGTERM)
         assert ("IAMROLES_WORLD is deprecated" in agent.log()) == (not also)
-
-
-def test_a_bad_file_leaves_the_old_policy_in_force_and_says_why(tmp_path):
-    path = write(tmp_path / "world.json")
-    with running(path) as (agent, _):
-        before = agent.reload()
-        write(path, grants=[grant("R1", "reader", "GET", "/orders", "nowhere")])
-        after = agent.reload()
-
-        assert after["reloaded"] is False
-        assert "nowhere" in after["error"]
-        assert after["policy"] == before["policy"]
 
 
 def test_a_broken_policy_starts_nothing_and_lists_every_error(tmp_path):
