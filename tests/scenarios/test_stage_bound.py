@@ -1,7 +1,6 @@
 """Tokens that are bound to a certificate or a key, on each HAProxy, before a puppet agent."""
 
 import base64
-import hashlib
 import json
 import re
 import shutil
@@ -25,6 +24,7 @@ from waiting import until
 from iamroles_scenarios.engine.certificates import Authority, Certificate
 from iamroles_scenarios.engine.http import HttpConnection, exchange_h2
 from iamroles_scenarios.jose.keys import certificate_of
+from iamroles_scenarios.jose.proof import hashed
 from iamroles_scenarios.stage import open_stage
 from iamroles_scenarios.traffic.tls import ClientTls
 
@@ -43,14 +43,8 @@ BEARER = 'Bearer realm="iam"'
 DPOP = f'DPoP realm="iam", algs="{ALGORITHMS}"'
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
 EXPOSED = "WWW-Authenticate, DPoP-Nonce"
-
-
-def thumbprint(der):
-    return base64.urlsafe_b64encode(hashlib.sha256(der).digest()).decode().rstrip("=")
-
-
 MINE = Certificate()
-SHOWN = thumbprint(MINE.der)
+SHOWN = hashed(MINE.der)
 
 
 @pytest.fixture(scope="module", params=places())
@@ -103,7 +97,7 @@ def asked_by(world, answer):
 
 
 def proof(name):
-    return YES | {"proof": thumbprint(name.encode())}
+    return YES | {"proof": hashed(name.encode())}
 
 
 def challenges(*answers):
@@ -133,7 +127,7 @@ def test_the_agent_learns_the_certificate_kept_alive_and_resumed(world, version)
 def test_over_http2_too_and_no_other_connection_is_taken_for_it(world):
     proxy, tls = world.tls_proxy, ClientTls(MINE.pem, alpn=["h2"])
     issued = AUTHORITY.issue("client.example")
-    other = thumbprint(ssl.PEM_cert_to_DER_cert(issued.partition("-----BEGIN PRIVATE")[0]))
+    other = hashed(ssl.PEM_cert_to_DER_cert(issued.partition("-----BEGIN PRIVATE")[0]))
     with line_to(world, ClientTls(issued)) as line:
         for _ in range(2):
             over_h2 = exchange_h2((proxy.host, proxy.port), 10, fields_of(), b"", tls)
@@ -176,7 +170,7 @@ MALFORMED = [
 @pytest.mark.parametrize("headers", [*FORGED, *MALFORMED[:2]], ids=range(4))
 def test_no_client_can_write_its_certificate(world, headers):
     own = Certificate()
-    for tls, right in ((None, None), (ClientTls(own.pem), thumbprint(own.der))):
+    for tls, right in ((None, None), (ClientTls(own.pem), hashed(own.der))):
         answer = ask(world, tls=tls, headers=headers)
 
         assert asked_by(world, answer)["certificate"] == right
