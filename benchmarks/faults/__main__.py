@@ -9,8 +9,7 @@ beside this one have a row for each fault:
 - `id`, and `kind`, a few words that group faults; `title`, the fault as a clause.
 - `file` under reference/, and `old`, which stands there once, with `new` in its place.
 - `families`, separated by blanks: what should see it.
-- `missed`, if the suite did not see it at its first play; `unplayed`, if there was no sound one, so that it
-  counts for no share; `same`, if no answer can differ, and why.
+- `missed`, if the suite did not see it at its first play; `same`, if no answer can differ, and why.
 
 It prints one line for each fault, then the shares by kind. The exit code is 1 if a fault was not seen.
 """
@@ -86,7 +85,7 @@ def main():
             word = "seen" if check else "MISSED"
             print(f"{word:7}{row['id']:28} {row['title']} — {check} {message[:160]}", flush=True)
             ended = "same" if row.get("same") else "seen" if check else "unseen"
-            at_first = ["at first"] if ended == "seen" and not {"missed", "unplayed"} & row.keys() else []
+            at_first = ["at first"] if ended == "seen" and not row.get("missed") else []
             count.setdefault(row["kind"], Counter()).update([ended, *at_first])
     print("\n| kind | faults | seen at first | seen now |\n|---|---|---|---|")
     for kind, found in sorted(count.items()):
