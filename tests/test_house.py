@@ -41,8 +41,8 @@ LINES = {
     "scenarios": 34_460,
     "conformance": 11_522,
     "loadtests": 4_972,
-    "benchmarks": 4_231,
-    "tests": 34_366,
+    "benchmarks": 4_230,
+    "tests": 34_369,
 }
 TRUSTED_LINES = 18_552
 """Of the agent: what an auditor must trust."""
