@@ -115,7 +115,7 @@ def prepare(
     decided = members(
         {
             "kind": "decision",
-            "verdict": "allow" if decision.allow else "deny",
+            "verdict": "allow" if decision.allow else "answer" if decision.answer else "deny",
             "status": decision.status,
             "reason": None if decision.reason is None else str(decision.reason),
             **{name: getattr(decision, name) or None for name in _TAGS},
@@ -131,6 +131,8 @@ def prepare(
             "src": src,
             "method": method,
             "host": host,
+            "mcp_method": decision.call and decision.call[0],
+            "mcp_name": decision.call and (decision.call[1] or None),
         }
     )
     beside = members(

@@ -357,6 +357,15 @@ class ActorEntry(Model):
     """Exactly the `iss` of the actor. Left out: beside `sub` the issuer of the token itself, else any."""
 
 
+class McpEntry(Model):
+    """Calls of MCP that a rule names; an empty table names every call whose method is known."""
+
+    method: str | None = None
+    """Exactly the method, as `tools/call`; left out: any."""
+    name: str | None = None
+    """Exactly the tool, resource or prompt (`Mcp-Name`, decoded); left out: any, or none."""
+
+
 class RegionTable(Model):
     """The requests that a rule is about."""
 
@@ -372,6 +381,9 @@ class RegionTable(Model):
     """Networks of the client's address; none: any."""
     actors: list[ActorEntry] = Field(default_factory=_none)
     """Actors for whom the rule holds, by `sub` and `issuer`; `{}` is every actor. Empty: it asks for none."""
+    mcp: list[McpEntry] = Field(default_factory=_none)
+    """Calls of MCP for which the rule holds, by `method` and `name`; `{}` is every call of a known method.
+    Empty: it does not speak of MCP."""
 
 
 class Grant(RegionTable):
@@ -413,6 +425,28 @@ class Scope(Model):
     """`prefix` opens whole segments below the path too."""
     hosts: list[str] = Field(default_factory=_none)
     """As in a grant."""
+    mcp: list[McpEntry] = Field(default_factory=_none)
+    """As in a grant."""
+
+
+class Resource(Model):
+    """An MCP server behind the gate, a protected resource (RFC 9728)."""
+
+    name: str
+    """Names it in messages."""
+    resource: str
+    """Its URL, as clients write it and tokens name it in `aud`: lower-case, without a slash at the end."""
+    issuers: list[str] = Field(default_factory=_none)
+    """Names of the issuers whose tokens open it. Left out: each whose `audiences` hold `resource`."""
+    versions: list[str] = Field(default_factory=lambda: ["2026-07-28"])
+    """Revisions of MCP that it speaks. Before 2026-07-28 neither method nor tool is known."""
+    origins: list[str] = Field(default_factory=_none)
+    """Origins of web pages that may call it, beside its own."""
+    validates_headers: bool = False
+    """Whether the server compares `Mcp-Method` and `Mcp-Name` with the body, as 2026-07-28 asks of servers.
+    Without it no rule may speak of MCP there."""
+    insecure_http: bool = False
+    """Permit http, for tests."""
 
 
 class Config(Model):
@@ -456,6 +490,8 @@ class Config(Model):
     """The regions that are closed in spite of grants."""
     scopes: list[Scope] = Field(default_factory=_none)
     """The regions that scope values open at most."""
+    resources: list[Resource] = Field(default_factory=_none)
+    """MCP servers behind the gate."""
 
     @property
     def binds(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
@@ -75,6 +76,14 @@ class Actor(NamedTuple):
         return names if self.foreign else names | {(self.sub, "")}
 
 
+def resource_ground(url: str) -> str:
+    """Name a protected resource that a token's `aud` holds, among the grounds of an identity.
+
+    It opens, so it is longer than other grounds: nobody finds another text with the same one.
+    """
+    return f"res:{hashlib.sha256(url.encode()).hexdigest()[:32]}"
+
+
 class Identity(NamedTuple):
     """The identity that a verified credential proves.
 
@@ -118,6 +127,20 @@ class Identity(NamedTuple):
         return self.not_after if self.check_again is None else min(self.not_after, self.check_again)
 
 
+class McpHeaders(NamedTuple):
+    """What MCP and browsers say in headers of a request, as sent; None for an absent field."""
+
+    version: str | None = None
+    method: str | None = None
+    name: str | None = None
+    origin: str | None = None
+    preflight: str | None = None
+    """`Access-Control-Request-Method`."""
+
+
+NO_HEADERS = McpHeaders()
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """The request as HAProxy will forward it (SPEC.md section 2)."""
@@ -128,6 +151,7 @@ class Request:
     path: str
     src: IPv4Address | IPv6Address
     requested_role: str | None = None
+    mcp: McpHeaders = NO_HEADERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,10 +185,21 @@ class Decision:
     nonce: str = field(default="", compare=False)
     """A fresh DPoP nonce for the client; "" if it needs none."""
     actor: Actor | None = None
+    call: tuple[str, str] | None = None
+    """Method and name of a call of MCP, where they are known; for the audit line."""
+    resource: str = ""
+    """URL of the metadata of the protected resource that the request is for."""
+    scope: str = ""
+    """The scope value that would help; "" if none would."""
+    origin: str = ""
+    """The request's own `Origin`, if the resource permits it."""
+    answer: int = 0
+    """Status of an answer that the gate gives in place of a backend: 200 with `document`, or 204."""
+    document: str = ""
 
     @property
     def status(self) -> int:
-        return 200 if self.reason is None else self.reason.status
+        return (self.answer or 200) if self.reason is None else self.reason.status
 
     @property
     def error(self) -> str:

@@ -9,6 +9,7 @@ class Reason(StrEnum):
     """Why a request was refused: for the audit line and HAProxy's log, never for the client."""
 
     TEXT_TOO_LONG = "text_too_long"
+    ORIGIN_REFUSED = "origin_refused"
     HOST_AMBIGUOUS = "host_ambiguous"
     """Only the proxy uses it: the agent gets the host that the proxy chose."""
     NO_CREDENTIALS = "no_credentials"
@@ -35,6 +36,7 @@ class Reason(StrEnum):
     NONCE_REQUIRED = "nonce_required"
     ROLE_MISSING = "role_missing"
     ROLE_MALFORMED = "role_malformed"
+    MCP_INVALID = "mcp_invalid"
     ROLE_NOT_IN_TOKEN = "role_not_in_token"  # noqa: S105
     AMBIGUOUS_ROLE = "ambiguous_role"
     NO_GRANT = "no_grant"
@@ -71,6 +73,8 @@ _ANSWER |= {
     Reason.HOST_AMBIGUOUS: _BAD_REQUEST,
     Reason.MULTIPLE_CREDENTIALS: _BAD_REQUEST,
     Reason.PATH_AMBIGUOUS: _BAD_REQUEST,
+    Reason.MCP_INVALID: _BAD_REQUEST,
+    Reason.ORIGIN_REFUSED: _FORBIDDEN,
     Reason.ROLE_MISSING: _FORBIDDEN,
     Reason.ROLE_NOT_IN_TOKEN: _FORBIDDEN,
     Reason.AMBIGUOUS_ROLE: _FORBIDDEN,

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from iamroles_agent.base.config import Issuer, Sts
-from iamroles_agent.base.identity import Identity
+from iamroles_agent.base.identity import Identity, Request
+from iamroles_agent.base.reasons import Refusal
 from iamroles_agent.live.revocations import Revocations
 from iamroles_agent.live.ticket import Ticket, TicketError
 from iamroles_agent.policy.compiled import Policy
@@ -105,7 +106,9 @@ def judge(
             return Ends(0, REVOKED, f"revocation {revocation.id} of the credential that prolonged it")
     if before is not None and before.cause == EXPIRED:
         return before
-    if (gone := _gone(identity, policy, sources, now)) is not None:
+    if (
+        gone := _gone(identity, policy, sources, now) or _barred(identity, policy, found.request)
+    ) is not None:
         return gone
     if isinstance(entry := _entry(identity, policy), Issuer):
         identity = accepted_now(identity, entry)
@@ -124,6 +127,17 @@ def judge(
 def _entry(identity: Identity, policy: Policy) -> Issuer | Sts | None:
     entries: list[Issuer | Sts] = [*policy.config.issuers, *policy.config.sts]
     return next((one for one in entries if one.name == identity.issuer), None)
+
+
+def _barred(identity: Identity, policy: Policy, request: Request | None) -> Ends | None:
+    """Find why a stream's resource would not be opened to its origin and credential again."""
+    try:
+        if request is not None and policy.resources is not None:
+            policy.resources.answered(request)
+            policy.resources.admit(identity, request)
+    except Refusal as refusal:
+        return Ends(0, POLICY_CHANGED, f"now refused: {refusal.reason}")
+    return None
 
 
 def _gone(identity: Identity, policy: Policy, sources: Mapping[str, Keys], now: float) -> Ends | None:

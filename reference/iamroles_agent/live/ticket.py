@@ -18,7 +18,7 @@ from functools import lru_cache
 from ipaddress import ip_address
 from typing import Any
 
-from iamroles_agent.base.identity import Actor, Decision, Identity, Request, RoleArn
+from iamroles_agent.base.identity import Actor, Decision, Identity, McpHeaders, Request, RoleArn
 from iamroles_agent.base.reasons import Refusal
 
 MAX_BYTES = 2400
@@ -82,6 +82,7 @@ class Ticket:
                 "f": request.path,
                 "x": str(request.src),
                 "q": request.requested_role,
+                "y": list(request.mcp[:4]) if any(request.mcp) else None,
             }
         return _packed(members)
 
@@ -106,7 +107,8 @@ def _decoded(text: str) -> Ticket:
         request = None
         if "x" in found:
             method, host, path = (found.get(name, "") for name in "mhf")
-            request = Request(method, host, path, ip_address(found["x"]), found.get("q"))
+            mcp = McpHeaders(*found.get("y", ()))
+            request = Request(method, host, path, ip_address(found["x"]), found.get("q"), mcp)
         identity = Identity(
             issuer=found.get("i", ""),
             principal=found.get("p", ""),

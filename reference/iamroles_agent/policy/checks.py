@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_network
 from itertools import combinations
@@ -23,7 +24,16 @@ from iamroles_agent.identity_header import LONGEST_LIFE
 from iamroles_agent.policy.compiled import Rule, compile_rule
 from iamroles_agent.policy.groups import members_of, spelled_out
 from iamroles_agent.policy.paths import canonical
-from iamroles_agent.policy.regions import actors_meet, host_pattern
+from iamroles_agent.policy.regions import NAMED_CALLS, Region, actors_meet, host_pattern
+from iamroles_agent.policy.resources import (
+    CONTROL,
+    LONGEST_DOCUMENT,
+    LONGEST_NAME,
+    METHOD,
+    Place,
+    Resources,
+    issuers_of,
+)
 from iamroles_agent.policy.sound import Sound
 from iamroles_agent.policy.witness import describe, witness_in_both
 
@@ -43,6 +53,10 @@ _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}", re.ASCII)
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+", re.ASCII)
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[\x21-\x7e]+", re.ASCII)
 _ORIGIN = re.compile(r"https://(?:\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[1-9][0-9]{0,4})?", re.ASCII)
+_WEB_ORIGIN = re.compile(
+    r"[a-z][a-z0-9+.-]*://(?:\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[1-9][0-9]{0,4})?", re.ASCII
+)
+_REVISION = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", re.ASCII)
 _LISTEN = re.compile(r"unix:/.+|(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}", re.ASCII)
 
 
@@ -78,6 +92,7 @@ def _check(sound: Sound) -> Iterator[Fault]:
             yield fault
     yield from _groups(sound)
     yield from _references(sound)
+    yield from _resources(sound)
     if not regions_faulty:
         yield from _conflicts(sound)
     if sound.whole is not None:
@@ -97,6 +112,7 @@ def _names(sound: Sound) -> Iterator[Fault]:
         ("role or group", "name", [*sound.roles, *sound.groups]),
         ("backend", "name", [*sound.backends]),
         ("grant or deny", "id", [*sound.rules]),
+        ("resource", "name", [*sound.resources]),
     ]
     for kind, field, items in kinds:
         names = [(f"{key}.{field}", getattr(item, field)) for key, item in items]
@@ -109,6 +125,9 @@ def _names(sound: Sound) -> Iterator[Fault]:
         if not _SCOPE.fullmatch(scope.name):
             remedy = "RFC 6749 section 3.3 allows no such character"
             yield Fault(f"{key}.name", f"{scope.name!r} is not a scope", remedy)
+        elif scope.name == "offline_access" and sound.resources:
+            message = "asks for a refresh token and permits nothing: clients must not be asked for it"
+            yield Fault(f"{key}.name", message, "Name a scope of the servers behind the gate")
 
 
 def _unique(kind: str, names: Iterable[tuple[str, str]]) -> Iterator[Fault]:
@@ -367,6 +386,97 @@ def _references(sound: Sound) -> Iterator[Fault]:
                     yield Fault(f"{key}.actors[{index}].{name}", message, remedy)
     for key, item in sound.grants:
         yield from _known(f"{key}.backend", "backend", item.backend, sound.backend_names, "[[backends]]")
+
+
+def _resources(sound: Sound) -> Iterator[Fault]:
+    """Check the resources, and the rules that speak of MCP, which hold there alone."""
+    if not sound.resources and not any(rule.mcp for _, rule in (*sound.rules, *sound.scopes)):
+        return
+    places: list[tuple[Place, config.Resource]] = []
+    yield from _unique("resource", [(f"{key}.resource", one.resource) for key, one in sound.resources])
+    for key, resource in sound.resources:
+        yield from _resource(key, resource, sound)
+        try:
+            places.append((Place.of(resource.resource), resource))
+        except ValueError as error:
+            message = f"{resource.resource!r} {error}"
+            yield Fault(f"{key}.resource", message, 'Write it as clients do: "https://mcp.example.com/mcp"')
+    alone = [place for place, _ in places]
+    for key, rule in (*sound.rules, *sound.scopes):
+        for index, entry in enumerate(rule.mcp):
+            yield from _mcp_entry(f"{key}.mcp[{index}]", entry)
+        try:
+            region = Region.from_rule(rule) if rule.mcp else None
+        except (Refusal, ValueError):
+            continue
+        if region is None:
+            continue
+        there = [resource for place, resource in places if place.concerns(region, alone)]
+        inside = any(place.holds(region.path) and place.region.meets(region) for place in alone)
+        blind = next((one for one in there if not one.validates_headers), None)
+        if not inside:
+            message = "speaks of MCP, and its path is not at or below that of a resource"
+            yield Fault(f"{key}.mcp", message, "Write the path of a resource, or below it")
+        elif blind is not None:
+            message = (
+                f"the server of the resource {blind.name!r} is not known to compare its headers with the "
+                "body, so a body could name another tool than the header"
+            )
+            remedy = "If it does, write `validates_headers = true` there; else remove `mcp` here"
+            yield Fault(f"{key}.mcp", message, remedy)
+    if sound.whole is not None:
+        yield from _metadata(sound.whole)
+
+
+def _metadata(whole: Config) -> Iterator[Fault]:
+    with suppress(ValueError, Refusal):  # what is wrong with a resource has been said
+        for index, target in enumerate(Resources(whole).targets):
+            if (size := len(target.document)) > LONGEST_DOCUMENT:
+                message = f"its metadata would have {size} bytes, and may have {LONGEST_DOCUMENT}"
+                yield Fault(f"resources[{index}].resource", message, "Name fewer or shorter scopes below it")
+
+
+def _resource(key: str, resource: config.Resource, sound: Sound) -> Iterator[Fault]:
+    url, origins, versions = resource.resource, resource.origins, resource.versions
+    plain = url.startswith("http:") and not resource.insecure_http
+    opening = issuers_of(resource, [issuer for _, issuer in sound.issuers])
+    nobody = "is an `aud` of no issuer's `audiences`, so no token could be for it"
+    yield from _rows(
+        key,
+        (plain, "resource", "is not https", "Write https, or insecure_http = true in a test"),
+        (not resource.issuers and not opening, "resource", nobody, "Add it to `audiences` of an issuer"),
+        (not versions, "versions", "is empty, so nothing would pass", 'Write e.g. ["2026-07-28"]'),
+    )
+    audiences = {issuer.name: issuer.audiences for _, issuer in sound.issuers}
+    for index, name in enumerate(resource.issuers):
+        where = f"{key}.issuers[{index}]"
+        yield from _known(where, "issuer", name, frozenset(audiences), "[[issuers]]")
+        if url not in audiences.get(name, [url]):
+            message = f"the `audiences` of {name!r} do not hold {url!r} to the letter"
+            yield Fault(where, message, "Add it there, or remove the issuer here")
+    for index, version in enumerate(versions):
+        if not _REVISION.fullmatch(version):
+            yield Fault(
+                f"{key}.versions[{index}]", f"{version!r} is not a revision", 'Write e.g. "2026-07-28"'
+            )
+    for index, origin in enumerate(origins):
+        if not _WEB_ORIGIN.fullmatch(origin):
+            remedy = "Write scheme, host and perhaps a port, lower-case and without a slash at the end"
+            yield Fault(f"{key}.origins[{index}]", f"{origin!r} is not an origin", remedy)
+
+
+def _mcp_entry(key: str, entry: config.McpEntry) -> Iterator[Fault]:
+    method, name = entry.method, entry.name
+    odd = method is not None and not METHOD.fullmatch(method)
+    without = name is not None and method is not None and not odd and method not in NAMED_CALLS
+    never = name is not None and (not 0 < len(name) <= LONGEST_NAME or CONTROL.search(name))
+    unfit = f"{name!r} is empty, too long or has a control character"
+    yield from _rows(
+        key,
+        (odd, "method", f"{method!r} is not a method of MCP", 'Write e.g. "tools/call", or leave it out'),
+        (without, "name", f"calls of {method!r} have no name", f"Only {', '.join(sorted(NAMED_CALLS))} do"),
+        (never, "name", unfit, "Write the tool's name, or leave it out"),
+    )
 
 
 def _known(key: str, kind: str, name: str, known: frozenset[str], table: str) -> Iterator[Fault]:

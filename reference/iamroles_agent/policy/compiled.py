@@ -34,16 +34,18 @@ from iamroles_agent.base.release import release
 from iamroles_agent.policy.paths import canonical, segments
 from iamroles_agent.policy.regions import (
     MALFORMED_HOST,
-    Actors,
     Address,
+    Entries,
     Region,
+    call_names,
     canonical_host,
     host_patterns_of,
     plain_address,
 )
+from iamroles_agent.policy.resources import Resources, Target
 
 _ANY = "*"
-_NOBODY: Actors = frozenset()
+_NOBODY: Entries = frozenset()
 _ARN_ORDER = attrgetter("partition", "account", "name")
 """The order of `RoleArn`s, without calling its comparison for each pair."""
 
@@ -98,17 +100,26 @@ class Query:
     hosts: tuple[str, ...]
     """Patterns that match, `MALFORMED_HOST` for an absent or invalid host; `*` for rules without hosts."""
     src: Address
-    actor: Actors = _NOBODY
+    actor: Entries = _NOBODY
     """`Actor.names`; empty if nobody acts for the caller."""
+    call: Entries | None = None
+    """`call_names`; None if it is not known."""
 
     @classmethod
-    def from_request(cls, request: Request, reach: Reach | None = None, actor: Actor | None = None) -> Query:
+    def from_request(
+        cls,
+        request: Request,
+        reach: Reach | None = None,
+        actor: Actor | None = None,
+        call: Entries | None = None,
+    ) -> Query:
         """Canonicalise a request.
 
         Args:
             request: as the proxy will forward it.
             reach: of the rules. None: keys for any rule, at a cost that grows with the square of the depth.
             actor: who acts for the caller.
+            call: see `Query.call`.
 
         Raises:
             Refusal: `path_ambiguous`.
@@ -121,7 +132,7 @@ class Query:
         if reach is not None:
             hosts = [host for host in hosts if host in reach.hosts or host == MALFORMED_HOST]
         names = _NOBODY if actor is None else actor.names
-        return cls(request.method, paths, (*hosts, _ANY), plain_address(request.src), names)
+        return cls(request.method, paths, (*hosts, _ANY), plain_address(request.src), names, call)
 
 
 _ByHost = dict[str, list[Rule]]
@@ -175,12 +186,12 @@ class Index:
             for host in query.hosts:
                 for rule in by_host.get(host, ()):
                     region = rule.region
-                    if (region.sources is None and region.actors is None) or self._fits(region, query):
+                    if region.bare or self._fits(region, query):
                         yield rule
 
     def _fits(self, region: Region, query: Query) -> bool:
-        """Test actor and source; if that fails, a deny matches and a grant does not (DENY-ERROR-001)."""
-        if region.actors is not None and region.actors.isdisjoint(query.actor):
+        """Test actor, call, source; if that fails, a deny matches and a grant does not (DENY-ERROR-001)."""
+        if not region.has_entries(query.actor, query.call, unknown=self._deny):
             return False
         try:
             return region.has_source(query.src)
@@ -259,6 +270,7 @@ class Policy:
         self._scopes = Index(scopes, deny=False)
         rules = (*grants, *denies, *shadow_grants, *shadow_denies, *scopes)
         self._reach = Reach.over(rule.region for rule in rules)
+        self.resources = Resources(config) if config.resources else None
 
     def release(self) -> None:
         """Release a replaced policy in slices: it decides nothing after that."""
@@ -300,6 +312,30 @@ class Policy:
         note = f"policy:allow:{other.rule}" if other.allow else f"policy:{other.reason}"
         return replace(decision, shadow=(*decision.shadow, note))
 
+    def named(self, request: Request, decision: Decision) -> Decision:
+        """Add to the answer to a request for a resource what a client needs to know of the resource."""
+        try:
+            target = None if self.resources is None else self.resources.find(request)
+        except Refusal:
+            return decision
+        if target is None or decision.answer:
+            return decision
+        scope = ""
+        if decision.status == 401 or decision.reason is Reason.SCOPE_INSUFFICIENT:
+            scope = self._narrowest(target, request)
+        origin = request.mcp.origin if request.mcp.origin in target.origins else None
+        return replace(decision, resource=target.metadata, scope=scope, origin=origin or "")
+
+    def _narrowest(self, target: Target, request: Request) -> str:
+        """Return the scope value that opens least around a request; "" if none opens it."""
+        try:
+            call = target.call(request)
+        except Refusal:
+            call = None
+        names = None if call is None else call_names(*call)
+        opening = self._scopes.matches(target.scopes, Query.from_request(request, self._reach, None, names))
+        return min(((rule.region.width(names), rule.id) for rule in opening), default=("", ""))[1]
+
     def _decide(self, identity: Identity, request: Request, now: float | None) -> Decision:
         base = Decision(
             allow=False,
@@ -313,7 +349,10 @@ class Policy:
             unmapped=tuple(str(arn) for arn in identity.roles if arn not in self._name_of),
         )
         try:
-            query = Query.from_request(request, self._reach, identity.actor)
+            names = None
+            if self.resources is not None and (call := self.resources.call(request)) is not None:
+                base, names = replace(base, call=call), call_names(*call)
+            query = Query.from_request(request, self._reach, identity.actor, names)
             roles = self._roles_of(identity, request.requested_role)
         except Refusal as refusal:
             return replace(base, reason=refusal.reason, detail=refusal.detail)

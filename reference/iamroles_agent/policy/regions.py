@@ -1,15 +1,15 @@
 """Regions: the sets of requests that rules are about, and the values that requests are compared by.
 
-A region is a product of five independent conditions: method, path, host, source network, actor. The decision
-(`policy.compiled`) and the analysis (`policy.zones` of the tools) both read rules through this module, so
-that what is proven is what is enforced.
+A region is a product of six independent conditions: method, path, host, source network, actor, call of MCP.
+The decision (`policy.compiled`) and the analysis (`policy.zones` of the tools) both read rules through this
+module, so that what is proven is what is enforced.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Container, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses, ip_network
 
 from iamroles_agent.base import config
@@ -17,8 +17,11 @@ from iamroles_agent.policy.paths import canonical, segments
 
 Network = IPv4Network | IPv6Network
 Address = IPv4Address | IPv6Address
-Actors = frozenset[tuple[str, str]]
-"""`sub` and `issuer` of entries, "" for what is left out; see `Actor.names`."""
+Entries = frozenset[tuple[str, str]]
+"""Tables of `actors` or `mcp`: both members, "" for what is left out. An actor or call is a set of them too:
+those that fit it (`Actor.names`, `call_names`)."""
+NAMED_CALLS = frozenset({"tools/call", "resources/read", "prompts/get"})
+"""Methods of MCP with `Mcp-Name`."""
 
 _HOST = re.compile(
     r"(?P<host>\[[0-9a-f:.]{2,45}\]|[a-z0-9_-]+(?:\.[a-z0-9_-]+)*)\.?(?::[0-9]{0,5})?", re.ASCII
@@ -80,7 +83,13 @@ class Region:
     exact: bool
     hosts: frozenset[str] | None
     sources: tuple[Network, ...] | None
-    actors: Actors | None = None
+    actors: Entries | None = None
+    mcp: Entries | None = None
+    bare: bool = field(init=False, compare=False)
+    """Whether it asks for neither source, actor nor call."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bare", self.sources is None and self.actors is None and self.mcp is None)
 
     @classmethod
     def from_rule(cls, rule: config.Grant | config.Deny | config.Scope) -> Region:
@@ -96,13 +105,20 @@ class Region:
             exact=rule.match == "exact",
             hosts=frozenset(map(host_pattern, rule.hosts)) or None,
             sources=merge_networks(map(ip_network, sources)) if sources else None,
-            actors=frozenset((a.sub or "", a.issuer or "") for a in getattr(rule, "actors", [])) or None,
+            actors=_entries(getattr(rule, "actors", []), "sub", "issuer"),
+            mcp=_entries(rule.mcp, "method", "name"),
         )
 
     @property
     def specificity(self) -> tuple[bool, int]:
         """Greater wins (GRANT-SPECIFIC-001): exact before prefix, then more segments."""
         return self.exact, 0 if self.path == "/" else self.path.count("/")
+
+    def width(self, call: Entries | None) -> tuple[int, bool, int, bool]:
+        """Return how much it opens around a call that it fits: less for a narrower region."""
+        fitting = () if self.mcp is None or call is None else self.mcp & call
+        named = max((bool(method) + bool(name) for method, name in fitting), default=-1)
+        return -named, not self.exact, -self.specificity[1], self.methods is None
 
     def has_path(self, path: str) -> bool:
         """Return whether a canonical path without trailing `/` lies in it, by whole segments."""
@@ -114,6 +130,12 @@ class Region:
         """Return whether a `plain_address` lies in it."""
         return self.sources is None or any(address in network for network in self.sources)
 
+    def has_entries(self, actor: Entries, call: Entries | None, *, unknown: bool) -> bool:
+        """Return whether its `actors` and `mcp` fit; `unknown`: the answer of `mcp` for an unknown call."""
+        if self.actors is not None and self.actors.isdisjoint(actor):
+            return False
+        return self.mcp is None or (unknown if call is None else not self.mcp.isdisjoint(call))
+
     def meets(self, other: Region) -> bool:
         """Return whether one request can lie in both."""
         return (
@@ -122,6 +144,7 @@ class Region:
             and _hosts_meet(self.hosts, other.hosts)
             and _sources_meet(self.sources, other.sources)
             and actors_meet(self.actors, other.actors)
+            and _calls_meet(self.mcp, other.mcp)
         )
 
 
@@ -142,7 +165,25 @@ def _sources_meet(one: tuple[Network, ...] | None, two: tuple[Network, ...] | No
     return any(a.version == b.version and a.overlaps(b) for a in one for b in two)
 
 
-def actors_meet(one: Actors | None, two: Actors | None, issuers: Container[str] | None = None) -> bool:
+def _entries(tables: Iterable[object], one: str, two: str) -> Entries | None:
+    return frozenset((getattr(table, one) or "", getattr(table, two) or "") for table in tables) or None
+
+
+def call_names(method: str, name: str) -> Entries:
+    """Return the entries of `mcp` that fit a call; only `NAMED_CALLS` have a name."""
+    found = frozenset((("", ""), (method, "")))
+    return found | {("", name), (method, name)} if method in NAMED_CALLS else found
+
+
+def _calls_meet(one: Entries | None, two: Entries | None) -> bool:
+    def same(a: tuple[str, str], b: tuple[str, str]) -> bool:
+        method, name = (x if x == y or not y else y if not x else None for x, y in zip(a, b, strict=True))
+        return method is not None and name is not None and (not (method and name) or method in NAMED_CALLS)
+
+    return one is None or two is None or any(same(a, b) for a in one for b in two)
+
+
+def actors_meet(one: Entries | None, two: Entries | None, issuers: Container[str] | None = None) -> bool:
     """Return whether an actor can fit both; `issuers` are the `iss` of tokens, None: they may be any."""
 
     def same_issuer(a: tuple[str, str], b: tuple[str, str]) -> bool:

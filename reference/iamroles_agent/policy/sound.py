@@ -29,6 +29,7 @@ class Sound:
     grants: list[tuple[str, config.Grant]]
     denies: list[tuple[str, config.Deny]]
     scopes: list[tuple[str, config.Scope]]
+    resources: list[tuple[str, config.Resource]]
     role_names: frozenset[str]
     backend_names: frozenset[str]
     stand_ins: frozenset[str] = frozenset()
@@ -84,6 +85,7 @@ class Sound:
             grants=keyed("grants", config.Grant),
             denies=keyed("denies", config.Deny),
             scopes=keyed("scopes", config.Scope),
+            resources=keyed("resources", config.Resource),
             role_names=frozenset(role.name for _, role in roles),
             backend_names=frozenset(backend.name for _, backend in backends),
         )

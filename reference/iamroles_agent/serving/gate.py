@@ -30,6 +30,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
+from ipaddress import IPv4Address
 
 from iamroles_agent.audit.log import Audit
 from iamroles_agent.audit.record import PreparedRecord, prepare
@@ -222,6 +223,7 @@ class Gate:
             )
         self._metrics.verdict_misses += 1
         self._metrics.shadowed += bool(decision.shadow)
+        self._metrics.answered += bool(decision.answer)
         self._metrics.decided(decision.reason, time.perf_counter() - began)
         return actions
 
@@ -269,12 +271,17 @@ class Gate:
         while state is not (current := self._current()):
             state = current
             decision, last_second = await self._decide(state, check)
+            if state.policy.resources is not None:
+                decision = state.policy.named(_asked(check, check.path), decision)
         return _Judged(state, decision, last_second, self._prepared(check, decision, state))
 
     async def _decide(self, state: _State, check: Check) -> tuple[Decision, int | None]:
         """The decision, and until when it would be decided the same; None: unknown."""
         try:
             request = _request(check)
+            resources = state.policy.resources
+            if resources is not None and (answer := resources.answered(request)) is not None:
+                return answer, None
             identity = await self._identify(check)
         except Refusal as refusal:
             credential = credential_hash(_token(check)) if check.authorization else ""
@@ -283,6 +290,8 @@ class Gate:
             return revoked(identity, revocation), None
         now = self._clock()
         try:
+            if resources is not None:
+                resources.admit(identity, request)
             proven = state.bindings.judge(identity, check, request, now)
         except Refusal as refusal:
             decision = _refused(refusal, identity.credential)
@@ -368,12 +377,17 @@ def _request(check: Check) -> Request:
     if check.too_long:
         what = ", ".join(f"{name} above {LIMITS[name]} bytes" for name in check.too_long)
         raise Refusal(Reason.TEXT_TOO_LONG, what)
+    return _asked(check, canonical(check.path))
+
+
+def _asked(check: Check, path: str) -> Request:
     return Request(
         method=check.method,
         host=check.host or "",
-        path=canonical(check.path),
-        src=check.src,
+        path=path,
+        src=check.src or _UNKNOWN_SOURCE,
         requested_role=check.role,
+        mcp=check.mcp,
     )
 
 
@@ -382,6 +396,7 @@ def _token(check: Check) -> str:
     return (check.authorization or "").partition(" ")[2].strip() or check.authorization or ""
 
 
+_UNKNOWN_SOURCE = IPv4Address(0)
 _UNREADABLE = Check(None, 0, role=None, method="", host=None, path="", src=None)
 """Stands for a question that is not recorded, in the record of a failure."""
 _UNRECORDED = encode_verdict(

@@ -21,12 +21,12 @@ from iamroles_agent.spop.values import DataType, Value
 PREFIX = "iam"
 """`option var-prefix` of the engine: HAProxy's name of a variable is `<scope>.iam.<name>`."""
 TAGS = (
-    *("nonce", "ticket", "identity", "session", "principal", "issuer", "rule", "role", "expires"),
-    *("backend", "proof", "actor_issuer", "actor"),
+    *("document", "scope", "origin", "nonce", "ticket", "identity", "session", "principal", "issuer", "rule"),
+    *("role", "expires", "backend", "proof", "actor_issuer", "actor", "resource"),
 )
 """The tags that may be dropped if a frame is too small, in this order; `status`, `reason`, `error` and
 `allow` stay. The proxy refuses an allowed request without a backend, so too small a frame fails closed: also
-a proof is not counted, or an actor not named, only if the request is refused."""
+a proof is not counted, or an actor or resource not named, only if the request is refused."""
 _SET_VAR, _UNSET_VAR = 1, 2
 _NAME = re.compile(r"[A-Za-z0-9._]+")
 _MAX_FULL_NAME = 63
@@ -77,7 +77,7 @@ def encode_verdict(decision: Decision, identity: str = "") -> bytes:
 
     `identity` is the signed identity for the backend, "" if the agent does not sign.
     """
-    if decision.allow == (decision.reason is not None):
+    if decision.allow + (decision.reason is not None) + bool(decision.answer) != 1:
         raise LocalProtocolError("a decision has a reason if and only if it refuses")
     names = ("reason", "error", "role", "principal", "session", "issuer", "rule", "backend")
     actor = decision.actor if decision.allow else None
@@ -94,6 +94,10 @@ def encode_verdict(decision: Decision, identity: str = "") -> bytes:
             _tag("actor", actor.sub) if actor else b"",
             _tag("actor_issuer", actor.issuer) if actor and actor.foreign else b"",
             _tag("nonce", decision.nonce) if decision.nonce else b"",
+            _tag("resource", decision.resource) if decision.resource else b"",
+            _tag("scope", decision.scope) if decision.scope else b"",
+            _tag("origin", decision.origin) if decision.origin else b"",
+            _tag("document", decision.document) if decision.document else b"",
             set_var(VariableScope.TRANSACTION, "allow", DataType.BOOL, decision.allow),
         )
     )

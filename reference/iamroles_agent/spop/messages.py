@@ -23,6 +23,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
+from iamroles_agent.base.identity import NO_HEADERS, McpHeaders
 from iamroles_agent.spop import values, varint
 from iamroles_agent.spop.errors import invalid
 from iamroles_agent.spop.values import INTEGERS, DataType, Value
@@ -39,8 +40,12 @@ _MAX_PORT, _MAX_STREAM = 0xFFFF, 0xFFFFFFFF
 """HAProxy never sends greater or negative numbers: `parse` reads them."""
 
 LIMITS = {"method": 32, "host": 260, "path": 4096, "role": 640, "proof": 4096}
+LIMITS |= {"mcp-version": 32, "mcp-method": 128, "mcp-name": 1024, "origin": 512, "preflight": 32}
 """Most bytes of each judged text (SPEC.md section 2); a longer text is refused, unread. A host name has 253,
 then a dot and a port; the longest role ARN that is read has 613."""
+
+_MCP = tuple(name.encode() for name in list(LIMITS)[-len(McpHeaders._fields) :])
+"""The arguments of `McpHeaders`."""
 
 _Arguments = dict[bytes, tuple[DataType, Value]]
 
@@ -79,11 +84,13 @@ class Check:
     proof: str | None = None
     """The whole `DPoP` header, None if the client sent none."""
     proof_count: int = 0
+    mcp: McpHeaders = NO_HEADERS
 
     @property
     def too_long(self) -> tuple[str, ...]:
         """Arguments above `LIMITS`: the verdict is a deny with `text_too_long`."""
-        texts = zip(LIMITS, (self.method, self.host, self.path, self.role, self.proof), strict=True)
+        mine = (self.method, self.host, self.path, self.role, self.proof, *self.mcp)
+        texts = zip(LIMITS, mine, strict=True)
         return tuple(name for name, text in texts if text is not None and len(text) > LIMITS[name])
 
 
@@ -216,6 +223,11 @@ def _check(arguments: _Arguments) -> Check:
     missing += [
         name for name, value in (("method", method), ("path", path), ("src", source)) if value is None
     ]
+    mcp = NO_HEADERS
+    if not arguments.keys().isdisjoint(_MCP):  # only a policy with resources asks so
+        mcp = McpHeaders(*(_text(arguments, name) for name in _MCP))
+        given = [name for name in _MCP if name in arguments]
+        missing += [one.decode() for one in given if not _nullable(arguments, one, DataType.STRING)]
     if proofs is None or proofs < bool(proof):
         missing.append("proof-count")
     if count is None:
@@ -232,6 +244,7 @@ def _check(arguments: _Arguments) -> Check:
         certificate=_text(arguments, b"certificate"),
         proof=proof,
         proof_count=proofs or 0,
+        mcp=mcp,
     )
 
 

@@ -97,7 +97,10 @@ def rules_of(config: Config) -> Rules:
     Raises:
         ConfigError: an issuer is not permitted (an algorithm that is not a signature, …).
     """
-    return {issuer.issuer: ClaimRules(issuer, config.limits) for issuer in config.issuers}
+    found = {issuer.issuer: ClaimRules(issuer, config.limits) for issuer in config.issuers}
+    for rules in found.values():
+        rules.resources = frozenset(one.resource for one in config.resources)
+    return found
 
 
 class Authenticator:

@@ -15,7 +15,7 @@ from typing import Any
 
 from iamroles_agent.base.config import Issuer, Limits
 from iamroles_agent.base.errors import ConfigError, Problem
-from iamroles_agent.base.identity import MAX_TAG, Actor, Identity, RoleArn, is_tag
+from iamroles_agent.base.identity import MAX_TAG, Actor, Identity, RoleArn, is_tag, resource_ground
 from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.tokens.encoding import decode_base64url
 from iamroles_agent.tokens.grounds import (
@@ -106,6 +106,8 @@ class ClaimRules:
         self._leeway = issuer.leeway
         self._lifetime = min(issuer.max_lifetime, limits.max_lifetime or issuer.max_lifetime)
         self._audiences = frozenset(issuer.audiences)
+        self.resources: frozenset[str] = frozenset()
+        """Protected resources, as `aud` names them."""
         self._client_ids = frozenset(issuer.client_ids)
         self._accounts = frozenset(issuer.accounts)
         paths = claim_paths(issuer)
@@ -234,7 +236,11 @@ class ClaimRules:
         if self._audiences.isdisjoint(names):
             raise Refusal(Reason.AUDIENCE_MISMATCH, "aud names none of the audiences of this issuer")
         names = sorted(names, key=lambda name: name not in self._audiences)
-        return tuple(ground("aud", name) for name in names[:MOST_AUDIENCES])
+        grounds = tuple(ground("aud", name) for name in names[:MOST_AUDIENCES])
+        if self.resources:
+            mine = sorted(self.resources.intersection(names))
+            grounds += tuple(map(resource_ground, mine[:MOST_AUDIENCES]))
+        return grounds
 
     def _check_client(self, payload: Payload) -> tuple[str, ...]:
         client = payload.get("client_id")
