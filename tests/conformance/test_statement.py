@@ -18,7 +18,7 @@ ALL = plan()
 CLASS_NAMES = [name for name in CLASSES if any(name in check.classes for check in ALL)]
 OPTIONAL = (
     *("limits", "age", "live", "renew", "workers", "pair", "identity", "proof"),
-    *("certificate", "dpop", "actor"),
+    *("certificate", "dpop", "actor", "mcp"),
 )
 FEATURES = dict.fromkeys(("oidc", "sts", "reload", *OPTIONAL), True)
 
@@ -173,7 +173,13 @@ def test_what_an_agent_does_not_declare_and_what_nobody_sees_costs_no_class():
 
 @pytest.mark.parametrize(
     ("absent", "lost"),
-    [(["certificate"], ""), (["dpop"], ""), (["certificate", "dpop"], "bound"), (["actor"], "delegation")],
+    [
+        (["certificate"], ""),
+        (["dpop"], ""),
+        (["certificate", "dpop"], "bound"),
+        (["actor"], "delegation"),
+        (["mcp"], "mcp"),
+    ],
 )
 def test_bound_tokens_and_actors_cost_an_agent_nothing_that_does_not_declare_them(absent, lost):
     declared = FEATURES | dict.fromkeys(absent, False)

@@ -172,7 +172,9 @@ def test_what_is_exempt_is_known_and_not_played_all_the_same():
 )
 def test_an_exemption_names_checks_and_tests_that_are_there(why):
     ids = {check.id for check in plan()}
-    for name in re.findall(r"\b(?:wire|gate|identity|policy|bound|proxy|live|fire|fault)\.[\w.*-]+\w", why):
+    for name in re.findall(
+        r"\b(?:wire|gate|identity|policy|bound|actor|mcp|proxy|live|fire|fault)\.[\w.*-]+\w", why
+    ):
         prefix = name.rstrip("*")
         assert any(known == name or known.startswith(prefix) for known in ids), name
     for name in re.findall(r"tests/[\w/*]+\.py", why):

@@ -27,8 +27,8 @@ from iamroles_scenarios.stage.spec import declares
 
 Document = dict[str, Any]
 _PASS = Verdict.PASS.value
-_OPTIONAL = frozenset({"actor", "age", "certificate", "dpop", "limits", "proof", "renew"})
-"""Features whose clauses count in a class only if the agent declares them (8.3, 8.10, 9.8, 11.6, 12, 13)."""
+_OPTIONAL = frozenset({"actor", "age", "certificate", "dpop", "limits", "mcp", "proof", "renew"})
+"""Features whose clauses count in a class only if declared (8.3, 8.10, 9.8, 11.6, 12 to 14)."""
 _RED = {Verdict.FAIL.value, Verdict.WARNING.value, Verdict.DEPARTURE.value}
 _JUDGED = {_PASS, Verdict.KNOWN_FAILURE.value, *_RED}
 

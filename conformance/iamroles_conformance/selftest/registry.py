@@ -14,7 +14,7 @@ from pkgutil import iter_modules
 
 from iamroles_scenarios.declarations.catalogue import catalogue
 
-FAMILIES = ("wire", "gate", "identity", "policy", "bound", "actor", "proxy", "live", "fire", "fault")
+FAMILIES = ("wire", "gate", "identity", "policy", "bound", "actor", "mcp", "proxy", "live", "fire", "fault")
 """A module or a folder of `selftest.mutants` each."""
 TOLERANT = "tolerant"
 """The family of permitted behaviours that no check notices."""

@@ -32,6 +32,7 @@ CLASSES = {
     "live": "access that ends while it is used",
     "bound": "tokens that need a proof: DPoP and client certificates",
     "delegation": "who acts for whom",
+    "mcp": "MCP servers: metadata, challenges, calls",
 }
 """The conformance classes, in the order of reports, and what each is about."""
 
@@ -41,9 +42,9 @@ class Requirement(Model):
 
     id: str
     level: Literal["MUST", "SHOULD"]
-    class_: Literal["wire", "gate", "oidc", "sts", "policy", "live", "bound", "delegation", "inside"] = Field(
-        alias="class"
-    )
+    class_: Literal[
+        "wire", "gate", "oidc", "sts", "policy", "live", "bound", "delegation", "mcp", "inside"
+    ] = Field(alias="class")
     """The conformance class that it belongs to; `inside` if only an agent's own tests can see it."""
     grade: Grade = "core"
     source: str = ""

@@ -103,6 +103,7 @@ _LANES = {
     "policy": "gate-spop",
     "bound": "gate-spop",
     "actor": "gate-spop",
+    "mcp": "gate-spop",
     "proxy": "proxy",
     "fault": "proxy",
 }

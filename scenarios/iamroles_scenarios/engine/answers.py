@@ -15,6 +15,7 @@ _SCOPE = "insufficient_scope"
 _ERRORS = {400: {"invalid_request"}, 401: {"invalid_token"}, 403: {"", _SCOPE}, 503: {""}}
 _PROOF = {"invalid_dpop_proof"}
 _OWN_ERRORS = {
+    "origin_refused": {""},
     "no_credentials": {""},
     "scope_insufficient": {_SCOPE},
     "proof_invalid": _PROOF,
@@ -45,8 +46,9 @@ _TEXT = (DataType.STRING,)
 Answer = Mapping[str, object]
 Expected = Mapping[str, object]
 """Variables of an answer, as `observation.differences` takes them; an unset one is ""."""
+_MCP = ("resource", "scope", "document", "origin")
 _WORDS_OF_ANSWERS = "reason error rule backend role principal session issuer proof nonce actor actor_issuer"
-UNSET: Expected = dict.fromkeys(_WORDS_OF_ANSWERS.split(), "")
+UNSET: Expected = dict.fromkeys((*_WORDS_OF_ANSWERS.split(), *_MCP), "")
 ALLOW: Expected = {"allow": True}
 REFUSE: Expected = {"allow": False}
 """Refused for any reason, because the standards do not say for which."""
@@ -106,14 +108,24 @@ def _named(value: object, _answer: Answer) -> bool:
     return value is None or (isinstance(value, str) and _NAME.fullmatch(value) is not None)
 
 
+def _given(answer: Answer) -> bool:
+    """Tell whether an agent answers in a server's place (SPEC.md 14.2, 14.7), without a reason."""
+    return "reason" not in answer and (answer.get("status"), "document" in answer) in (
+        (200, True),
+        (204, False),
+    )
+
+
 def _by_reason(value: object, answer: Answer, index: int) -> bool:
+    if _given(answer):
+        return not index or value is None
     status, codes = REASONS.get(str(answer.get("reason")), (None, frozenset()))
     return (value or "") in codes if index else value == status
 
 
 VARIABLES: dict[str, Variable] = {
     "status": Variable(_WHOLE, lambda value, _: value == 200, lambda value, got: _by_reason(value, got, 0)),
-    "reason": Variable(_TEXT, _unset, lambda value, _: value in REASONS),
+    "reason": Variable(_TEXT, _unset, lambda value, got: value in REASONS or _given(got)),
     "error": Variable(_TEXT, _unset, lambda value, got: _by_reason(value, got, 1)),
     "role": Variable(
         _TEXT, _role, lambda value, got: _verified(value, got) and (value is None or _role(value, got))
@@ -134,10 +146,18 @@ VARIABLES: dict[str, Variable] = {
     ),
     "actor": Variable(_TEXT, _any, _unset),
     "actor_issuer": Variable(_TEXT, lambda value, got: value is None or "actor" in got, _unset),
+    "resource": Variable(_TEXT, _any, _any),
+    "scope": Variable(
+        _TEXT,
+        _unset,
+        lambda value, got: value is None or got.get("status") == 401 or got.get("error") == _SCOPE,
+    ),
+    "document": Variable(_TEXT, _unset, lambda value, got: value is None or _given(got)),
+    "origin": Variable(_TEXT, _any, _any),
     "allow": Variable((DataType.BOOL,), lambda value, _: value is True, lambda value, _: value is False),
 }
 """Each variable of the table in section 3."""
-ALWAYS = frozenset(VARIABLES) - {"ticket", "identity", "proof", "nonce", "actor", "actor_issuer"}
+ALWAYS = frozenset(VARIABLES) - {"ticket", "identity", "proof", "nonce", "actor", "actor_issuer", *_MCP}
 """Variables that every answer sets or unsets."""
 
 

@@ -31,7 +31,7 @@ _LOG_WITHIN = 3.0
 """Seconds, times the scale, until HAProxy's log line of an answered request is there."""
 
 
-_SILENT = frozenset({"realm", "error", "scope", ""})
+_SILENT = frozenset({"realm", "error", "scope", "resource_metadata", ""})
 """Parameters of a challenge that do not say why a token was refused (RFC 6750 section 3)."""
 
 

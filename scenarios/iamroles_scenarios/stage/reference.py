@@ -34,6 +34,7 @@ def reference_agent() -> AgentSpec:
                 "certificate": True,
                 "dpop": True,
                 "actor": True,
+                "mcp": True,
             },
         },
         Path(__file__),

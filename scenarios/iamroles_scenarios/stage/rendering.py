@@ -90,7 +90,7 @@ class Renderer:
         # Of a valid policy the shipped configuration takes these alone; of a vendor's who knows.
         facts: Any = document
         if self._command == SHIPPED:
-            facts = document.get("backends", []), _proven(document), _bound(document)
+            facts = document.get("backends", []), _proven(document), _bound(document), "resources" in document
         key = json.dumps(facts, sort_keys=True)
         with self._lock:
             if key not in self._known:

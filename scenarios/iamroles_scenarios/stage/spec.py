@@ -32,6 +32,7 @@ FEATURES = {
     "certificate": "true or false",
     "dpop": "true or false",
     "actor": "true or false",
+    "mcp": "true or false",
     "limits": "true or false",
     "age": "true or false",
     "workers": "true or false",

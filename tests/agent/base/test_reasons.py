@@ -27,4 +27,4 @@ def test_reasons_and_what_they_tell_the_client():
 def test_limits():
     (sentence,) = re.findall(r"Texts have at most this many bytes: (.+?)\.\s", section(2), re.DOTALL)
 
-    assert {name: int(length) for name, length in re.findall(r"`(\w+)` (\d+)", sentence)} == LIMITS
+    assert {name: int(length) for name, length in re.findall(r"`([\w-]+)` (\d+)", sentence)} == LIMITS

@@ -1,0 +1,1 @@
+"""Checks of MCP servers behind the gate, SPEC.md section 14."""

@@ -1,0 +1,235 @@
+"""MCP servers: policies that do not load, reloads, streams, STS, servers' own challenges, and odd agents."""
+
+from __future__ import annotations
+
+import copy
+from base64 import urlsafe_b64encode
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from iamroles_scenarios.checks.bound.proxied import challenges
+from iamroles_scenarios.checks.derived.world import edited, iam_check
+from iamroles_scenarios.checks.live.fixture import live_bench
+from iamroles_scenarios.checks.live.stream import Stream, StreamShape
+from iamroles_scenarios.checks.mcp.rows import (
+    CALL,
+    FEATURES,
+    FIELDS,
+    FILES,
+    NEW,
+    POLICY,
+    TABLE,
+    exchange,
+    metadata,
+    serving,
+)
+from iamroles_scenarios.checks.proxy.misbehaving import actions
+from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.engine.answers import expected
+from iamroles_scenarios.engine.bench import SpopQuestion, own_bench
+from iamroles_scenarios.engine.target import Target
+from iamroles_scenarios.stage.impostor import Impostor
+from iamroles_scenarios.wire.frames import Flags, Frame, FrameType, read_messages
+
+_CHANGES = {*FEATURES, "reload"}
+_LATE: Mapping[str, Mapping[str, Any]] = {
+    "resources": {"name": "late", "resource": "https://mcp.example/late", "validates_headers": True},
+    "grants": {
+        "id": "late",
+        "roles": ["kiosk"],
+        "methods": ["POST"],
+        "path": "/files/late",
+        "backend": "orders-ro",
+    },
+    "denies": {"id": "late", "roles": ["kiosk"], "path": "/files/late"},
+    "scopes": {"name": "late", "path": "/files/late"},
+}
+"""The sound row of each table to which others are added."""
+
+
+@check("mcp.policy.refused", "MCP-LOAD-001", features=_CHANGES)
+def refused(target: Target) -> str:
+    """A policy is refused whose resources, rules or scopes cannot mean what they say; sound ones load."""
+    with serving(target, "mcp.policy.refused") as here:
+        base = edited(here.loan.policy, {"drop": {"resources": ["whole"]}})
+        count = 0
+        for name, kinds in TABLE["loading"].items():
+            for kind, changes in kinds.items():
+                for change in changes:
+                    row, count = {**_LATE[name], **change}, count + 1
+                    corp, *others = base["issuers"]
+                    audiences = {*corp["audiences"], str(row.get("resource", "edge"))}
+                    policy = edited(base, {"add": {name: [row]}})
+                    policy["issuers"] = [{**corp, "audiences": sorted(audiences)}, *others]
+                    if kind == "sound":
+                        here.must_reload(policy, f"{name}: {change}")
+                    elif here.reload(policy).get("reloaded"):
+                        here.note_wrong(f"a policy was taken, {name}: {change}")
+        return f"{count} policies"
+
+
+@check("mcp.policy.reload", "MCP-MEMORY-001", features=_CHANGES)
+def reloads(target: Target) -> str:
+    """Each change of a resource or rule decides from its reload on, also for calls seen before."""
+    with serving(target, "mcp.policy.reload") as here:
+        token = here.token(key="ES256", roles=["kiosk"], aud=["edge", FILES])
+        changes: dict[str, dict[str, Any]] = {
+            "tool": {},
+            "other": {"mcp-name": "delete"},
+            "page": {"origin": "https://app.example"},
+            "older": {"mcp-version": "2025-11-25"},
+            "outside": {"host": "other.example", "path": "/files/open"},
+            "bare": {"authorization": None},
+        }
+        for row in TABLE["reloads"]:
+            here.must_reload(edited(here.loan.policy, row), row["what"])
+            asked = [
+                SpopQuestion(name, {**iam_check(token), **CALL, **change}, expected(row["answers"][name]))
+                for name, change in changes.items()
+            ]
+            here.ask_all(asked, f"{row['what']}: ")
+        return f"{here.asked} questions"
+
+
+@check("mcp.sts", "MCP-AUD-001", features={*FEATURES, "sts"})
+def sts(target: Target) -> str:
+    """A pre-signed GetCallerIdentity opens no resource."""
+    with serving(target) as here:
+        credential = here.credential(here.session("kiosk"))
+        asked = [
+            SpopQuestion(
+                host, {**iam_check(credential), **CALL, "host": host, "path": "/files/open"}, expected(answer)
+            )
+            for host, answer in (("other.example", "allow"), ("mcp.example", "audience_mismatch"))
+        ]
+        here.ask_all(asked)
+        return f"{here.asked} questions"
+
+
+_EVIL = 'Bearer realm="evil", resource_metadata="https://evil.example/x"'
+
+
+@check("mcp.proxy.servers", "MCP-PASS-001", lane="gate", features=FEATURES)
+def servers(target: Target) -> None:
+    """A server's own challenge reaches no client of a resource; on its 401 the gate's stands in its place."""
+    with serving(target) as here:
+        token = here.token(key="ES256", roles=["kiosk"], aud=["edge", FILES])
+        for status in (200, 401, 403, 404, 503):
+            lines = [
+                f"HTTP/1.1 {status} X",
+                f"WWW-Authenticate: {_EVIL}",
+                "www-authenticate: Basic",
+                "Content-Length: 0",
+            ]
+            raw = "\r\n".join([*lines, "Connection: close", "", ""]).encode()
+            query = f"raw={urlsafe_b64encode(raw).decode().rstrip('=')}"
+            fields = [("Host", "mcp.example"), ("Authorization", f"Bearer {token}"), ("Content-Length", "0")]
+            fields += [(name, CALL[key]) for key, name in FIELDS.items() if CALL[key]]
+            answer = exchange(here, "POST", f"/files/open?{query}", fields)
+            found = challenges(answer)
+            named = found.get("Bearer", {}).get("resource_metadata", metadata(FILES))
+            own = {"Bearer"} if status == 401 else set()
+            if (
+                answer.status != status
+                or set(found) != own
+                or named != metadata(FILES)
+                or "error" in str(found)
+            ):
+                here.note_wrong(
+                    f"a server's {status} became {answer.status} with {answer.all('www-authenticate')}"
+                )
+
+
+_FORGED: dict[str, dict[str, Any]] = {
+    "a quote in the resource": {"resource": 'https://a.example/", error="x'},
+    "a line in the resource": {"resource": "https://a.example/\r\nX-Forged: 1"},
+    "a quote in the scope": {"scope": 'a", error="x'},
+    "a mark in the scope": {"scope": "a\\"},
+    "a line in the scope": {"scope": "a\r\nX-Forged: 1"},
+    "a line in the origin": {"origin": "https://a.example\r\nX-Forged: 1"},
+}
+
+
+@check("mcp.proxy.forged", "MCP-CHALLENGE-001", lane="gate", features={*FEATURES, "spop"})
+def forged(target: Target) -> str:
+    """Whatever a scripted agent names as scope, resource or origin, no text ends a challenge's quotes."""
+    rows = list(_FORGED.values())
+    refusal = {"status": 401, "allow": False, "backend": "{gone}", "error": "invalid_token"}
+
+    def answer(asked: Frame) -> tuple[bytes, bool]:
+        said = {name: value.value for name, value in read_messages(asked)[-1].arguments}
+        number = str(said["path"]).rpartition("/")[2]
+        own = rows[int(number)] if number.isdecimal() else {}
+        return Frame(
+            FrameType.ACK, asked.stream_id, asked.frame_id, actions({**refusal, **own}), Flags.FIN
+        ).encode(), False
+
+    with ExitStack() as stack:
+
+        def between(host: str, agent: str) -> str:
+            found.append(stack.enter_context(Impostor(host, agent, backend="orders-ro", answer=answer)))
+            return found[0].address
+
+        found = list[Impostor]()
+        here = stack.enter_context(own_bench(target, POLICY, flow=POLICY, between=between))
+        found[0].takes_over(None)
+        wrong = []
+        for number, what in enumerate(_FORGED):
+            seen = exchange(here, "GET", f"/files/{number}", [("Host", "mcp.example")])
+            shown = challenges(seen)
+            forged_ = seen.all("x-forged") or [text for text in map(str, seen.headers) if "X-Forged" in text]
+            if forged_ or seen.status != 401 or shown.get("Bearer", {}).get("error") != "invalid_token":
+                wrong.append(f"{what}: status {seen.status}, {seen.headers}")
+        if wrong:
+            raise here.failed("; ".join(wrong))
+    return f"{len(rows)} answers of a scripted agent"
+
+
+@dataclass(frozen=True, slots=True)
+class _Call(StreamShape):
+    """A call whose answer is an event stream."""
+
+    method: str = "subscriptions/listen"
+    name: str = ""
+    origin: str = ""
+
+    def head(self, path: str, token: str) -> bytes:
+        said = {"mcp-version": NEW, "mcp-method": self.method, "mcp-name": self.name, "origin": self.origin}
+        lines = "".join(f"{FIELDS[key]}: {value}\r\n" for key, value in said.items() if value)
+        plain = StreamShape.head(self, path, token).replace(b"GET ", b"POST ", 1)
+        return plain.replace(b"Accept:", f"{lines}Content-Length: 0\r\nAccept:".encode())
+
+
+@check("mcp.stream.policy", "MCP-CUT-001", lane="gate", features={"live", *_CHANGES})
+def streams(target: Target) -> None:
+    """A policy that no longer permits a stream's name, origin, method or version ends it, and no other."""
+    own, page = "https://gate.example/live", "https://app.example"
+    tables: dict[str, Any] = {
+        "issuers": [{"name": "corp", "audiences": ["edge", own]}],
+        "resources": [{"name": "live", "resource": own, "validates_headers": True, "origins": [page]}],
+    }
+    with live_bench(target, "mcp.stream.policy", own=True, **tables) as here:
+        document: dict[str, Any] = copy.deepcopy(here.loan.policy)
+        token = here.token(aud=own)
+        shapes = [_Call("events", method="tools/call", name=name) for name in ("watch", "other")]
+        shapes += [_Call("events", origin=origin) for origin in (page, "")]
+        named, other, paged, plain = here.open_all(shapes, token)
+
+        def change(table: str, row: Mapping[str, Any], going: Stream) -> None:
+            document[table] = [{**(document.get(table) or [{}])[0], **row}, *document.get(table, [])[1:]]
+            here.must_reload(document, f"{table}: {row}")
+            here.must_end([going], f"another policy, {table}: {row}")
+
+        deny = {
+            "id": "D1",
+            "roles": ["*"],
+            "path": "/live",
+            "mcp": [{"method": "tools/call", "name": "watch"}],
+        }
+        change("denies", deny, named)
+        change("resources", {"origins": []}, paged)
+        change("grants", {"mcp": [{"method": "tools/call"}]}, plain)
+        here.must_last([other], "what no longer permits other calls")
+        change("resources", {"versions": ["2025-11-25"]}, other)

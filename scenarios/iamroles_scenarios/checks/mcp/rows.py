@@ -1,0 +1,324 @@
+"""The requests of data/derived/mcp.toml, over SPOP and through HAProxy.
+
+All tokens of a group have the same subject, session and `jti`: an agent that leaves a header out of its
+memory answers a row with the answer to the one before it, forwards or backwards.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from iamroles_scenarios.checks.bound.proxied import challenges
+from iamroles_scenarios.checks.derived.world import SOURCE, iam_check
+from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.declarations.tables import table
+from iamroles_scenarios.engine.answers import REASONS, read
+from iamroles_scenarios.engine.bench import Bench, SpopQuestion, bench
+from iamroles_scenarios.engine.http import Answer, HttpConnection, request_bytes
+from iamroles_scenarios.engine.target import Target
+from iamroles_scenarios.jose.proof import combined
+
+POLICY, FEATURES = "mcp", {"mcp"}
+TABLE: Mapping[str, Any] = table("mcp")
+GROUPS: Mapping[str, Mapping[str, Any]] = TABLE["groups"]
+FILES, NEW = "https://mcp.example/files", "2026-07-28"
+_WELL_KNOWN = "/.well-known/oauth-protected-resource"
+_WITHIN = 10.0
+"""Seconds, times the scale, for an answer."""
+_ISSUERS = ("corp", "partner", "guest")
+_USUAL = {"issuer": "corp", "roles": ["kiosk"], "aud": FILES, "of": FILES}
+CALL: dict[str, Any] = {
+    "method": "POST",
+    "host": "mcp.example",
+    "path": "/files",
+    "origin": None,
+    "preflight": None,
+    "mcp-version": NEW,
+    "mcp-method": "tools/call",
+    "mcp-name": "read",
+}
+"""The arguments of a call that is granted."""
+FIELDS = {
+    "mcp-version": "MCP-Protocol-Version",
+    "mcp-method": "Mcp-Method",
+    "mcp-name": "Mcp-Name",
+    "origin": "Origin",
+    "preflight": "Access-Control-Request-Method",
+}
+"""The headers that become arguments."""
+_NAMED = {"tools/call", "resources/read", "prompts/get"}
+_GIVEN = {"allow": 200, "document": 200, "preflight": 204}
+_SENT = [
+    ("Mcp-Param-City", "Z\xfcrich"),
+    ("mcp-odd", "=?base64?!?="),
+    ("Mcp-Session-Id", "s-1"),
+    ("Last-Event-ID", "7"),
+]
+
+
+def metadata(resource: str) -> str:
+    """Return the URL of a resource's metadata (RFC 9728 section 3.1); of none, ""."""
+    at = urlsplit(resource)
+    return f"{at.scheme}://{at.netloc}{_WELL_KNOWN}{at.path}" if resource else ""
+
+
+def fits(rule: Mapping[str, Any], asked: Mapping[str, Any], *, known: bool) -> bool:
+    """Tell whether a scope's region opens a request, of which a call is known or not."""
+    path, host = unquote(asked["path"]).rstrip("/"), asked["host"].partition(":")[0].lower().rstrip(".")
+    below = path == rule["path"] or (rule.get("match") != "exact" and path.startswith(f"{rule['path']}/"))
+    called = {"method": asked["mcp-method"]}
+    called |= {"name": asked["mcp-name"]} if asked["mcp-method"] in _NAMED else {}
+    fitting = [entry for entry in rule.get("mcp") or () if entry.items() <= called.items()]
+    return (
+        below
+        and asked["method"] in rule.get("methods", [asked["method"]])
+        and host in rule.get("hosts", [host])
+        and (not rule.get("mcp") or (known and bool(fitting)))
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class McpRow:
+    """A request of a group, its token, and what must be seen."""
+
+    what: str
+    said: Mapping[str, Any]
+    token: str | None
+    words: frozenset[str]
+    """The answers that it may get."""
+    opens: frozenset[str] = frozenset()
+    """The names of scopes that open it."""
+    strict: bool = False
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        return {name: self.said.get(name, value) for name, value in CALL.items()}
+
+    @property
+    def question(self) -> SpopQuestion:
+        reasons = self.words - _GIVEN.keys()
+        allow = {word == "allow" for word in self.words}
+        found: dict[str, object] = {"reason": reasons | ({""} if self.words - reasons else set())}
+        found["allow"] = allow if len(allow) > 1 else allow.pop()
+        found["status"] = {_GIVEN.get(word) or REASONS[word][0] for word in self.words}
+        if "rule" in self.said and self.words & {"allow", "denied_by_rule"}:
+            found["rule"] = self.said["rule"]
+        asked = {**iam_check(self.token), **self.asked, "role": self.said.get("role"), "src": SOURCE}
+        return SpopQuestion(self.what, asked, found)
+
+    def wrong(self, resource: str, scope: str, origin: str) -> Iterator[str]:
+        """Find what is wrong with the resource, scope and origin that an answer names; "": none."""
+        right, page = metadata(self.said["of"]), self.said.get("origin") or ""
+        known = self.words & {"document", "preflight", "text_too_long", "path_ambiguous"}
+        if resource not in ({right} if self.strict and not known else {right, ""}) and not known:
+            yield f"metadata at {resource!r}, not {right!r}"
+        if not self.opens.issuperset(scope.split()) or (
+            self.strict and scope != self.said.get("scope", scope)
+        ):
+            yield f"scope {scope!r}, not {self.said.get('scope', 'one that opens it')!r}"
+        permitted = "" if "origin_refused" in self.words or not right else page
+        if (
+            origin not in ({permitted} if self.strict and not known else {permitted, ""})
+            and "document" not in known
+        ):
+            yield f"the origin {origin!r}, not {permitted!r}"
+
+
+def document_wrong(here: Bench, row: McpRow, text: str) -> Iterator[str]:
+    """Find what is wrong with the metadata of a resource."""
+    own = TABLE["documents"][row.said["of"]]
+    wanted: dict[str, Any] = {"resource": row.said["of"]}
+    wanted["authorization_servers"] = [here.issuer(name).url for name in own["issuers"]]
+    more = {"bearer_methods_supported": ["header"]} | (
+        {"scopes_supported": own["scopes"]} if "scopes" in own else {}
+    )
+    said: Any = None
+    with suppress(ValueError):
+        said = json.loads(text)
+    if not isinstance(said, dict):
+        yield f"the document is no object: {text[:80]!r}"
+        return
+    named, servers = {one["name"] for one in here.loan.policy["scopes"]}, said.get("authorization_servers")
+    if isinstance(servers, list) and not row.strict:
+        said["authorization_servers"] = sorted(servers)
+        wanted["authorization_servers"].sort()
+    for name, value in {**wanted, **(more if row.strict else {})}.items():
+        if said.get(name) != value:
+            yield f"its {name} is {said.get(name)!r}, not {value!r}"
+    if not named.issuperset(said.get("scopes_supported", ())) or [name for name in said if not said[name]]:
+        yield f"an empty member, or a scope that the policy has not: {said}"
+
+
+def rows(here: Bench, group: Mapping[str, Any], *, strict: bool = False) -> Iterator[McpRow]:
+    """Mint the tokens of a group, the same for the same recipe; of the grade strict, its exact rows alone."""
+    tokens: dict[str, str] = {}
+    scopes = here.loan.policy["scopes"]
+    for what, own in group["rows"].items():
+        said = {**_USUAL, **combined(group["usual"], own)}
+        scope = {"scope": said["holds"]} if "holds" in said else {}
+        claims = {"sub": "ann", "sid": "s", "jti": "one", **scope, **said.get("claims", {})}
+        recipe = {name: said[name] for name in ("issuer", "roles", "aud")} | {"claims": claims}
+        if (name := repr(recipe)) not in tokens:
+            tokens[name] = here.token(key="ES256", **recipe)
+        asked = {name: said.get(name, value) for name, value in CALL.items()}
+        known = bool(
+            said["of"] and asked["mcp-version"] == NEW and asked["method"] == "POST" and asked["mcp-method"]
+        )
+        known &= asked["mcp-method"] not in _NAMED or bool(asked["mcp-name"])
+        opens = {one["name"] for one in scopes if fits(one, asked, known=known)}
+        words = {said["exact"]} if strict and "exact" in said else set(said["answer"].split(" or "))
+        sure = said.keys() & {"exact", "scope"} or words <= {"document"} or said.get("origin")
+        if not strict or (sure and said.get("lane") != "proxy"):
+            token = None if said.get("bare") else tokens[name]
+            yield McpRow(what, said, token, frozenset(words), frozenset(opens), strict)
+
+
+@contextmanager
+def serving(target: Target, owner: str = "", **how: Any) -> Iterator[Bench]:  # noqa: ANN401 - of `bench`
+    """Yield a bench that asks lists of questions, in a world that has the keys of all issuers."""
+    with bench(target, POLICY, owner, own=bool(owner), flow=POLICY, **how) as here, here.asking():
+        tokens = [here.token(name, key="ES256", roles=["kiosk"]) for name in _ISSUERS]
+        keys = [{**iam_check(token), **CALL, "host": "other.example"} for token in tokens]
+        here.wait_for_keys([SpopQuestion("keys", one, {}) for one in keys])
+        yield here
+
+
+def by_spop(here: Bench, found: list[McpRow]) -> str:
+    """Ask in order, and backwards."""
+    for ordered in (found, found[::-1]):
+        questions = [row.question for row in ordered]
+        for worker in here.spread.askers():
+            answers = here.actions(questions, window=1, of=worker)
+            here.judge(questions, answers)
+            for row, question, seen in zip(ordered, questions, map(read, answers), strict=True):
+                wrong = [*row.wrong(*(str(seen.get(name, "")) for name in ("resource", "scope", "origin")))]
+                if "document" in seen:
+                    wrong += document_wrong(here, row, str(seen["document"]))
+                if wrong:
+                    here.note_wrong(f"{row.what}: {'; '.join(wrong)}", question, seen)
+    return f"{here.asked} questions"
+
+
+def request(row: McpRow) -> tuple[str, list[tuple[str, str]]]:
+    """Return the target and the fields of a row's request."""
+    asked, token = row.asked, row.token
+    query = row.said.get("query", "").replace("{token}", token or "a.b.c")
+    found = [("Host", asked["host"]), *([] if token is None else [("Authorization", f"Bearer {token}")])]
+    found += [(name, asked[key]) for key, name in FIELDS.items() if asked[key] is not None]
+    found += [("X-IAM-Role", row.said["role"])] if "role" in row.said else []
+    found += [(name, value) for name, value in row.said.get("headers", ())]
+    return asked["path"] + (f"?{query}" if query else ""), [*found, *_SENT, ("Content-Length", "0")]
+
+
+def exchange(here: Bench, method: str, target: str, fields: list[tuple[str, str]]) -> Answer:
+    """Send a request on a connection of its own."""
+    proxy = here.world.proxy
+    with closing(HttpConnection((proxy.host, proxy.port), here.seconds(_WITHIN))) as line:
+        return line.exchange(method, request_bytes(method, target, fields))
+
+
+def through_proxy(here: Bench, row: McpRow) -> list[str]:
+    """Send a row's request, and say what is wrong with what client and server see."""
+    target, fields = request(row)
+    method, reasons = row.asked["method"], row.words - _GIVEN.keys()
+    answer = exchange(here, method, target, fields)
+    statuses = {_GIVEN.get(word) or REASONS[word][0] for word in row.words}
+    wrong = [] if answer.status in statuses else [f"status {answer.status}, not {sorted(statuses)}"]
+    reached = bool(answer.all("x-echo-backend"))
+    if reached and "allow" not in row.words:
+        wrong.append("it reaches a server")
+    if reached and answer.status == 200:
+        return [*wrong, *_forwarded(fields, json.loads(answer.body)["headers"])]
+    shown = challenges(answer)
+    said = [shown.get("Bearer", {}).get(name, "") for name in ("resource_metadata", "scope")]
+    page = ",".join(answer.all("access-control-allow-origin"))
+    if answer.status in (400, 401, 403):
+        errors = set[str]().union(*(REASONS[word][1] for word in reasons)) or {""}
+        if shown.get("Bearer", {"error": "(no challenge)"}).get("error", "") not in errors:
+            wrong.append(f"the challenge {shown}, not an error of {sorted(errors)}")
+    wrong += row.wrong(said[0], said[1], page) if answer.status != 204 and not reached else []
+    if row.words & {"document", "preflight"} and row.strict:
+        wrong += _browsers(answer, "*" if _WELL_KNOWN in target else str(row.asked["origin"]))
+    elif (
+        row.strict
+        and page
+        and "WWW-Authenticate" not in ",".join(answer.all("access-control-expose-headers"))
+    ):
+        wrong.append("browsers do not see the challenge")
+    if answer.status == 200 and "document" in row.words:
+        if answer.all("content-type") != ["application/json"] or (method == "HEAD" and answer.body):
+            wrong.append(f"not JSON alone: {answer.all('content-type')}")
+        wrong += document_wrong(here, row, answer.body.decode()) if method != "HEAD" else []
+    return wrong
+
+
+def _browsers(answer: Answer, page: str) -> Iterator[str]:
+    """Find what keeps a browser from an answer that the gate gives itself."""
+    shown = {name: ",".join(answer.all(name)) for name, _ in answer.headers}
+    if shown.get("access-control-allow-origin") != page:
+        yield f"it permits the page {shown.get('access-control-allow-origin')!r}, not {page!r}"
+    if answer.status == 200 and shown.get("cache-control") != "public, max-age=300":
+        yield f"Cache-Control is {shown.get('cache-control')!r}"
+    named = shown.get("access-control-allow-headers", "").lower()
+    missing = [
+        name
+        for name in ("authorization", "content-type", *map(str.lower, FIELDS.values()))
+        if name not in named
+    ]
+    if answer.status == 204 and (missing[:-2] or "POST" not in shown.get("access-control-allow-methods", "")):
+        yield f"it does not permit POST with {missing}"
+
+
+def _forwarded(sent: list[tuple[str, str]], got: list[list[str]]) -> Iterator[str]:
+    """Find headers of MCP that the server did not get as they came, and credentials that it got."""
+    own = ("mcp-", "last-event-id", "authorization", "txn-token")
+    came = sorted((name.lower(), value) for name, value in sent if name.lower().startswith(own[:2]))
+    found = sorted((name.lower(), value) for name, value in got if name.lower().startswith(own))
+    if [(name, value.strip(" \t")) for name, value in came] != found:
+        yield f"the server got {found}, not {came}"
+
+
+def _of(names: list[str], here: Bench, *, strict: bool = False) -> list[McpRow]:
+    return [row for name in names for row in rows(here, GROUPS[name], strict=strict)]
+
+
+def _declare(name: str, requirements: list[str], title: str, chosen: Callable[[Bench], list[McpRow]]) -> None:
+    """Declare the checks of some rows in both lanes."""
+
+    @check(f"mcp.{name}", *requirements, features=FEATURES, title=title)
+    def _by_spop(target: Target) -> str:
+        """Each row of data/derived/mcp.toml is asked in order, and backwards."""
+        with serving(target) as here:
+            return by_spop(here, [row for row in chosen(here) if row.said.get("lane") != "proxy"])
+
+    @check(f"mcp.proxy.{name}", *requirements, lane="gate", features=FEATURES, title=title)
+    def _by_proxy(target: Target) -> str:
+        """Each row of data/derived/mcp.toml goes through HAProxy."""
+        with serving(target) as here:
+            played = [row for row in chosen(here) if row.said.get("lane") != "spop"]
+            for row in played:
+                if wrong := through_proxy(here, row):
+                    here.note_wrong(f"{row.what}: {'; '.join(wrong)}", row.question)
+            return f"{len(played)} requests"
+
+
+_STRICT = {
+    "documents": (["MCP-META-002"], "The document has all that the policy says", ["metadata"]),
+    "pages": (["MCP-PREFLIGHT-001"], "Browsers get through to a permitted page", ["preflights", "origins"]),
+    "challenges": (
+        ["MCP-CHALLENGE-002", "MCP-SCOPE-002"],
+        "Each challenge says where the metadata is, and the narrowest scope",
+        [name for name in GROUPS if name not in ("metadata", "preflights", "origins")],
+    ),
+}
+"""What the grade strict asks of the rows of some groups."""
+for _name, _group in GROUPS.items():
+    _declare(_name, _group["requirements"], _group["title"], partial(_of, [_name]))
+for _name, (_requirements, _title, _names) in _STRICT.items():
+    _declare(f"strict.{_name}", _requirements, _title, partial(_of, _names, strict=True))
