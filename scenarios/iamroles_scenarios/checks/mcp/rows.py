@@ -121,7 +121,7 @@ class McpRow:
         if not self.opens.issuperset(scope.split()) or (
             self.strict and scope != self.said.get("scope", scope)
         ):
-            yield f"scope {scope!r}, not {self.said.get('scope', 'one that opens it')!r}"
+            yield f"scope {scope!r}, not {self.said.get('scope', 'a name that opens it')!r}"
         permitted = "" if "origin_refused" in self.words or not right else page
         if (
             origin not in ({permitted} if self.strict and not known else {permitted, ""})
@@ -142,7 +142,7 @@ def document_wrong(here: Bench, row: McpRow, text: str) -> Iterator[str]:
     with suppress(ValueError):
         said = json.loads(text)
     if not isinstance(said, dict):
-        yield f"the document is no object: {text[:80]!r}"
+        yield f"the document is not an object: {text[:80]!r}"
         return
     named, servers = {one["name"] for one in here.loan.policy["scopes"]}, said.get("authorization_servers")
     if isinstance(servers, list) and not row.strict:
@@ -317,7 +317,7 @@ _STRICT = {
         [name for name in GROUPS if name not in ("metadata", "preflights", "origins")],
     ),
 }
-"""What the grade strict asks of the rows of some groups."""
+"""Checks of the grade strict: their requirements, titles and groups."""
 for _name, _group in GROUPS.items():
     _declare(_name, _group["requirements"], _group["title"], partial(_of, [_name]))
 for _name, (_requirements, _title, _names) in _STRICT.items():
