@@ -89,6 +89,12 @@ def _of_known_page(_: Any, asked: Any) -> Any:
     return replace(asked, mcp=asked.mcp._replace(origin=None)) if asked.mcp.origin == "null" else asked
 
 
+def _near_page(self: Any, asked: Any) -> Any:
+    page, known = asked.mcp.origin or "-", [one for target in self.targets for one in target.origins]
+    near = any(page.startswith(one) for one in known)
+    return replace(asked, mcp=asked.mcp._replace(origin=None)) if near else asked
+
+
 @around(Resources, "answered")
 def _pages_everywhere(sound: Any, self: Any, asked: Any) -> Any:
     found = sound(self, asked)
@@ -191,7 +197,7 @@ for _id, _kills, _title, _override in (
      _document(lambda said: said | {"resource": said["resource"] + "/"})),
     ("issuer-names", "MCP-META-001", "names issuers in place of their URLs",
      _document(lambda said: said | {"authorization_servers": ["corp"]})),
-    ("one-document", "MCP-META-001", "gives all resources the document of one", around(Target, "compile")(
+    ("one-document", "MCP-META-001", "gives all resources the first document", around(Target, "compile")(
         lambda sound, resource, whole, places: replace(sound(resource, whole, places),
         document=sound(whole.resources[0], whole, places).document))),
     ("empty-members", "MCP-META-001", "writes empty members",
@@ -217,20 +223,19 @@ for _id, _kills, _title, _override in (
     ("any-audience", "MCP-AUD-001", "takes tokens for others", _any_audience),
     ("any-issuer", "MCP-AUD-001", "takes tokens of every issuer", _any_issuer),
     ("sts-opens", "MCP-AUD-001", "lets callers of STS in", _of_sts),
-    ("by-letters", "MCP-AUD-001 MCP-GRANT-001", "takes a path for below another by its letters", around(Place, "holds")(
+    ("by-letters", "MCP-AUD-001", "takes a path for below another by its letters", around(Place, "holds")(
         lambda _sound, self, path: self.path == "/" or path.startswith(self.path))),
     ("shortest", "MCP-AUD-001", "takes the resource with the shortest path", after(Resources, "__init__")(
         lambda self, _: [here.reverse() for here in self._hosts.values()])),
     ("by-port", "MCP-AUD-001", "lets another port lead past a resource", _by_port),
     ("any-page", "MCP-ORIGIN-001", "serves pages of every origin", _targets(lambda _: {"origins": _All()})),
     ("null-page", "MCP-ORIGIN-001", "serves pages without an origin", _answers(_of_known_page)),
-    ("near-page", "MCP-ORIGIN-001", "compares the beginnings of origins", _answers(
-        lambda self, asked: replace(asked, mcp=asked.mcp._replace(origin=None)) if any(
-        (asked.mcp.origin or "-").startswith(one) for target in self.targets for one in target.origins) else asked)),
+    ("near-page", "MCP-ORIGIN-001", "compares the beginnings of origins", _answers(_near_page)),
     ("no-preflight", "MCP-PREFLIGHT-001", "wants a credential of preflights", _no_preflights),
     ("no-version", "MCP-HEADER-001", "takes a missing version for the newest",
      _headers(version=lambda said: said or WITH_HEADERS)),
-    ("any-version", "MCP-HEADER-001", "takes any version for the newest", _headers(version=lambda _: WITH_HEADERS)),
+    ("any-version", "MCP-HEADER-001", "takes any version for the newest",
+     _headers(version=lambda _: WITH_HEADERS)),
     ("no-method", "MCP-HEADER-001", "takes a missing method for initialize",
      _headers(method=lambda said: said or "initialize")),
     ("no-name", "MCP-HEADER-001", "judges calls without their names", _names(_lenient)),
@@ -238,19 +243,22 @@ for _id, _kills, _title, _override in (
      _known(lambda _, asked: replace(asked, method="POST"))),
     ("any-length", "MCP-HEADER-001", "takes names of any length",
      Override(lambda: messages.LIMITS.update({"mcp-name": 1 << 20}))),
-    ("undecoded", "MCP-NAME-001", "compares names as they are sent", _names(lambda sound, sent: sent or sound(sent))),
+    ("undecoded", "MCP-NAME-001", "compares names as they are sent",
+     _names(lambda sound, sent: sent or sound(sent))),
     ("lenient-base64", "MCP-NAME-001", "drops what is not base64", _decoded(lambda raw: raw.decode())),
     ("latin", "MCP-NAME-001", "decodes names as Latin-1", _decoded(lambda raw: raw.decode("latin-1"))),
     ("any-octets", "MCP-NAME-001", "takes plain names of any octets", setting(
         resources, "_PLAIN", re.compile(r"[^=].*", re.DOTALL))),
-    ("any-call", "MCP-GRANT-001", "does not look at the calls of grants", edit.regions(edit.is_grant, mcp=None)),
+    ("any-call", "MCP-GRANT-001", "does not look at the calls of grants",
+     edit.regions(edit.is_grant, mcp=None)),
     ("any-tool", "MCP-GRANT-001 MCP-DENY-001", "compares methods alone",
      around(Region, "from_rule")(lambda sound, rule: (found := sound(rule)) and replace(
         found, mcp=found.mcp and frozenset((method, "") for method, _ in found.mcp)))),
     ("no-wildcard", "MCP-GRANT-001 MCP-DENY-001", "takes an empty entry for no call",
      _fits(lambda method, name: {("", name), (method, ""), (method, name)} - {("", "")})),
     ("any-case", "MCP-GRANT-001 MCP-DENY-001", "compares names without case", _fits(
-        lambda method, name: {("", ""), (method.lower(), ""), ("", name.lower()), (method.lower(), name.lower())})),
+        lambda method, name: {
+            ("", ""), (method.lower(), ""), ("", name.lower()), (method.lower(), name.lower())})),
     ("every-name", "MCP-GRANT-001", "looks at the names of all methods", both(
         setting(regions, "NAMED_CALLS", _All()), around(Target, "call")(lambda sound, self, asked: (
             found := sound(self, asked)) and (found[0], found[1] or asked.mcp.name or "")))),
@@ -258,7 +266,8 @@ for _id, _kills, _title, _override in (
     ("unknown-passes", "MCP-DENY-001 MCP-OLD-001", "closes to known calls alone", _unknown(False)),
     ("denies-all", "MCP-DENY-001", "closes to all calls", edit.regions(edit.is_deny, mcp=None)),
     ("believes-old", "MCP-OLD-001", "believes the headers of older versions", _known(_old)),
-    ("loads-any", "MCP-LOAD-001", "takes rules before servers that compare nothing", _loads("is not known to compare")),
+    ("loads-any", "MCP-LOAD-001", "takes rules before servers that compare nothing",
+     _loads("is not known to compare")),
     ("loads-outside", "MCP-LOAD-001", "takes rules outside the resources", _loads("at or below that")),
     ("loads-offline", "MCP-LOAD-001", "takes offline_access for a scope", _loads("asks for a refresh token")),
     ("loads-odd-names", "MCP-LOAD-001", "takes names of methods without any", _loads("have no name")),
