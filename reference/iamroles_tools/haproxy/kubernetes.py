@@ -36,6 +36,7 @@ _OTHERS = re.compile(
 """Rules that have no place here: what the controller decides, the record, and the tables of open streams."""
 _FORWARDED = re.compile(r"\.if streq\(.*?\.endif\n", re.DOTALL)
 _BOUND = re.compile(r"^ *\.if [^\n]*(?:IAM_BOUND|IAM_BIND_TLS).*?\.endif\n", re.DOTALL | re.MULTILINE)
+_MCP = re.compile(r"^\.if [^\n]*IAM_MCP[^\n]*\n(.*?)^\.endif\n", re.DOTALL | re.MULTILINE)
 _UNSETTLED = re.compile(r"\.if [^\n]*\n(?:(?!\.endif).)*?\.else\n(.*?)\.endif\n", re.DOTALL)
 """A condition on a patch release, which HAProxy alone knows. Older patches' rule stays: it refuses more."""
 _REWRITTEN = "http-request set-pathq %[path]?%[var(txn.iam_query)] if iam_odd iam_query\n"
@@ -80,7 +81,7 @@ def manifests(config: Config, policy: Path, settings: render.Settings, cluster: 
     problems = [*_unfit(config, policy.name, len(text.encode())), *_wrong(cluster)]
     port = _port(config)
     host = f"iam-agent.{cluster.namespace}.svc.{cluster.domain}"
-    settings = replace(settings, agents=(f"{host}:{port or 9901}",))
+    settings = replace(settings, agents=(f"{host}:{port or 9901}",), mcp=bool(config.resources))
     if problems := [*problems, *render.unusable(settings)]:
         raise ConfigError(problems)
     name = "policy.json" if policy.suffix == ".json" else "policy.toml"
@@ -126,8 +127,13 @@ def _rules(section: str, settings: render.Settings) -> str:
     return _stripped(found[1], settings)
 
 
+def _settled(text: str, settings: render.Settings) -> str:
+    """Keep of what depends on the policy the rules for MCP, if it has them."""
+    return _MCP.sub(r"\1" if settings.mcp else "", _BOUND.sub("", text))
+
+
 def _stripped(text: str, settings: render.Settings) -> str:
-    text = render.for_release(_BOUND.sub("", text), str(settings.haproxy))
+    text = render.for_release(_settled(text, settings), str(settings.haproxy))
     lines = [line.strip() for line in text.splitlines()]
     kept = "".join(
         f"{line}\n" for line in lines if line and not line.startswith("#") and not _OTHERS.match(line)
@@ -158,7 +164,7 @@ resolvers iam-dns
 
 {text}"""
     timeout = settings.timeout_processing or "2s"
-    spoe = _BOUND.sub("", render.shipped("iam.spoe.cfg")).replace('"${IAM_TIMEOUT_PROCESSING}"', timeout)
+    spoe = _settled(render.shipped("iam.spoe.cfg"), settings).replace('"${IAM_TIMEOUT_PROCESSING}"', timeout)
     release = str(settings.haproxy)
     return {
         "haproxy-aux.cfg": render.guard(release) + render.for_release(aux, release),

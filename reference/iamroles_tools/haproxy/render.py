@@ -63,6 +63,8 @@ class Settings:
     realm: str | None = None
     maxconn: int | None = None
     timeout_processing: str | None = None
+    mcp: bool = False
+    """Whether the policy has MCP servers: for Kubernetes, whose HAProxy has no such setting."""
     haproxy: str | None = None
     """One of `RELEASES`, to leave out what is for others; None: for all, by HAProxy's own `.if`."""
 
@@ -71,7 +73,7 @@ class Settings:
         given = {
             name: value
             for name, value in asdict(self).items()
-            if value is not None and name not in {"chroot", "haproxy"} and not name.startswith("agent")
+            if value is not None and name not in {"chroot", "haproxy", "mcp"} and not name.startswith("agent")
         }
         return {f"IAM_{name.upper()}": str(value) for name, value in given.items()}
 
@@ -164,10 +166,11 @@ def _preset(text: str, values: dict[str, str]) -> str:
 
 
 def _bound(config: Config, settings: Settings) -> dict[str, str]:
-    """Return what the policy says of bound tokens, by the name of its environment variable."""
+    """Return what the policy says of MCP and bound tokens, by the name of its environment variable."""
+    found = {"IAM_MCP": "yes"} if config.resources else {}
     if not config.binds:
-        return {}
-    found = {"IAM_BOUND": "yes"}
+        return found
+    found["IAM_BOUND"] = "yes"
     if config.client_certificate is not None:
         found["IAM_CERTIFICATE_FROM"] = " ".join(config.client_certificate.from_)
     if (dpop := config.dpop) is not None:

@@ -31,6 +31,10 @@ HOSTILE = 'x" ]\n---\nkind: Pod\n# é \u2028\x7f\u0085 {{ }} \U0001f600 \\ : - |
 AGENT = {"listen": "0.0.0.0:9901"}
 TLS = {"certificate": "agent.pem", "ca": "ca.pem", "names": ["proxy.test"]}
 OWN_TLS = ("--agent-ca", "/tls/ca.pem", "--agent-certificate", "/tls/p.pem")
+MCP = {
+    "issuers": [ISSUER | {"audiences": ["api", "https://mcp.test/mcp"]}],
+    "resources": [{"name": "mcp", "resource": "https://mcp.test/mcp"}],
+}
 POLICIES = {
     "plain": ({"agent": AGENT}, ()),
     "tls": ({"agent": {"listen": "[::]:7000", "tls": TLS}}, (*OWN_TLS, "--secret", "--replicas", "9")),
@@ -38,6 +42,7 @@ POLICIES = {
         {"agent": {"listen": ["unix:/run/a", "10.0.0.1:9901"]}, "metrics": {"listen": "[::]:9902"}},
         (),
     ),
+    "mcp": ({"agent": AGENT} | MCP, ()),
     "hostile": ({"agent": AGENT, "x-note": HOSTILE}, ("--realm", "the edge: #1", "--image", 'a"b#c:{d}')),
 }
 
@@ -192,10 +197,10 @@ backend denied
 """
 
 
-def assembled(tmp_path, binary, bind, agent, *options):
+def assembled(tmp_path, binary, bind, agent, *options, of="plain"):
     """Write the controller's file and the files beside it, in two folders; return HAProxy's arguments."""
     release = ".".join(haproxies.version(binary).split(".")[:2])
-    found = objects(rendered(tmp_path, "plain", "--haproxy", release, *options))
+    found = objects(rendered(tmp_path, of, "--haproxy", release, *options))
     aux = tmp_path / "haproxy-aux.cfg"
     aux.mkdir(exist_ok=True)
     data = found["ConfigMap", "haproxy-kubernetes-ingress"]["data"]
@@ -220,10 +225,14 @@ def test_haproxy_takes_it_without_a_warning(tmp_path, binary, options):
         assert "verify required ca-file /tls/ca.pem verifyhost agent.test" in texts[0].read_text()
         return
 
-    done = subprocess.run([*words, "-c", "-dW"], capture_output=True, text=True, check=False)
-
-    assert done.returncode == 0, done.stderr
-    assert "WARNING" not in done.stderr
+    for more in (words, assembled(tmp_path, binary, nowhere(), "", of="mcp")):
+        done = subprocess.run([*more, "-c", "-dW"], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "WARNING" not in done.stderr
+    texts = [
+        path.read_text() for path in (tmp_path / "haproxy.cfg", tmp_path / "haproxy-aux.cfg" / "iam.spoe")
+    ]
+    assert all("IAM_MCP" not in text and "mcp" in text for text in texts)
 
 
 @pytest.mark.parametrize("binary", binaries())

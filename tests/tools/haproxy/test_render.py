@@ -312,6 +312,7 @@ def test_what_a_policy_says_of_bound_tokens_is_preset_and_haproxy_takes_it(tmp_p
     assert result.exit_code == 0, result.output
 
     text = (output / "haproxy.cfg").read_text()
+    assert 'presetenv IAM_MCP                "no"' in text
     found = dict(re.findall(r'presetenv (IAM_(?:BOUND|CERTIFICATE_FROM|DPOP|REPLAY|PEER)) +"(.*)"', text))
     if "IAM_PEER" not in right:
         assert found.pop("IAM_PEER").startswith("unix@")
