@@ -406,10 +406,17 @@ def _resources(sound: Sound) -> Iterator[Fault]:
         for index, entry in enumerate(rule.mcp):
             yield from _mcp_entry(f"{key}.mcp[{index}]", entry)
         try:
-            region = Region.from_rule(rule) if rule.mcp else None
-        except (Refusal, ValueError):
+            region = Region.from_rule(rule)
+        except (Refusal, ValueError):  # said already
             continue
-        if region is None:
+        met = [place.host for place in alone if place.region.meets(region)]
+        if isinstance(rule, config.Grant) and not rule.hosts and met:
+            message = (
+                f"is left out: the grant would open the server behind {met[0]} with any `Host`, and with "
+                "others neither audience nor Origin is judged"
+            )
+            yield Fault(f"{key}.hosts", message, f'Write hosts = ["{met[0]}"]')
+        if not rule.mcp:
             continue
         there = [resource for place, resource in places if place.concerns(region, alone)]
         inside = any(place.holds(region.path) and place.region.meets(region) for place in alone)

@@ -32,8 +32,10 @@ def witness_in_both(one: Region, two: Region) -> Request:
 
 
 def describe(request: Request) -> str:
-    """Describe a request in one line: method, host, path, and an unusual source."""
+    """Describe a request in one line: method, host, path, its call of MCP, and an unusual source."""
     line = f"{request.method} {request.host}{request.path}"
+    if request.mcp.method:
+        line += f" calling {request.mcp.method}{f' {name}' if (name := request.mcp.name) else ''}"
     return line if request.src == USUAL_SOURCE else f"{line} from {request.src}"
 
 

@@ -13,10 +13,11 @@ from typing import Any, NoReturn
 import click
 
 from iamroles_agent.base.errors import ConfigError
-from iamroles_agent.base.identity import Decision, Request
+from iamroles_agent.base.identity import NO_HEADERS, Decision, McpHeaders, Request
 from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.policy.compiled import Policy, version_of
 from iamroles_agent.policy.load import PolicyFile, load_file
+from iamroles_agent.policy.resources import WITH_HEADERS
 from iamroles_agent.tokens.claims import actor_of
 from iamroles_tools.commands.inputs import EpochSecond, act_claim, bad_input, table
 from iamroles_tools.commands.policy_text import change_lines, considered_line, finding_lines
@@ -27,6 +28,7 @@ from iamroles_tools.policy import lint as linting
 from iamroles_tools.policy import matrix as matrices
 from iamroles_tools.policy.findings import Finding
 from iamroles_tools.policy.schema import schema_text
+from iamroles_tools.policy.zones import as_sent
 
 FILE = click.Path(exists=False, dir_okay=False, path_type=Path)
 
@@ -95,12 +97,13 @@ def lint(file: Path, form: str, strict: bool) -> None:
 
 
 def _finding_json(document: PolicyFile, finding: Finding) -> dict[str, Any]:
-    witness = finding.witness and {
-        **asdict(finding.witness),
-        "src": str(finding.witness.src),
-        "role": finding.role,
-        **({} if finding.actor is None else {"actor": finding.actor._asdict()}),
-    }
+    witness: dict[str, Any] | None = None
+    if (one := finding.witness) is not None:
+        witness = {**asdict(one), "src": str(one.src), "role": finding.role, "mcp": one.mcp._asdict()}
+        if not any(one.mcp):
+            del witness["mcp"]
+        if finding.actor is not None:
+            witness["actor"] = finding.actor._asdict()
     return {
         "kind": finding.kind,
         "level": "note" if finding.note else "warning",
@@ -131,6 +134,7 @@ def _finding_json(document: PolicyFile, finding: Finding) -> dict[str, Any]:
 @click.option("--preferred", help="The token's preferred role.")
 @click.option("--scope", "scopes", multiple=True, help="A scope of the token; without any, unrestricted.")
 @click.option("--actor", metavar="SUB[,ISS]", help="Who acts for the caller; ISS if it is another issuer's.")
+@click.option("--mcp", metavar="METHOD[,NAME]", help="The call of MCP, as its standard headers say.")
 @click.option("--src", default="192.0.2.1", show_default=True, help="The client's address.")
 @click.option("--at", type=EpochSecond(), help="With --claims: epoch second at which to judge. Default: now.")
 @_format_option
@@ -145,6 +149,7 @@ def explain(  # noqa: PLR0917 - click passes them by name
     preferred: str | None,
     scopes: tuple[str, ...],
     actor: str | None,
+    mcp: str | None,
     src: str,
     at: float | None,
     form: str,
@@ -162,7 +167,11 @@ def explain(  # noqa: PLR0917 - click passes them by name
     now: float | None = None
     assumed: list[str] = []
     try:
-        request = Request(method, host, slash + path, ip_address(src), request_role)
+        call, _, name = (mcp or "").partition(",")
+        spoken = [version for one in document.config.resources for version in one.versions]
+        version = max(spoken, default=WITH_HEADERS)
+        said = McpHeaders(version, call, as_sent(name)) if mcp is not None else NO_HEADERS
+        request = Request(method, host, slash + path, ip_address(src), request_role, said)
         if claims is not None:
             now = time.time() if at is None else at
             data = table(claims, "a token's payload") | act

@@ -18,14 +18,14 @@ from ipaddress import (
     summarize_address_range,
 )
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from iamroles_agent.policy.regions import Network, Region
-from iamroles_tools.policy.zones import NONE, OTHER, Grid, Path, PathGroup, Tree, Zone, is_below
+from iamroles_tools.policy.zones import NONE, OTHER, Grid, Kinds, Path, PathGroup, Tree, Zone, is_below
 
 Part = tuple[Zone, int]
 """Some cells of a zone."""
-_Slice = tuple[tuple[str, str, str, str], ...]
+_Slice = tuple[tuple[str, str, str, str, str], ...]
 
 
 class Line(NamedTuple):
@@ -36,12 +36,14 @@ class Line(NamedTuple):
     paths: str
     sources: str
     actors: str = ""
+    calls: str = ""
 
     def __str__(self) -> str:
         host = f"{self.hosts} " if self.hosts else ""
         source = f" from {self.sources}" if self.sources else ""
         actors = f" with actor {self.actors}" if self.actors else ""
-        return f"{self.methods or 'any method'} {host}{self.paths}{source}{actors}"
+        calls = f" calling {self.calls}" if self.calls else ""
+        return f"{self.methods or 'any method'} {host}{self.paths}{source}{actors}{calls}"
 
 
 def describe_parts(parts: Iterable[Part], tree: Tree) -> tuple[Line, ...]:
@@ -58,11 +60,11 @@ def describe_parts(parts: Iterable[Part], tree: Tree) -> tuple[Line, ...]:
     for group, zones in cells.items():
         slices.setdefault(_slice(group, zones), set()).update(group.paths)
     lines = [
-        Line(methods, hosts, _paths(paths, tree), sources, actors)
+        Line(methods, hosts, _paths(paths, tree), sources, actors, calls)
         for conditions, paths in slices.items()
-        for hosts, methods, sources, actors in conditions
+        for hosts, methods, sources, actors, calls in conditions
     ]
-    return tuple(sorted(lines, key=attrgetter("paths", "hosts", "methods", "sources", "actors")))
+    return tuple(sorted(lines, key=attrgetter("paths", "hosts", "methods", "sources", "actors", "calls")))
 
 
 def describe_region(region: Region) -> str:
@@ -71,7 +73,7 @@ def describe_region(region: Region) -> str:
     hosts = "|".join(sorted(region.hosts)) if region.hosts else ""
     below = "" if region.exact else " and below"
     sources = f" from {', '.join(map(str, region.sources))}" if region.sources else ""
-    return f"{methods} {hosts}{region.path}{below}{sources}{actor_words(region)}"
+    return f"{methods} {hosts}{region.path}{below}{sources}{actor_words(region)}{call_words(region)}"
 
 
 def actor_words(region: Region) -> str:
@@ -80,33 +82,51 @@ def actor_words(region: Region) -> str:
     return f" with actor {' or '.join(named)}" if named else ""
 
 
+def call_words(region: Region) -> str:
+    """Describe the calls that a rule asks for; "" if it asks for none."""
+    named = [f"{method or 'any'}{f' {name}' if name else ''}" for method, name in sorted(region.mcp or ())]
+    return f" calling {' or '.join(named)}" if named else ""
+
+
 def _slice(group: PathGroup, zones: dict[Zone, int]) -> _Slice:
     at_host: dict[tuple[tuple[tuple[str, str], ...], str], list[Zone]] = {}
     for zone, cells in zones.items():
         conditions = _conditions(zone.grid, cells)
         for host in zone.hosts:
             at_host.setdefault((conditions, host), []).append(zone)
-    by_cells: dict[tuple[tuple[tuple[str, str], ...], str], set[str]] = {}
+    by_cells: dict[tuple[tuple[tuple[str, str], ...], str, str], set[str]] = {}
     for (conditions, host), same in at_host.items():
-        by_cells.setdefault((conditions, _actors(same)), set()).add(host)
+        for actors, calls in _askers(same):
+            by_cells.setdefault((conditions, actors, calls), set()).add(host)
     return tuple(
         sorted(
-            (_hosts(hosts, group.hosts), methods, sources, actors)
-            for (conditions, actors), hosts in by_cells.items()
+            (_hosts(hosts, group.hosts), methods, sources, actors, calls)
+            for (conditions, actors, calls), hosts in by_cells.items()
             for methods, sources in conditions
         )
     )
 
 
-def _actors(zones: list[Zone]) -> str:
-    """Describe the actors of zones that differ in nothing else."""
-    kinds, inside = zones[0].kinds, {actor for zone in zones for actor in zone.actors}
-    outside = [words for actor, words in kinds.items() if actor not in inside]
+def _askers(zones: list[Zone]) -> Iterator[tuple[str, str]]:
+    """Describe actors and calls of zones that differ in nothing else: calls with the same actors together."""
+    at_call: dict[Any, set[Any]] = {}
+    for zone in zones:
+        for call in zone.calls.inside:
+            at_call.setdefault(call, set()).update(zone.actors.inside)
+    by_actors: dict[str, set[Any]] = {}
+    for call, actors in at_call.items():
+        by_actors.setdefault(_words(zones[0].actors.kinds, actors, "nobody", "anybody"), set()).add(call)
+    for actors_in_words, calls in by_actors.items():
+        yield actors_in_words, _words(zones[0].calls.kinds, calls, "an unknown call", "any known")
+
+
+def _words(kinds: Kinds, inside: set[Any], none: str, all_others: str) -> str:
+    outside = [words for one, words in kinds.items() if one not in inside]
     if not outside:
         return ""
-    if outside == ["nobody"]:
-        return "anybody"
-    named = [words for actor, words in kinds.items() if actor in inside]
+    if outside == [none]:
+        return all_others
+    named = [words for one, words in kinds.items() if one in inside]
     if len(outside) < len(named):
         return f"any but {'; '.join(dict.fromkeys(outside))}"
     return "; ".join(dict.fromkeys(named))

@@ -28,7 +28,7 @@ from itertools import combinations, product
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from iamroles_agent.base.config import Config, Issuer
+from iamroles_agent.base.config import Config
 from iamroles_agent.base.identity import Actor, Request, RoleArn
 from iamroles_agent.policy.compiled import Rule, arns_of
 from iamroles_agent.policy.regions import Region
@@ -39,6 +39,7 @@ from iamroles_tools.policy.zones import (
     LabelledRule,
     Labels,
     Tree,
+    World,
     Zone,
     bits,
     labelled,
@@ -121,7 +122,10 @@ class Difference:
         def change(item: Change) -> dict[str, Any]:
             request = {name: str(getattr(item.witness, name)) for name in ("method", "host", "path", "src")}
             # A digest of before must stay as it was.
-            region = [{k: v for k, v in line._asdict().items() if v or k != "actors"} for line in item.region]
+            region = [
+                {k: v for k, v in line._asdict().items() if v or k not in ("actors", "calls")}
+                for line in item.region
+            ]
             return {**asdict(replace(item, region=())), "region": region, "witness": request,
                     "text": describe(item.witness)}  # fmt: skip
 
@@ -139,10 +143,10 @@ def diff(old: Config, new: Config) -> Difference:
     labels = Labels(sorted({arn for named in names for listed in named.values() for arn in listed}))
     before, after = (_routes(*pair, labels) for pair in zip((old, new), names, strict=True))
     union = old.multi_role == new.multi_role == "union"
-    issuers = [*old.issuers, *new.issuers]
-    routes = _Comparison(before, after, labels, issuers, union=union).changes()
+    routes = _Comparison(before, after, labels, (old, new), union=union).changes()
     scope_names = Labels(sorted({scope.name for config in (old, new) for scope in config.scopes}))
-    scopes = _Comparison(_scopes(old, scope_names), _scopes(new, scope_names), scope_names).changes()
+    sides = _scopes(old, scope_names), _scopes(new, scope_names)
+    scopes = _Comparison(*sides, scope_names, (old, new)).changes()
     settings = list(_settings(old, new))
     return Difference(
         opened=routes["opened"],
@@ -210,21 +214,21 @@ class _Comparison:
     """Walks both policies together; `union`: in both, all roles of a token count."""
 
     def __init__(
-        self, old: _Side, new: _Side, labels: Labels, issuers: Iterable[Issuer] = (), *, union: bool = False
+        self, old: _Side, new: _Side, labels: Labels, configs: Iterable[Config], *, union: bool = False
     ) -> None:
         self._sides = (old, new)
         self._labels = labels
         self._union = union
         self._found: dict[_Key, dict[tuple[int, Zone], _Found]] = defaultdict(lambda: defaultdict(_Found))
         self._rules = [rule for side in self._sides for rule in (*side.grants, *side.denies)]
-        self._tree = Tree(self._rules)
-        self._issuers = issuers
+        self._configs = list(configs)
+        self._tree = Tree(self._rules, World.of(self._configs))
         self._side = {rule: side for side in self._sides for rule in (*side.grants, *side.denies)}
 
     def changes(self) -> dict[str, tuple[Change, ...]]:
         """Return the changes by kind, sorted by cause; roles with the same region are one entry."""
         same_lifetime = _same_lifetime(*self._sides) if self._union else []
-        for zone in walk(self._rules, self._tree, self._issuers):
+        for zone in walk(self._rules, self._configs, self._tree):
             if self._rules_of(zone, self._sides[0]) == self._rules_of(zone, self._sides[1]):
                 continue
             classes = split(zone.classes(self._labels.everyone), same_lifetime)
@@ -344,7 +348,7 @@ class _Comparison:
                 tuple(self._labels.listed(key.companions)),
                 key.was,
                 key.now,
-                zone.actors[0],
+                zone.actor,
             )
 
 

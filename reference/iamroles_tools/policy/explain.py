@@ -10,9 +10,10 @@ from iamroles_agent.base.config import Config
 from iamroles_agent.base.identity import Decision, Identity, Request, RoleArn
 from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.policy.compiled import Policy, Query, Rule
-from iamroles_agent.tokens.claims import ClaimRules
+from iamroles_agent.policy.regions import call_names
+from iamroles_agent.tokens.authenticator import rules_of as rules_of_issuers
 from iamroles_agent.tokens.jws import Header
-from iamroles_tools.policy.describe import actor_words
+from iamroles_tools.policy.describe import actor_words, call_words
 from iamroles_tools.policy.zones import rules_of
 
 
@@ -42,11 +43,18 @@ class Explanation:
 def explain(config: Config, identity: Identity, request: Request, now: float | None = None) -> Explanation:
     """Decide, and explain why; without `now`, time limits are ignored."""
     policy = Policy(config)
-    decision = policy.decide(identity, request, now)
     try:
-        query = Query.from_request(request, None, identity.actor)
-    except Refusal:  # an ambiguous path meets no rule
+        call = None
+        if policy.resources is not None:
+            if identity.grounds:  # of a token
+                policy.resources.admit(identity, request)
+            call = policy.resources.call(request)
+        names = None if call is None else call_names(*call)
+        query = Query.from_request(request, None, identity.actor, names)
+    except Refusal as refusal:  # no rule was asked
+        decision = Decision(allow=False, reason=refusal.reason, detail=refusal.detail)
         return Explanation(decision, (), ())
+    decision = policy.decide(identity, request, now)
     considered = list(_consider(config, policy, identity, request, query))
     matching = tuple(item for item, _ in considered if not item.misses)
     near = [(depth, item) for item, depth in considered if len(item.misses) == 1]
@@ -70,6 +78,9 @@ def _misses(rule: Rule, query: Query, roles: set[str], *, deny: bool, held: set[
     region = rule.region
     if region.actors is not None and region.actors.isdisjoint(query.actor):
         yield f"is for callers{actor_words(region)}"
+    unknown = query.call is None
+    if region.mcp is not None and (not deny if query.call is None else region.mcp.isdisjoint(query.call)):
+        yield f"is for requests{call_words(region)}" + ("; the call is not known" if unknown else "")
     if "*" not in rule.roles and rule.roles.isdisjoint(roles):
         wanted = " or ".join(sorted(rule.roles))
         if rule.roles & held:
@@ -136,13 +147,14 @@ def identity_of_claims(
         raise ValueError("no issuer of the policy has this name or `iss`: give --issuer NAME")
     fitting: dict[str, Any] = {"exp": int(now) + 1}
     if issuer.audiences and issuer.profile != "cognito":
-        fitting["aud"] = issuer.audiences[0]
+        fitting["aud"] = issuer.audiences
     if isinstance(issuer.principal_claim, str) and issuer.profile != "aws":
         fitting[issuer.principal_claim] = "someone"
     if issuer.profile == "rfc9068":
         fitting |= {"client_id": "some-client", "jti": "some-id"}
     assumed = [name for name in fitting if name not in claims]
-    identity = ClaimRules(issuer, config.limits).identity(fitting | claims, Header("", None, "jwt"), now, "")
+    rules = rules_of_issuers(config)[issuer.issuer]
+    identity = rules.identity(fitting | claims, Header("", None, "jwt"), now, "")
     return identity, [*assumed, *needed_proofs(config, identity)]
 
 

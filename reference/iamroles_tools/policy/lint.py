@@ -54,7 +54,7 @@ def lint(config: Config, written: Config | None = None) -> list[Finding]:
         *lint_wide.unused(config),
         *lint_wide.unused_groups(written or config),
         *lint_wide.letter_case(config),
-        *lint_wide.misnamed_actors(config),
+        *lint_wide.misnamed(config),
         *lint_wide.unrecorded(config),
         *lint_wide.unproven(config),
         *lint_bound.bound(config),
@@ -83,7 +83,7 @@ class Linter:
         self._grants = labelled(rules_of(config, "grants"), self.labels)
         self._denies = labelled(rules_of(config, "denies"), self.labels, deny=True)
         self._shadow_grants = labelled(rules_of(config, "grants", shadow=True), self.labels)
-        self.zones = list(walk([*self._grants, *self._denies], None, config.issuers))
+        self.zones = list(walk([*self._grants, *self._denies], [config]))
         self._union = config.multi_role == "union"
 
     def grants(self) -> Iterator[Finding]:
@@ -111,7 +111,11 @@ class Linter:
                             winners[grant].update(other for other, theirs in grants[:index] if theirs & reach)
                     taken |= cells
         for grant in self._grants:
-            if grant not in opened:
+            if grant not in opened and grant not in closed:
+                message = "fits no request: a call of MCP is a POST of a revision that its resource speaks"
+                remedy = "Correct `methods`, `versions` of the resource, or `mcp`"
+                yield Finding(Kind.UNREACHABLE, grant.key, grant.id, message, remedy)
+            elif grant not in opened:
                 by = needed(refusers[grant], _in_order(set().union(*refusers[grant])))
                 message = f"grants nothing: {_ids(by)} refuse{_s(by)} all of it to the same roles"
                 say = message, "Delete it, or narrow the deny"
@@ -129,7 +133,7 @@ class Linter:
         role = self.labels.listed(1 << next(bits(shown.roles)))[0]
         witness = shown.zone.witness(shown.cells)
         others = {other.id: other.key for other in by}
-        return Finding(kind, rule.key, rule.id, *say, role, witness, others, actor=shown.zone.actors[0])
+        return Finding(kind, rule.key, rule.id, *say, role, witness, others, actor=shown.zone.actor)
 
     def _redundant(self, live: list[LabelledRule]) -> Iterator[Finding]:
         """Find grants that other grants would replace, with the same backend, everywhere."""

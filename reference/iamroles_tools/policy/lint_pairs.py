@@ -50,7 +50,7 @@ def escalations(config: Config, zones: Sequence[Zone], labels: Labels) -> Iterat
             {read.id: read.key},
             note=config.multi_role == "deny",
             pairs=tuple(pairs),
-            actor=zone.actors[0],
+            actor=zone.actor,
         )
 
 

@@ -148,7 +148,7 @@ def _useful_scopes(config: Config) -> tuple[set[str], bool]:
     rules = labelled([*scopes, *grants], Labels([]), {role.name: [] for role in config.roles})
     useful: set[str] = set()
     limiting = False
-    for zone in walk(rules, None, config.issuers):
+    for zone in walk(rules, [config]):
         granted = zone.union(rule for rule in zone.rules if rule.key == "grant")
         opening = [rule for rule in zone.rules if rule.key == "scope"]
         useful |= {rule.id for rule in opening if zone.cells[rule] & granted}
@@ -168,12 +168,17 @@ def _unused_scopes(config: Config) -> Iterator[Finding]:
         yield Finding(Kind.UNREACHABLE, f"issuers[{index}]", issuer.name, message, "Add [[scopes]]")
 
 
-def misnamed_actors(config: Config) -> Iterator[Finding]:
-    """Yield entries of `actors` that are taken to the letter and were hardly meant so."""
+def misnamed(config: Config) -> Iterator[Finding]:
+    """Yield entries of `actors` and `mcp` that are taken to the letter and were hardly meant so."""
     names = {issuer.name: issuer.issuer for issuer in config.issuers}
     rows: list[tuple[str, Grant | Deny]] = [(f"grants[{i}]", one) for i, one in enumerate(config.grants)]
     rows += [(f"denies[{i}]", one) for i, one in enumerate(config.denies)]
     for key, rule in rows:
+        for index, entry in enumerate(rule.mcp):
+            if any("*" in (text or "") for text in (entry.method, entry.name)):
+                message = "takes `*` to the letter: no part of a name stands for others"
+                remedy = "Leave the key out; `{}` is every call of a known method"
+                yield Finding(Kind.UNREACHABLE, f"{key}.mcp[{index}]", rule.id, message, remedy)
         for index, actor in enumerate(rule.actors):
             if "*" in (actor.sub, actor.issuer):
                 say = (

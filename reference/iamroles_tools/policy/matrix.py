@@ -59,7 +59,7 @@ def matrix(config: Config) -> Matrix:
     grants = labelled(rules_of(config, "grants"), labels)
     denies = labelled(rules_of(config, "denies"), labels, deny=True)
     reached: dict[LabelledRule, dict[int, _Reached]] = {grant: {} for grant in grants}
-    for zone in walk([*grants, *denies], None, config.issuers):
+    for zone in walk([*grants, *denies], [config]):
         for roles in zone.classes(labels.everyone):
             _add(zone, roles, reached)
     names = {role.name: tuple(arns_of(role)) for role in config.roles}

@@ -2,20 +2,21 @@
 
 Why this is exact and still small
 ---------------------------------
-Rules test six things of a request: role, path, host, actor, method, source. For each, the rules of a policy
-name finitely many values. Requests that no rule tells apart behave alike, so one representative stands for
-all:
+Rules test seven things of a request: role, path, host, actor, call of MCP, method, source. For each, the
+rules of a policy name finitely many values. Requests that no rule tells apart behave alike, so one
+representative stands for all:
 
 - paths: each path that is named, and for each one something just below it that no rule names;
 - hosts: each name; for each `*.suffix` a name below it that no rule names; some other host; and no host (an
   absent or invalid Host header: every deny with hosts matches it, no grant with hosts does);
 - actors: nobody; each that is named, with each issuer; some other actor, of each issuer and of some other;
+- calls: each that is named, some others, and the unknown call; what a resource knows, and only as POST;
 - methods: each method that is named, and one method that is not;
 - sources: the intervals between the bounds of all networks, IPv4 and IPv6.
 
 `walk` visits each path once, with the rules that apply there: those on the way down the tree of paths. Paths
-at which the same rules apply are one `Zone`, and so are hosts and actors. Only method and source are left in
-it. Their product is small, so a set of (method, source) cells is an integer used as a bit set: union,
+at which the same rules apply are one `Zone`, and so are hosts, actors and calls. Only method and source are
+left in it. Their product is small, so a set of (method, source) cells is an integer used as a bit set: union,
 intersection and difference are one operation each, whatever the rules look like. Roles that no rule of the
 zone tells apart are one class (`Zone.classes`). The cost grows with the number of named paths times the rules
 that apply at each, not with the square of the policy.
@@ -26,20 +27,23 @@ this decidable: nothing is sampled.
 
 from __future__ import annotations
 
+from base64 import b64encode
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from iamroles_agent.base.config import Config, Issuer
-from iamroles_agent.base.identity import Actor, Request
+from iamroles_agent.base.config import Config
+from iamroles_agent.base.identity import Actor, McpHeaders, Request
 from iamroles_agent.policy.compiled import Rule, compile_rule
 from iamroles_agent.policy.paths import segments
-from iamroles_agent.policy.regions import Address, Network, Region
+from iamroles_agent.policy.regions import NAMED_CALLS, Address, Entries, Network, Region, call_names
+from iamroles_agent.policy.resources import PLAIN, WITH_HEADERS, Resources, Target
 from iamroles_agent.policy.witness import USUAL_METHODS, USUAL_SOURCE
 
+_K = TypeVar("_K")
 OTHER, NONE = "", "\0"
 """Hosts beside names and `*.suffix`: a host that no rule names; no host, or an invalid one."""
 _ENDS = {4: 1 << 32, 6: 1 << 128}
@@ -112,8 +116,8 @@ def bits(mask: int) -> Iterator[int]:
 class Grid:
     """The (method, source) cells that some rules tell apart, as bits: `source * methods + method`."""
 
-    def __init__(self, regions: Sequence[Region]) -> None:
-        named = {method for region in regions for method in region.methods or ()}
+    def __init__(self, regions: Sequence[Region], named: Iterable[str] = ()) -> None:
+        named = {*named, *(method for region in regions for method in region.methods or ())}
         other = next((method for method in (*USUAL_METHODS, "PURGE", "OTHER") if method not in named), "")
         self.other = other or "X" * (1 + max(map(len, named)))
         self.methods = sorted({*named, self.other}, key=lambda m: (_ORDER.get(m, len(_ORDER)), m))
@@ -192,8 +196,54 @@ class PathGroup:
     """`*.suffix` stands for a name below it that no rule names."""
 
 
-Kinds = dict[Actor | None, str]
-"""An actor of each kind that rules tell apart, None for nobody, in words; empty if they tell none apart."""
+Kinds = dict[Any, str]
+"""An actor or call of each kind that rules tell apart, None for nobody or an unknown call, in words; empty if
+they tell none apart."""
+
+
+class Slice(NamedTuple):
+    """Kinds of actors or calls, and those that a zone holds."""
+
+    kinds: Kinds
+    inside: list[Any]
+
+
+class Calls(NamedTuple):
+    """The calls of MCP that can be made at a host and path: those of a resource there."""
+
+    known: str = ""
+    """The revision in which method and name are known; "": in none."""
+    unknown: str = ""
+    """An older one."""
+    outside: bool = True
+    """Whether it is no resource: the call is unknown."""
+
+
+class World(NamedTuple):
+    """Who asks, and what is there, as far as rules tell it apart: of one policy, or of two to compare."""
+
+    urls: list[str]
+    """`iss` of tokens; none: any."""
+    targets: list[Target]
+
+    @classmethod
+    def of(cls, configs: Iterable[Config]) -> World:
+        configs = list(configs)
+        urls = list(dict.fromkeys(issuer.issuer for config in configs for issuer in config.issuers))
+        return cls(urls, [one for config in configs if config.resources for one in Resources(config).targets])
+
+    def hosts(self, path: str) -> tuple[str, ...]:
+        """Return the hosts of resources at a path."""
+        return tuple(sorted({one.place.host for one in self.targets if one.place.holds(path)}))
+
+    def calls(self, host: str, path: str) -> Calls:
+        """Return the calls that can be made at a host and path."""
+        here = [one for one in self.targets if one.place.host == host and one.place.holds(path)]
+        longest = max((len(one.place.path) for one in here), default=0)
+        versions = {one for target in here if len(target.place.path) == longest for one in target.versions}
+        known = max(versions, default="") if max(versions, default="") >= WITH_HEADERS else ""
+        unknown = min(versions, default="") if min(versions, default=known) < WITH_HEADERS else ""
+        return Calls(known, unknown, outside=not here)
 
 
 class Zone:
@@ -204,19 +254,21 @@ class Zone:
         group: PathGroup,
         hosts: list[str],
         rules: list[LabelledRule],
-        kinds: Kinds,
-        actors: list[Actor | None],
+        *,
+        actors: Slice,
+        calls: Slice,
+        possible: Calls,
     ) -> None:
-        self.group = group
-        self.hosts = hosts
-        self.rules = rules
-        self.kinds = kinds
-        self.actors = actors
-        """Those of the kinds that it holds."""
+        self.group, self.hosts, self.rules, self.actors, self.calls = group, hosts, rules, actors, calls
+        self.actor: Actor | None = actors.inside[0]
+        call = calls.inside[0]
+        version = possible.unknown if call is None else possible.known
+        self._mcp = McpHeaders(version or None, call and call[0], call and as_sent(call[1]))
         self.grants = [one for one in rules if not one.deny]
         self.denies = [one for one in rules if one.deny]
-        self.grid = Grid([one.rule.region for one in rules])
-        self.cells = {one: self.grid.cells(one.rule.region) for one in rules}
+        self.grid = Grid([one.rule.region for one in rules], {"POST"} if call else set())
+        able = self.grid.with_methods(("POST",) if call else self.grid.methods)
+        self.cells = {one: self.grid.cells(one.rule.region) & able for one in rules}
 
     def classes(self, everyone: int) -> list[int]:
         """Split all roles into classes that no rule of this zone tells apart."""
@@ -224,7 +276,7 @@ class Zone:
 
     def naming(self, roles: int, rules: Iterable[LabelledRule]) -> Cells:
         """Return those of the rules that name some of the roles, with their cells, in their order."""
-        return [(one, self.cells[one]) for one in rules if one.roles & roles]
+        return [(one, cells) for one in rules if one.roles & roles and (cells := self.cells[one])]
 
     def union(self, rules: Iterable[LabelledRule]) -> int:
         """Return the cells of any of the rules."""
@@ -243,7 +295,7 @@ class Zone:
         path, below = self.group.paths[0]
         if below:
             path = f"{path.removesuffix('/')}/x"
-        return Request(method, self._host(), path, source)
+        return Request(method, self._host(), path, source, mcp=self._mcp)
 
     def _host(self) -> str:
         if NONE in self.hosts:
@@ -265,8 +317,9 @@ def _fresh(host: str, known: set[str]) -> str:
 class Tree:
     """The paths that rules name, in the order of the tree, and which path is below which."""
 
-    def __init__(self, rules: Iterable[LabelledRule]) -> None:
-        self.names = sorted({"/", *(one.rule.region.path for one in rules)}, key=segments)
+    def __init__(self, rules: Iterable[LabelledRule], world: World) -> None:
+        paths = {"/", *(one.rule.region.path for one in rules), *(one.place.path for one in world.targets)}
+        self.names = sorted(paths, key=segments)
         self.order = {name: index for index, name in enumerate(self.names)}
         """A path's index in the order of the tree."""
         self.parent: dict[str, str | None] = {"/": None}
@@ -282,68 +335,108 @@ class Tree:
 
 
 def walk(
-    rules: Iterable[LabelledRule], tree: Tree | None = None, issuers: Iterable[Issuer] = ()
+    rules: Iterable[LabelledRule], configs: Iterable[Config], tree: Tree | None = None
 ) -> Iterator[Zone]:
-    """Visit every zone in which some rule applies; `tree` is the rules' tree, if the caller has it.
+    """Visit every zone in which some rule applies.
 
-    Without the issuers of tokens, any issuer is possible.
+    Args:
+        rules: of the policies.
+        configs: the policies: their issuers, without which any issuer is possible, and their resources.
+        tree: the rules' tree, if the caller has it.
     """
     rules = list(rules)
-    tree = tree or Tree(rules)
+    world = World.of(configs)
+    tree = tree or Tree(rules, world)
     prefix: dict[str, list[LabelledRule]] = {}
     exact: dict[str, list[LabelledRule]] = {}
     for one in rules:
         region = one.rule.region
         (exact if region.exact else prefix).setdefault(region.path, []).append(one)
-    groups: dict[tuple[int, ...], tuple[list[LabelledRule], list[Path]]] = {}
-    urls = list(dict.fromkeys(issuer.issuer for issuer in issuers))
+    groups: dict[tuple[object, ...], tuple[list[LabelledRule], list[Path]]] = {}
     inherited: dict[str | None, list[LabelledRule]] = {None: []}
     for name in tree.names:
         above = inherited[tree.parent[name]]
         own = prefix.get(name)
         below = inherited[name] = [*above, *own] if own else above
+        there = [world.calls(host, name) for host in world.hosts(name)]
         for here, path in (
             (below + exact[name] if name in exact else below, Path(name, below=False)),
             (below, Path(name, below=True)),
         ):
             if here:
-                groups.setdefault(tuple(map(id, here)), (here, []))[1].append(path)
+                groups.setdefault((*map(id, here), *there), (here, []))[1].append(path)
     for here, paths in groups.values():
-        yield from _split_by_host(sorted(here, key=lambda one: one.order), paths, urls)
+        yield from _split(sorted(here, key=lambda one: one.order), paths, world)
 
 
-def _split_by_host(rules: list[LabelledRule], paths: list[Path], urls: list[str]) -> Iterator[Zone]:
+def _split(rules: list[LabelledRule], paths: list[Path], world: World) -> Iterator[Zone]:
+    """Split the requests at some paths by host, actor and call."""
+    path = paths[0].name
     patterns = {pattern for one in rules for pattern in one.rule.region.hosts or ()}
+    patterns.update(world.hosts(path))
     hosts = [NONE, OTHER, *sorted(patterns)]
     group = PathGroup(paths, hosts)
-    if not patterns:
-        yield from _split_by_actor(group, hosts, rules, urls)
-        return
-    by_rules: dict[tuple[int, ...], tuple[list[LabelledRule], list[str]]] = {}
-    for host in hosts:
-        here = [one for one in rules if has_host(one.rule.region, host, deny=one.deny)]
-        if here:
-            by_rules.setdefault(tuple(map(id, here)), (here, []))[1].append(host)
-    for here, found in by_rules.values():
-        yield from _split_by_actor(group, found, here, urls)
+    for at_host, found in _apart(hosts, rules, _has_host):
+        by_calls: dict[Calls, list[str]] = {}
+        for host in found:
+            by_calls.setdefault(world.calls(host, path), []).append(host)
+        kinds = _kinds({entry for one in at_host for entry in one.rule.region.actors or ()}, world.urls)
+        entries = {entry for one in at_host for entry in one.rule.region.mcp or ()}
+        for calls, some in by_calls.items():
+            theirs = _call_kinds(entries, calls)
+            for by_actor, actors in _apart(kinds or [None], at_host, _has_actor):
+                for here, inside in _apart(theirs, by_actor, _has_call):
+                    known = [call for call in inside if call is not None]
+                    for part in filter(None, (known, [None] * (len(known) < len(inside)))):
+                        slices = {"actors": Slice(kinds, actors), "calls": Slice(theirs, part)}
+                        yield Zone(group, some, here, **slices, possible=calls)
 
 
-def _split_by_actor(
-    group: PathGroup, hosts: list[str], rules: list[LabelledRule], urls: list[str]
-) -> Iterator[Zone]:
-    kinds = _kinds({entry for one in rules for entry in one.rule.region.actors or ()}, urls)
-    if not kinds:
-        yield Zone(group, hosts, rules, kinds, [None])
-        return
-    by_rules: dict[tuple[int, ...], tuple[list[LabelledRule], list[Actor | None]]] = {}
-    for actor in kinds:
-        names = frozenset() if actor is None else actor.names
-        fits = [(one, one.rule.region.actors) for one in rules]
-        here = [one for one, asked in fits if asked is None or not asked.isdisjoint(names)]
-        if here:
-            by_rules.setdefault(tuple(map(id, here)), (here, []))[1].append(actor)
-    for here, found in by_rules.values():
-        yield Zone(group, hosts, here, kinds, found)
+def _apart(
+    kinds: Iterable[_K], rules: list[LabelledRule], fits: Callable[[LabelledRule, _K], bool]
+) -> Iterable[tuple[list[LabelledRule], list[_K]]]:
+    """Sort kinds by the rules that fit them; those that fit none are left out."""
+    by_rules: dict[tuple[int, ...], tuple[list[LabelledRule], list[_K]]] = {}
+    for kind in kinds:
+        if here := [one for one in rules if fits(one, kind)]:
+            by_rules.setdefault(tuple(map(id, here)), (here, []))[1].append(kind)
+    return by_rules.values()
+
+
+def _has_host(one: LabelledRule, host: str) -> bool:
+    return has_host(one.rule.region, host, deny=one.deny)
+
+
+def _has_actor(one: LabelledRule, actor: Actor | None) -> bool:
+    asked = one.rule.region.actors
+    return asked is None or (actor is not None and not asked.isdisjoint(actor.names))
+
+
+def _has_call(one: LabelledRule, call: tuple[str, str] | None) -> bool:
+    asked = one.rule.region.mcp
+    return asked is None or (one.deny if call is None else not asked.isdisjoint(call_names(*call)))
+
+
+def _call_kinds(entries: Entries | set[tuple[str, str]], calls: Calls) -> Kinds:
+    found: Kinds = {None: "an unknown call"} if calls.unknown or calls.outside else {}
+    if not calls.known:
+        return found
+    names = sorted({name for _, name in entries if name})
+    methods = sorted({method for method, _ in entries if method} | (set(NAMED_CALLS) if names else set()))
+    for method in methods:
+        if method in NAMED_CALLS and names:
+            found |= {(method, name): f"{method} {name}" for name in names}
+            found[method, _fresh("other", set(names))] = f"{method} of another name"
+        else:
+            found[method, "any" if method in NAMED_CALLS else ""] = method
+    return found | {(_fresh("other", set(methods)), ""): "another method"}
+
+
+def as_sent(name: str) -> str | None:
+    """Write a name as `Mcp-Name` has it; None for none."""
+    if not name or (PLAIN.fullmatch(name) and not name.startswith("=?")):
+        return name or None
+    return f"=?base64?{b64encode(name.encode()).decode()}?="
 
 
 def _kinds(entries: set[tuple[str, str]], urls: list[str]) -> Kinds:

@@ -34,9 +34,10 @@ OTHER = CORP | {
 }
 TOOLS = {"name": "tools", "resource": URL, "validates_headers": True}
 READ = {"method": "tools/call", "name": "read"}
-OPEN = grant("open", "reader", "POST", "/mcp", mcp=[READ, {"method": "tools/list"}])
+HERE = {"hosts": ["mcp.example.com"]}
+OPEN = grant("open", "reader", "POST", "/mcp", **HERE, mcp=[READ, {"method": "tools/list"}])
 ALL = {"name": "mcp", "path": "/mcp"}
-WHOLE = grant("whole", "reader", "GET POST OPTIONS", "/")
+WHOLE = grant("whole", "reader", "GET POST OPTIONS", "/", **HERE)
 EVIL = "https://evil.example"
 
 
@@ -116,7 +117,7 @@ def test_a_call_is_judged_by_sound_headers_alone(bench, headers, reason):
 
 def test_of_an_older_revision_the_call_is_unknown(older):
     closed = Bench(
-        grant("whole", "reader", "POST", "/mcp"),
+        grant("whole", "reader", "POST", "/mcp", **HERE),
         deny("d", "*", "/mcp", mcp=[READ]),
         resources=[TOOLS | {"versions": [OLD]}],
     )
@@ -248,13 +249,26 @@ def test_an_entry_that_fits_nothing_is_refused_when_it_loads(entry, message):
         Bench(WHOLE, deny("d", "*", "/mcp", mcp=[entry]))
 
 
+@pytest.mark.parametrize(("path", "match"), [("/mcp", "exact"), ("/", "prefix"), ("/mcp/x", "prefix")])
+def test_a_grant_around_a_resource_is_refused_when_it_loads(path, match):
+    with pytest.raises(ConfigError, match="with any `Host`"):
+        Bench(grant("around", "reader", "GET", path, match=match, shadow=True))
+    Bench(grant("beside", "reader", "GET", "/", match="exact"), grant("far", "reader", "GET", "/mcpx"))
+
+
 def test_grants_for_different_calls_do_not_conflict():
     two = grant(
-        "two", "reader", "POST", "/mcp", "c", mcp=[{"method": "tools/list"}, {"method": "prompts/get"}]
+        "two",
+        "reader",
+        "POST",
+        "/mcp",
+        "c",
+        **HERE,
+        mcp=[{"method": "tools/list"}, {"method": "prompts/get"}],
     )
-    Bench(grant("one", "reader", "POST", "/mcp", mcp=[{"name": "x", "method": "tools/call"}]), two)
+    Bench(grant("one", "reader", "POST", "/mcp", **HERE, mcp=[{"name": "x", "method": "tools/call"}]), two)
     with pytest.raises(ConfigError, match="equally specific"):
-        Bench(grant("one", "reader", "POST", "/mcp", mcp=[{"name": "x"}]), two)
+        Bench(grant("one", "reader", "POST", "/mcp", **HERE, mcp=[{"name": "x"}]), two)
 
 
 def test_a_stream_ends_when_its_call_or_audience_no_longer_opens(bench):

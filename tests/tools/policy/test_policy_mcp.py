@@ -1,0 +1,120 @@
+"""The tools tell which calls of MCP are open as exactly as the gate judges them."""
+
+import json
+from ipaddress import ip_address
+from itertools import product
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from policies import ISSUER, arn, deny, document, grant
+
+from iamroles_agent.base.identity import Identity, McpHeaders, Request, RoleArn
+from iamroles_agent.policy import Policy, load_text
+from iamroles_tools.commands.policy import policy as policy_command
+from iamroles_tools.policy.diff import diff
+from iamroles_tools.policy.findings import Kind
+from iamroles_tools.policy.lint import lint
+from iamroles_tools.policy.matrix import matrix
+
+NEW, OLD = "2026-07-28", "2025-11-25"
+URL = "https://x.test/m"
+CALLS = [("tools/call", "a"), ("tools/call", "b"), ("resources/read", "a"), ("tools/list", None), ("z", None)]
+SAID = [(), (OLD,), *((NEW, *call) for call in CALLS)]
+REQUESTS = [
+    Request(method, host, path, ip_address("192.0.2.1"), mcp=McpHeaders(*said))
+    for method, host, path, said in product(
+        ("POST", "GET"), ("x.test", "y.test", ""), ("/", "/m", "/m/a"), SAID
+    )
+]
+READER = (RoleArn.parse(arn("reader")),)
+WHO = Identity("idp", "me", "s", READER, 2000, 1000, READER[0])
+MCP = [
+    {},
+    {"method": "tools/call"},
+    {"name": "a"},
+    {"method": "tools/call", "name": "a"},
+    {"method": "tools/list"},
+]
+
+entries = st.lists(st.sampled_from(MCP), max_size=2, unique_by=str)
+paths, hosts = st.sampled_from(["/m", "/m/a"]), st.sampled_from([["x.test"], ["y.test", "*.test"]])
+rows = st.tuples(paths, entries, st.one_of(hosts, st.just([])))
+grants = st.lists(
+    st.tuples(st.tuples(paths, entries, hosts), st.sampled_from([["POST"], ["*"]])), min_size=1, max_size=3
+)
+versions = st.sampled_from([[NEW], [NEW, OLD], [OLD]])
+
+
+def policy(granted, denied, spoken):
+    rules = [
+        grant(f"g{number}", "reader", " ".join(methods), path, mcp=mcp, hosts=hosts)
+        for number, ((path, mcp, hosts), methods) in enumerate(granted)
+    ]
+    rules += [deny(f"d{n}", "*", path, mcp=mcp, hosts=hosts) for n, (path, mcp, hosts) in enumerate(denied)]
+    issuers = [ISSUER | {"audiences": ["api", URL]}]
+    resources = [{"name": "m", "resource": URL, "validates_headers": True, "versions": spoken}]
+    return load_text(json.dumps(document(*rules, issuers=issuers, resources=resources)), "json")
+
+
+def outcomes(config):
+    judge = Policy(config)
+    return [judge.decide(WHO, request).backend for request in REQUESTS]
+
+
+@settings(max_examples=60, deadline=None)
+@given(grants, st.lists(rows, max_size=2), st.lists(rows, max_size=2), versions)
+def test_a_difference_is_there_exactly_if_a_call_shows_it(granted, before, after, spoken):
+    old, new = policy(granted, before, spoken), policy(granted, after, spoken)
+    found = diff(old, new)
+
+    assert bool(found.opened or found.closed) is (outcomes(old) != outcomes(new))
+    for changes, shut, wide in ((found.opened, old, new), (found.closed, new, old)):
+        for change in changes:
+            assert not Policy(shut).decide(WHO, change.witness).allow
+            assert Policy(wide).decide(WHO, change.witness).allow
+
+
+@settings(max_examples=60, deadline=None)
+@given(grants, st.lists(rows, max_size=2), versions)
+def test_what_is_called_useless_can_go(granted, denied, spoken):
+    config = policy(granted, denied, spoken)
+    kinds = (Kind.UNREACHABLE, Kind.SHADOWED, Kind.REDUNDANT)
+    useless = {item.key for item in lint(config) if item.kind in kinds}
+    kept = {
+        table: [one for index, one in enumerate(getattr(config, table)) if f"{table}[{index}]" not in useless]
+        for table in ("grants", "denies")
+    }
+
+    assert outcomes(config.model_copy(update=kept)) == outcomes(config)
+
+
+ONE = (("/m", [MCP[3]], ["x.test"]), ["POST"])
+
+
+def test_words_name_the_calls():
+    config = policy([ONE], [], [NEW, OLD])
+    [change] = diff(config, policy([(("/m", [MCP[1]], ["x.test"]), ["POST"])], [], [NEW, OLD])).opened
+
+    assert matrix(config).routes[0].where == "POST x.test/m and below calling tools/call a"
+    assert str(change.region[0]) == "POST x.test /m and below calling tools/call of another name"
+    assert change.witness.mcp == McpHeaders(NEW, "tools/call", "other")
+
+
+@pytest.mark.parametrize(
+    ("mcp", "code", "says"),
+    [
+        (["--mcp", "tools/call,a"], 0, "ALLOW by g0"),
+        (["--mcp", "tools/call,b"], 1, "is for requests calling tools/call a"),
+        (["--mcp", "tools/call"], 1, "Mcp-Name is missing"),
+        ([], 1, "mcp_invalid"),
+    ],
+)
+def test_explain_takes_a_call(tmp_path, mcp, code, says):
+    file = tmp_path / "policy.json"
+    file.write_text(policy([ONE], [], [NEW]).model_copy(update={}).model_dump_json(exclude_unset=True))
+    words = ["explain", str(file), "POST", "x.test/m", "--role", "reader", *mcp]
+    done = CliRunner().invoke(policy_command, words)
+
+    assert (done.exit_code, says in done.output) == (code, True), done.output
