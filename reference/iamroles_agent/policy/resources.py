@@ -33,7 +33,7 @@ _URL = re.compile(
     re.ASCII,
 )
 _ENCODED = re.compile(r"=\?base64\?(.*)\?=", re.DOTALL)
-PLAIN = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
+_PLAIN = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
 LONGEST_NAME = 1024
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
@@ -167,7 +167,7 @@ def _name(sent: str | None) -> str:
     if not sent:
         raise _invalid("Mcp-Name is missing")
     if (encoded := _ENCODED.fullmatch(sent)) is None:
-        if not PLAIN.fullmatch(sent):
+        if not _PLAIN.fullmatch(sent):
             raise _invalid("Mcp-Name has a byte that it must encode")
         return sent
     try:

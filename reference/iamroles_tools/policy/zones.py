@@ -40,7 +40,7 @@ from iamroles_agent.base.identity import Actor, McpHeaders, Request
 from iamroles_agent.policy.compiled import Rule, compile_rule
 from iamroles_agent.policy.paths import segments
 from iamroles_agent.policy.regions import NAMED_CALLS, Address, Entries, Network, Region, call_names
-from iamroles_agent.policy.resources import PLAIN, WITH_HEADERS, Resources, Target
+from iamroles_agent.policy.resources import WITH_HEADERS, Resources, Target
 from iamroles_agent.policy.witness import USUAL_METHODS, USUAL_SOURCE
 
 _K = TypeVar("_K")
@@ -216,11 +216,11 @@ class Calls(NamedTuple):
     unknown: str = ""
     """An older one."""
     outside: bool = True
-    """Whether it is no resource: the call is unknown."""
+    """Whether no resource is there: the call is unknown."""
 
 
 class World(NamedTuple):
-    """Who asks, and what is there, as far as rules tell it apart: of one policy, or of two to compare."""
+    """The issuers and resources of a policy, or of two policies to compare."""
 
     urls: list[str]
     """`iss` of tokens; none: any."""
@@ -434,7 +434,8 @@ def _call_kinds(entries: Entries | set[tuple[str, str]], calls: Calls) -> Kinds:
 
 def as_sent(name: str) -> str | None:
     """Write a name as `Mcp-Name` has it; None for none."""
-    if not name or (PLAIN.fullmatch(name) and not name.startswith("=?")):
+    plain = name.isascii() and name.isprintable() and name == name.strip() and not name.startswith("=?")
+    if plain:
         return name or None
     return f"=?base64?{b64encode(name.encode()).decode()}?="
 
