@@ -172,7 +172,7 @@ def _unknown(value: bool) -> Override:
 
 def _loads(*words: str) -> Override:
     """Take policies with faults whose message has these words."""
-    return around(checks, "check")(lambda sound, whole: (
+    return around(checks, "_check")(lambda sound, whole: (
         fault for fault in sound(whole) if not any(word in fault.message for word in words)))  # fmt: skip
 
 
@@ -269,6 +269,7 @@ for _id, _kills, _title, _override in (
     ("loads-any", "MCP-LOAD-001", "takes rules before servers that compare nothing",
      _loads("is not known to compare")),
     ("loads-outside", "MCP-LOAD-001", "takes rules outside the resources", _loads("at or below that")),
+    ("loads-any-host", "MCP-LOAD-001", "takes grants that open a resource at any host", _loads("any Host")),
     ("loads-offline", "MCP-LOAD-001", "takes offline_access for a scope", _loads("asks for a refresh token")),
     ("loads-odd-names", "MCP-LOAD-001", "takes names of methods without any", _loads("have no name")),
     ("loads-foreign", "MCP-LOAD-001", "takes resources of issuers without their audience",
@@ -279,5 +280,28 @@ for _id, _kills, _title, _override in (
         lambda sound, name, who, asked, found: sound(name, who, replace(asked, mcp=NO_HEADERS), found))),
     ("keeps-pages", "MCP-CUT-001", "ends no stream because of its page", around(judge, "_barred")(
         lambda *_: None)),
+    # the gate's configuration
+    ("as-text", "MCP-META-001", "sends documents as text",
+     edit.replaced("content-type application/json", "content-type text/plain")),
+    ("no-cors", "MCP-META-002", "hides documents from browsers",
+     edit.replaced(' hdr Access-Control-Allow-Origin "*"', "")),
+    ("unexposed", "MCP-PREFLIGHT-001", "hides challenges from browsers",
+     edit.without('Access-Control-Expose-Headers "WWW-Authenticate, DPoP-Nonce" if iam_own iam_origin')),
+    ("host-challenge", "MCP-CHALLENGE-001", "makes the URL in challenges of Host", edit.replaced(
+        '=\\"%[var(txn.iam.resource)]', '=\\"https://%[var(txn.iam_host)]/.well-known/oauth-protected-resource')),
+    ("any-text", "MCP-CHALLENGE-001", "quotes whatever the agent says", edit.replaced(" !iam_scope_odd", "")),
+    ("repeated", "MCP-HEADER-001", "takes two names",
+     edit.without("acl iam_mcp_repeated req.fhdr_cnt(mcp-name)")),
+    ("query-token", "MCP-PASS-001", "lets tokens in queries through",
+     edit.replaced("iam_query_token iam_note_query", "iam_query_token { always_false }")),
+    ("query-plain", "MCP-PASS-001", "finds tokens in queries by their plain name alone",
+     edit.replaced("(a|%[46]1)", "a")),
+    ("their-challenge", "MCP-PASS-001", "passes servers' challenges on",
+     edit.without("http-response del-header WWW-Authenticate if iam_resource")),
+    ("no-challenge", "MCP-PASS-001", "leaves servers' 401 without a challenge",
+     edit.without("if iam_resource { status 401 }")),
+    ("no-params", "MCP-PASS-002", "strips headers of MCP that it does not know", edit.replaced(
+        "http-request del-header Authorization\n",
+        "http-request del-header Authorization\n    http-request del-header ^mcp-param- -m reg\n")),
 ):  # fmt: skip
     mutant(f"mcp.{_id}", _kills, _title)(_override)

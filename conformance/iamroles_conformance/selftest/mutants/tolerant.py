@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import unicodedata
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from iamroles_agent.base.reasons import Reason, Refusal
-from iamroles_agent.policy import compiled
+from iamroles_agent.policy import compiled, resources
 from iamroles_agent.policy.regions import Region
 from iamroles_agent.processes import remote
 from iamroles_agent.serving import gate, idle, server
@@ -222,6 +224,30 @@ def few_actors(sound: Any, act: Any, url: str) -> Any:
     if len(json.dumps(act)) > 2048:
         raise Refusal(Reason.CLAIM_INVALID, "act is too large")
     return found
+
+
+@mutant("tolerant.mcp-names", "", "trims names, and takes stray bits and control characters in base64")
+@around(resources, "_name")
+def mcp_names(sound: Any, sent: str | None) -> Any:
+    try:
+        return sound(sent)
+    except Refusal:
+        text = (sent or "").strip(" \t")
+        if text.startswith("=?base64?") and text.endswith("?=") and len(text[9:-2]) % 4 == 0:
+            with suppress(ValueError):
+                return base64.b64decode(text[9:-2], validate=True).decode() or sound("")
+        return sound(text)
+
+
+mutant("tolerant.mcp-methods", "", "judges odd methods of MCP to the letter")(
+    setting(resources, "METHOD", re.compile(r".+"))
+)
+
+
+@mutant("tolerant.mcp-audience", "", "says audience_mismatch for every token that is not for a resource")
+@rescue(resources.Resources, "admit", Refusal)
+def mcp_audience(refusal: Any, *_judged: Any) -> None:
+    raise Refusal(Reason.AUDIENCE_MISMATCH, refusal.detail)
 
 
 @mutant("tolerant.conflicting-actors", "", "leaves actors out of account in conflicts (SPEC.md 13.3)")

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+from iamroles_scenarios.base.polling import polls
 from iamroles_scenarios.checks.bound.proxied import challenges
 from iamroles_scenarios.checks.derived.world import edited, iam_check
 from iamroles_scenarios.checks.live.fixture import live_bench
@@ -34,15 +35,10 @@ from iamroles_scenarios.stage.impostor import Impostor
 from iamroles_scenarios.wire.frames import Flags, Frame, FrameType, read_messages
 
 _CHANGES = {*FEATURES, "reload"}
+_PLACE = {"path": "/files/late", "backend": "orders-ro"}
 _LATE: Mapping[str, Mapping[str, Any]] = {
     "resources": {"name": "late", "resource": "https://mcp.example/late", "validates_headers": True},
-    "grants": {
-        "id": "late",
-        "roles": ["kiosk"],
-        "methods": ["POST"],
-        "path": "/files/late",
-        "backend": "orders-ro",
-    },
+    "grants": {"id": "late", "roles": ["kiosk"], "methods": ["POST"], **_PLACE, "hosts": ["mcp.example"]},
     "denies": {"id": "late", "roles": ["kiosk"], "path": "/files/late"},
     "scopes": {"name": "late", "path": "/files/late"},
 }
@@ -58,7 +54,10 @@ def refused(target: Target) -> str:
         for name, kinds in TABLE["loading"].items():
             for kind, changes in kinds.items():
                 for change in changes:
-                    row, count = {**_LATE[name], **change}, count + 1
+                    row = {
+                        key: value for key, value in {**_LATE[name], **change}.items() if value != "{absent}"
+                    }
+                    count += 1
                     corp, *others = base["issuers"]
                     audiences = {*corp["audiences"], str(row.get("resource", "edge"))}
                     policy = edited(base, {"add": {name: [row]}})
@@ -108,6 +107,8 @@ def sts(target: Target) -> str:
         return f"{here.asked} questions"
 
 
+_BACK = 15.0
+"""Seconds, times the scale, within which HAProxy asks on a new connection."""
 _EVIL = 'Bearer realm="evil", resource_metadata="https://evil.example/x"'
 
 
@@ -176,6 +177,9 @@ def forged(target: Target) -> str:
         here = stack.enter_context(own_bench(target, POLICY, flow=POLICY, between=between))
         found[0].takes_over(None)
         wrong = []
+        for _last in polls(here.seconds(_BACK)):
+            if exchange(here, "GET", "/files/first", [("Host", "mcp.example")]).status != 503:
+                break
         for number, what in enumerate(_FORGED):
             seen = exchange(here, "GET", f"/files/{number}", [("Host", "mcp.example")])
             shown = challenges(seen)
@@ -208,6 +212,7 @@ def streams(target: Target) -> None:
     own, page = "https://gate.example/live", "https://app.example"
     tables: dict[str, Any] = {
         "issuers": [{"name": "corp", "audiences": ["edge", own]}],
+        "grants": [{"id": name, "hosts": ["gate.example"]} for name in ("L1", "L2")],
         "resources": [{"name": "live", "resource": own, "validates_headers": True, "origins": [page]}],
     }
     with live_bench(target, "mcp.stream.policy", own=True, **tables) as here:

@@ -132,7 +132,9 @@ class McpRow:
 
 def document_wrong(here: Bench, row: McpRow, text: str) -> Iterator[str]:
     """Find what is wrong with the metadata of a resource."""
-    own = TABLE["documents"][row.said["of"]]
+    if (own := TABLE["documents"].get(row.said["of"])) is None:
+        yield "a document of no resource"
+        return
     wanted: dict[str, Any] = {"resource": row.said["of"]}
     wanted["authorization_servers"] = [here.issuer(name).url for name in own["issuers"]]
     more = {"bearer_methods_supported": ["header"]} | (
@@ -244,7 +246,7 @@ def through_proxy(here: Bench, row: McpRow) -> list[str]:
             wrong.append(f"the challenge {shown}, not an error of {sorted(errors)}")
     wrong += row.wrong(said[0], said[1], page) if answer.status != 204 and not reached else []
     if row.words & {"document", "preflight"} and row.strict:
-        wrong += _browsers(answer, "*" if _WELL_KNOWN in target else str(row.asked["origin"]))
+        wrong += _browsers(answer, "*" if _WELL_KNOWN in unquote(target) else str(row.asked["origin"]))
     elif (
         row.strict
         and page
