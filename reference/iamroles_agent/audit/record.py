@@ -30,10 +30,11 @@ _ROOM = {
     "credential": 64, "policy": 96, "src": 64, "method": 64, "host": 256,
     "actor": 256, "actor_issuer": 128,
     "keys_held": 192, "requested_role": 128, "roles": 384, "unmapped": 192, "shadow": 192, "detail": 192,
-    "cause": 64,
+    "cause": 64, "mcp_method": 64, "mcp_name": 128,
 }  # fmt: skip
 """Bytes that a text, or all texts of a list, may take on disk."""
 _USUAL = 192
+_CALL = ("mcp_method", "mcp_name")
 _TAGS = ("rule", "backend", "role", "principal", "session", "issuer")
 _DECISION = 3540
 """Bytes for all members of a decision; former actors and the path get what the others leave."""
@@ -131,12 +132,11 @@ def prepare(
             "src": src,
             "method": method,
             "host": host,
-            "mcp_method": decision.call and decision.call[0],
-            "mcp_name": decision.call and (decision.call[1] or None),
         }
     )
     beside = members(
         {
+            **{name: text for name, text in zip(_CALL, decision.call or (), strict=False) if text},
             "requested_role": requested_role,
             "detail": decision.detail or None,
             "roles": decision.roles or None,

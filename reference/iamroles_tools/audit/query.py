@@ -22,7 +22,7 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 COLUMNS = (
     "time", "verdict", "principal", "role", "method", "host", "path", "backend", "rule", "reason", "src",
-    "actor",
+    "actor", "mcp_method", "mcp_name",
 )  # fmt: skip
 """Fields of a CSV row, in this order."""
 
@@ -39,7 +39,7 @@ class Query:
     role: str = ""
     """A role's ARN or its last part, as the granting role or any role of the credential; `*` as in `who`."""
     verdict: str = ""
-    """`allow` or `deny`."""
+    """`allow`, `deny` or `answer`."""
     reason: str = ""
     cause: str = ""
     """Why HAProxy refused by itself (`proxy.CAUSES`), or why a stream was cut."""
@@ -155,6 +155,7 @@ def table(records: Iterable[dict[str, Any]]) -> Iterator[str]:
             verdict = "EVENT"
         else:
             what = f"{record.get('method', '')} {record.get('host', '')}{record.get('path', '')}"
+            what += "".join(f" {record[name]}" for name in ("mcp_method", "mcp_name") if name in record)
             verdict = "PROXY" if kind == "proxy" else record.get("verdict", kind).upper()
         if beside := record.get("proxy"):
             what += f" (HAProxy answered {beside.get('status')}: {beside['cause']})"

@@ -126,6 +126,7 @@ _SEAL = ("writer", "agent", "prev", "hash")
 _TEXTS = (
     "kind", "verdict", "reason", "detail", "principal", "actor", "session", "issuer", "credential", "role",
     "rule", "backend", "src", "method", "host", "path", "cause", "event", "request",
+    "mcp_method", "mcp_name",
 )  # fmt: skip
 _LISTS = ("roles", "unmapped", "shadow")
 _KEPT = 1 << 16

@@ -278,7 +278,7 @@ def _as_json(proof: Proof) -> str:
 )
 @click.option("--until", callback=_moment, metavar="TIME", help="Before this.")
 @click.option("--role", default="", metavar="PATTERN", help="A role's ARN or name, granted or carried.")
-@click.option("--verdict", type=click.Choice(["allow", "deny"]))
+@click.option("--verdict", type=click.Choice(["allow", "deny", "answer"]))
 @click.option("--reason", type=click.Choice([str(reason) for reason in Reason]))
 @click.option(
     "--cause",

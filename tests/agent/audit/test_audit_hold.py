@@ -25,7 +25,7 @@ from iamroles_agent.audit.chain import SEALED, Head, Tree
 from iamroles_agent.audit.file import LogFile, head_path, tree_of
 from iamroles_agent.audit.record import prepare
 from iamroles_agent.base.errors import StartError
-from iamroles_agent.base.identity import Decision
+from iamroles_agent.base.identity import Actor, Decision
 from iamroles_agent.base.reasons import Reason
 from iamroles_tools.audit.reading import in_order, readings
 from iamroles_tools.audit.verify import verify
@@ -47,11 +47,11 @@ hostile = st.one_of(
 )
 
 
-def refused(log, request_id, roles, text, *, credential, **about):
+def refused(log, request_id, roles, text, *, credential, actor=None, call=None, **about):
     """Record a refusal; `text` gives each field that a client fills, by its name."""
     fields = "detail", "role", "principal", "session", "issuer", "rule", "backend"
     who = {name: text(name) for name in fields} | {"credential": credential, "expires": 1 << 62}
-    who |= dict.fromkeys(("roles", "unmapped", "shadow"), roles)
+    who |= {"actor": actor, "call": call} | dict.fromkeys(("roles", "unmapped", "shadow"), roles)
     asked = {name: text(name) for name in ("method", "host", "path", "requested_role")}
     asked |= {"src_port": 65535, "stream": 0xFFFFFFFF, "generation": 1 << 62, "enforced": False}
     refusal = Decision(allow=False, reason=Reason.TOKEN_NOT_YET_VALID, **who)
@@ -97,6 +97,7 @@ class TestBounds:
         """Each field as long as it gets: what the bounds add up to, not what a search happens to find."""
         long = "!" * 900
         about = dict.fromkeys(("credential", "src", "policy_version"), long)
+        about |= {"call": (long, long), "actor": Actor(long, long, True, ((long, long),) * 7)}
         refused(log, long, ("!" * 90,) * 90, lambda name: long * 10 if name == "path" else long, **about)
         log.close()
 
