@@ -30,8 +30,8 @@ def gate(issuer):
         yield made
 
 
-def token_of(issuer, key=None, resource=HERE):
-    form = {"grant_type": "client_credentials", "scope": "read", "resource": resource}
+def token_of(issuer, key=None, resource=HERE, scope="read"):
+    form = {"grant_type": "client_credentials", "scope": scope, "resource": resource}
     headers = {"Authorization": "Basic " + base64.b64encode(b"service:secret").decode()}
     if key is not None:
         sound = proof(key, "", time.time(), {"drop": ["ath"]}, method="POST", url=f"{issuer}/token")
