@@ -206,6 +206,8 @@ for _id, _kills, _title, _override in (
      _document(lambda said: said | {"scopes_supported": ["offline_access"]})),
     ("few-members", "MCP-META-002", "leaves out members that are optional",
      _document(lambda said: {name: said[name] for name in said if name not in _OPTIONAL})),
+    ("no-dpop", "MCP-META-002", "says nothing of DPoP in the metadata", _document(
+        lambda said: {name: said[name] for name in said if not name.startswith("dpop")})),
     ("host-metadata", "MCP-CHALLENGE-001", "makes the URL of the metadata of the request", _says(
         lambda found, _, asked: {"resource": f"https://{asked.host}{WELL_KNOWN}{asked.path}"}
         if found.resource else {})),

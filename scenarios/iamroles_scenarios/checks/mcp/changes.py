@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -34,6 +35,7 @@ from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.stage.impostor import Impostor
 from iamroles_scenarios.wire.frames import Flags, Frame, FrameType, read_messages
 
+_OWN, _REQUIRED = "https://mcp.example", "dpop_bound_access_tokens_required"
 _CHANGES = {*FEATURES, "reload"}
 _PLACE = {"path": "/files/late", "backend": "orders-ro"}
 _LATE: Mapping[str, Mapping[str, Any]] = {
@@ -105,6 +107,24 @@ def sts(target: Target) -> str:
         ]
         here.ask_all(asked)
         return f"{here.asked} questions"
+
+
+@check("mcp.proxy.dpop", "MCP-META-002", "MCP-CHALLENGE-002", lane="gate", features={*FEATURES, "dpop"})
+def dpop(target: Target) -> None:
+    """Where DPoP counts, both challenges say where the metadata is, and the metadata say so of DPoP."""
+    issuers = [{"name": "corp", "bound": "accepted"}, {"name": "partner", "bound": "required"}]
+    with serving(target, dpop={"origins": [_OWN], "replay": "none"}, issuers=issuers) as here:
+        for resource, required in ((FILES, False), (f"{FILES}/deep", True), (f"{_OWN}/blunt", False)):
+            path = resource.removeprefix(_OWN)
+            found = challenges(exchange(here, "GET", path, [("Host", "mcp.example")]))
+            named = {scheme: said.get("resource_metadata") for scheme, said in found.items()}
+            if named != dict.fromkeys(("Bearer", "DPoP"), metadata(resource)):
+                here.note_wrong(f"{path}: the challenges name {named}")
+            answer = exchange(here, "GET", metadata(resource).removeprefix(_OWN), [("Host", "mcp.example")])
+            said = json.loads(answer.body)
+            algs, must = said.get("dpop_signing_alg_values_supported"), said.get(_REQUIRED, False)
+            if algs != ["ES256"] or must is not required:
+                here.note_wrong(f"{path}: its metadata say {algs}, required {must}")
 
 
 _BACK = 15.0
