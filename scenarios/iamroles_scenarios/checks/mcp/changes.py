@@ -15,18 +15,8 @@ from iamroles_scenarios.checks.bound.proxied import challenges
 from iamroles_scenarios.checks.derived.world import edited, iam_check
 from iamroles_scenarios.checks.live.fixture import live_bench
 from iamroles_scenarios.checks.live.stream import Stream, StreamShape
-from iamroles_scenarios.checks.mcp.rows import (
-    CALL,
-    FEATURES,
-    FIELDS,
-    FILES,
-    NEW,
-    POLICY,
-    TABLE,
-    exchange,
-    metadata,
-    serving,
-)
+from iamroles_scenarios.checks.mcp import rows
+from iamroles_scenarios.checks.mcp.rows import CALL, FEATURES, FIELDS, FILES, exchange, metadata, serving
 from iamroles_scenarios.checks.proxy.misbehaving import actions
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.answers import expected
@@ -37,14 +27,6 @@ from iamroles_scenarios.wire.frames import Flags, Frame, FrameType, read_message
 
 _OWN, _REQUIRED = "https://mcp.example", "dpop_bound_access_tokens_required"
 _CHANGES = {*FEATURES, "reload"}
-_PLACE = {"path": "/files/late", "backend": "orders-ro"}
-_LATE: Mapping[str, Mapping[str, Any]] = {
-    "resources": {"name": "late", "resource": "https://mcp.example/late", "validates_headers": True},
-    "grants": {"id": "late", "roles": ["kiosk"], "methods": ["POST"], **_PLACE, "hosts": ["mcp.example"]},
-    "denies": {"id": "late", "roles": ["kiosk"], "path": "/files/late"},
-    "scopes": {"name": "late", "path": "/files/late"},
-}
-"""The sound row of each table to which others are added."""
 
 
 @check("mcp.policy.refused", "MCP-LOAD-001", features=_CHANGES)
@@ -53,13 +35,11 @@ def refused(target: Target) -> str:
     with serving(target, "mcp.policy.refused") as here:
         base = edited(here.loan.policy, {"drop": {"resources": ["whole"]}})
         count = 0
-        for name, kinds in TABLE["loading"].items():
+        for name, kinds in rows.TABLE["loading"].items():
             for kind, changes in kinds.items():
                 for change in changes:
-                    row = {
-                        key: value for key, value in {**_LATE[name], **change}.items() if value != "{absent}"
-                    }
-                    count += 1
+                    row, count = {**rows.TABLE["late"][name], **change}, count + 1
+                    row = {key: value for key, value in row.items() if value != "{absent}"}
                     corp, *others = base["issuers"]
                     audiences = {*corp["audiences"], str(row.get("resource", "edge"))}
                     policy = edited(base, {"add": {name: [row]}})
@@ -76,19 +56,11 @@ def reloads(target: Target) -> str:
     """Each change of a resource or rule decides from its reload on, also for calls seen before."""
     with serving(target, "mcp.policy.reload") as here:
         token = here.token(key="ES256", roles=["kiosk"], aud=["edge", FILES])
-        changes: dict[str, dict[str, Any]] = {
-            "tool": {},
-            "other": {"mcp-name": "delete"},
-            "page": {"origin": "https://app.example"},
-            "older": {"mcp-version": "2025-11-25"},
-            "outside": {"host": "other.example", "path": "/files/open"},
-            "bare": {"authorization": None},
-        }
-        for row in TABLE["reloads"]:
+        for row in rows.TABLE["reloads"]:
             here.must_reload(edited(here.loan.policy, row), row["what"])
             asked = [
                 SpopQuestion(name, {**iam_check(token), **CALL, **change}, expected(row["answers"][name]))
-                for name, change in changes.items()
+                for name, change in rows.TABLE["asked"].items()
             ]
             here.ask_all(asked, f"{row['what']}: ")
         return f"{here.asked} questions"
@@ -111,7 +83,7 @@ def sts(target: Target) -> str:
 
 @check("mcp.proxy.dpop", "MCP-META-002", "MCP-CHALLENGE-002", lane="gate", features={*FEATURES, "dpop"})
 def dpop(target: Target) -> None:
-    """Where DPoP counts, both challenges say where the metadata is, and the metadata say so of DPoP."""
+    """Both challenges say where the metadata is where DPoP counts, and the metadata say so of DPoP."""
     issuers = [{"name": "corp", "bound": "accepted"}, {"name": "partner", "bound": "required"}]
     with serving(target, dpop={"origins": [_OWN], "replay": "none"}, issuers=issuers) as here:
         for resource, required in ((FILES, False), (f"{FILES}/deep", True), (f"{_OWN}/blunt", False)):
@@ -138,13 +110,8 @@ def servers(target: Target) -> None:
     with serving(target) as here:
         token = here.token(key="ES256", roles=["kiosk"], aud=["edge", FILES])
         for status in (200, 401, 403, 404, 503):
-            lines = [
-                f"HTTP/1.1 {status} X",
-                f"WWW-Authenticate: {_EVIL}",
-                "www-authenticate: Basic",
-                "Content-Length: 0",
-            ]
-            raw = "\r\n".join([*lines, "Connection: close", "", ""]).encode()
+            head = f"HTTP/1.1 {status} X\r\nWWW-Authenticate: {_EVIL}\r\nwww-authenticate: Basic\r\n"
+            raw = f"{head}Content-Length: 0\r\nConnection: close\r\n\r\n".encode()
             query = f"raw={urlsafe_b64encode(raw).decode().rstrip('=')}"
             fields = [("Host", "mcp.example"), ("Authorization", f"Bearer {token}"), ("Content-Length", "0")]
             fields += [(name, CALL[key]) for key, name in FIELDS.items() if CALL[key]]
@@ -152,40 +119,22 @@ def servers(target: Target) -> None:
             found = challenges(answer)
             named = found.get("Bearer", {}).get("resource_metadata", metadata(FILES))
             own = {"Bearer"} if status == 401 else set()
-            if (
-                answer.status != status
-                or set(found) != own
-                or named != metadata(FILES)
-                or "error" in str(found)
-            ):
-                here.note_wrong(
-                    f"a server's {status} became {answer.status} with {answer.all('www-authenticate')}"
-                )
-
-
-_FORGED: dict[str, dict[str, Any]] = {
-    "a quote in the resource": {"resource": 'https://a.example/", error="x'},
-    "a line in the resource": {"resource": "https://a.example/\r\nX-Forged: 1"},
-    "a quote in the scope": {"scope": 'a", error="x'},
-    "a mark in the scope": {"scope": "a\\"},
-    "a line in the scope": {"scope": "a\r\nX-Forged: 1"},
-    "a line in the origin": {"origin": "https://a.example\r\nX-Forged: 1"},
-}
+            right = named == metadata(FILES) and "error" not in str(found) and set(found) == own
+            if answer.status != status or not right:
+                shown = answer.all("www-authenticate")
+                here.note_wrong(f"a server's {status} became {answer.status} with {shown}")
 
 
 @check("mcp.proxy.forged", "MCP-CHALLENGE-001", lane="gate", features={*FEATURES, "spop"})
 def forged(target: Target) -> str:
     """Whatever a scripted agent names as scope, resource or origin, no text ends a challenge's quotes."""
-    rows = list(_FORGED.values())
+    said = list(rows.TABLE["forged"].values())
     refusal = {"status": 401, "allow": False, "backend": "{gone}", "error": "invalid_token"}
 
     def answer(asked: Frame) -> tuple[bytes, bool]:
-        said = {name: value.value for name, value in read_messages(asked)[-1].arguments}
-        number = str(said["path"]).rpartition("/")[2]
-        own = rows[int(number)] if number.isdecimal() else {}
-        return Frame(
-            FrameType.ACK, asked.stream_id, asked.frame_id, actions({**refusal, **own}), Flags.FIN
-        ).encode(), False
+        path = next(str(value.value) for name, value in read_messages(asked)[-1].arguments if name == "path")
+        own = actions({**refusal, **said[int(path.rpartition("/")[2])]})
+        return Frame(FrameType.ACK, asked.stream_id, asked.frame_id, own, Flags.FIN).encode(), False
 
     with ExitStack() as stack:
 
@@ -194,13 +143,13 @@ def forged(target: Target) -> str:
             return found[0].address
 
         found = list[Impostor]()
-        here = stack.enter_context(own_bench(target, POLICY, flow=POLICY, between=between))
+        here = stack.enter_context(own_bench(target, rows.POLICY, flow=rows.POLICY, between=between))
         found[0].takes_over(None)
         wrong = []
         for _last in polls(here.seconds(_BACK)):
-            if exchange(here, "GET", "/files/first", [("Host", "mcp.example")]).status != 503:
+            if exchange(here, "GET", "/files/0", [("Host", "mcp.example")]).status != 503:
                 break
-        for number, what in enumerate(_FORGED):
+        for number, what in enumerate(rows.TABLE["forged"]):
             seen = exchange(here, "GET", f"/files/{number}", [("Host", "mcp.example")])
             shown = challenges(seen)
             forged_ = seen.all("x-forged") or [text for text in map(str, seen.headers) if "X-Forged" in text]
@@ -208,7 +157,7 @@ def forged(target: Target) -> str:
                 wrong.append(f"{what}: status {seen.status}, {seen.headers}")
         if wrong:
             raise here.failed("; ".join(wrong))
-    return f"{len(rows)} answers of a scripted agent"
+    return f"{len(said)} answers of a scripted agent"
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +169,12 @@ class _Call(StreamShape):
     origin: str = ""
 
     def head(self, path: str, token: str) -> bytes:
-        said = {"mcp-version": NEW, "mcp-method": self.method, "mcp-name": self.name, "origin": self.origin}
+        said = {
+            "mcp-version": rows.NEW,
+            "mcp-method": self.method,
+            "mcp-name": self.name,
+            "origin": self.origin,
+        }
         lines = "".join(f"{FIELDS[key]}: {value}\r\n" for key, value in said.items() if value)
         plain = StreamShape.head(self, path, token).replace(b"GET ", b"POST ", 1)
         return plain.replace(b"Accept:", f"{lines}Content-Length: 0\r\nAccept:".encode())
@@ -247,12 +201,8 @@ def streams(target: Target) -> None:
             here.must_reload(document, f"{table}: {row}")
             here.must_end([going], f"another policy, {table}: {row}")
 
-        deny = {
-            "id": "D1",
-            "roles": ["*"],
-            "path": "/live",
-            "mcp": [{"method": "tools/call", "name": "watch"}],
-        }
+        entry = {"method": "tools/call", "name": "watch"}
+        deny = {"id": "D1", "roles": ["*"], "path": "/live", "mcp": [entry]}
         change("denies", deny, named)
         change("resources", {"origins": []}, paged)
         change("grants", {"mcp": [{"method": "tools/call"}]}, plain)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -32,34 +32,12 @@ _WELL_KNOWN = "/.well-known/oauth-protected-resource"
 _WITHIN = 10.0
 """Seconds, times the scale, for an answer."""
 _ISSUERS = ("corp", "partner", "guest")
-_USUAL = {"issuer": "corp", "roles": ["kiosk"], "aud": FILES, "of": FILES}
-CALL: dict[str, Any] = {
-    "method": "POST",
-    "host": "mcp.example",
-    "path": "/files",
-    "origin": None,
-    "preflight": None,
-    "mcp-version": NEW,
-    "mcp-method": "tools/call",
-    "mcp-name": "read",
-}
+CALL: Mapping[str, Any] = TABLE["call"]
 """The arguments of a call that is granted."""
-FIELDS = {
-    "mcp-version": "MCP-Protocol-Version",
-    "mcp-method": "Mcp-Method",
-    "mcp-name": "Mcp-Name",
-    "origin": "Origin",
-    "preflight": "Access-Control-Request-Method",
-}
+FIELDS: Mapping[str, str] = TABLE["fields"]
 """The headers that become arguments."""
 _NAMED = {"tools/call", "resources/read", "prompts/get"}
 _GIVEN = {"allow": 200, "document": 200, "preflight": 204}
-_SENT = [
-    ("Mcp-Param-City", "Z\xfcrich"),
-    ("mcp-odd", "=?base64?!?="),
-    ("Mcp-Session-Id", "s-1"),
-    ("Last-Event-ID", "7"),
-]
 
 
 def metadata(resource: str) -> str:
@@ -135,27 +113,22 @@ def document_wrong(here: Bench, row: McpRow, text: str) -> Iterator[str]:
     if (own := TABLE["documents"].get(row.said["of"])) is None:
         yield "a document of no resource"
         return
-    wanted: dict[str, Any] = {"resource": row.said["of"]}
-    wanted["authorization_servers"] = [here.issuer(name).url for name in own["issuers"]]
-    more = {"bearer_methods_supported": ["header"]} | (
-        {"scopes_supported": own["scopes"]} if "scopes" in own else {}
-    )
-    said: Any = None
-    with suppress(ValueError):
-        said = json.loads(text)
-    if not isinstance(said, dict):
-        yield f"the document is not an object: {text[:80]!r}"
+    try:
+        said = dict(json.loads(text))
+        servers, scopes = sorted(said.get("authorization_servers", [])), said.get("scopes_supported", [])
+        strange = {*scopes} - {one["name"] for one in here.loan.policy["scopes"]}
+    except (ValueError, TypeError):
+        yield f"the document is not an object of lists: {text[:80]!r}"
         return
-    named, servers = {one["name"] for one in here.loan.policy["scopes"]}, said.get("authorization_servers")
-    scopes = said.get("scopes_supported", [])
-    if isinstance(servers, list) and not row.strict:
-        said["authorization_servers"] = sorted(map(str, servers))
-        wanted["authorization_servers"].sort()
-    for name, value in {**wanted, **(more if row.strict else {})}.items():
+    wanted = {"resource": row.said["of"]}
+    if row.strict:
+        wanted |= {"bearer_methods_supported": ["header"]}
+        wanted |= {"scopes_supported": own["scopes"]} if "scopes" in own else {}
+    for name, value in wanted.items():
         if said.get(name) != value:
             yield f"its {name} is {said.get(name)!r}, not {value!r}"
-    if not isinstance(scopes, list) or not named.issuperset(map(str, scopes)):
-        yield f"a scope that the policy has not: {scopes}"
+    if strange or servers != sorted(here.issuer(name).url for name in own["issuers"]):
+        yield f"its issuers are {servers}, and {strange} are not scopes of the policy"
     if empty := [name for name in said if said[name] in ("", [], {}, None)]:
         yield f"empty members: {empty}"
 
@@ -165,7 +138,7 @@ def rows(here: Bench, group: Mapping[str, Any], *, strict: bool = False) -> Iter
     tokens: dict[str, str] = {}
     scopes = here.loan.policy["scopes"]
     for what, own in group["rows"].items():
-        said = {**_USUAL, **combined(group["usual"], own)}
+        said = {**TABLE["usual"], **combined(group["usual"], own)}
         scope = {"scope": said["holds"]} if "holds" in said else {}
         claims = {"sub": "ann", "sid": "s", "jti": "one", **scope, **said.get("claims", {})}
         recipe = {name: said[name] for name in ("issuer", "roles", "aud")} | {"claims": claims}
@@ -218,7 +191,11 @@ def request(row: McpRow) -> tuple[str, list[tuple[str, str]]]:
     found += [(name, asked[key]) for key, name in FIELDS.items() if asked[key] is not None]
     found += [("X-IAM-Role", row.said["role"])] if "role" in row.said else []
     found += [(name, value) for name, value in row.said.get("headers", ())]
-    return asked["path"] + (f"?{query}" if query else ""), [*found, *_SENT, ("Content-Length", "0")]
+    return asked["path"] + (f"?{query}" if query else ""), [
+        *found,
+        *map(tuple, TABLE["sent"]),
+        ("Content-Length", "0"),
+    ]
 
 
 def exchange(here: Bench, method: str, target: str, fields: list[tuple[str, str]]) -> Answer:
@@ -287,8 +264,9 @@ def _of(names: list[str], here: Bench, *, strict: bool = False) -> list[McpRow]:
     return [row for name in names for row in rows(here, GROUPS[name], strict=strict)]
 
 
-def _declare(name: str, requirements: list[str], title: str, chosen: Callable[[Bench], list[McpRow]]) -> None:
+def _declare(name: str, group: Mapping[str, Any], chosen: Callable[[Bench], list[McpRow]]) -> None:
     """Declare the checks of some rows in both lanes."""
+    requirements, title = group["requirements"], group["title"]
 
     @check(f"mcp.{name}", *requirements, features=FEATURES, title=title)
     def _by_spop(target: Target) -> str:
@@ -307,17 +285,7 @@ def _declare(name: str, requirements: list[str], title: str, chosen: Callable[[B
             return f"{len(played)} requests"
 
 
-_STRICT = {
-    "documents": (["MCP-META-002"], "The document has all that the policy says", ["metadata"]),
-    "pages": (["MCP-PREFLIGHT-001"], "Browsers get through to a permitted page", ["preflights", "origins"]),
-    "challenges": (
-        ["MCP-CHALLENGE-002", "MCP-SCOPE-002"],
-        "Each challenge says where the metadata is, and the narrowest scope",
-        [name for name in GROUPS if name not in ("metadata", "preflights", "origins")],
-    ),
-}
-"""Checks of the grade strict: their requirements, titles and groups."""
 for _name, _group in GROUPS.items():
-    _declare(_name, _group["requirements"], _group["title"], partial(_of, [_name]))
-for _name, (_requirements, _title, _names) in _STRICT.items():
-    _declare(f"strict.{_name}", _requirements, _title, partial(_of, _names, strict=True))
+    _declare(_name, _group, partial(_of, [_name]))
+for _name, _group in TABLE["strict"].items():
+    _declare(f"strict.{_name}", _group, partial(_of, _group["groups"], strict=True))
