@@ -89,9 +89,11 @@ class Check:
     @property
     def too_long(self) -> tuple[str, ...]:
         """Arguments above `LIMITS`: the verdict is a deny with `text_too_long`."""
-        mine = (self.method, self.host, self.path, self.role, self.proof, *self.mcp)
-        texts = zip(LIMITS, mine, strict=True)
-        return tuple(name for name, text in texts if text is not None and len(text) > LIMITS[name])
+        texts: tuple[str | None, ...] = (self.method, self.host, self.path, self.role, self.proof)
+        if self.mcp is not NO_HEADERS:
+            texts += self.mcp
+        pairs = zip(LIMITS, texts, strict=False)
+        return tuple(name for name, text in pairs if text is not None and len(text) > LIMITS[name])
 
 
 @dataclass(frozen=True, slots=True)

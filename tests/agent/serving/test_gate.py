@@ -10,6 +10,7 @@ from policies import document, grant
 from tokens_support import EC_KEY, ISSUER, NOW, OTHER_EC_KEY, READER, claims, gate_of, mint, public_jwk
 
 from iamroles_agent.base.config import Config
+from iamroles_agent.base.identity import McpHeaders
 from iamroles_agent.identity_header import KeyRing, Signer
 from iamroles_agent.live.ticket import Ticket
 from iamroles_agent.policy import Policy
@@ -211,13 +212,18 @@ def test_what_cannot_be_recorded_is_refused(bench):
     assert bench.judge(question())["allow"] is False
 
 
+MCP = list(LIMITS)[-len(McpHeaders._fields) :]
+
+
 @pytest.mark.parametrize(("name", "longest"), LIMITS.items())
 def test_a_text_of_the_limit_is_judged_and_one_byte_more_is_not(bench, name, longest):
-    def text(length):
-        return ("/orders/" if name == "path" else "").ljust(length, "a")
+    def asked(length):
+        text, field = ("/orders/" if name == "path" else "").ljust(length, "a"), name.removeprefix("mcp-")
+        mcp = name in MCP
+        return question(**({"mcp": McpHeaders(**{field: text})} if mcp else {name: text}))
 
-    assert bench.judge(question(**{name: text(longest)})).get("reason") != "text_too_long"
-    answer = bench.judge(question(**{name: text(longest + 1)}))
+    assert bench.judge(asked(longest)).get("reason") != "text_too_long"
+    answer = bench.judge(asked(longest + 1))
 
     assert (answer["status"], answer["reason"], answer["error"]) == (400, "text_too_long", "invalid_request")
     assert not answer["allow"]
