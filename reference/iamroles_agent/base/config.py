@@ -382,8 +382,7 @@ class RegionTable(Model):
     actors: list[ActorEntry] = Field(default_factory=_none)
     """Actors for whom the rule holds, by `sub` and `issuer`; `{}` is every actor. Empty: it asks for none."""
     mcp: list[McpEntry] = Field(default_factory=_none)
-    """Calls of MCP for which the rule holds, by `method` and `name`; `{}` is every call of a known method.
-    Empty: it does not speak of MCP."""
+    """Calls of MCP for which it holds, by `method`, `name`; `{}` is every known call. Empty: all requests."""
 
 
 class Grant(RegionTable):
@@ -443,8 +442,7 @@ class Resource(Model):
     origins: list[str] = Field(default_factory=_none)
     """Origins of web pages that may call it, beside its own."""
     validates_headers: bool = False
-    """Whether the server compares `Mcp-Method` and `Mcp-Name` with the body, as 2026-07-28 asks of servers.
-    Without it no rule may speak of MCP there."""
+    """Whether the server compares `Mcp-Method` and `Mcp-Name` with the body. Else no rule may name calls."""
     insecure_http: bool = False
     """Permit http, for tests."""
 

@@ -77,10 +77,7 @@ class Actor(NamedTuple):
 
 
 def resource_ground(url: str) -> str:
-    """Name a protected resource that a token's `aud` holds, among the grounds of an identity.
-
-    It opens, so it is longer than other grounds: nobody finds another text with the same one.
-    """
+    """Name a resource of `aud` among an identity's grounds; it opens, so it is longer than others."""
     return f"res:{hashlib.sha256(url.encode()).hexdigest()[:32]}"
 
 
@@ -128,14 +125,13 @@ class Identity(NamedTuple):
 
 
 class McpHeaders(NamedTuple):
-    """What MCP and browsers say in headers of a request, as sent; None for an absent field."""
+    """What MCP and browsers say in headers of a request, as sent; `preflight`: the method to come."""
 
     version: str | None = None
     method: str | None = None
     name: str | None = None
     origin: str | None = None
     preflight: str | None = None
-    """`Access-Control-Request-Method`."""
 
 
 NO_HEADERS = McpHeaders()
@@ -188,14 +184,11 @@ class Decision:
     call: tuple[str, str] | None = None
     """Method and name of a call of MCP, where they are known; for the audit line."""
     resource: str = ""
-    """URL of the metadata of the protected resource that the request is for."""
     scope: str = ""
-    """The scope value that would help; "" if none would."""
     origin: str = ""
-    """The request's own `Origin`, if the resource permits it."""
+    document: str = ""
     answer: int = 0
     """Status of an answer that the gate gives in place of a backend: 200 with `document`, or 204."""
-    document: str = ""
 
     @property
     def status(self) -> int:

@@ -411,10 +411,7 @@ def _resources(sound: Sound) -> Iterator[Fault]:
             continue
         met = [place.host for place in alone if place.region.meets(region)]
         if isinstance(rule, config.Grant) and not rule.hosts and met:
-            message = (
-                f"is left out: the grant would open the server behind {met[0]} with any `Host`, and with "
-                "others neither audience nor Origin is judged"
-            )
+            message = f"is left out: {met[0]} would open to any Host, with no look at audience and Origin"
             yield Fault(f"{key}.hosts", message, f'Write hosts = ["{met[0]}"]')
         if not rule.mcp:
             continue
@@ -425,26 +422,18 @@ def _resources(sound: Sound) -> Iterator[Fault]:
             message = "speaks of MCP, and its path is not at or below that of a resource"
             yield Fault(f"{key}.mcp", message, "Write the path of a resource, or below it")
         elif blind is not None:
-            message = (
-                f"the server of the resource {blind.name!r} is not known to compare its headers with the "
-                "body, so a body could name another tool than the header"
-            )
+            message = f"{blind.name!r} is not known to compare the body, which could name another tool"
             remedy = "If it does, write `validates_headers = true` there; else remove `mcp` here"
             yield Fault(f"{key}.mcp", message, remedy)
-    if sound.whole is not None:
-        yield from _metadata(sound.whole)
-
-
-def _metadata(whole: Config) -> Iterator[Fault]:
     with suppress(ValueError, Refusal):  # what is wrong with a resource has been said
-        for index, target in enumerate(Resources(whole).targets):
+        for index, target in enumerate(Resources(sound.whole).targets if sound.whole else ()):
             if (size := len(target.document)) > LONGEST_DOCUMENT:
                 message = f"its metadata would have {size} bytes, and may have {LONGEST_DOCUMENT}"
                 yield Fault(f"resources[{index}].resource", message, "Name fewer or shorter scopes below it")
 
 
 def _resource(key: str, resource: config.Resource, sound: Sound) -> Iterator[Fault]:
-    url, origins, versions = resource.resource, resource.origins, resource.versions
+    url = resource.resource
     plain = url.startswith("http:") and not resource.insecure_http
     opening = issuers_of(resource, [issuer for _, issuer in sound.issuers])
     nobody = "is an `aud` of no issuer's `audiences`, so no token could be for it"
@@ -452,7 +441,7 @@ def _resource(key: str, resource: config.Resource, sound: Sound) -> Iterator[Fau
         key,
         (plain, "resource", "is not https", "Write https, or insecure_http = true in a test"),
         (not resource.issuers and not opening, "resource", nobody, "Add it to `audiences` of an issuer"),
-        (not versions, "versions", "is empty, so nothing would pass", 'Write e.g. ["2026-07-28"]'),
+        (not resource.versions, "versions", "is empty, so nothing would pass", 'Write e.g. ["2026-07-28"]'),
     )
     audiences = {issuer.name: issuer.audiences for _, issuer in sound.issuers}
     for index, name in enumerate(resource.issuers):
@@ -461,15 +450,14 @@ def _resource(key: str, resource: config.Resource, sound: Sound) -> Iterator[Fau
         if url not in audiences.get(name, [url]):
             message = f"the `audiences` of {name!r} do not hold {url!r} to the letter"
             yield Fault(where, message, "Add it there, or remove the issuer here")
-    for index, version in enumerate(versions):
-        if not _REVISION.fullmatch(version):
-            yield Fault(
-                f"{key}.versions[{index}]", f"{version!r} is not a revision", 'Write e.g. "2026-07-28"'
-            )
-    for index, origin in enumerate(origins):
-        if not _WEB_ORIGIN.fullmatch(origin):
-            remedy = "Write scheme, host and perhaps a port, lower-case and without a slash at the end"
-            yield Fault(f"{key}.origins[{index}]", f"{origin!r} is not an origin", remedy)
+    bare = "Write scheme, host and perhaps a port, lower-case and without a slash at the end"
+    for name, form, what, remedy in (
+        ("versions", _REVISION, "a revision of MCP", 'Write e.g. "2026-07-28"'),
+        ("origins", _WEB_ORIGIN, "an origin", bare),
+    ):
+        for index, text in enumerate(getattr(resource, name)):
+            if not form.fullmatch(text):
+                yield Fault(f"{key}.{name}[{index}]", f"{text!r} is not {what}", remedy)
 
 
 def _mcp_entry(key: str, entry: config.McpEntry) -> Iterator[Fault]:

@@ -118,8 +118,7 @@ class Query:
         Args:
             request: as the proxy will forward it.
             reach: of the rules. None: keys for any rule, at a cost that grows with the square of the depth.
-            actor: who acts for the caller.
-            call: see `Query.call`.
+            actor: who acts for the caller; `call`: see `Query.call`.
 
         Raises:
             Refusal: `path_ambiguous`.
@@ -315,14 +314,13 @@ class Policy:
     def named(self, request: Request, decision: Decision) -> Decision:
         """Add to the answer to a request for a resource what a client needs to know of the resource."""
         try:
-            target = None if self.resources is None else self.resources.find(request)
+            target = None if self.resources is None or decision.answer else self.resources.find(request)
         except Refusal:
+            target = None
+        if target is None:
             return decision
-        if target is None or decision.answer:
-            return decision
-        scope = ""
-        if decision.status == 401 or decision.reason is Reason.SCOPE_INSUFFICIENT:
-            scope = self._narrowest(target, request)
+        helps = decision.status == 401 or decision.reason is Reason.SCOPE_INSUFFICIENT
+        scope = self._narrowest(target, request) if helps else ""
         origin = request.mcp.origin if request.mcp.origin in target.origins else None
         return replace(decision, resource=target.metadata, scope=scope, origin=origin or "")
 

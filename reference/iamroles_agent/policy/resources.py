@@ -22,8 +22,7 @@ from iamroles_agent.policy.paths import canonical, segments
 from iamroles_agent.policy.regions import NAMED_CALLS, Region, canonical_host
 
 WELL_KNOWN = "/.well-known/oauth-protected-resource"
-LONGEST_DOCUMENT = 8000
-"""Bytes: it must fit into a frame."""
+LONGEST_DOCUMENT = 8000  # it must fit into a frame
 METHOD = re.compile(r"[A-Za-z0-9_$/.-]+", re.ASCII)
 WITH_HEADERS = "2026-07-28"
 """The first revision whose requests name method and tool in headers."""
@@ -50,11 +49,7 @@ class Place(NamedTuple):
 
     @classmethod
     def of(cls, url: str) -> Place:
-        """Read the URL of a resource.
-
-        Raises:
-            ValueError: it is in no canonical form.
-        """
+        """Read the URL of a resource, or raise a ValueError that says why it is not canonical."""
         match = _URL.fullmatch(url)
         if match is None or len(url) > 512 or int(match["port"] or 0) > 65535:
             raise ValueError("is not an https URL in lower case, without user, query and slash at its end")
@@ -92,7 +87,6 @@ class Target:
     place: Place
     metadata: str
     """URL of the metadata document."""
-    metadata_path: str
     document: str
     issuers: frozenset[str]
     """Names of the issuers whose tokens open it."""
@@ -108,9 +102,7 @@ class Target:
         """Compile a resource of a checked configuration."""
         place, url = Place.of(resource.resource), resource.resource
         issuers = issuers_of(resource, whole.issuers)
-        values = sorted(
-            {scope.name for scope in whole.scopes if place.concerns(Region.from_rule(scope), places)}
-        )
+        values = sorted({one.name for one in whole.scopes if place.concerns(Region.from_rule(one), places)})
         dpop = whole.dpop if any(issuer.bound != "refused" for issuer in issuers) else None
         document = {
             "resource": url,
@@ -122,11 +114,8 @@ class Target:
         }
         return cls(
             place=place,
-            metadata=place.origin + (path := WELL_KNOWN + url.removeprefix(place.origin)),
-            metadata_path=path,
-            document=json.dumps(
-                {key: value for key, value in document.items() if value}, separators=(",", ":")
-            ),
+            metadata=place.origin + WELL_KNOWN + url.removeprefix(place.origin),
+            document=json.dumps({k: v for k, v in document.items() if v}, separators=(",", ":")),
             issuers=frozenset(issuer.name for issuer in issuers),
             ground=resource_ground(url),
             origins=frozenset((place.origin, *resource.origins)),
@@ -135,15 +124,10 @@ class Target:
         )
 
     def call(self, request: Request) -> tuple[str, str] | None:
-        """Return method and name of a request for it, "" without a name; None if they are not known.
-
-        Raises:
-            Refusal: `mcp_invalid`.
-        """
+        """Return method and name of a request for it, "" without a name; None if they are not known."""
         said = request.mcp
-        if said.version not in self.versions and (
-            said.version is not None or min(self.versions) >= WITH_HEADERS
-        ):
+        absent = said.version is None and min(self.versions) < WITH_HEADERS
+        if said.version not in self.versions and not absent:
             raise _invalid("MCP-Protocol-Version is missing, or the policy does not list it")
         if said.version is None or said.version < WITH_HEADERS:
             return None
@@ -159,11 +143,7 @@ def _invalid(why: str) -> Refusal:
 
 
 def _name(sent: str | None) -> str:
-    """Read an `Mcp-Name`.
-
-    Raises:
-        Refusal: `mcp_invalid`.
-    """
+    """Read an `Mcp-Name`."""
     if not sent:
         raise _invalid("Mcp-Name is missing")
     if (encoded := _ENCODED.fullmatch(sent)) is None:
@@ -187,7 +167,7 @@ def issuers_of(resource: config.Resource, issuers: Iterable[config.Issuer]) -> l
 
 
 class Resources:
-    """The resources of a checked configuration, by their hosts."""
+    """The resources of a checked configuration, by their hosts; methods raise a `Refusal` to refuse."""
 
     def __init__(self, whole: config.Config) -> None:
         places = [Place.of(resource.resource) for resource in whole.resources]
@@ -198,35 +178,21 @@ class Resources:
             self._hosts.setdefault(target.place.host, []).append(target)
 
     def call(self, request: Request) -> tuple[str, str] | None:
-        """Return `Target.call`; None if the request is for no resource.
-
-        Raises:
-            Refusal: `mcp_invalid`, `path_ambiguous`.
-        """
+        """Return `Target.call`; None if the request is for no resource."""
         target = self.find(request)
         return None if target is None else target.call(request)
 
     def find(self, request: Request) -> Target | None:
-        """Return the resource that a request is for.
-
-        The client chooses the port in `Host`: that may choose between resources, and leads past none.
-
-        Raises:
-            Refusal: `path_ambiguous`.
-        """
+        """Return the resource that a request is for; the port, which the client chooses, leads past none."""
         here, path = self._here(request)
         holding = [target for target in here if target.place.holds(path)]
         return _nearest([one for one in holding if one.place.path == holding[0].place.path], request)
 
     def answered(self, request: Request) -> Decision | None:
-        """Judge what needs no credential; return the answer to a request for metadata and to a preflight.
-
-        Raises:
-            Refusal: `origin_refused`, `path_ambiguous`.
-        """
+        """Judge `Origin`; return the answer to a request for metadata, and to a preflight."""
         here, path = self._here(request)
         origin, preflight = request.mcp.origin, request.method == "OPTIONS" and bool(request.mcp.preflight)
-        found = _nearest([target for target in here if target.metadata_path == path], request)
+        found = _nearest([one for one in here if one.metadata == one.place.origin + path], request)
         if found is not None and request.method in ("GET", "HEAD"):
             return Decision(allow=False, answer=200, document=found.document)
         if found is not None and preflight and origin:
@@ -239,11 +205,7 @@ class Resources:
         return answer if preflight else None
 
     def admit(self, identity: Identity, request: Request) -> None:
-        """Judge whether a credential is for the resource of a request.
-
-        Raises:
-            Refusal: `issuer_untrusted`, `audience_mismatch`.
-        """
+        """Refuse a credential that is not for the resource of a request."""
         target = self.find(request)
         if target is None or (identity.issuer in target.issuers and target.ground in identity.grounds):
             return

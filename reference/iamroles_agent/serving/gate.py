@@ -223,8 +223,8 @@ class Gate:
             )
         self._metrics.verdict_misses += 1
         self._metrics.shadowed += bool(decision.shadow)
-        self._metrics.answered += bool(decision.answer)
-        self._metrics.decided(decision.reason, time.perf_counter() - began)
+        if not decision.answer:
+            self._metrics.decided(decision.reason, time.perf_counter() - began)
         return actions
 
     def unhealthy(self) -> str:
@@ -385,7 +385,7 @@ def _asked(check: Check, path: str) -> Request:
         method=check.method,
         host=check.host or "",
         path=path,
-        src=check.src or _UNKNOWN_SOURCE,
+        src=check.src or IPv4Address(0),
         requested_role=check.role,
         mcp=check.mcp,
     )
@@ -396,7 +396,6 @@ def _token(check: Check) -> str:
     return (check.authorization or "").partition(" ")[2].strip() or check.authorization or ""
 
 
-_UNKNOWN_SOURCE = IPv4Address(0)
 _UNREADABLE = Check(None, 0, role=None, method="", host=None, path="", src=None)
 """Stands for a question that is not recorded, in the record of a failure."""
 _UNRECORDED = encode_verdict(

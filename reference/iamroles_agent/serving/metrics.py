@@ -74,8 +74,6 @@ class Metrics:
         self.clock = clock
         self.started = clock()
         self.allowed = 0
-        self.answered = 0
-        """Of `allowed`: metadata and preflights, which open nothing."""
         self.refused: dict[Reason, int] = dict.fromkeys(Reason, 0)
         self.shadowed = 0
         """Decisions that a shadow rule would have changed (SHADOW-RECORD-001)."""

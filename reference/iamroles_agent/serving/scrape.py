@@ -161,7 +161,7 @@ def _histogram(name: str, text: str, bounds: tuple[float, ...], counts: list[int
 
 
 def _decisions(numbers: Metrics) -> Iterator[Metric]:
-    verdicts = {("allow", ""): numbers.allowed - numbers.answered, ("answer", ""): numbers.answered}
+    verdicts = {("allow", ""): numbers.allowed}
     verdicts |= {("deny", reason): count for reason, count in numbers.refused.items()}
     yield _counter("iamroles_decisions", "Decisions by verdict and reason.", verdicts, "verdict", "reason")
     yield _counter(

@@ -168,8 +168,7 @@ def explain(  # noqa: PLR0917 - click passes them by name
     assumed: list[str] = []
     try:
         call, _, name = (mcp or "").partition(",")
-        spoken = [version for one in document.config.resources for version in one.versions]
-        version = max(spoken, default=WITH_HEADERS)
+        version = max((max(one.versions) for one in document.config.resources), default=WITH_HEADERS)
         said = McpHeaders(version, call, as_sent(name)) if mcp is not None else NO_HEADERS
         request = Request(method, host, slash + path, ip_address(src), request_role, said)
         if claims is not None:

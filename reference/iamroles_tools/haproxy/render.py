@@ -63,8 +63,7 @@ class Settings:
     realm: str | None = None
     maxconn: int | None = None
     timeout_processing: str | None = None
-    mcp: bool = False
-    """Whether the policy has MCP servers: for Kubernetes, whose HAProxy has no such setting."""
+    mcp: bool = False  # for Kubernetes, whose HAProxy has no setting for it
     haproxy: str | None = None
     """One of `RELEASES`, to leave out what is for others; None: for all, by HAProxy's own `.if`."""
 

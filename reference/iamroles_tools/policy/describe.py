@@ -109,15 +109,16 @@ def _slice(group: PathGroup, zones: dict[Zone, int]) -> _Slice:
 
 def _askers(zones: list[Zone]) -> Iterator[tuple[str, str]]:
     """Describe actors and calls of zones that differ in nothing else: calls with the same actors together."""
+    actors, calls = zones[0].kinds
     at_call: dict[Any, set[Any]] = {}
     for zone in zones:
-        for call in zone.calls.inside:
-            at_call.setdefault(call, set()).update(zone.actors.inside)
+        for actor, call in zone.askers:
+            at_call.setdefault(call, set()).add(actor)
     by_actors: dict[str, set[Any]] = {}
-    for call, actors in at_call.items():
-        by_actors.setdefault(_words(zones[0].actors.kinds, actors, "nobody", "anybody"), set()).add(call)
-    for actors_in_words, calls in by_actors.items():
-        yield actors_in_words, _words(zones[0].calls.kinds, calls, "an unknown call", "any known")
+    for call, some in at_call.items():
+        by_actors.setdefault(_words(actors, some, "nobody", "anybody"), set()).add(call)
+    for words, same in by_actors.items():
+        yield words, _words(calls, same, "an unknown call", "any known")
 
 
 def _words(kinds: Kinds, inside: set[Any], none: str, all_others: str) -> str:

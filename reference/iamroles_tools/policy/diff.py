@@ -122,10 +122,7 @@ class Difference:
         def change(item: Change) -> dict[str, Any]:
             request = {name: str(getattr(item.witness, name)) for name in ("method", "host", "path", "src")}
             # A digest of before must stay as it was.
-            region = [
-                {k: v for k, v in line._asdict().items() if v or k not in ("actors", "calls")}
-                for line in item.region
-            ]
+            region = [{k: v for k, v in one._asdict().items() if v or k not in _LATER} for one in item.region]
             return {**asdict(replace(item, region=())), "region": region, "witness": request,
                     "text": describe(item.witness)}  # fmt: skip
 
@@ -398,6 +395,7 @@ def _arns_by_name(config: Config) -> dict[str, list[str]]:
     return {role.name: [str(RoleArn.parse(arn)) for arn in arns_of(role)] for role in config.roles}
 
 
+_LATER = {"actors", "calls"}
 _ROUTED = {"grants", "denies", "scopes", "roles", "groups", "version"}
 """Tables that are compared by the regions that they open or by ARN."""
 

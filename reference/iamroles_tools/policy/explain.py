@@ -78,9 +78,8 @@ def _misses(rule: Rule, query: Query, roles: set[str], *, deny: bool, held: set[
     region = rule.region
     if region.actors is not None and region.actors.isdisjoint(query.actor):
         yield f"is for callers{actor_words(region)}"
-    unknown = query.call is None
     if region.mcp is not None and (not deny if query.call is None else region.mcp.isdisjoint(query.call)):
-        yield f"is for requests{call_words(region)}" + ("; the call is not known" if unknown else "")
+        yield f"is for requests{call_words(region)}" + "; the call is not known" * (query.call is None)
     if "*" not in rule.roles and rule.roles.isdisjoint(roles):
         wanted = " or ".join(sorted(rule.roles))
         if rule.roles & held:

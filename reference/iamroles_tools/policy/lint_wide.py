@@ -174,11 +174,9 @@ def misnamed(config: Config) -> Iterator[Finding]:
     rows: list[tuple[str, Grant | Deny]] = [(f"grants[{i}]", one) for i, one in enumerate(config.grants)]
     rows += [(f"denies[{i}]", one) for i, one in enumerate(config.denies)]
     for key, rule in rows:
-        for index, entry in enumerate(rule.mcp):
-            if any("*" in (text or "") for text in (entry.method, entry.name)):
-                message = "takes `*` to the letter: no part of a name stands for others"
-                remedy = "Leave the key out; `{}` is every call of a known method"
-                yield Finding(Kind.UNREACHABLE, f"{key}.mcp[{index}]", rule.id, message, remedy)
+        for index in [index for index, entry in enumerate(rule.mcp) if entry.name == "*"]:
+            say = "takes `*` for a name, which hardly any tool has", "Leave `name` out"
+            yield Finding(Kind.UNREACHABLE, f"{key}.mcp[{index}]", rule.id, *say)
         for index, actor in enumerate(rule.actors):
             if "*" in (actor.sub, actor.issuer):
                 say = (

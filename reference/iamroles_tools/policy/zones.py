@@ -32,6 +32,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
+from itertools import product
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
 
@@ -39,7 +40,7 @@ from iamroles_agent.base.config import Config
 from iamroles_agent.base.identity import Actor, McpHeaders, Request
 from iamroles_agent.policy.compiled import Rule, compile_rule
 from iamroles_agent.policy.paths import segments
-from iamroles_agent.policy.regions import NAMED_CALLS, Address, Entries, Network, Region, call_names
+from iamroles_agent.policy.regions import NAMED_CALLS, Address, Network, Region, call_names
 from iamroles_agent.policy.resources import WITH_HEADERS, Resources, Target
 from iamroles_agent.policy.witness import USUAL_METHODS, USUAL_SOURCE
 
@@ -197,26 +198,14 @@ class PathGroup:
 
 
 Kinds = dict[Any, str]
-"""An actor or call of each kind that rules tell apart, None for nobody or an unknown call, in words; empty if
-they tell none apart."""
-
-
-class Slice(NamedTuple):
-    """Kinds of actors or calls, and those that a zone holds."""
-
-    kinds: Kinds
-    inside: list[Any]
+"""An actor or call of each kind that rules tell apart, in words; None for nobody or an unknown call."""
 
 
 class Calls(NamedTuple):
-    """The calls of MCP that can be made at a host and path: those of a resource there."""
+    """The revisions of MCP at a host and path: one in which the call is known, and an older one; "": none."""
 
-    known: str = ""
-    """The revision in which method and name are known; "": in none."""
-    unknown: str = ""
-    """An older one."""
-    outside: bool = True
-    """Whether no resource is there: the call is unknown."""
+    known: str
+    unknown: str
 
 
 class World(NamedTuple):
@@ -232,18 +221,16 @@ class World(NamedTuple):
         urls = list(dict.fromkeys(issuer.issuer for config in configs for issuer in config.issuers))
         return cls(urls, [one for config in configs if config.resources for one in Resources(config).targets])
 
-    def hosts(self, path: str) -> tuple[str, ...]:
-        """Return the hosts of resources at a path."""
-        return tuple(sorted({one.place.host for one in self.targets if one.place.holds(path)}))
-
-    def calls(self, host: str, path: str) -> Calls:
-        """Return the calls that can be made at a host and path."""
-        here = [one for one in self.targets if one.place.host == host and one.place.holds(path)]
-        longest = max((len(one.place.path) for one in here), default=0)
-        versions = {one for target in here if len(target.place.path) == longest for one in target.versions}
-        known = max(versions, default="") if max(versions, default="") >= WITH_HEADERS else ""
-        unknown = min(versions, default="") if min(versions, default=known) < WITH_HEADERS else ""
-        return Calls(known, unknown, outside=not here)
+    def calls(self, path: str) -> dict[str, Calls]:
+        """Return the calls that can be made at a path, by host: those of the nearest resource."""
+        found: dict[str, Calls] = {}
+        for target in sorted(self.targets, key=lambda one: len(one.place.path)):
+            if target.place.holds(path):
+                known, unknown = max(target.versions), min(target.versions)
+                found[target.place.host] = Calls(
+                    known if known >= WITH_HEADERS else "", unknown if unknown < WITH_HEADERS else ""
+                )
+        return found
 
 
 class Zone:
@@ -255,13 +242,14 @@ class Zone:
         hosts: list[str],
         rules: list[LabelledRule],
         *,
-        actors: Slice,
-        calls: Slice,
+        kinds: tuple[Kinds, Kinds],
+        askers: list[tuple[Actor | None, Any]],
         possible: Calls,
     ) -> None:
-        self.group, self.hosts, self.rules, self.actors, self.calls = group, hosts, rules, actors, calls
-        self.actor: Actor | None = actors.inside[0]
-        call = calls.inside[0]
+        self.group, self.hosts, self.rules = group, hosts, rules
+        self.kinds, self.askers = kinds, askers
+        """Kinds of actors and calls; those pairs that it holds."""
+        self.actor, call = askers[0]
         version = possible.unknown if call is None else possible.known
         self._mcp = McpHeaders(version or None, call and call[0], call and as_sent(call[1]))
         self.grants = [one for one in rules if not one.deny]
@@ -358,7 +346,7 @@ def walk(
         above = inherited[tree.parent[name]]
         own = prefix.get(name)
         below = inherited[name] = [*above, *own] if own else above
-        there = [world.calls(host, name) for host in world.hosts(name)]
+        there = world.calls(name).items()
         for here, path in (
             (below + exact[name] if name in exact else below, Path(name, below=False)),
             (below, Path(name, below=True)),
@@ -371,25 +359,24 @@ def walk(
 
 def _split(rules: list[LabelledRule], paths: list[Path], world: World) -> Iterator[Zone]:
     """Split the requests at some paths by host, actor and call."""
-    path = paths[0].name
-    patterns = {pattern for one in rules for pattern in one.rule.region.hosts or ()}
-    patterns.update(world.hosts(path))
+    there = world.calls(paths[0].name)
+    patterns = {*there, *(pattern for one in rules for pattern in one.rule.region.hosts or ())}
     hosts = [NONE, OTHER, *sorted(patterns)]
     group = PathGroup(paths, hosts)
-    for at_host, found in _apart(hosts, rules, _has_host):
+    for at_host, found in _apart(
+        hosts, rules, lambda one, host: has_host(one.rule.region, host, deny=one.deny)
+    ):
+        actors = _kinds({entry for one in at_host for entry in one.rule.region.actors or ()}, world.urls)
+        entries = {entry for one in at_host for entry in one.rule.region.mcp or ()}
         by_calls: dict[Calls, list[str]] = {}
         for host in found:
-            by_calls.setdefault(world.calls(host, path), []).append(host)
-        kinds = _kinds({entry for one in at_host for entry in one.rule.region.actors or ()}, world.urls)
-        entries = {entry for one in at_host for entry in one.rule.region.mcp or ()}
-        for calls, some in by_calls.items():
-            theirs = _call_kinds(entries, calls)
-            for by_actor, actors in _apart(kinds or [None], at_host, _has_actor):
-                for here, inside in _apart(theirs, by_actor, _has_call):
-                    known = [call for call in inside if call is not None]
-                    for part in filter(None, (known, [None] * (len(known) < len(inside)))):
-                        slices = {"actors": Slice(kinds, actors), "calls": Slice(theirs, part)}
-                        yield Zone(group, some, here, **slices, possible=calls)
+            by_calls.setdefault(there.get(host, Calls("", "")), []).append(host)
+        for possible, some in by_calls.items():
+            kinds = actors, _call_kinds(entries, possible)
+            for here, askers in _apart(product(actors or [None], kinds[1]), at_host, _asked_by):
+                for unknown in (False, True):  # what is known is a POST
+                    if part := [pair for pair in askers if (pair[1] is None) is unknown]:
+                        yield Zone(group, some, here, kinds=kinds, askers=part, possible=possible)
 
 
 def _apart(
@@ -403,22 +390,14 @@ def _apart(
     return by_rules.values()
 
 
-def _has_host(one: LabelledRule, host: str) -> bool:
-    return has_host(one.rule.region, host, deny=one.deny)
+def _asked_by(one: LabelledRule, pair: tuple[Actor | None, tuple[str, str] | None]) -> bool:
+    actor, call = pair
+    names = None if call is None else call_names(*call)
+    return one.rule.region.has_entries(actor.names if actor else frozenset(), names, unknown=one.deny)
 
 
-def _has_actor(one: LabelledRule, actor: Actor | None) -> bool:
-    asked = one.rule.region.actors
-    return asked is None or (actor is not None and not asked.isdisjoint(actor.names))
-
-
-def _has_call(one: LabelledRule, call: tuple[str, str] | None) -> bool:
-    asked = one.rule.region.mcp
-    return asked is None or (one.deny if call is None else not asked.isdisjoint(call_names(*call)))
-
-
-def _call_kinds(entries: Entries | set[tuple[str, str]], calls: Calls) -> Kinds:
-    found: Kinds = {None: "an unknown call"} if calls.unknown or calls.outside else {}
+def _call_kinds(entries: set[tuple[str, str]], calls: Calls) -> Kinds:
+    found: Kinds = {} if calls.known and not calls.unknown else {None: "an unknown call"}
     if not calls.known:
         return found
     names = sorted({name for _, name in entries if name})
@@ -434,8 +413,7 @@ def _call_kinds(entries: Entries | set[tuple[str, str]], calls: Calls) -> Kinds:
 
 def as_sent(name: str) -> str | None:
     """Write a name as `Mcp-Name` has it; None for none."""
-    plain = name.isascii() and name.isprintable() and name == name.strip() and not name.startswith("=?")
-    if plain:
+    if name.isascii() and name.isprintable() and name == name.strip() and not name.startswith("=?"):
         return name or None
     return f"=?base64?{b64encode(name.encode()).decode()}?="
 

@@ -86,7 +86,6 @@ def test_what_is_called_useless_can_go(granted, denied, spoken):
         table: [one for index, one in enumerate(getattr(config, table)) if f"{table}[{index}]" not in useless]
         for table in ("grants", "denies")
     }
-
     assert outcomes(config.model_copy(update=kept)) == outcomes(config)
 
 
@@ -103,18 +102,14 @@ def test_words_name_the_calls():
 
 
 @pytest.mark.parametrize(
-    ("mcp", "code", "says"),
+    ("mcp", "says"),
     [
-        (["--mcp", "tools/call,a"], 0, "ALLOW by g0"),
-        (["--mcp", "tools/call,b"], 1, "is for requests calling tools/call a"),
-        (["--mcp", "tools/call"], 1, "Mcp-Name is missing"),
-        ([], 1, "mcp_invalid"),
+        ("tools/call,a", "ALLOW by g0"),
+        ("tools/call,b", "is for requests calling tools/call a"),
+        ("tools/call", "Mcp-Name is missing"),
     ],
 )
-def test_explain_takes_a_call(tmp_path, mcp, code, says):
-    file = tmp_path / "policy.json"
-    file.write_text(policy([ONE], [], [NEW]).model_copy(update={}).model_dump_json(exclude_unset=True))
-    words = ["explain", str(file), "POST", "x.test/m", "--role", "reader", *mcp]
-    done = CliRunner().invoke(policy_command, words)
-
-    assert (done.exit_code, says in done.output) == (code, True), done.output
+def test_explain_takes_a_call(tmp_path, mcp, says):
+    (tmp_path / "p.json").write_text(policy([ONE], [], [NEW]).model_dump_json(exclude_unset=True))
+    words = ["explain", str(tmp_path / "p.json"), "POST", "x.test/m", "--role", "reader", "--mcp", mcp]
+    assert says in CliRunner().invoke(policy_command, words).output
