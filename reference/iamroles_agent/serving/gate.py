@@ -35,7 +35,7 @@ from ipaddress import IPv4Address
 from iamroles_agent.audit.log import Audit
 from iamroles_agent.audit.record import PreparedRecord, prepare
 from iamroles_agent.audit.redaction import credential_hash
-from iamroles_agent.base.identity import Decision, Identity, Request
+from iamroles_agent.base.identity import NO_HEADERS, Decision, Identity, Request
 from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.base.release import release
 from iamroles_agent.identity_header import Signer
@@ -280,6 +280,8 @@ class Gate:
         try:
             request = _request(check)
             resources = state.policy.resources
+            if resources is not None and check.mcp is NO_HEADERS and resources.find(request) is not None:
+                raise Refusal(Reason.INTERNAL_ERROR, "HAProxy asks nothing of MCP: render and reload it")
             if resources is not None and (answer := resources.answered(request)) is not None:
                 return answer, None
             identity = await self._identify(check)
@@ -381,14 +383,8 @@ def _request(check: Check) -> Request:
 
 
 def _asked(check: Check, path: str) -> Request:
-    return Request(
-        method=check.method,
-        host=check.host or "",
-        path=path,
-        src=check.src or IPv4Address(0),
-        requested_role=check.role,
-        mcp=check.mcp,
-    )
+    source = check.src or IPv4Address(0)
+    return Request(check.method, check.host or "", path, source, check.role, check.mcp)
 
 
 def _token(check: Check) -> str:

@@ -229,6 +229,18 @@ def test_a_text_of_the_limit_is_judged_and_one_byte_more_is_not(bench, name, lon
     assert not answer["allow"]
 
 
+def test_a_proxy_that_asks_nothing_of_mcp_opens_no_resource(bench):
+    """It was not rendered again: `Origin` would pass unseen."""
+    url = "https://a.example/orders"
+    resources = [{"name": "old", "resource": url, "versions": ["2025-11-25"]}]
+    issuers = [CORP | {"audiences": ["orders", url]}]
+    bench.gate.replace(policy(issuers=issuers, resources=resources))
+
+    assert bench.judge(question())["reason"] == "internal_error"
+    assert bench.judge(question(mcp=McpHeaders()))["reason"] == "audience_mismatch"
+    assert bench.judge(question(host="b.example"))["allow"]
+
+
 @pytest.mark.parametrize("path", ["/orders/" + "a" * 4000, "/orders" + "/b" * 2000])
 def test_a_long_question_is_remembered_and_takes_no_more_room(bench, path):
     key = b"\x09iam-check" + path.encode()
