@@ -271,7 +271,7 @@ for _id, _kills, _title, _override in (
     ("loads-any", "MCP-LOAD-001", "takes rules before servers that compare nothing",
      _loads("is not known to compare")),
     ("loads-outside", "MCP-LOAD-001", "takes rules outside the resources", _loads("at or below that")),
-    ("loads-any-host", "MCP-LOAD-001", "takes grants that open a resource at any host", _loads("with any `Host`")),
+    ("loads-any-host", "MCP-LOAD-001", "takes grants of a resource at any host", _loads("with any `Host`")),
     ("loads-offline", "MCP-LOAD-001", "takes offline_access for a scope", _loads("asks for a refresh token")),
     ("loads-odd-names", "MCP-LOAD-001", "takes names of methods without any", _loads("have no name")),
     ("loads-foreign", "MCP-LOAD-001", "takes resources of issuers without their audience",
