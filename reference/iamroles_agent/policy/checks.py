@@ -411,7 +411,7 @@ def _resources(sound: Sound) -> Iterator[Fault]:
             continue
         met = [place.host for place in alone if place.region.meets(region)]
         if isinstance(rule, config.Grant) and not rule.hosts and met:
-            message = f"is left out: {met[0]} would open to any Host, with no look at audience and Origin"
+            message = f"is left out: {met[0]} would open with any `Host`, whatever the audience and Origin"
             yield Fault(f"{key}.hosts", message, f'Write hosts = ["{met[0]}"]')
         if not rule.mcp:
             continue
