@@ -37,8 +37,8 @@ def _targets(edit_: Callable[[Any], dict[str, Any]]) -> Override:
     """Compile resources with other fields."""
 
     def change(self: Any, _whole: Any) -> None:
-        found = {id(one): replace(one, **edit_(one)) for one in self.targets}
-        self._hosts = {host: [found[id(one)] for one in here] for host, here in self._hosts.items()}
+        for host, here in self._hosts.items():
+            self._hosts[host] = [replace(one, **edit_(one)) for one in here]
 
     return after(Resources, "__init__")(change)
 
@@ -214,7 +214,8 @@ for _id, _kills, _title, _override in (
     ("metadata-everywhere", "MCP-CHALLENGE-001", "names metadata outside the resources",
      _says(lambda found, policy, _: {"resource": found.resource or policy.resources.targets[0].metadata})),
     ("no-metadata", "MCP-CHALLENGE-002", "names no metadata in challenges",
-     _says(lambda *_: {"resource": ""})),
+     _says(lambda found, *_: {"resource": found.resource if found.allow else ""})),
+    ("unnamed", "MCP-PASS-001", "names no resource to the proxy", _says(lambda *_: {"resource": ""})),
     ("any-scope", "MCP-SCOPE-001", "names a scope that opens something else",
      _says(lambda found, *_: {"scope": found.scope and "elsewhere"})),
     ("scope-beside-all", "MCP-SCOPE-001", "names a scope where none helps", _says(

@@ -94,7 +94,8 @@ class McpRow:
         """Find what is wrong with the resource, scope and origin that an answer names; "": none."""
         right, page = metadata(self.said["of"]), self.said.get("origin") or ""
         known = self.words & {"document", "preflight", "text_too_long", "path_ambiguous"}
-        if resource not in ({right} if self.strict and not known else {right, ""}) and not known:
+        named = self.strict or self.words == {"allow"}
+        if resource not in ({right} if named else {right, ""}) and not known:
             yield f"metadata at {resource!r}, not {right!r}"
         if not self.opens.issuperset(scope.split()) or (
             self.strict and scope != self.said.get("scope", scope)
@@ -134,7 +135,7 @@ def document_wrong(here: Bench, row: McpRow, text: str) -> Iterator[str]:
 
 
 def rows(here: Bench, group: Mapping[str, Any], *, strict: bool = False) -> Iterator[McpRow]:
-    """Mint the tokens of a group, the same for the same recipe; of the grade strict, its exact rows alone."""
+    """Mint the tokens of a group, the same for the same recipe; of the grade strict, rows with one answer."""
     tokens: dict[str, str] = {}
     scopes = here.loan.policy["scopes"]
     for what, own in group["rows"].items():
@@ -151,7 +152,7 @@ def rows(here: Bench, group: Mapping[str, Any], *, strict: bool = False) -> Iter
         known &= asked["mcp-method"] not in _NAMED or bool(asked["mcp-name"])
         opens = {one["name"] for one in scopes if fits(one, asked, known=known)}
         words = {said["exact"]} if strict and "exact" in said else set(said["answer"].split(" or "))
-        sure = said.keys() & {"exact", "scope"} or words <= {"document"} or said.get("origin")
+        sure = len(words) == 1 and (words == {"document"} or group is not GROUPS["metadata"])
         if not strict or (sure and said.get("lane") != "proxy"):
             token = None if said.get("bare") else tokens[name]
             yield McpRow(what, said, token, frozenset(words), frozenset(opens), strict)
