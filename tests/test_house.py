@@ -37,16 +37,16 @@ ROOMS = {
 }
 ARROWS = {"iamroles_agent": 40}
 LINES = {
-    "reference": 24_761,
-    "scenarios": 34_460,
-    "conformance": 11_522,
+    "reference": 25_426,
+    "scenarios": 34_987,
+    "conformance": 11_858,
     "loadtests": 4_972,
     "benchmarks": 4_230,
-    "tests": 34_369,
+    "tests": 35_041,
 }
-TRUSTED_LINES = 18_552
+TRUSTED_LINES = 19_086
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 21_885
+DATA_LINES = 22_947
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""
