@@ -42,11 +42,11 @@ LINES = {
     "conformance": 11_858,
     "loadtests": 4_972,
     "benchmarks": 4_230,
-    "tests": 35_041,
+    "tests": 35_043,
 }
 TRUSTED_LINES = 19_086
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 22_947
+DATA_LINES = 22_948
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""
