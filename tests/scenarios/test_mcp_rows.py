@@ -18,6 +18,7 @@ from iamroles_scenarios.jose.encoding import part
 POLICY = tomllib.loads((files("iamroles_scenarios") / "data" / "worlds" / f"{rows.POLICY}.toml").read_text())
 ISSUERS = {one["issuer"]: one for one in POLICY["issuers"]}
 KEYS = [SigningKey.generate("ES256", kid="k")]
+NOW = time.time()  # of all tokens: other tests may take longer than a token lives
 LONGEST = {"mcp-version": 32, "mcp-method": 128, "mcp-name": 1024, "origin": 512, "preflight": 32}
 
 
@@ -25,7 +26,7 @@ class Here:
     """Stands for a bench: mints."""
 
     loan = SimpleNamespace(policy=POLICY)
-    token = staticmethod(lambda issuer, **recipe: mint(recipe, KEYS, time.time(), f"{{idp}}/{issuer}"))
+    token = staticmethod(lambda issuer, **recipe: mint(recipe, KEYS, NOW, f"{{idp}}/{issuer}"))
 
 
 def _under(path, above):
@@ -78,8 +79,8 @@ def _decided(row):
     if (said := _before(asked, path, host, resource)) or row.token is None:
         return said or "no_credentials", ""
     claims, call = part(row.token, 1), None
-    if claims["exp"] < time.time() or not claims.get("roles"):
-        return "role_missing" if claims["exp"] > time.time() else "token_expired", ""
+    if claims["exp"] < NOW or not claims.get("roles"):
+        return "role_missing" if claims["exp"] > NOW else "token_expired", ""
     if resource:
         url, issuer = resource["resource"], ISSUERS[claims["iss"]]
         if url not in issuer["audiences"] or issuer["name"] not in resource.get("issuers", [issuer["name"]]):
