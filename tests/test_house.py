@@ -38,8 +38,8 @@ ROOMS = {
 ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 25_426,
-    "scenarios": 34_987,
-    "conformance": 11_858,
+    "scenarios": 34_986,
+    "conformance": 11_860,
     "loadtests": 4_972,
     "benchmarks": 4_230,
     "tests": 35_043,

@@ -15,7 +15,6 @@ _SCOPE = "insufficient_scope"
 _ERRORS = {400: {"invalid_request"}, 401: {"invalid_token"}, 403: {"", _SCOPE}, 503: {""}}
 _PROOF = {"invalid_dpop_proof"}
 _OWN_ERRORS = {
-    "origin_refused": {""},
     "no_credentials": {""},
     "scope_insufficient": {_SCOPE},
     "proof_invalid": _PROOF,

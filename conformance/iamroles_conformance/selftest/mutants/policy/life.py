@@ -97,6 +97,8 @@ def first_policy_again() -> None:
 async def _by_the_old(_sound: Any, self: Any, check: Any, context: Any, _key: Any) -> bytes:
     state = self._current()
     decision, _ = await self._decide(state, check)
+    if state.policy.resources is not None:
+        decision = state.policy.named(gate._asked(check, check.path), decision)
     await self._record(self._prepared(check, decision, state), context)
     signs = self.signer is not None and decision.allow
     return encode_verdict(decision, self.signer.sign(decision, self._clock()).token if signs else "")
