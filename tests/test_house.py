@@ -38,7 +38,7 @@ ROOMS = {
 ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 25_426,
-    "scenarios": 34_986,
+    "scenarios": 34_989,
     "conformance": 11_860,
     "loadtests": 4_972,
     "benchmarks": 4_230,

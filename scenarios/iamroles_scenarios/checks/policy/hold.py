@@ -72,8 +72,11 @@ def first_world(target: Target) -> None:
 @check("policy.hold.in-flight", "RELOAD-INFLIGHT-001", features={"oidc", "reload"})
 def in_flight(target: Target) -> None:
     """A question that waits for keys while the policy changes is judged by the new policy."""
-    keys_table = {"refresh": "5m", "cooldown": "100ms"}
-    with bench(target, "orders", "policy.hold.in-flight", own=True, keys=keys_table) as here:
+    # However slow the host: the agent waits for as long as the keys take, or no policy judges the question.
+    longest = f"{target.seconds(2 * _FETCH):g}s"
+    keys_table = {"refresh": "5m", "cooldown": "100ms", "timeout": longest}
+    waits = {"decision_timeout": longest}
+    with bench(target, "orders", "policy.hold.in-flight", own=True, keys=keys_table, agent=waits) as here:
         here.expect("before", here.token(), ALLOWED)
         issuer = here.issuer()
         before = issuer.counters().get("jwks", 0)
