@@ -45,12 +45,23 @@ def places():
     return [pytest.param(place, id=f"haproxy-{version}") for version, place in sorted(found.items())]
 
 
-@pytest.fixture(scope="module", params=places())
-def world(request):
+def opened(request):
+    """Open the stage of the place that a fixture is asked for."""
     kind, haproxy = request.param
     if kind == "containers":
         request.getfixturevalue("engine")
-    with open_stage(kind, haproxy=haproxy) as stage:
+    return open_stage(kind, haproxy=haproxy)
+
+
+@pytest.fixture(scope="module", params=places())
+def stage(request):
+    with opened(request) as found:
+        yield found
+
+
+@pytest.fixture(scope="module", params=places())
+def world(request):
+    with opened(request) as stage:
         world = stage.world(puppet_spec(), POLICY, settings={"IAM_TIMEOUT_PROCESSING": "500ms"})
         yield SimpleNamespace(agent=world.agent, haproxy=world.haproxy, proxy=world.proxy, stage=stage)
 

@@ -13,20 +13,22 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
+import puppet_gate
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from puppet_gate import POLICY, YES, asked, fields_of, nobody_asked, places, puppet_spec, raw, record
+from puppet_gate import POLICY, YES, asked, fields_of, nobody_asked, puppet_spec, raw, record
 from waiting import until
 
 from iamroles_scenarios.engine.certificates import Authority, Certificate
 from iamroles_scenarios.engine.http import HttpConnection, exchange_h2
 from iamroles_scenarios.jose.keys import certificate_of
 from iamroles_scenarios.jose.proof import hashed
-from iamroles_scenarios.stage import open_stage
 from iamroles_scenarios.traffic.tls import ClientTls
+
+stage = puppet_gate.stage
 
 SITE, AUTHORITY = Certificate(), Authority()
 FILES = {"site.pem": SITE.pem, "clients.pem": AUTHORITY.public}
@@ -45,15 +47,6 @@ VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
 EXPOSED = "WWW-Authenticate, DPoP-Nonce"
 MINE = Certificate()
 SHOWN = hashed(MINE.der)
-
-
-@pytest.fixture(scope="module", params=places())
-def stage(request):
-    kind, haproxy = request.param
-    if kind == "containers":
-        request.getfixturevalue("engine")
-    with open_stage(kind, haproxy=haproxy) as stage:
-        yield stage
 
 
 @contextmanager

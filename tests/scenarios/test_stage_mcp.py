@@ -3,10 +3,11 @@
 import base64
 import json
 
+import puppet_gate
 import pytest
-from puppet_gate import POLICY, YES, ask, asked, nobody_asked, places, puppet_spec, record
+from puppet_gate import POLICY, YES, ask, asked, nobody_asked, puppet_spec, record
 
-from iamroles_scenarios.stage import open_stage
+stage = puppet_gate.stage
 
 METADATA = "https://mcp.example/.well-known/oauth-protected-resource/mcp"
 ORIGIN = "https://app.example"
@@ -14,15 +15,6 @@ AT = {"resource": METADATA}
 BEARER, HINT = 'Bearer realm="iam"', f', resource_metadata="{METADATA}"'
 PAGE = json.dumps({"resource": "https://mcp.example/mcp", "scopes_supported": ["%[x]", "y" * 7000]})
 FIELDS = ("MCP-Protocol-Version", "Mcp-Method", "Mcp-Name", "Origin", "Access-Control-Request-Method")
-
-
-@pytest.fixture(scope="module", params=places())
-def stage(request):
-    kind, haproxy = request.param
-    if kind == "containers":
-        request.getfixturevalue("engine")
-    with open_stage(kind, haproxy=haproxy) as stage:
-        yield stage
 
 
 @pytest.fixture(

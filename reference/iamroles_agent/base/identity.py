@@ -125,7 +125,7 @@ class Identity(NamedTuple):
 
 
 class McpHeaders(NamedTuple):
-    """What MCP and browsers say in headers of a request, as sent; `preflight`: the method to come."""
+    """The headers of a request that MCP and browsers set, as sent; `preflight` is the method asked for."""
 
     version: str | None = None
     method: str | None = None

@@ -86,7 +86,7 @@ class Region:
     actors: Entries | None = None
     mcp: Entries | None = None
     bare: bool = field(init=False, compare=False)
-    """Whether it asks for neither source, actor nor call."""
+    """True if it names no source, actor or call."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bare", self.sources is None and self.actors is None and self.mcp is None)

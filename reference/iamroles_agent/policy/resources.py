@@ -38,7 +38,7 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class Place(NamedTuple):
-    """Where a resource is."""
+    """Origin, host, ports and path of a resource."""
 
     origin: str
     host: str
