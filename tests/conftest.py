@@ -33,6 +33,15 @@ def engine(pytestconfig):
     return client
 
 
+@pytest.fixture(scope="module")
+def stage():
+    """The stage of processes; some files have another."""
+    from iamroles_scenarios.stage import open_stage
+
+    with open_stage("processes") as opened:
+        yield opened
+
+
 def pytest_collection_modifyitems(config, items):
     """Mark property tests, and keep the tests of one stage in one worker of xdist: it is put up once."""
     for item in items:

@@ -1,10 +1,10 @@
 """`.ci/repeat`: at most two failed tests are repeated, none of conformance, and never in silence."""
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
+from invoking import finished
 
 REPEAT = Path(__file__).parents[1] / ".ci" / "repeat"
 PYTEST = """#!/bin/sh
@@ -37,9 +37,7 @@ def test_a_failure_is_repeated_or_fails(tmp_path, first, alone, code, words):
         (tmp_path / f"failed-{run}").write_text(json.dumps(ids, indent=2))
         (tmp_path / f"code-{run}").write_text("0" if failed == "" else "1")
     table = tmp_path / "table"
-    done = subprocess.run(
-        [REPEAT, table, ".venv/bin/pytest"], cwd=tmp_path, check=False, capture_output=True, text=True
-    )
+    done = finished(REPEAT, table, ".venv/bin/pytest", cwd=tmp_path)
     said = table.read_text() if table.exists() else done.stdout
 
     assert (done.returncode, words in said) == (code, True), done

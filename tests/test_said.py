@@ -53,7 +53,7 @@ PROMISES = {
     "kept in ": [
         "test_what_is_not_on_the_disk_is_not_said_to_be_kept",
         "test_while_another_agent_gets_ready_nothing_is_saved_and_that_is_said",
-        "test_the_same_content_is_not_called_saved_where_the_disk_does_not_have_it",
+        "test_an_outcome_waits_for_the_disk_but_not_for_ever_and_says_what_the_disk_does_not_have",
     ],
     "WHOLE: ": [
         "test_any_change_at_any_place_is_found",

@@ -1,11 +1,10 @@
 """pytest and the command line as people use them: what is printed, and the exit codes."""
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from invoking import AGENTS, agent_toml, said
+from invoking import AGENTS, agent_toml, finished, said
 
 from iamroles_conformance.reports import report
 
@@ -16,9 +15,7 @@ _BY_SPOP = "--iamroles-lane=gate-spop"
 
 def _pytest(*arguments, cwd=_ROOT):
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--iamroles-stage=processes"]
-    return subprocess.run(
-        [*command, *arguments], cwd=cwd, capture_output=True, text=True, timeout=120, check=False
-    )
+    return finished(*command, *arguments, cwd=cwd, timeout=120)
 
 
 @pytest.fixture
@@ -43,7 +40,7 @@ def test_the_plugin_is_cheap_where_it_is_not_used():
         "heavy = ('iamroles_scenarios', 'docker', 'boto', 'jinja2');"
         "print([name for name in sys.modules if name.startswith(heavy)])"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = finished(sys.executable, "-c", program, check=True)
 
     assert done.stdout.strip() == "[]"
 

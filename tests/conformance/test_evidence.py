@@ -4,7 +4,6 @@ import gzip
 import io
 import json
 import re
-import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
-from invoking import AGENTS, agent_toml, said
+from invoking import AGENTS, agent_toml, finished, said
 
 from iamroles_conformance.reports import bundle
 
@@ -110,7 +109,7 @@ def test_a_whole_signed_bundle_is_accepted_and_openssl_agrees(place, tmp_path):
         (tmp_path / name).write_bytes(files[name])
     command = ["openssl", "pkeyutl", "-verify", "-pubin", "-inkey", str(place / "vendor.pub.pem"), "-rawin"]
     command += ["-in", bundle.MANIFEST, "-sigfile", bundle.SIGNATURE]
-    agreed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    agreed = finished(*command, cwd=tmp_path)
 
     assert "by the key given" in told
     assert agreed.returncode == 0, agreed.stderr
@@ -222,7 +221,7 @@ def test_a_bundle_that_cannot_be_written_is_said_before_the_run(tmp_path):
 def test_pytest_writes_a_bundle_too(tmp_path):
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--pyargs", "iamroles_conformance"]
     command += ["--iamroles-stage=processes", "--iamroles-evidence=e.tar.gz", "-k", "gate.no-token and spop"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = finished(*command, cwd=tmp_path)
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "transcripts/gate.no-token.refused[spop].txt" in bundle.read(tmp_path / "e.tar.gz").files

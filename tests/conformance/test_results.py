@@ -4,13 +4,12 @@ import io
 import json
 import os
 import shutil
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
-from invoking import agent_toml
+from invoking import agent_toml, finished
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -32,14 +31,8 @@ def _act(tmp_path, agent, arguments, path=BIN):
     summary.write_text("")
     files = {"GITHUB_OUTPUT": output, "GITHUB_STEP_SUMMARY": summary, "REPORT": tmp_path / "report"}
     given = {"AGENT": agent, "ARGUMENTS": arguments, "PATH": f"{path}:{os.environ['PATH']}"}
-    done = subprocess.run(
-        ["bash", ROOT / ".ci/action"],
-        env={**os.environ, **given, **{name: str(file) for name, file in files.items()}},
-        cwd=tmp_path,
-        check=False,
-        capture_output=True,
-        text=True,
-    )
+    variables = given | {name: str(file) for name, file in files.items()}
+    done = finished("bash", ROOT / ".ci/action", env=variables, cwd=tmp_path)
     found, lines = {}, iter(output.read_text().splitlines())
     for line in lines:
         name, mark = line.split("<<")
@@ -66,10 +59,8 @@ def test_a_run_that_breaks_still_gives_outputs(tmp_path):
     code, outputs, summary = _act(tmp_path, "missing.toml", "--stage processes")
 
     assert (code, summary) == (2, "")
-    assert outputs == {
-        "conforms": "",
-        "statement": "The run ended with exit code 2 and wrote no report.",
-    }
+    said = "The run ended with exit code 2 and wrote no report."
+    assert outputs == {"conforms": "", "statement": said}
 
 
 def test_hostile_words_stay_in_their_output(tmp_path):
@@ -119,13 +110,7 @@ def collected(tmp_path):
             "PATH": f"{tmp_path}:{BIN}:{os.environ['PATH']}",
             "IAMROLES_RESULTS": str(tmp_path / "results.toml"),
         }
-        done = subprocess.run(
-            ["bash", ROOT / ".ci/results", tmp_path / "into"],
-            env={**os.environ, **variables},
-            check=True,
-            capture_output=True,
-            text=True,
-        )
+        done = finished("bash", ROOT / ".ci/results", tmp_path / "into", env=variables, check=True)
         return done.stdout + done.stderr, tmp_path / "into"
 
     return run
@@ -150,11 +135,7 @@ def test_a_collected_report_stands_beside_those_of_the_repository(collected, rep
     assert "actions/runs/70" in (into / "agent/0.0.8/README.md").read_text()
     assert not (into.parent / "x").exists()
     page = shutil.copy(ROOT / "docs/implementations.md", into.parent / "page.md")
-    subprocess.run(
-        [BIN / "iamroles", "conformance", "verify-report", into, "--page", page],
-        check=True,
-        capture_output=True,
-    )
+    finished(BIN / "iamroles", "conformance", "verify-report", into, "--page", page, check=True)
     assert "[Agent 0.0.8](#agent-0.0.8)" in page.read_text()
     assert "[spoe-forge 0.0.8](#spoe-forge-0.0.8)" in page.read_text()
 

@@ -1,13 +1,12 @@
 """The self-test: mutants are declared rightly and caught for the right reason."""
 
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from invoking import said
+from invoking import finished, said
 
 from iamroles_conformance.commands import selftest as command
 from iamroles_conformance.commands.selftest import line, uncovered
@@ -64,7 +63,7 @@ print(len(mutants()), len(before), [key for key, value in state().items() if bef
 
 
 def test_listing_changes_nothing_in_the_agent():
-    done = subprocess.run([sys.executable, "-c", _LISTING], capture_output=True, text=True, check=True)
+    done = finished(sys.executable, "-c", _LISTING, check=True)
     listed, watched, changed = done.stdout.strip().split(" ", 2)
 
     assert (int(listed) > 300, int(watched) > 1000, changed) == (True, True, "[]")

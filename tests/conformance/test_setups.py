@@ -3,11 +3,10 @@
 import itertools
 import re
 import signal
-import subprocess
 import sys
 
 import pytest
-from invoking import AGENTS, agent_toml, said
+from invoking import AGENTS, agent_toml, finished, said
 from listening import nowhere
 from marked import Marked
 
@@ -211,7 +210,7 @@ def test_the_doctor_loads_nothing_that_it_does_not_use():
     text = "import sys; from iamroles_conformance.commands.conformance import conformance as c\n"
     text += "try: c(['doctor'])\nfinally: print(sorted({'boto3', 'moto', 'hypothesis'} & sys.modules.keys()))"
 
-    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=False)
+    done = finished(sys.executable, "-c", text)
 
     assert done.returncode == 0, done.stderr
     assert "starts, answers HELLO and one question" in done.stdout

@@ -25,7 +25,7 @@ from iamroles_scenarios.engine.setups import uses
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.verdicts import judged, recorded, reported
 from iamroles_scenarios.engine.worlds import Worlds
-from iamroles_scenarios.stage import AgentSpec, open_stage
+from iamroles_scenarios.stage import AgentSpec
 
 
 def _spec(mode, **features):
@@ -36,12 +36,6 @@ def _spec(mode, **features):
         command=("python", str(AGENTS / "blunt.py"), mode),
         features={"oidc": True, **features},
     )
-
-
-@pytest.fixture(scope="module")
-def stage():
-    with open_stage("processes") as opened:
-        yield opened
 
 
 def _played(stage, spec, scenario, scale=1.0):

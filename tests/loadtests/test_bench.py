@@ -1,12 +1,10 @@
 """`iamroles bench`: variants of the gate are what they say, and both benches run to their end."""
 
 import json
-import os
-import subprocess
 from collections import Counter
 
 import pytest
-from invoking import ran, said
+from invoking import finished, ran, said
 
 from iamroles_loadtests.asking import gate_config
 from iamroles_loadtests.asking.gate_config import GateConfigError, shipped_files
@@ -32,10 +30,8 @@ def sound(rendered, tmp_path, text):
     for name, shipped in (rendered | {"haproxy.cfg": text}).items():
         (tmp_path / name).write_text(shipped)
     settings = {"IAM_BIND": "127.0.0.1:8080", "IAM_STATS_SOCKET": str(tmp_path / "sock")}
-    done = subprocess.run(
-        [find(), "-c", "-f", "haproxy.cfg", "-f", "iam-routes.cfg"],
-        cwd=tmp_path, env={**os.environ, **settings}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    words = "-c", "-f", "haproxy.cfg", "-f", "iam-routes.cfg"
+    done = finished(find(), *words, cwd=tmp_path, env=settings)
     return "" if done.returncode == 0 else done.stderr
 
 

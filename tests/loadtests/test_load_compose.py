@@ -2,13 +2,12 @@
 
 import json
 import os
-import subprocess
 import threading
 import time
 
 import jsonschema
 import pytest
-from invoking import said
+from invoking import finished, said
 
 from iamroles_loadtests.measuring.histogram import Histogram
 from iamroles_loadtests.results.result import SCHEMA
@@ -17,7 +16,7 @@ from iamroles_loadtests.results.result import SCHEMA
 @pytest.fixture
 def compose(engine, pytestconfig):
     """Docker's compose plugin."""
-    if subprocess.run(["docker", "compose", "version"], check=False, capture_output=True).returncode:
+    if finished("docker", "compose", "version").returncode:
         wanted = pytestconfig.getoption("--iamroles-require") or os.environ.get("IAMROLES_REQUIRE")
         say = pytest.fail if wanted == "containers" else pytest.skip
         say("needs the compose plugin of Docker: apt-get install docker-compose")
@@ -27,8 +26,7 @@ def containers(place, *more):
     """Return those of the project whose files are there."""
     project = (place / ".env").read_text().split("IAMROLES_PROJECT=")[1].splitlines()[0]
     label = f"label=com.docker.compose.project={project}"
-    command = ["docker", "ps", "-q", "--filter", label, *more]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    return finished("docker", "ps", "-q", "--filter", label, *more, check=True).stdout.split()
 
 
 @pytest.mark.timeout(900)
@@ -56,9 +54,9 @@ def test_one_command_runs_it_and_workers_add_up(tmp_path):
     (place / "out" / "result.json").unlink()
     line = ["docker", "compose", "--project-directory", str(place)]
     try:
-        again = subprocess.run([*line, "up", "--exit-code-from", "master"], check=False, capture_output=True)
+        again = finished(*line, "up", "--exit-code-from", "master")
     finally:
-        subprocess.run([*line, "down", "--volumes", "--timeout", "2"], check=True, capture_output=True)
+        finished(*line, "down", "--volumes", "--timeout", "2", check=True)
     assert again.returncode in (0, 4), again.stdout[-3000:]
     assert json.loads((place / "out" / "result.json").read_text())["faults"] == 0
 
@@ -76,7 +74,7 @@ def test_a_worker_that_dies_ends_it_without_a_report(tmp_path):
         while not (course.exists() and "Aggregated" in course.read_text()):
             time.sleep(0.1)
         worker = containers(place, "--filter", "label=com.docker.compose.service=worker")[0]
-        killed.append(subprocess.run(["docker", "kill", worker], check=True, capture_output=True))
+        killed.append(finished("docker", "kill", worker, check=True))
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()

@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from invoking import finished
 from listening import nowhere
 from truth import truth
 
@@ -43,14 +43,8 @@ def locust(address, directory, *arguments, when="runner.stats.total.num_requests
     stop.write_text(STOP.format(when=when))
     command = [sys.executable, "-m", "locust", "-f", f"{LOCUSTFILE},{stop}", "--host", f"http://{address}/"]
     command += ["--headless", "--only-summary", "--json", "--csv", str(directory / "out"), *arguments]
-    done = subprocess.run(
-        command,
-        env={**os.environ, "IAMROLES_LOAD_RESULT": str(result), "IAMROLES_LOAD_RATE": str(RATE)},
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=90,
-    )
+    env = {"IAMROLES_LOAD_RESULT": str(result), "IAMROLES_LOAD_RATE": str(RATE)}
+    done = finished(*command, env=env, timeout=90)
     return done, (Measurement.model_validate_json(result.read_text()) if result.exists() else None)
 
 

@@ -11,17 +11,10 @@ from iamroles_scenarios.checks.oracle.campaign import campaign
 from iamroles_scenarios.checks.oracle.generate import draw
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.worlds import Worlds
-from iamroles_scenarios.stage import open_stage
 from iamroles_scenarios.stage.reference import reference_agent
 
 SPEC = reference_agent()
 CONFLICT = next(number for number in range(100) if not draw(1, number, 0).loads)
-
-
-@pytest.fixture(scope="module")
-def stage():
-    with open_stage("processes") as stage:
-        yield stage
 
 
 def play(stage, spec, numbers, cases, *, shuffled=False, name=""):

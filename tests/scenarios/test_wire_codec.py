@@ -5,20 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iamroles_scenarios.base.errors import WireFormatError
+from iamroles_scenarios.wire import frames as wire
 from iamroles_scenarios.wire.codec import DataType, PayloadReader, Typed, address, string, varint
-from iamroles_scenarios.wire.frames import (
-    Action,
-    Frame,
-    FrameType,
-    Scope,
-    encode_kv,
-    encode_message,
-    notify,
-    read_actions,
-    read_kv,
-    read_messages,
-    variables,
-)
+from iamroles_scenarios.wire.frames import Action, Frame, FrameType, Scope
 
 BOUNDARIES = [
     *((0, "00"), (239, "ef"), (240, "f000"), (2287, "ff7f"), (2288, "f08000"), (264431, "ffff7f")),
@@ -38,11 +27,6 @@ def test_varint_vectors(value, encoded):
 @given(st.integers(0, 2**64 - 1))
 def test_varint_round_trip(value):
     assert PayloadReader(varint(value)).varint("it") == value
-
-
-@given(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1))
-def test_a_varint_has_one_encoding(one, other):
-    assert (varint(one) == varint(other)) == (one == other)
 
 
 @pytest.mark.parametrize("raw", [b"", b"\xff", b"\xff\xff", b"\xff" * 11 + b"\x00", b"\xff" * 9 + b"\x7f"])
@@ -81,7 +65,7 @@ def test_reserved_types_and_integers_beyond_their_type_are_refused(kind, number)
 
 @given(st.binary(max_size=300))
 def test_reading_never_does_anything_but_refuse(raw):
-    for read in (read_kv, read_messages, read_actions):
+    for read in (wire.read_kv, wire.read_messages, wire.read_actions):
         offset = 0
         try:
             read(Frame.decode(raw))
@@ -110,8 +94,8 @@ def test_frame_round_trip(frame):
 
 @given(st.lists(st.tuples(st.text(max_size=20), values), max_size=6))
 def test_messages_round_trip(pairs):
-    frame = notify(1, 2, encode_message("m", pairs), encode_message("n", {}))
-    first, second = read_messages(frame)
+    frame = wire.notify(1, 2, wire.encode_message("m", pairs), wire.encode_message("n", {}))
+    first, second = wire.read_messages(frame)
 
     assert first.name == "m"
     assert [(name, value.value) for name, value in first.arguments] == pairs
@@ -122,7 +106,7 @@ def test_offsets_count_from_the_start_of_the_frame():
     frame = Frame(FrameType.ACK, 1, 1, b"\x09\x01")
 
     with pytest.raises(WireFormatError) as caught:
-        read_actions(frame)
+        wire.read_actions(frame)
     assert caught.value.offset == 7
 
 
@@ -146,21 +130,21 @@ SET = b"\x01\x03\x02" + string("a") + b"\x11"
 )
 def test_actions_are_read_strictly(raw, why):
     with pytest.raises(WireFormatError, match=why):
-        read_actions(_ack(SET, raw))
+        wire.read_actions(_ack(SET, raw))
 
 
 def test_actions_in_order_and_what_they_leave_set():
     null = b"\x01\x03\x02" + string("a") + b"\x00"
     other = b"\x01\x03\x01" + string("b") + b"\x11"
 
-    assert read_actions(_ack(SET)) == [Action(Scope.txn, "a", Typed.of(True))]
-    assert variables(_ack(SET, other)) == {"a": True}
-    assert variables(_ack(SET, null)) == {}
-    assert variables(_ack(SET, b"\x02\x02\x02" + string("a"))) == {}
+    assert wire.read_actions(_ack(SET)) == [Action(Scope.txn, "a", Typed.of(True))]
+    assert wire.variables(_ack(SET, other)) == {"a": True}
+    assert wire.variables(_ack(SET, null)) == {}
+    assert wire.variables(_ack(SET, b"\x02\x02\x02" + string("a"))) == {}
 
 
 def test_kv_with_addresses():
     items = {"four": address("192.0.2.1"), "six": address("2001:db8::1")}
-    frame = Frame(FrameType.HAPROXY_HELLO, payload=encode_kv(items))
+    frame = Frame(FrameType.HAPROXY_HELLO, payload=wire.encode_kv(items))
 
-    assert {name: value.value for name, value in read_kv(frame)} == items
+    assert {name: value.value for name, value in wire.read_kv(frame)} == items

@@ -18,7 +18,6 @@ from iamroles_scenarios.engine.observation import Observation, mismatches
 from iamroles_scenarios.engine.spread import UNSEEN, Spread
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.worlds import Worlds
-from iamroles_scenarios.stage import open_stage
 from iamroles_scenarios.stage.reference import reference_agent
 
 ROOT = Path(checks.__path__[0])
@@ -28,9 +27,9 @@ CHANGE |= {"add_key", "poison", "kill", "restart_agent", "expire"}
 
 
 @pytest.fixture(scope="module")
-def worlds():
+def worlds(stage):
     agent = reference_agent()
-    with open_stage("processes") as stage, closing(Worlds(stage, agent)) as found:
+    with closing(Worlds(stage, agent)) as found:
         yield SimpleNamespace(worlds=found, target=Target("gate-spop", stage, agent, found))
 
 

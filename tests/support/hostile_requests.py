@@ -20,20 +20,9 @@ from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from unittest import mock
 
+import tokens_support as tokens
 from policies import document, grant
 from spop_transcript import check_message, context_message, hello, notify
-from tokens_support import (
-    EC_KEY,
-    ISSUER,
-    READER,
-    Clock,
-    authenticator_with,
-    claims,
-    encode_base64url,
-    gate_of,
-    mint,
-    public_jwk,
-)
 
 from iamroles_agent.audit import redaction
 from iamroles_agent.audit.log import Audit
@@ -44,11 +33,11 @@ from iamroles_agent.spop.connection import CheckRequested, Connection
 from iamroles_agent.spop.values import DataType
 
 MILLISECONDS, LOG_BYTES, MEMORY_BYTES, LONGEST = 1.0, 4096, 64 << 10, 16 << 10
-GOOD = f"Bearer {mint(claims())}"
+GOOD = f"Bearer {tokens.mint(tokens.claims())}"
 DEEP = "/deep" + "/a" * 12
-STS = encode_base64url(b"https://sts.test/?")
-HEADER = encode_base64url(b'{"alg":"ES256","kid":"k1"}')
-CLAIMS = encode_base64url(json.dumps({"iss": ISSUER}).encode())
+STS = tokens.encode_base64url(b"https://sts.test/?")
+HEADER = tokens.encode_base64url(b'{"alg":"ES256","kid":"k1"}')
+CLAIMS = tokens.encode_base64url(json.dumps({"iss": tokens.ISSUER}).encode())
 SIGNATURE = "A" * 86
 
 UNITS = (
@@ -126,7 +115,7 @@ class Attack:
 
     def _authorization(self, room):
         text = self.credential.text(room)
-        data = encode_base64url(text.encode("latin-1", "replace")[: room * 3 // 4 - 90])
+        data = tokens.encode_base64url(text.encode("latin-1", "replace")[: room * 3 // 4 - 90])
         return {
             "none": None,
             "good": GOOD,
@@ -185,7 +174,7 @@ class Target:
     """Signatures that were looked at."""
 
     def __post_init__(self):
-        authenticator = authenticator_with([public_jwk(EC_KEY, "k1")], Clock())
+        authenticator = tokens.authenticator_with([tokens.public_jwk(tokens.EC_KEY, "k1")], tokens.Clock())
         for source in authenticator.sources.values():
             for key in source._keys or ():
                 key._verifiers["ES256"] = self._verify
@@ -198,8 +187,8 @@ class Target:
 
         self.audit.record = recorded
         hosts = ["*.example.com", "*.d.c.b.a.example.com"]
-        policy = document(grant("R1", "reader", "GET", DEEP, hosts=hosts), roles=[READER])
-        self.gate = gate_of(policy, authenticator, Clock(), self.audit)
+        policy = document(grant("R1", "reader", "GET", DEEP, hosts=hosts), roles=[tokens.READER])
+        self.gate = tokens.gate_of(policy, authenticator, tokens.Clock(), self.audit)
         self.connection = Connection(self.gate.recall, max_frame_size=16380)
         self.connection.receive_data(hello())
         self.connection.data_to_send()

@@ -1,6 +1,8 @@
-"""Commands of `iamroles` in this process, and an `agent.toml` to give them."""
+"""Commands of `iamroles` in this process, an `agent.toml` to give them, and programs to their end."""
 
 import json
+import os
+import subprocess
 from importlib import import_module
 from pathlib import Path
 
@@ -25,6 +27,12 @@ def ran(words, *more, code=0, **options):
 def said(words, *more, **options):
     """Return what a command prints; else as `ran`."""
     return ran(words, *more, **options).output
+
+
+def finished(*words, env=(), **options):
+    """Run a program to its end; `env` is set beside this process's variables."""
+    how = {"capture_output": True, "text": True, "env": os.environ | dict(env), "check": False} | options
+    return subprocess.run([str(word) for word in words], **how)  # noqa: PLW1510 - `how` has it
 
 
 def agent_toml(directory, command, *, name="vendor", version="1", more="", **features):

@@ -143,5 +143,10 @@ class Proxy:
         use, exp = int(row.ended is None), KEPT - round(1000 * age)
         return f"0x1: key={key} use={use} exp={exp} gpt0={row.ends} gpc0=0\n"
 
+    async def looked(self, cutter, *times):
+        """Let a cutter look at each of these times."""
+        for self.now in times:
+            await cutter.look()
+
     def cutter(self, judge, name="iam/aa", record=None, **more):
         return cutter.Cutter("/m", name, judge, record or self.cuts.append, clock=lambda: self.now, **more)

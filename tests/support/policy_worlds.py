@@ -1,7 +1,7 @@
-"""Small worlds in which rules collide often, and a slow reading of the specification to compare with.
+"""Small worlds in which rules collide often, and slow readings of the specification to compare with.
 
-The oracle shares nothing with the agent but the configuration's models: it walks every rule and compares
-strings, as SPEC.md sections 6 and 7 say it.
+They share nothing with the agent but the configuration's models: `matches` compares strings, as SPEC.md
+sections 6 and 7 say it, and `verdict` is the suite's oracle.
 """
 
 from ipaddress import ip_address, ip_network
@@ -10,6 +10,7 @@ from itertools import product
 from hypothesis import strategies as st
 
 from iamroles_agent.base.identity import Identity, Request, RoleArn
+from iamroles_scenarios.checks.oracle.judge import judge
 
 ARNS = {
     "r0": "arn:aws:iam::111111111111:role/r0",
@@ -121,37 +122,11 @@ def _host(pattern, host):
     return host.endswith(pattern[1:]) if pattern.startswith("*") else host == pattern
 
 
-def verdict(config, identity, request):
-    """Reason or "allow", rule, backend."""
-    names = {RoleArn.parse(role.arn): role.name for role in config.roles if role.arn}
-    held = list(identity.roles)
-    if request.requested_role is not None:
-        active = [arn for arn in held if request.requested_role in (str(arn), names.get(arn))]
-        if not active:
-            return "role_not_in_token", "", ""
-    elif identity.preferred in held:
-        active = [identity.preferred]
-    elif len(held) > 1 and config.multi_role == "deny":
-        return "ambiguous_role", "", ""
-    else:
-        active = held
-    all_names = {names.get(arn) for arn in held}
-    denied = [
-        deny.id
-        for deny in config.denies
-        if not deny.shadow
-        and ("*" in deny.roles or all_names & set(deny.roles))
-        and matches(deny, request, deny=True)
-    ]
-    if denied:
-        return "denied_by_rule", min(denied), ""
-    active_names = {names.get(arn) for arn in active}
-    granted = [
-        grant
-        for grant in config.grants
-        if not grant.shadow and active_names & set(grant.roles) and matches(grant, request, deny=False)
-    ]
-    if not granted:
-        return "no_grant", "", ""
-    best = min(granted, key=lambda g: (g.match != "exact", -len([p for p in g.path.split("/") if p]), g.id))
-    return "allow", best.id, best.backend
+def verdict(data, identity, request):
+    """Reason or "allow", rule, backend, as the suite's oracle judges."""
+    issuers = [data["issuers"][0] | {"preferred_role_claim": "preferred"}]
+    claims = {"roles": list(map(str, identity.roles)), "iat": 1000, "exp": 2000}
+    claims |= {"preferred": str(identity.preferred)} if identity.preferred else {}
+    asked = {"method": request.method, "host": request.host, "path": request.path, "src": str(request.src)}
+    found = judge(data | {"issuers": issuers}, claims, asked | {"role": request.requested_role}, 1500)
+    return found.reason or "allow", min(found.rules, default=""), found.backend

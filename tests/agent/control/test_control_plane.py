@@ -306,11 +306,13 @@ def test_a_worker_that_asked_for_a_key_is_answered_when_it_has_the_key(bench):
 def test_a_fetcher_that_dies_takes_no_question_along_and_the_next_is_asked_once_it_is_ready(alone):
     """Before, it could only answer that it knows nothing, and a good credential would be refused."""
     alone.hears(0, "ask", id=7, topic="sts", body={})
+    alone.hears(FETCHER, "used", what="sig-1", until=1700)
     alone.gone(FETCHER)
 
     assert alone.hears(0, "ask", id=8, topic="sts", body={}) == []
     assert alone.hears(FETCHER, "up", version=1) == ["fetcher < ask sts 1", "fetcher < ask sts 2"]
     assert alone.hears(FETCHER, "answer", id=1, body={"ok": 1}) == ["0 < answer 7"]
+    assert alone.plane.used == {"sig-1": 1700}, "the next one knows which signatures were used"
 
 
 def test_a_reload_that_the_end_cuts_off_is_answered(alone):
@@ -328,13 +330,6 @@ def test_that_the_fetcher_was_replaced_is_put_on_record_by_a_worker(bench):
     bench.dies(FETCHER)
 
     assert bench.passes(0.25)[:2] == ["fork fetcher: it ended with signal 9", "1 < note"]
-
-
-def test_the_next_fetcher_knows_which_signatures_were_used(alone):
-    alone.hears(FETCHER, "used", what="sig-1", until=1700)
-    alone.dies(FETCHER)
-
-    assert alone.plane.used == {"sig-1": 1700}
 
 
 def test_what_a_dead_worker_asked_is_answered_to_nobody(bench):
@@ -355,28 +350,23 @@ def test_a_stamp_is_no_new_version(alone):
     assert alone.plane.document.parts["keys/a"].stamp == 995.0
 
 
-def test_an_outcome_waits_for_the_disk_but_not_for_ever():
+def test_an_outcome_waits_for_the_disk_but_not_for_ever_and_says_what_the_disk_does_not_have():
     bench = Bench(1, saves=True).up()
     bench.loads(TWO)
     assert bench.confirmed(2) == []
-    assert "'saved': True" in bench.hears(FETCHER, "saved", version=2, error="")[0]
-
-    bench.loads(THREE)
-    bench.confirmed(3)
-    line = bench.passes(4.0)[0]
-    assert "'reloaded': True" in line
-    assert "'saved': False, 'save_error': 'the disk did not answer in time'" in line
-
-
-def test_the_same_content_is_not_called_saved_where_the_disk_does_not_have_it():
-    bench = Bench(1, saves=True).up()
-    bench.loads(TWO)
-    bench.confirmed(2)
     assert "'saved': False" in bench.hears(FETCHER, "saved", version=2, error="full")[0]
-
     assert "'saved': False, 'save_error': 'full'" in bench.loads(TWO)[-1]
     bench.hears(FETCHER, "saved", version=2, error="")
     assert "'saved': True" in bench.loads(TWO)[-1]
+
+    bench.loads(THREE)
+    bench.confirmed(3)
+    assert "'saved': True" in bench.hears(FETCHER, "saved", version=3, error="")[0]
+    bench.loads(TWO)
+    bench.confirmed(4)
+    line = bench.passes(4.0)[0]
+    assert "'reloaded': True" in line
+    assert "'saved': False, 'save_error': 'the disk did not answer in time'" in line
 
 
 def test_what_a_dead_fetcher_proposed_never_comes_into_force(bench):

@@ -144,12 +144,10 @@ async def test_a_stream_is_cut_when_its_time_has_come_and_not_before(proxy):
     cutter = proxy.cutter(by_expiry)
 
     await cutter.look()
-    proxy.now = 1999.99
-    await cutter.look()
+    await proxy.looked(cutter, 1999.99)
     assert not proxy.cuts
 
-    proxy.now = 2000.16
-    await cutter.look()
+    await proxy.looked(cutter, 2000.16)
 
     assert [(cut.stream.number, cut.cause, cut.by, round(cut.late, 2)) for cut in proxy.cuts] == [
         (7, EXPIRED, "agent", 0.16)
@@ -255,8 +253,7 @@ async def test_a_change_during_a_look_is_followed_by_another_look_at_once(proxy,
 async def test_nothing_is_kept_of_streams_that_are_gone(proxy):
     proxy.streams = {7: Row(4711, 3000)}
     cutter = proxy.cutter(by_expiry)
-    for proxy.now in (2000, 2999, 3001, 3002, 3100):
-        await cutter.look()
+    await proxy.looked(cutter, 2000, 2999, 3001, 3002, 3100)
 
     assert not proxy.streams
     assert [(worker.judged, worker.due) for worker in cutter._workers.values()] == [({}, {})]

@@ -4,7 +4,8 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from live_proxy import Proxy, Row
+import test_live
+from live_proxy import Row
 from test_live import TICKET, WHO, by_expiry
 
 from iamroles_agent.live import cutter as cutting
@@ -13,10 +14,7 @@ from iamroles_agent.live.judge import EXPIRED, REVOKED, UNKNOWN, Ends
 from iamroles_agent.live.proxy_worker import SETTLE, WAIT
 from iamroles_agent.live.ticket import Ticket
 
-
-@pytest.fixture
-def proxy(monkeypatch):
-    return Proxy(TICKET, 1990.0).installed(monkeypatch)
+proxy = test_live.proxy
 
 
 def of(principal):
@@ -106,15 +104,12 @@ async def test_a_request_that_waits_is_cut_by_a_change_and_at_its_end(proxy):
     cutter = proxy.cutter(revoking("alice"))
     await cutter.look()
     assert not proxy.cuts  # most are over in a moment by themselves
-    proxy.now += WAIT + 0.1
-    await cutter.look()
+    await proxy.looked(cutter, proxy.now + WAIT + 0.1)
     assert ended(proxy) == [7]
 
-    proxy.now = 2000 + WAIT + 0.1
-    await cutter.look()
+    await proxy.looked(cutter, 2000 + WAIT + 0.1)
     assert ended(proxy) == [7], "HAProxy may be about to end it, and to give its pointer to another"
-    proxy.now += WAIT + 0.1
-    await cutter.look()
+    await proxy.looked(cutter, proxy.now + WAIT + 0.1)
     cuts = [(cut.stream.number, cut.cause, cut.stream.src, cut.stream.port) for cut in proxy.cuts]
     assert cuts == [(7, REVOKED, "2001:db8::1", 0), (8, EXPIRED, "2001:db8::1", 0)]
 
@@ -123,8 +118,7 @@ async def test_what_streams_is_judged_by_its_own_entry_and_not_as_a_request_that
     """Its end was moved in the table of long streams alone."""
     proxy.streams, proxy.waits = {7: Row(4711, 3000)}, {7: Row(4711, 2000)}
     cutter = proxy.cutter(by_expiry)
-    for proxy.now in (1990.0, 1999.0, 2000.4, 2001.0, 2900.0, 2901.0):
-        await cutter.look()
+    await proxy.looked(cutter, 1990.0, 1999.0, 2000.4, 2001.0, 2900.0, 2901.0)
 
     assert not proxy.cuts
     keys = {row.key for row in waiting(proxy.answer(f"show table {WAITING}"))}
@@ -145,11 +139,9 @@ async def test_a_request_that_cannot_be_judged_again_lives_to_its_end_while_noth
     proxy.streams = {7: Row(4711, 2100)}
     cutter = proxy.cutter(lambda ticket, expires, fresh, before: Ends(0, UNKNOWN))
     cutter.changed_at = 1000.0
-    for proxy.now in (2098.5, 2099.9):
-        await cutter.look()
+    await proxy.looked(cutter, 2098.5, 2099.9)
     assert not proxy.cuts
-    proxy.now = 2100.2
-    await cutter.look()
+    await proxy.looked(cutter, 2100.2)
     assert [(cut.stream.number, cut.cause) for cut in proxy.cuts] == [(7, EXPIRED)]
 
 

@@ -17,16 +17,9 @@ from iamroles_agent.processes import local_socket
 from iamroles_scenarios.checks.live.stream import Stream, StreamShape
 from iamroles_scenarios.declarations.scenario import Expectation
 from iamroles_scenarios.engine.bench import refused
-from iamroles_scenarios.stage import open_stage
 
 PATIENCE = 30.0
 IN_FORCE = "in force for open streams"
-
-
-@pytest.fixture(scope="module")
-def stage():
-    with open_stage("processes") as found:
-        yield found
 
 
 class Gate:

@@ -206,7 +206,6 @@ def test_a_stream_is_judged_by_each_setting_as_a_new_request_is(token, base):
             must_agree(identity_of, TOKENS[token], *policies, kinds(Limits, {}, limits))
 
 
-@pytest.mark.law
 @settings(max_examples=400, deadline=None)
 @given(st.sampled_from(sorted(TOKENS)), edits(Issuer, 3), edits(Issuer, 2))
 def test_a_stream_of_a_token_lives_on_if_a_new_request_would_be_allowed(token, base, change):
@@ -215,7 +214,6 @@ def test_a_stream_of_a_token_lives_on_if_a_new_request_would_be_allowed(token, b
     must_agree(identity_of, TOKENS[token], policy_of(before), policy_of(after), kinds(Issuer, before, after))
 
 
-@pytest.mark.law
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from(["http", "https"]), edits(Sts, 2), edits(Sts, 2))
 def test_a_stream_of_a_pre_signed_request_lives_on_if_a_new_request_would_be_allowed(scheme, base, change):

@@ -8,14 +8,13 @@ from gate_bench import gate_bench
 from waiting import until
 
 from iamroles_scenarios.checks.live.stream import Stream, StreamShape
-from iamroles_scenarios.stage import open_stage
 
 PATIENCE = 30.0
 
 
 @pytest.fixture(scope="module")
-def here():
-    with open_stage("processes") as stage, gate_bench(stage, "record") as found:
+def here(stage):
+    with gate_bench(stage, "record") as found:
         yield found
 
 

@@ -104,55 +104,42 @@ def test_who_prolongs_nothing(src, text):
     assert Successors([Fresh(src, text, 2900)]).renewal(row(), judged()) == []
 
 
+BOTH = ("J" * 43, "X" * 43)
+
+
 @pytest.mark.parametrize(
-    ("binding", "prolongs"),
+    ("old", "new", "prolongs"),
     [
-        (("J" * 43, "X" * 43), 1),
-        (("J" * 43, ""), 0),
-        (("", "X" * 43), 0),
-        (("X" * 43, "J" * 43), 0),
-        (None, 0),
+        ({"binding": BOTH}, {"binding": BOTH}, 1),
+        ({"binding": BOTH}, {"binding": ("J" * 43, "")}, 0),
+        ({"binding": BOTH}, {"binding": ("", "X" * 43)}, 0),
+        ({"binding": BOTH}, {"binding": BOTH[::-1]}, 0),
+        ({"binding": BOTH}, {"binding": None}, 0),
+        ({"session": ""}, {"session": ""}, 0),
     ],
 )
-def test_only_a_credential_of_the_same_keys_prolongs(binding, prolongs):
+def test_only_a_credential_of_the_same_keys_and_of_a_session_prolongs(old, new, prolongs):
     world = policy(bound="accepted")
-    stream = replace(STREAM, identity=OLD._replace(binding=("J" * 43, "X" * 43))).encode()
-    known = Successors([Fresh(SRC, who(NEW._replace(binding=binding)), 2900)])
+    stream = replace(STREAM, identity=OLD._replace(**old)).encode()
+    known = Successors([Fresh(SRC, who(NEW._replace(**new)), 2900)])
 
     assert len(known.renewal(row(ticket=stream), judged(world=world))) == prolongs
 
 
-def test_a_stream_ends_with_what_let_its_binding_pass():
+@pytest.mark.parametrize(
+    ("setting", "more", "causes"),
+    [
+        ("accepted", {}, [EXPIRED, EXPIRED]),
+        ("required", {}, [EXPIRED, POLICY_CHANGED]),
+        ("refused", {}, [POLICY_CHANGED, EXPIRED]),
+        ("accepted", {"dpop": None}, [POLICY_CHANGED, EXPIRED]),
+    ],
+)
+def test_a_stream_ends_with_what_let_its_binding_pass(setting, more, causes):
     bound = replace(STREAM, identity=OLD._replace(binding=("J" * 43, ""))).encode()
-    found = [
-        judged(world=policy(bound=setting, **more), now=1500.0)(ticket, 2000, "").cause
-        for setting, more in (
-            ("accepted", {}),
-            ("required", {}),
-            ("refused", {}),
-            ("accepted", {"dpop": None}),
-        )
-        for ticket in (bound, STREAM.encode())
-    ]
+    judge = judged(world=policy(bound=setting, **more), now=1500.0)
 
-    assert found == [
-        EXPIRED,
-        EXPIRED,
-        EXPIRED,
-        POLICY_CHANGED,
-        POLICY_CHANGED,
-        EXPIRED,
-        POLICY_CHANGED,
-        EXPIRED,
-    ]
-
-
-def test_credentials_without_a_session_are_not_of_the_same_session():
-    stream = replace(STREAM, identity=OLD._replace(session="")).encode()
-
-    known = Successors([Fresh(SRC, who(NEW._replace(session="")), 2900)])
-
-    assert known.renewal(row(ticket=stream), judged()) == []
+    assert [judge(ticket, 2000, "").cause for ticket in (bound, STREAM.encode())] == causes
 
 
 @pytest.mark.parametrize(
@@ -224,14 +211,10 @@ def cutter_of(proxy, *, listed=(), renews=True, name="iam/aa"):
 
 async def test_a_stream_is_prolonged_shortly_before_it_would_end_and_ends_later(proxy):
     cutter = cutter_of(proxy)
-    proxy.now = 1980.0
-    await cutter.look()
+    await proxy.looked(cutter, 1980.0)
     assert not [command for command in proxy.asked if FRESH in command]
 
-    proxy.now = 1998.5
-    await cutter.look()
-    proxy.now = 2100.0
-    await cutter.look()
+    await proxy.looked(cutter, 1998.5, 2100.0)
     [one] = proxy.renewed
     assert (one.until, one.successor.identity.credential, proxy.cuts) == (2900, "sha256:new", [])
 
@@ -243,8 +226,7 @@ async def test_a_stream_is_prolonged_shortly_before_it_would_end_and_ends_later(
 async def test_where_the_policy_does_not_say_so_nothing_is_asked_and_nothing_prolonged(proxy):
     cutter = cutter_of(proxy, renews=False)
     await cutter.look()
-    proxy.now = 2001.0
-    await cutter.look()
+    await proxy.looked(cutter, 2001.0)
 
     assert (proxy.renewed, [cut.due for cut in proxy.cuts]) == ([], [2000])
     assert not [command for command in proxy.asked if FRESH in command]
@@ -261,8 +243,7 @@ async def test_a_revocation_of_what_prolonged_it_gives_a_stream_its_own_end_back
     await cutter.look()
     assert (proxy.stream.ends, proxy.cuts) == (2000, [])
 
-    proxy.now = 2001.0
-    await cutter.look()
+    await proxy.looked(cutter, 2001.0)
     assert [(cut.cause, cut.due) for cut in proxy.cuts] == [(EXPIRED, 2000)]
 
 
@@ -280,8 +261,7 @@ async def test_another_agent_renews_in_the_last_second_only(proxy):
     await cutter.look()
     assert not proxy.renewed
 
-    proxy.now = 1997.2
-    await cutter.look()
+    await proxy.looked(cutter, 1997.2)
     assert len(proxy.renewed) == 1
 
 
@@ -332,8 +312,7 @@ async def test_a_haproxy_without_the_table_is_said_once_and_ends_its_streams(pro
     answer = proxy.answer
     proxy.answer = lambda command: "No such table\n" if FRESH in command else answer(command)
     cutter = cutter_of(proxy)
-    for proxy.now in (1998.5, 1999.0, 2001.0):
-        await cutter.look()
+    await proxy.looked(cutter, 1998.5, 1999.0, 2001.0)
 
     assert (proxy.renewed, len(proxy.cuts)) == ([], 1)
     assert caplog.text.count("no table iam-fresh") == 1

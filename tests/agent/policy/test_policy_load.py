@@ -28,6 +28,7 @@ GOOD: dict[str, Any] = {
     "denies": [{"id": "d", "roles": ["*"], "path": "/admin"}],
     "scopes": [{"name": "orders:read", "path": "/orders"}, {"name": "orders:read", "path": "/items"}],
 }
+OTHER = {"name": "other", "arns": [GOOD["roles"][0]["arn"]]}
 
 
 def problems_of(data):
@@ -49,10 +50,6 @@ def changed(path, value):
         item = item[part]
     item[last] = value
     return data  # type: ignore[no-any-return]
-
-
-def test_good_loads():
-    assert problems_of(GOOD) == []
 
 
 def test_the_example_loads_and_lints_clean_of_warnings():
@@ -163,24 +160,19 @@ def test_missing_keys_say_what_to_add():
     }
 
 
-def test_trusting_nobody_is_an_error():
-    [problem] = problems_of({**GOOD, "issuers": [], "sts": []})
+@pytest.mark.parametrize(
+    ("tables", "key", "says"),
+    [
+        ({"issuers": [], "sts": []}, "", "trusts nobody"),
+        ({"audit": {"path": "none", "required": True}}, "audit.path", 'Name a file, or "stderr"'),
+        ({"roles": [*GOOD["roles"], OTHER]}, "roles[1].arns[0]", "already the role 'reader'"),
+    ],
+)
+def test_a_table_that_cannot_stand_beside_the_others(tables, key, says):
+    [problem] = problems_of({**GOOD, **tables})
 
-    assert "trusts nobody" in problem.message
-
-
-def test_a_required_audit_is_not_none():
-    [problem] = problems_of({**GOOD, "audit": {"path": "none", "required": True}})
-
-    assert (problem.key, problem.remedy) == ("audit.path", 'Name a file, or "stderr"')
-
-
-def test_an_arn_has_one_name():
-    [problem] = problems_of(
-        {**GOOD, "roles": [*GOOD["roles"], {"name": "other", "arns": [GOOD["roles"][0]["arn"]]}]}
-    )
-
-    assert (problem.key, "already the role 'reader'" in problem.message) == ("roles[1].arns[0]", True)
+    assert problem.key == key
+    assert says in f"{problem.message} {problem.remedy}"
 
 
 def test_every_problem_at_once_also_of_items_with_a_wrong_shape():

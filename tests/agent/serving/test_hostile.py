@@ -1,20 +1,9 @@
 """No request of a stranger costs much; and the search that says so finds what does (`benchmarks.hostile`)."""
 
+import hostile_requests as hostile
 import pytest
 from counting import steps
-from hostile_requests import (
-    LOG_BYTES,
-    MEMORY_BYTES,
-    UNITS,
-    Attack,
-    Cost,
-    Gene,
-    Target,
-    fault,
-    growth,
-    retained,
-    search,
-)
+from hostile_requests import Attack, Cost, Gene, Target
 from programs import module
 
 TRIES = 400
@@ -27,7 +16,7 @@ def target():
 
 def worst(target, *, strangers):
     """Seconds of the costliest request that a short search finds."""
-    attack, _ = search(target, 7, strangers=strangers, worth=lambda cost: cost.seconds, tries=TRIES)
+    attack, _ = hostile.search(target, 7, strangers=strangers, worth=lambda cost: cost.seconds, tries=TRIES)
     return target.cost(attack, times=9).seconds
 
 
@@ -35,7 +24,7 @@ def worst(target, *, strangers):
 def test_the_search_finds_an_old_fault_that_is_put_back(target, name, strangers):
     """The same search, seed and process; only the fault differs, so the ratio is the fault's."""
     sound = worst(target, strangers=strangers)
-    with fault(name):
+    with hostile.fault(name):
         assert worst(target, strangers=strangers) > 4 * sound
 
 
@@ -45,9 +34,9 @@ def count(target, attack):
 
 
 def test_no_record_is_longer_than_its_bound(target):
-    attack, _ = search(target, 7, strangers=True, worth=lambda cost: float(cost.log), tries=4000)
+    attack, _ = hostile.search(target, 7, strangers=True, worth=lambda cost: float(cost.log), tries=4000)
 
-    assert 1500 < target.cost(attack).log < LOG_BYTES
+    assert 1500 < target.cost(attack).log < hostile.LOG_BYTES
 
 
 @pytest.mark.parametrize("form", ["raw", "bearer", "jwt", "header", "sts"])
@@ -56,22 +45,23 @@ def test_no_form_of_a_credential_takes_a_step_for_each_byte(target, form):
     usual = count(target, Attack("jwt", Gene((('{"iss":"x"}', 1),))))
     counts = {
         (text, length): count(target, Attack(form, Gene(((text, length // len(text)),))))
-        for text in UNITS
+        for text in hostile.UNITS
         for length in (5900, 16000)
     }
 
     assert max(counts.values()) < 2 * usual + 1600, max(counts.items(), key=lambda item: item[1])
 
 
-@pytest.mark.parametrize("text", UNITS)
+@pytest.mark.parametrize("text", hostile.UNITS)
 def test_a_byte_of_a_path_costs_the_same_however_many_there_are(target, text):
     attack = Attack("none", path=Gene(((text, 4095 // len(text)),)))
 
-    assert growth(target, attack) < 3  # a square would be four, and the fixed part makes it less than one
+    # A square would be four, and the fixed part makes it less than one.
+    assert hostile.growth(target, attack) < 3
 
 
 def test_strangers_leave_nothing_in_memory(target):
-    assert retained(target, 3) < MEMORY_BYTES
+    assert hostile.retained(target, 3) < hostile.MEMORY_BYTES
 
 
 def test_a_stranger_asks_for_one_signature_check_at_most(target):

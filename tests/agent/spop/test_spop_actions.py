@@ -116,13 +116,12 @@ class TestFit:
         assert after.items() <= before.items()
         assert set(before) - set(after) <= set(actions.TAGS)
 
-    def test_nothing_is_cut_off_silently(self):
+    @pytest.mark.parametrize(
+        "sent", [actions.LAST_RESORT, b"\x01\x03\x02" + b"x" * 50], ids=["long", "no actions"]
+    )
+    def test_nothing_is_cut_off_silently_and_what_is_no_action_list_is_this_side_s_fault(self, sent):
         with pytest.raises(LocalProtocolError):
-            actions.shorten(actions.LAST_RESORT, 20)
-
-    def test_what_is_no_action_list_is_this_side_s_fault(self):
-        with pytest.raises(LocalProtocolError):
-            actions.shorten(b"\x01\x03\x02" + b"x" * 50, 20)
+            actions.shorten(sent, 20)
 
 
 @pytest.mark.parametrize("name", ["", "a b", "ä", "a-b", "a" * 56, "a\n"])

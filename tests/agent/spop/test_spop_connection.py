@@ -153,6 +153,7 @@ class TestNotify:
         talk = greeted().send(notify(ids=(0, 1))).answer(0, ALLOW)
 
         assert talk.lines == ["-- check r1 GET /orders", f"<< ACK 0/1 FIN {ALLOWED}"]
+        assert len(talk.recalls) == 1
 
     def test_a_question_remembered_is_answered_at_once(self):
         talk = greeted(KNOWN).send(
@@ -177,9 +178,6 @@ class TestNotify:
     )
     def test_a_remembered_question_otherwise(self, payload, flags, line):
         assert greeted(KNOWN).send(notify(payload, flags=flags)).lines == [line]
-
-    def test_the_memory_is_asked_once_for_a_question(self):
-        assert len(greeted().send(notify()).recalls) == 1
 
     def test_pipelined_answers_may_overtake(self):
         talk = greeted(KNOWN).send(

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from invoking import finished
 
 from iamroles_agent.main import main
 
@@ -122,13 +123,8 @@ def test_a_query_does_not_change_what_a_path_reaches():
 @pytest.mark.parametrize("command", ["policy schema", "conformance spec"])
 def test_a_full_disk_is_no_finding(command):
     with open("/dev/full", "w") as full:  # noqa: PTH123 - a device
-        done = subprocess.run(
-            [sys.executable, "-m", "iamroles_agent", *command.split()],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
+        pipes = {"capture_output": False, "stdout": full, "stderr": subprocess.PIPE}
+        done = finished(sys.executable, "-m", "iamroles_agent", *command.split(), **pipes)
 
     assert (done.returncode, done.stderr) == (2, "Error: the output: No space left on device\n")
 
@@ -168,7 +164,7 @@ def test_a_shortened_report_says_all_that_it_lacks(tmp_path):
 @pytest.mark.parametrize("args", [["conformance", "list"], ["conformance", "run"], ["demo"], ["load", "run"]])
 def test_a_base_install_names_the_extra(args):
     code = "import sys; sys.modules['botocore'] = None; from iamroles_agent.main import main; main()"
-    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=False)
+    done = finished(sys.executable, "-c", code, *args)
 
     extra = "load" if args[0] == "load" else "conformance"
     remedy = f"needs the package 'botocore': pip install 'haproxy-iam-roles[{extra}]'"

@@ -3,13 +3,13 @@
 import json
 import os
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from invoking import finished
 from policies import grant, text
 
 from iamroles_agent.base.config import Backend, BackendTls, Config
@@ -64,7 +64,7 @@ def routes(tmp_path, *options, **tables):
 
 def check(binary, output):
     files = [word for name in ("haproxy.cfg", "iam-routes.cfg") for word in ("-f", str(output / name))]
-    return subprocess.run([binary, "-c", *files], capture_output=True, text=True, check=False, cwd="/")
+    return finished(binary, "-c", *files, cwd="/")
 
 
 def config(*backends):

@@ -33,6 +33,10 @@ def outcomes(config, requests=worlds.NARROW_REQUESTS):
     return found
 
 
+def useless(config):
+    return {item.key for item in lint(config) if item.kind in USELESS}
+
+
 def without(config, keys):
     kept = {
         table: [rule for index, rule in enumerate(getattr(config, table)) if f"{table}[{index}]" not in keys]
@@ -45,11 +49,8 @@ def without(config, keys):
 @given(worlds.worlds(grants=4, denies=2, narrow=True))
 def test_what_is_called_useless_can_go_and_what_is_not_matters(data):
     config = Config.model_validate(data)
-    keys = [item.key for item in lint(config) if item.kind in USELESS]
-    useless = {key for key in keys if key[:6] in ("grants", "denies")}
-
     before = outcomes(config)
-    lean = without(config, useless)
+    lean = without(config, useless(config))
     assert outcomes(lean) == before
     for index in range(len(lean.grants)):
         assert outcomes(without(lean, {f"grants[{index}]"})) != before, lean.grants[index]
@@ -331,7 +332,7 @@ def test_decisions_without_a_record_are_a_finding(audit):
 
 
 DPOP = {"origins": ["https://api.test"]}
-FRONT = {"from": ["10.0.0.0/24"]}
+FRONT, WORLD = {"from": ["10.0.0.0/24"]}, {"from": ["0.0.0.0/0"]}
 
 
 @pytest.mark.parametrize(
@@ -341,12 +342,7 @@ FRONT = {"from": ["10.0.0.0/24"]}
         ("refused", "api", {"dpop": DPOP, "client_certificate": FRONT}, ["client_certificate", "dpop"]),
         ("required", "api", {"dpop": DPOP, "client_certificate": FRONT}, []),
         ("accepted", "api", {}, ["issuers[0]"]),
-        (
-            "accepted",
-            "api",
-            {"dpop": DPOP, "client_certificate": {"from": ["0.0.0.0/0"]}},
-            ["client_certificate.from"],
-        ),
+        ("accepted", "api", {"dpop": DPOP, "client_certificate": WORLD}, ["client_certificate.from"]),
         ("accepted", "api", {"dpop": DPOP | {"nonce": True}}, ["dpop.nonce_key"]),
         ("accepted", "api", {"dpop": DPOP | {"nonce": True, "nonce_key": "k"}}, []),
         ("accepted", "api", {"dpop": DPOP | {"nonce_key": "k"}}, ["dpop.nonce_key"]),

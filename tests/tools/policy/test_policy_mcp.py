@@ -9,13 +9,12 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from policies import ISSUER, arn, deny, document, grant
+from test_policy_lint import useless, without
 
 from iamroles_agent.base.identity import Identity, McpHeaders, Request, RoleArn
 from iamroles_agent.policy import Policy, load_text
 from iamroles_tools.commands.policy import policy as policy_command
 from iamroles_tools.policy.diff import diff
-from iamroles_tools.policy.findings import Kind
-from iamroles_tools.policy.lint import lint
 from iamroles_tools.policy.matrix import matrix
 
 NEW, OLD = "2026-07-28", "2025-11-25"
@@ -30,13 +29,8 @@ REQUESTS = [
 ]
 READER = (RoleArn.parse(arn("reader")),)
 WHO = Identity("idp", "me", "s", READER, 2000, 1000, READER[0])
-MCP = [
-    {},
-    {"method": "tools/call"},
-    {"name": "a"},
-    {"method": "tools/call", "name": "a"},
-    {"method": "tools/list"},
-]
+CALL, NAMED = {"method": "tools/call"}, {"name": "a"}
+MCP = [{}, CALL, NAMED, CALL | NAMED, {"method": "tools/list"}]
 
 entries = st.lists(st.sampled_from(MCP), max_size=2, unique_by=str)
 paths, hosts = st.sampled_from(["/m", "/m/a"]), st.sampled_from([["x.test"], ["y.test", "*.test"]])
@@ -80,21 +74,16 @@ def test_a_difference_is_there_exactly_if_a_call_shows_it(granted, before, after
 @given(grants, st.lists(rows, max_size=2), versions)
 def test_what_is_called_useless_can_go(granted, denied, spoken):
     config = policy(granted, denied, spoken)
-    kinds = (Kind.UNREACHABLE, Kind.SHADOWED, Kind.REDUNDANT)
-    useless = {item.key for item in lint(config) if item.kind in kinds}
-    kept = {
-        table: [one for index, one in enumerate(getattr(config, table)) if f"{table}[{index}]" not in useless]
-        for table in ("grants", "denies")
-    }
-    assert outcomes(config.model_copy(update=kept)) == outcomes(config)
+
+    assert outcomes(without(config, useless(config))) == outcomes(config)
 
 
-ONE = (("/m", [MCP[3]], ["x.test"]), ["POST"])
+ONE = (("/m", [CALL | NAMED], ["x.test"]), ["POST"])
 
 
 def test_words_name_the_calls():
     config = policy([ONE], [], [NEW, OLD])
-    [change] = diff(config, policy([(("/m", [MCP[1]], ["x.test"]), ["POST"])], [], [NEW, OLD])).opened
+    [change] = diff(config, policy([(("/m", [CALL], ["x.test"]), ["POST"])], [], [NEW, OLD])).opened
 
     assert matrix(config).routes[0].where == "POST x.test/m and below calling tools/call a"
     assert str(change.region[0]) == "POST x.test /m and below calling tools/call of another name"
