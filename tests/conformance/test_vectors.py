@@ -18,7 +18,6 @@ from iamroles_conformance.selftest.registry import mutants
 from iamroles_conformance.selftest.runner import Selftest
 from iamroles_conformance.subject import Subject
 from iamroles_scenarios.declarations.scenario import WorldSpec, policy_of
-from iamroles_scenarios.stage import open_stage
 from iamroles_scenarios.wire.asker import Asker
 
 _FIRST = policy_of(WorldSpec(policy="orders"))
@@ -99,19 +98,18 @@ def _played(served, agent, *names):
 
 
 @pytest.mark.parametrize("name", ["orders", "identity", "policy", "reasons", "claims", "texts", "oracle"])
-def test_the_reference_agent_gives_a_permitted_answer_to_each_vector(served, name):
-    with open_stage("processes") as stage, stage.world(Subject().spec(), _FIRST, haproxy=False) as world:
+def test_the_reference_agent_gives_a_permitted_answer_to_each_vector(stage, served, name):
+    with stage.world(Subject().spec(), _FIRST, haproxy=False) as world:
         assert _played(served, world.agent, name) == []
 
 
 @pytest.mark.parametrize(
     ("mutant", "names"), [("gate.accepts-expired", ("orders",)), ("gate.ignores-method", ("policy",))]
 )
-def test_a_broken_agent_gives_wrong_answers(served, mutant, names):
-    with open_stage("processes") as stage:
-        spec = Selftest(stage, Subject().spec())._mutated([mutants()[mutant]])
-        with stage.world(spec, _FIRST, haproxy=False) as world:
-            assert _played(served, world.agent, *names)
+def test_a_broken_agent_gives_wrong_answers(stage, served, mutant, names):
+    spec = Selftest(stage, Subject().spec())._mutated([mutants()[mutant]])
+    with stage.world(spec, _FIRST, haproxy=False) as world:
+        assert _played(served, world.agent, *names)
 
 
 def test_a_set_is_the_same_each_time_and_moves_with_its_clock(fixed, tmp_path):

@@ -10,19 +10,9 @@ from types import SimpleNamespace
 import pytest
 from listening import listening, nowhere
 
+from iamroles_scenarios import traffic
 from iamroles_scenarios.engine.certificates import ProxyCertificates
-from iamroles_scenarios.traffic import (
-    Address,
-    Case,
-    HttpClient,
-    Loop,
-    Question,
-    QuestionMix,
-    Right,
-    Segment,
-    SpopClient,
-    arrivals,
-)
+from iamroles_scenarios.traffic import Address, Case, HttpClient, Question, Right, Segment, arrivals
 from iamroles_scenarios.traffic.polling import NANO, now
 from iamroles_scenarios.wire.blunt import _set, ack
 from iamroles_scenarios.wire.frames import Frame, FrameType, encode_kv, encode_message, prefixed
@@ -70,7 +60,7 @@ def drive(address, *, rate=200.0, seconds=0.5, clients=4, right=OKAY, patience=5
     case = Case("x")
     question = Question(case, more.pop("payload", GET), right)
     timetable = arrivals([Segment(seconds, rate)], constant=True) if rate else None
-    loop = Loop(QuestionMix([(1.0, [question])]).questions(), timetable, patience=patience)
+    loop = traffic.Loop(traffic.QuestionMix([(1.0, [question])]).questions(), timetable, patience=patience)
     kind = more.pop("kind", HttpClient)
     loop.open([kind(loop, Address.of(address), **more) for _ in range(clients)])
     loop.run(loop.start() + round(seconds * NANO))
@@ -204,7 +194,9 @@ def test_streams_are_held_beside_the_rest(ends):
     endless = Question(case, b"GET /stream HTTP/1.1\r\n\r\n", Right(200, holds=(b"event",)), endless=True)
     with serving(lambda *_: OK) as server, serving(lambda *_: stream + CLOSE * ends) as streams:
         plain = Question(Case("x"), GET, OKAY)
-        loop = Loop(QuestionMix([(1.0, [plain])]).questions(), arrivals([Segment(1.0, 100)]), patience=0.3)
+        loop = traffic.Loop(
+            traffic.QuestionMix([(1.0, [plain])]).questions(), arrivals([Segment(1.0, 100)]), patience=0.3
+        )
         loop.open([HttpClient(loop, Address.of(server.address)) for _ in range(2)])
         loop.hold([HttpClient(loop, Address.of(streams.address)) for _ in range(4)], endless)
         loop.run(loop.start() + NANO)
@@ -222,7 +214,7 @@ def test_a_stream_that_says_the_wrong_thing_is_wrong():
     stream = b"HTTP/1.1 403 Forbidden\r\nTransfer-Encoding: chunked\r\n\r\n"
     endless = Question(Case("stream"), GET, OKAY, endless=True)
     with serving(lambda *_: stream) as server:
-        loop = Loop(QuestionMix([(1.0, [endless])]).questions(), arrivals([]))
+        loop = traffic.Loop(traffic.QuestionMix([(1.0, [endless])]).questions(), arrivals([]))
         loop.hold([HttpClient(loop, Address.of(server.address))], endless)
         loop.run(now() + NANO // 5)
         loop.finish()
@@ -271,7 +263,7 @@ def test_tls(tmp_path):
 
 
 CONTEXT = encode_message("iam-context", {"request-id": "@" * 16})
-spop = partial(drive, kind=SpopClient, payload=CONTEXT)
+spop = partial(drive, kind=traffic.SpopClient, payload=CONTEXT)
 
 
 @contextlib.contextmanager
@@ -369,8 +361,8 @@ def test_a_constant_timetable_has_even_gaps():
 
 def test_a_frozen_generator_counts_its_stall():
     with serving(lambda *_: OK) as server:
-        mix = QuestionMix([(1.0, [Question(Case("x"), GET, Right())])])
-        loop = Loop(mix.questions(), arrivals([Segment(0.3, 100)]))
+        mix = traffic.QuestionMix([(1.0, [Question(Case("x"), GET, Right())])])
+        loop = traffic.Loop(mix.questions(), arrivals([Segment(0.3, 100)]))
         loop.open([HttpClient(loop, Address.of(server.address))])
         loop.start()
         loop.run(now() + 50_000_000)

@@ -9,7 +9,6 @@ from puppet_gate import POLICY, ask, puppet_spec
 
 from iamroles_scenarios.checks.oracle.corpus import careless, tricks
 from iamroles_scenarios.checks.oracle.judge import segments
-from iamroles_scenarios.stage import open_stage
 
 
 def test_the_corpus_is_large_and_says_nothing_twice():
@@ -49,10 +48,10 @@ def test_a_careless_server_reads_plain_paths_as_they_are(parts):
     assert careless("/" + "/".join(parts)) == "/" + "/".join(parts)
 
 
-def test_haproxy_alone_lets_no_trick_pass():
+def test_haproxy_alone_lets_no_trick_pass(stage):
     """The agent here allows everything: what gets through, HAProxy's rules have let through."""
     passed = []
-    with open_stage("processes") as stage, stage.world(puppet_spec(), POLICY) as world:
+    with stage.world(puppet_spec(), POLICY) as world:
         for trick in tricks():
             status = ask(world, trick.path, host="api.example.com").status
             if (status == 200) == (trick.kind == "refused"):

@@ -11,21 +11,7 @@ from types import SimpleNamespace
 
 import puppet_gate
 import pytest
-from puppet_gate import (
-    POLICY,
-    YES,
-    Answer,
-    ask,
-    asked,
-    connect,
-    fields_of,
-    h2,
-    h2_exchange,
-    nobody_asked,
-    puppet_spec,
-    raw,
-    record,
-)
+from puppet_gate import POLICY, Answer, ask, asked, connect, fields_of, h2, nobody_asked, raw, record
 
 from iamroles_scenarios.checks.oracle.judge import segments
 from iamroles_scenarios.stage import haproxies
@@ -33,7 +19,7 @@ from iamroles_scenarios.stage.images import Images
 from iamroles_scenarios.stage.spec import find_program
 
 world = puppet_gate.world
-AUTH = f"Authorization: Puppet {json.dumps(YES)}"
+AUTH = f"Authorization: Puppet {json.dumps(puppet_gate.YES)}"
 
 
 def send(world, *lines):
@@ -115,7 +101,7 @@ def test_an_absolute_target_goes_on_as_a_path_with_its_host(world, version, host
 )
 def test_http2_without_one_host_reaches_nobody(world, fields):
     with nobody_asked(world):
-        assert h2_exchange(world, fields)[0] in (400, 0)
+        assert puppet_gate.h2_exchange(world, fields)[0] in (400, 0)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +109,7 @@ def test_http2_without_one_host_reaches_nobody(world, fields):
     [("api.example", ()), ("api.example", [("host", "other.example")]), (None, [("host", "api.example")])],
 )
 def test_over_http2_the_server_gets_the_host_that_was_judged(world, authority, headers):
-    status, body = h2_exchange(world, fields_of(authority=authority, headers=headers))
+    status, body = puppet_gate.h2_exchange(world, fields_of(authority=authority, headers=headers))
     got = dict(json.loads(body)["headers"])
 
     assert (status, got["host"]) == (200, "api.example")
@@ -380,7 +366,7 @@ def test_names_that_only_look_alike_pass(world):
     ],
 )
 def test_the_gate_says_it_where_the_operator_wants(world, choice, said):
-    with world.stage.world(puppet_spec(), POLICY, settings={"IAM_FORWARDED": choice}) as own:
+    with world.stage.world(puppet_gate.puppet_spec(), POLICY, settings={"IAM_FORWARDED": choice}) as own:
         answer = ask(own, headers=[f"{name}: forged" for name in SPOKEN])
 
     assert "forged" not in answer.body.decode()
@@ -414,7 +400,9 @@ def test_an_upgrade_is_passed_on_only_as_asked_and_only_to_a_websocket(world, he
 
 
 def test_the_operator_names_the_upgrades(world):
-    with world.stage.world(puppet_spec(), POLICY, settings={"IAM_UPGRADES": "websocket other"}) as own:
+    with world.stage.world(
+        puppet_gate.puppet_spec(), POLICY, settings={"IAM_UPGRADES": "websocket other"}
+    ) as own:
         answer = ask(own, headers=["Connection: x-iam-role, UPGRADE", "Upgrade: other"])
 
     assert answer.header("connection") == ["upgrade"]

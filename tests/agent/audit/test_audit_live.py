@@ -11,7 +11,6 @@ from waiting import until
 
 from iamroles_scenarios.declarations.scenario import RequestSpec, WorldSpec, policy_of
 from iamroles_scenarios.engine.players import ProxyPlayer
-from iamroles_scenarios.stage import open_stage
 from iamroles_scenarios.stage.reference import reference_agent
 from iamroles_tools.audit.verify import verify
 
@@ -31,39 +30,38 @@ PATIENCE = 30.0
 
 
 @pytest.fixture(scope="module")
-def happened(tmp_path_factory):
+def happened(tmp_path_factory, stage):
     """Questions asked twice over, the log rotated in between; returns what a test looks at."""
     directory = tmp_path_factory.mktemp("live")
     path, old = directory / "audit.jsonl", directory / "audit.jsonl.1"
     log = {"path": str(path), "sync": "0s", "required": True}
     extra = {"audit": log, "metrics": {"listen": "127.0.0.1:0"}}
-    with open_stage("processes") as stage:
-        issuer = stage.idp.issuer("corp")
-        tokens = {
-            "reader": issuer.mint({"roles": ["reader"]}),
-            "both": issuer.mint({"roles": ["reader", "writer"]}),
-            "expired": issuer.mint({"roles": ["reader"], "exp": "-5s"}),
-            "forged": issuer.mint({"roles": ["reader"], "signature": "flipped"}),
-            "": "",
-        }
-        policy = policy_of(WorldSpec(policy="orders", override=extra))
-        with stage.world(reference_agent(), policy, settings=PATIENT) as world:
-            player = ProxyPlayer(world, PATIENCE)
-            seen = [player.ask(request, tokens[name], with_reason=True) for name, request, *_ in ASKED]
-            path.rename(old)
-            assert world.agent.reload(policy)["reloaded"] is True
-            seen += [player.ask(request, tokens[name], with_reason=True) for name, request, *_ in ASKED]
-            ambiguous = player.ask(RequestSpec(path="/orders//1"), tokens["reader"], with_reason=False)
-            [url] = re.findall(r"metrics on (http://\S+)", world.agent.logs())
-            metrics = urllib.request.urlopen(url, timeout=10).read().decode()
-            assert world.agent.stop(within=PATIENCE) == 0
-            away = player.ask(RequestSpec(path="/orders/1"), tokens["reader"], with_reason=False)
-            assert (ambiguous.status, away.status) == (400, 503)
-            player.close()
-            log = world.agent.logs()
-            full = 2 * len(ASKED) + 2
-            until(lambda: len(world.haproxy.log_lines()) >= full, PATIENCE, "HAProxy's log is not complete")
-            lines = world.haproxy.log_lines()
+    issuer = stage.idp.issuer("corp")
+    tokens = {
+        "reader": issuer.mint({"roles": ["reader"]}),
+        "both": issuer.mint({"roles": ["reader", "writer"]}),
+        "expired": issuer.mint({"roles": ["reader"], "exp": "-5s"}),
+        "forged": issuer.mint({"roles": ["reader"], "signature": "flipped"}),
+        "": "",
+    }
+    policy = policy_of(WorldSpec(policy="orders", override=extra))
+    with stage.world(reference_agent(), policy, settings=PATIENT) as world:
+        player = ProxyPlayer(world, PATIENCE)
+        seen = [player.ask(request, tokens[name], with_reason=True) for name, request, *_ in ASKED]
+        path.rename(old)
+        assert world.agent.reload(policy)["reloaded"] is True
+        seen += [player.ask(request, tokens[name], with_reason=True) for name, request, *_ in ASKED]
+        ambiguous = player.ask(RequestSpec(path="/orders//1"), tokens["reader"], with_reason=False)
+        [url] = re.findall(r"metrics on (http://\S+)", world.agent.logs())
+        metrics = urllib.request.urlopen(url, timeout=10).read().decode()
+        assert world.agent.stop(within=PATIENCE) == 0
+        away = player.ask(RequestSpec(path="/orders/1"), tokens["reader"], with_reason=False)
+        assert (ambiguous.status, away.status) == (400, 503)
+        player.close()
+        log = world.agent.logs()
+        full = 2 * len(ASKED) + 2
+        until(lambda: len(world.haproxy.log_lines()) >= full, PATIENCE, "HAProxy's log is not complete")
+        lines = world.haproxy.log_lines()
     return {
         "paths": [old, path],
         "seen": seen,
@@ -143,18 +141,17 @@ def test_the_metrics_say_the_same(happened):
         assert sample in happened["metrics"]
 
 
-def test_an_audit_log_that_cannot_be_written_refuses_every_request(tmp_path):
+def test_an_audit_log_that_cannot_be_written_refuses_every_request(stage):
     """The file's device is full: the agent starts, says so, and fails closed."""
     full = Path("/dev/full")
     policy = policy_of(WorldSpec(policy="orders", override={"audit": {"path": str(full), "sync": "0s"}}))
-    with open_stage("processes") as stage:
-        token = stage.idp.issuer("corp").mint({"roles": ["reader"]})
-        with stage.world(reference_agent(), policy, settings=PATIENT) as world:
-            player = ProxyPlayer(world, PATIENCE)
-            for _ in range(3):
-                seen = player.ask(RequestSpec(path="/orders/1"), token, with_reason=True)
-                # Its health check fails as well, so HAProxy soon stops asking it: then the reason is missing.
-                assert seen.status == 503
-                assert seen.reason in ("internal_error", "-")
-            player.close()
-            assert "No space left on device; decisions are now refused" in world.agent.logs()
+    token = stage.idp.issuer("corp").mint({"roles": ["reader"]})
+    with stage.world(reference_agent(), policy, settings=PATIENT) as world:
+        player = ProxyPlayer(world, PATIENCE)
+        for _ in range(3):
+            seen = player.ask(RequestSpec(path="/orders/1"), token, with_reason=True)
+            # Its health check fails as well, so HAProxy soon stops asking it: then the reason is missing.
+            assert seen.status == 503
+            assert seen.reason in ("internal_error", "-")
+        player.close()
+        assert "No space left on device; decisions are now refused" in world.agent.logs()

@@ -18,6 +18,7 @@ from iamroles_agent.spop.actions import decode, encode_verdict, shorten
 NOW = 1_800_000_000
 DAY = 86400.0
 ISSUER = "https://gate.example.com"
+RING = KeyRing.first(NOW, DAY)
 
 
 def verified(token, jwks, now, *, audience="orders", issuer=ISSUER):
@@ -33,23 +34,19 @@ def verified(token, jwks, now, *, audience="orders", issuer=ISSUER):
 
 
 def test_the_first_ring_signs_at_once_and_publishes_what_comes_next():
-    ring = KeyRing.first(NOW, DAY)
-
-    assert [key.since for key in ring.keys] == [NOW, NOW + DAY]
-    assert ring.signing(NOW) is ring.keys[0]
-    assert ring.signing(NOW + DAY - 1) is ring.keys[0]
-    assert ring.signing(NOW + DAY) is ring.keys[1]
-    assert ring.at(NOW + DAY - 1) is ring
-    assert ring.due == NOW + DAY
+    assert [key.since for key in RING.keys] == [NOW, NOW + DAY]
+    assert RING.signing(NOW) is RING.keys[0]
+    assert RING.signing(NOW + DAY - 1) is RING.keys[0]
+    assert RING.signing(NOW + DAY) is RING.keys[1]
+    assert RING.at(NOW + DAY - 1) is RING
+    assert RING.due == NOW + DAY
 
 
 def test_a_published_key_says_nothing_of_the_private_one():
-    ring = KeyRing.first(NOW, DAY)
-
-    for key in ring.jwks()["keys"]:
+    for key in RING.jwks()["keys"]:
         assert sorted(key) == ["alg", "crv", "kid", "kty", "use", "x", "y"]
-    assert "PRIVATE" not in repr(ring)
-    assert len({key["kid"] for key in ring.jwks()["keys"]}) == 2
+    assert "PRIVATE" not in repr(RING)
+    assert len({key["kid"] for key in RING.jwks()["keys"]}) == 2
 
 
 @given(st.floats(120.0, 10 * DAY), st.lists(st.floats(0.0, 30 * DAY), min_size=1, max_size=8))
@@ -77,11 +74,10 @@ def test_a_key_signs_only_after_a_lead_and_is_published_until_its_tokens_are_dea
 
 
 def test_a_ring_outlives_the_agent():
-    ring = KeyRing.first(NOW, DAY)
-    again = KeyRing.from_bytes(ring.to_bytes(), DAY)
+    again = KeyRing.from_bytes(RING.to_bytes(), DAY)
 
-    assert again.jwks() == ring.jwks()
-    verified(Signer(again, ISSUER).sign(YES, NOW).token, ring.jwks(), NOW)
+    assert again.jwks() == RING.jwks()
+    verified(Signer(again, ISSUER).sign(YES, NOW).token, RING.jwks(), NOW)
 
 
 @pytest.mark.parametrize("text", [b"", b"{}", b"[]", b'{"version":2,"keys":[]}', b'{"version":1,"keys":[]}'])
@@ -91,7 +87,7 @@ def test_what_is_no_ring_is_said_without_its_text(text):
 
 
 def test_a_broken_key_is_not_repeated():
-    document = json.loads(KeyRing.first(NOW, DAY).to_bytes())
+    document = json.loads(RING.to_bytes())
     document["keys"][0]["private"] = document["keys"][0]["private"][:80]
 
     with pytest.raises(ValueError, match="not the keys") as caught:
@@ -104,12 +100,11 @@ def test_a_broken_key_is_not_repeated():
 
 
 def test_a_token_says_who_in_which_role_for_which_backend():
-    ring = KeyRing.first(NOW, DAY)
-    token = Signer(ring, ISSUER).sign(YES, NOW + 0.9).token
+    token = Signer(RING, ISSUER).sign(YES, NOW + 0.9).token
 
-    header = {"alg": "ES256", "kid": ring.keys[0].kid, "typ": "iam-identity+jwt"}
-    assert jwt.decode(token, KeySet.import_key_set(ring.jwks())).header == header
-    assert verified(token, ring.jwks(), NOW) == {
+    header = {"alg": "ES256", "kid": RING.keys[0].kid, "typ": "iam-identity+jwt"}
+    assert jwt.decode(token, KeySet.import_key_set(RING.jwks())).header == header
+    assert verified(token, RING.jwks(), NOW) == {
         "iss": ISSUER,
         "aud": "orders",
         "sub": "alice",
@@ -122,15 +117,13 @@ def test_a_token_says_who_in_which_role_for_which_backend():
 
 
 def test_a_token_for_one_backend_is_none_for_another():
-    ring = KeyRing.first(NOW, DAY)
-
     with pytest.raises(InvalidClaimError, match="aud"):
-        verified(Signer(ring, ISSUER).sign(YES, NOW).token, ring.jwks(), NOW, audience="export")
+        verified(Signer(RING, ISSUER).sign(YES, NOW).token, RING.jwks(), NOW, audience="export")
 
 
 @given(st.integers(1, 100_000), st.integers(2, 60))
 def test_a_token_never_outlives_the_access_or_a_minute(left, lifetime):
-    ring = KeyRing((KeyRing.first(NOW, DAY).keys[0],), DAY)
+    ring = KeyRing((RING.keys[0],), DAY)
     signer = Signer(ring, ISSUER, lifetime)
     signed = signer.sign(replace(YES, expires=NOW + left), NOW)
     claims = verified(signed.token, ring.jwks(), NOW)
@@ -141,7 +134,7 @@ def test_a_token_never_outlives_the_access_or_a_minute(left, lifetime):
 
 
 def test_one_signature_serves_all_requests_of_a_caller_to_a_backend_for_half_its_life():
-    signer = Signer(KeyRing.first(NOW, DAY), ISSUER)
+    signer = Signer(RING, ISSUER)
     first = signer.sign(YES, NOW)
 
     assert signer.sign(replace(YES, rule="R2"), NOW + 29.9).token is first.token
@@ -151,7 +144,7 @@ def test_one_signature_serves_all_requests_of_a_caller_to_a_backend_for_half_its
 
 
 def test_the_memory_is_bounded():
-    signer = Signer(KeyRing.first(NOW, DAY), ISSUER)
+    signer = Signer(RING, ISSUER)
     for number in range(9000):
         signer._young[("p", "", "", "", str(number), None)] = signer._young.get("x") or ("t", NOW)
         if len(signer._young) >= 4096:

@@ -14,19 +14,10 @@ from iamroles_agent.base.config import Issuer, Limits
 from iamroles_agent.base.errors import ConfigError
 from iamroles_agent.base.identity import Identity, Request, RoleArn
 from iamroles_agent.live import cutter as cutting
-from iamroles_agent.live import proxy_worker
+from iamroles_agent.live import proxy_worker, revocations
 from iamroles_agent.live.console import ConsoleError, Stream, is_stream, pointers, streams, workers
 from iamroles_agent.live.judge import EXPIRED, REVOKED, Ends
-from iamroles_agent.live.revocations import (
-    NONE,
-    STS_LIFETIME,
-    Revocation,
-    Revocations,
-    from_part,
-    read,
-    to_part,
-    write,
-)
+from iamroles_agent.live.revocations import STS_LIFETIME, Revocation, Revocations, read, to_part, write
 from iamroles_agent.live.ticket import MAX_BYTES, Ticket, TicketError
 from iamroles_agent.tokens.grounds import ground, key_ground, lost, token_grounds
 from iamroles_agent.tokens.keys import Key
@@ -362,8 +353,8 @@ def test_the_file_and_the_part_keep_everything(tmp_path):
     write(tmp_path / "r.toml", listed)
 
     assert read(tmp_path / "r.toml") == listed
-    assert from_part(to_part(listed)) == listed
-    assert from_part(to_part(NONE)) == NONE
+    assert revocations.from_part(to_part(listed)) == listed
+    assert revocations.from_part(to_part(revocations.NONE)) == revocations.NONE
 
 
 @pytest.mark.parametrize(

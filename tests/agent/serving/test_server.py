@@ -5,21 +5,9 @@ import logging
 from functools import partial
 
 import pytest
+import spop_transcript
 from spop_client import Client, DictatedGate, HeldGate, descriptors, serving, talking, until
-from spop_transcript import (
-    ALLOW,
-    ALLOWED,
-    DENIED,
-    DENY,
-    FAILED,
-    KNOWN,
-    check_message,
-    context_message,
-    disconnect,
-    frame,
-    hello,
-    notify,
-)
+from spop_transcript import ALLOW, ALLOWED, DENIED, check_message, context_message, disconnect, hello, notify
 
 from iamroles_agent.spop.frames import FrameType
 from iamroles_agent.spop.values import DataType
@@ -33,7 +21,7 @@ def question(path, number=1):
 
 class TestAnswers:
     async def test_many_questions_in_one_segment(self):
-        gate = DictatedGate(memory=KNOWN)
+        gate = DictatedGate(memory=spop_transcript.KNOWN)
         async with talking(gate) as (server, client):
             client.send(*(notify(ids=(n, 1)) for n in range(300)))
 
@@ -68,7 +56,7 @@ class TestAnswers:
             if check.path == "/slow":
                 await gone_on.wait()
                 return ALLOW
-            return DENY
+            return spop_transcript.DENY
 
         async with talking(DictatedGate(judge)) as (server, client):
             other = await Client.connect(server.address)
@@ -129,12 +117,12 @@ class TestFailures:
         async with talking(gate) as (server, client):
             client.send(notify())
 
-            assert await client.receive() == f"ACK 1/1 FIN {FAILED}"
+            assert await client.receive() == f"ACK 1/1 FIN {spop_transcript.FAILED}"
             assert (gate.details, server.stats.failed) == ([detail], 1)
 
     @pytest.mark.parametrize(
         ("broken", "answer"),
-        [(["memory"], DENIED), (["asked", "details"], FAILED)],
+        [(["memory"], DENIED), (["asked", "details"], spop_transcript.FAILED)],
         ids=["a-memory-that-fails-is-no-memory", "even-failing-may-fail"],
     )
     async def test_a_gate_that_fails_is_a_deny(self, broken, answer):
@@ -151,7 +139,11 @@ class TestFailures:
         [
             (HeldGate, "no decision within 0.02 s", notify()),
             (partial(HeldGate, ALLOW + b"\x01\x03\x02" + b"x" * 20000), "", notify()),
-            (partial(DictatedGate, memory=KNOWN), "2 iam-check messages in one NOTIFY", TWICE),
+            (
+                partial(DictatedGate, memory=spop_transcript.KNOWN),
+                "2 iam-check messages in one NOTIFY",
+                TWICE,
+            ),
         ],
         ids=["late", "an-answer-that-cannot-be-sent", "ambiguous"],
     )
@@ -162,7 +154,7 @@ class TestFailures:
                 made.gone_on.set()
             client.send(asked)
 
-            assert await client.receive() == f"ACK 1/1 FIN {FAILED}"
+            assert await client.receive() == f"ACK 1/1 FIN {spop_transcript.FAILED}"
             assert not detail or made.details == [detail]
 
 
@@ -257,7 +249,7 @@ class TestDisappearance:
 async def test_a_frame_that_haproxy_never_sends_is_named_in_the_log(caplog):
     with caplog.at_level(logging.WARNING):
         async with talking(DictatedGate()) as (_, client):
-            client.send(frame(FrameType.ACK, b"secret"))
+            client.send(spop_transcript.frame(FrameType.ACK, b"secret"))
             await client.receive_all()
 
     (record,) = caplog.records

@@ -20,19 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed448, rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from policies import document, grant
-from tokens_support import (
-    EC_KEY,
-    ED_KEY,
-    ISSUER,
-    NOW,
-    OTHER_EC_KEY,
-    READER,
-    adopt,
-    claims,
-    encode_base64url,
-    mint,
-    public_jwk,
-)
+from tokens_support import EC_KEY, ED_KEY, NOW, OTHER_EC_KEY, claims, encode_base64url, mint, public_jwk
 
 from iamroles_agent.base.config import Config, Dpop
 from iamroles_agent.base.errors import ConfigError
@@ -58,7 +46,12 @@ CERTIFICATE, OTHER_CERTIFICATE = (encode_base64url(sha256(name).digest()) for na
 
 
 def corp(**changes):
-    return {"name": "corp", "issuer": ISSUER, "audiences": ["orders"], "algorithms": ["ES256"]} | changes
+    return {
+        "name": "corp",
+        "issuer": tokens_support.ISSUER,
+        "audiences": ["orders"],
+        "algorithms": ["ES256"],
+    } | changes
 
 
 def policy(bound="accepted", dpop=(), **tables):
@@ -67,7 +60,7 @@ def policy(bound="accepted", dpop=(), **tables):
         grant("R1", "reader", "GET PROPFIND", "/orders", "orders-ro"),
         issuers=[corp(bound=bound)],
         keys={"refresh": "10d", "max_stale": "10d"},
-        roles=[READER],
+        roles=[tokens_support.READER],
         dpop=proofs,
         **tables,
     )
@@ -523,7 +516,7 @@ def test_a_remembered_certificate_is_no_other(bench):
 
 
 async def reload(bench, written):
-    adopt(bench.authenticator, written)
+    tokens_support.adopt(bench.authenticator, written)
     bench.gate.replace(Policy(written))
 
 

@@ -3,21 +3,10 @@
 import asyncio
 
 import pytest
+import tokens_support
 from hypothesis import given
 from hypothesis import strategies as st
-from tokens_support import (
-    ACCOUNT,
-    AUDIENCE,
-    EC_KEY,
-    NOW,
-    ROLE,
-    Clock,
-    authenticator_with,
-    claims,
-    issuer,
-    mint,
-    public_jwk,
-)
+from tokens_support import ACCOUNT, AUDIENCE, NOW, ROLE, authenticator_with, claims, issuer, mint, public_jwk
 from tokens_support import reason as reason_of
 
 from iamroles_agent.base.config import Config, Limits
@@ -183,7 +172,7 @@ def test_rfc9068_required_claims():
     ],
 )  # fmt: skip
 def test_typ(typ, changes, expected):
-    authenticator = authenticator_with([public_jwk(EC_KEY, "k1")], **changes)
+    authenticator = authenticator_with([public_jwk(tokens_support.EC_KEY, "k1")], **changes)
     header = {"typ": typ} if typ is not ... else {"typ": None}
     token = mint(claims(client_id="app"), **header)
 
@@ -314,8 +303,8 @@ def test_request_tags_never_authorise(key):
 
 
 def test_a_cached_identity_dies_at_the_second():
-    clock = Clock()
-    authenticator = authenticator_with([public_jwk(EC_KEY, "k1")], clock)
+    clock = tokens_support.Clock()
+    authenticator = authenticator_with([public_jwk(tokens_support.EC_KEY, "k1")], clock)
     header = "Bearer " + mint(claims(exp=NOW + 5))
 
     assert authenticator.recall(header) is None
@@ -331,8 +320,10 @@ def test_a_cached_identity_dies_at_the_second():
 
 async def test_bad_tokens_do_not_evict_good_ones_and_the_cache_is_bounded():
     config = Config(version=1, issuers=[issuer()])
-    authenticator = Authenticator(config, clock=Clock(), max_identities=3)
-    authenticator._issuers = authenticator_with([public_jwk(EC_KEY, "k1")], Clock())._issuers
+    authenticator = Authenticator(config, clock=tokens_support.Clock(), max_identities=3)
+    authenticator._issuers = authenticator_with(
+        [public_jwk(tokens_support.EC_KEY, "k1")], tokens_support.Clock()
+    )._issuers
     good = ["Bearer " + mint(claims(jti=str(n))) for n in range(4)]
 
     for header in good[:3]:

@@ -8,20 +8,9 @@ import time
 from contextlib import asynccontextmanager
 
 import pytest
+import tokens_support
 from spop_client import until
-from tokens_support import (
-    EC_KEY,
-    OTHER_EC_KEY,
-    Clock,
-    adopt,
-    claims,
-    hanging_resolver,
-    issuer,
-    mint,
-    public_jwk,
-    reason,
-    serving,
-)
+from tokens_support import EC_KEY, OTHER_EC_KEY, adopt, claims, issuer, mint, public_jwk, reason, serving
 
 from iamroles_agent.base.config import Config, KeySettings
 from iamroles_agent.base.reasons import Refusal
@@ -54,7 +43,7 @@ def config(*servers, **timing):
 
 @asynccontextmanager
 async def running(configuration):
-    authenticator = Authenticator(configuration, clock=Clock())
+    authenticator = Authenticator(configuration, clock=tokens_support.Clock())
     await authenticator.start()
     try:
         yield authenticator
@@ -355,7 +344,7 @@ async def test_a_key_server_that_drips_stops_no_renewal(server, before):
 
 async def test_a_flight_that_never_ends_is_left_behind(server, monkeypatch):
     """A resolver that hangs cannot be cut, but the next flight begins."""
-    asked, hang = hanging_resolver(monkeypatch)
+    asked, hang = tokens_support.hanging_resolver(monkeypatch)
     async with running(config(server, timeout="100ms")) as agent:
         await until(lambda: len(asked) > 1 and agent.sources["i0"].age is not None)
         assert await reason(agent, old(iss=server.url)) == ""

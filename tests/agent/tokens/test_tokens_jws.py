@@ -6,23 +6,14 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+import tokens_support
 from counting import steps
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokens_support import (
-    EC_KEY,
-    ED_KEY,
-    OTHER_EC_KEY,
-    authenticator_with,
-    claims,
-    encode_base64url,
-    mint,
-    public_jwk,
-    reason,
-)
+from tokens_support import EC_KEY, authenticator_with, claims, encode_base64url, mint, public_jwk
 
 from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.tokens.encoding import MAX_DEPTH, decode_base64url, decode_object
@@ -36,7 +27,7 @@ AUTHENTICATOR = authenticator_with([public_jwk(EC_KEY, "k1", "ES256")])
 
 def judge(token, authenticator=AUTHENTICATOR):
     """The reason, or "" for an identity."""
-    return asyncio.run(reason(authenticator, f"Bearer {token}"))
+    return asyncio.run(tokens_support.reason(authenticator, f"Bearer {token}"))
 
 
 def raw(header, payload, signature=None):
@@ -116,12 +107,12 @@ def test_kid_is_a_dictionary_key_only(kid):
 
 def test_keys_in_the_header_are_ignored():
     header = HEADER | {
-        "jwk": public_jwk(OTHER_EC_KEY, "k1"), "jku": "http://127.0.0.1:1/", "x5u": "http://127.0.0.1:1/",
-        "x5c": ["AA=="],
+        "jwk": public_jwk(tokens_support.OTHER_EC_KEY, "k1"), "jku": "http://127.0.0.1:1/",
+        "x5u": "http://127.0.0.1:1/", "x5c": ["AA=="],
     }  # fmt: skip
 
     assert judge(raw(header, claims())) == ""
-    other = raw(header, claims())[:-86] + mint(claims(), OTHER_EC_KEY)[-86:]
+    other = raw(header, claims())[:-86] + mint(claims(), tokens_support.OTHER_EC_KEY)[-86:]
     assert judge(other) == "signature_invalid"
 
 
@@ -211,7 +202,7 @@ def test_order_of_judgement():
 def test_every_algorithm_end_to_end(alg):
     key = {
         "E": {"ES256": EC_KEY, "ES384": ec.generate_private_key(ec.SECP384R1()),
-              "ES512": ec.generate_private_key(ec.SECP521R1()), "EdDSA": ED_KEY}.get(alg)
+              "ES512": ec.generate_private_key(ec.SECP521R1()), "EdDSA": tokens_support.ED_KEY}.get(alg)
     }.get(alg[0], RSA_KEY)  # fmt: skip
     authenticator = authenticator_with([public_jwk(key, "k1")], algorithms=[alg])
     token = mint(claims(), key, alg)
@@ -276,7 +267,7 @@ def test_a_key_is_for_its_own_algorithm():
 
 def test_without_kid_only_an_unambiguous_key_serves():
     one = authenticator_with([public_jwk(EC_KEY, "k1"), public_jwk(RSA_KEY, "r")])
-    two = authenticator_with([public_jwk(EC_KEY, "k1"), public_jwk(OTHER_EC_KEY, "k2")])
+    two = authenticator_with([public_jwk(EC_KEY, "k1"), public_jwk(tokens_support.OTHER_EC_KEY, "k2")])
     token = mint(claims(), kid=...)
 
     assert judge(token, one) == ""
@@ -293,12 +284,13 @@ GOOD_JWK = public_jwk(EC_KEY, "k1")
         WEAK, GOOD_JWK | {"use": "enc"}, GOOD_JWK | {"key_ops": ["sign"]}, GOOD_JWK | {"d": "AA"},
         GOOD_JWK | {"kty": "XYZ"}, GOOD_JWK | {"alg": "HS256"}, GOOD_JWK | {"x": "AA"}, GOOD_JWK | {"kid": 1},
         GOOD_JWK | {"crv": "secp256k1"}, GOOD_JWK | {"alg": "ES384"}, GOOD_JWK | {"x": GOOD_JWK["x"] + "="},
-        {"kty": "OKP", "crv": "X25519", "x": "A" * 43}, public_jwk(OTHER_EC_KEY, "k2") | {"alg": ["ES256"]},
+        {"kty": "OKP", "crv": "X25519", "x": "A" * 43},
+        public_jwk(tokens_support.OTHER_EC_KEY, "k2") | {"alg": ["ES256"]},
     ],
     ids=range(13),
 )  # fmt: skip
 def test_unusable_keys_are_dropped_and_said(jwk):
-    keys = KeySet.parse({"keys": [jwk, public_jwk(ED_KEY, "good")]})
+    keys = KeySet.parse({"keys": [jwk, public_jwk(tokens_support.ED_KEY, "good")]})
 
     assert [key.kid for key in keys] == ["good"]
     assert len(keys.dropped) == 1
@@ -380,7 +372,7 @@ def test_an_rsa_and_an_ec_key_may_share_a_kid():
     assert judge(mint(claims()), authenticator) == ""
     assert judge(mint(claims(), RSA_KEY, alg="RS256"), authenticator) == ""
     with pytest.raises(KeySetError):
-        KeySet.parse({"keys": [*pair, public_jwk(OTHER_EC_KEY, "k1")]})
+        KeySet.parse({"keys": [*pair, public_jwk(tokens_support.OTHER_EC_KEY, "k1")]})
 
 
 @pytest.mark.parametrize(
@@ -394,10 +386,12 @@ def test_an_rsa_and_an_ec_key_may_share_a_kid():
 )
 def test_ed25519_has_a_name_of_its_own(pinned, published, signed, expected):
     """RFC 9864. A pin is a pin: a policy with either of the two names does not accept the other."""
-    authenticator = authenticator_with([public_jwk(ED_KEY, "k1", published)], algorithms=[pinned])
+    authenticator = authenticator_with(
+        [public_jwk(tokens_support.ED_KEY, "k1", published)], algorithms=[pinned]
+    )
     header = encode_base64url(json.dumps({"alg": signed, "kid": "k1"}).encode())
     body = encode_base64url(json.dumps(claims()).encode())
-    seal = encode_base64url(ED_KEY.sign(f"{header}.{body}".encode()))
+    seal = encode_base64url(tokens_support.ED_KEY.sign(f"{header}.{body}".encode()))
 
     assert judge(f"{header}.{body}.{seal}", authenticator) == expected
 

@@ -7,43 +7,16 @@ from ipaddress import ip_address
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import pytest
+import sts_support
+import tokens_support
 from hypothesis import given
 from hypothesis import strategies as st
 from jwt.utils import base64url_decode
 from policies import document, grant
 from spop_client import until
 from spop_transcript import variables
-from sts_support import (
-    ARN,
-    EDGE,
-    GOOD,
-    HOST,
-    KEY_ID,
-    SECRET,
-    TOKEN,
-    as_json,
-    as_xml,
-    credential,
-    error_xml,
-    honest,
-    outcome,
-    playing,
-    presign,
-)
-from tokens_support import (
-    ACCOUNT,
-    EC_KEY,
-    NOW,
-    READER,
-    Clock,
-    adopt,
-    authenticator_with,
-    claims,
-    encode_base64url,
-    gate_of,
-    mint,
-    public_jwk,
-)
+from sts_support import GOOD, HOST, KEY_ID, as_json, as_xml, credential, error_xml, outcome, playing, presign
+from tokens_support import ACCOUNT, EC_KEY, NOW, Clock, adopt, claims, encode_base64url, gate_of, mint
 
 from iamroles_agent.audit.redaction import credential_hash
 from iamroles_agent.base.config import Config, Sts
@@ -67,15 +40,15 @@ def _mangled(body):
 def held(server):
     """An event that an honest STS waits for from now on."""
     release = threading.Event()
-    server.replies["/"] = lambda handler: (release.wait(5), honest(handler))[1]
+    server.replies["/"] = lambda handler: (release.wait(5), sts_support.honest(handler))[1]
     return release
 
 
-OPEN = document(grant("R1", "reader", "*", "/"), roles=[READER])
+OPEN = document(grant("R1", "reader", "*", "/"), roles=[tokens_support.READER])
 """A policy that lets the reader in everywhere."""
 
 
-ENTRY = Sts(name="sts", endpoint="https://sts.test", hosts=[HOST], binding_value=EDGE)
+ENTRY = Sts(name="sts", endpoint="https://sts.test", hosts=[HOST], binding_value=sts_support.EDGE)
 CHECK = Check(credential(GOOD), 1, None, "GET", "api", "/x", ip_address("10.0.0.1"))
 
 
@@ -86,8 +59,8 @@ async def reason(agent, header):
         refused = refusal
     else:
         return ""
-    assert TOKEN not in refused.detail  # PRINCIPAL-SECRET-001
-    assert SECRET not in refused.detail
+    assert sts_support.TOKEN not in refused.detail  # PRINCIPAL-SECRET-001
+    assert sts_support.SECRET not in refused.detail
     return str(refused.reason)
 
 
@@ -104,11 +77,11 @@ async def test_the_request_is_rebuilt_and_its_signature_still_holds():
         header = credential(presign())
         identity = await agent.authenticate(header)
         assert identity.roles == (RoleArn("aws", ACCOUNT, "Reader"),)
-        assert (identity.issuer, identity.principal, identity.session) == ("sts", ARN, "me")
+        assert (identity.issuer, identity.principal, identity.session) == ("sts", sts_support.ARN, "me")
         assert (identity.not_after, identity.issued_at, identity.key_id) == (NOW + 900, NOW, KEY_ID)
         assert identity.credential.startswith("sha256:")
         _, headers = server.requests[0]
-        assert (headers["host"], headers["x-iam-edge"]) == (HOST, EDGE)
+        assert (headers["host"], headers["x-iam-edge"]) == (HOST, sts_support.EDGE)
         assert set(headers) == {"host", "x-iam-edge", "accept", "accept-encoding", "user-agent"}
         assert agent.recall(header) == identity
         await agent.authenticate(header)
@@ -124,7 +97,7 @@ async def test_a_credential_has_one_name_in_each_form_that_its_holder_can_give_i
     order = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
     twin = f"{signed}.{encode_base64url(raw[:32] + (order - int.from_bytes(raw[32:])).to_bytes(32))}"
     with playing() as (_, agent):
-        tokens = authenticator_with([public_jwk(EC_KEY, "k1")])
+        tokens = tokens_support.authenticator_with([tokens_support.public_jwk(EC_KEY, "k1")])
         for who, (first, second) in ((agent, forms), (tokens, [f"Bearer {one}" for one in (token, twin)])):
             names = [(await who.authenticate(one)).credential for one in (first, second)]
             assert first != second
@@ -251,8 +224,8 @@ async def test_other_spellings_of_the_names_are_rebuilt_to_ours():
         ("application/json", as_json(account="999999999999"), "sts_rejected"),
         ("application/json", as_json(account="12345"), "sts_rejected"),
         ("application/json", as_json(user_id="AROAEXAMPLE:other"), "sts_rejected"),
-        ("application/json", as_json(arn=ARN.replace("/me", "/a/me")), "role_malformed"),
-        ("application/json", as_json(arn=ARN.replace(":aws:", ":aws-evil:")), "role_malformed"),
+        ("application/json", as_json(arn=sts_support.ARN.replace("/me", "/a/me")), "role_malformed"),
+        ("application/json", as_json(arn=sts_support.ARN.replace(":aws:", ":aws-evil:")), "role_malformed"),
         ("application/json", as_json().replace(b"{", b'{"x":1,', 1), "sts_rejected"),
         ("application/json", as_json().replace(b'"Arn"', b'"Arn":"x","Arn"'), "sts_rejected"),
         ("application/json", as_json()[:-1], "sts_rejected"),
@@ -293,7 +266,7 @@ async def test_trouble_is_not_a_verdict_and_is_over_when_it_is_over(status, kind
         assert agent.sts.counts[counter] == 1
         assert await reason(agent, header) == "sts_unavailable"
         assert server.counts["/"] == 1  # not hammered
-        server.replies["/"] = honest
+        server.replies["/"] = sts_support.honest
         assert await once_available(agent, header) == ""
 
 
@@ -399,7 +372,7 @@ def test_a_mangled_url_is_refused_and_nothing_else(position, insert, cut):
     except Refusal:
         return
     assert question.url().startswith("https://sts.test/?Action=GetCallerIdentity&Version=2011-06-15&X-Amz-")
-    assert question.headers() == {"Host": HOST, "x-iam-edge": EDGE, "Accept": "application/json"}
+    assert question.headers() == {"Host": HOST, "x-iam-edge": sts_support.EDGE, "Accept": "application/json"}
 
 
 @given(
@@ -487,7 +460,7 @@ THROTTLED = (429, {"Content-Type": "text/xml"}, error_xml("Throttling"))
 async def test_who_is_proved_to_sts_and_not_let_in_stays_a_stranger():
     """Anybody has an AWS account, and can make STS throttle it."""
     outsider = presign().replace(KEY_ID, "AKIAOUTSIDER0000")
-    theirs = as_json(ARN.replace(ACCOUNT, "999999999999"), account="999999999999")
+    theirs = as_json(sts_support.ARN.replace(ACCOUNT, "999999999999"), account="999999999999")
     with playing(accounts=[ACCOUNT]) as (server, agent):
         await agent.authenticate(credential(presign()), "198.51.100.1")
         server.raw("/", theirs, Content_Type="application/json")
@@ -496,7 +469,7 @@ async def test_who_is_proved_to_sts_and_not_let_in_stays_a_stranger():
         assert (
             await reason(agent, credential(outsider.replace("Expires=60", "Expires=61"))) == "sts_unavailable"
         )
-        server.replies["/"] = honest
+        server.replies["/"] = sts_support.honest
 
         await agent.authenticate(credential(presign(now=NOW - 9)), "198.51.100.1")
 
@@ -504,7 +477,7 @@ async def test_who_is_proved_to_sts_and_not_let_in_stays_a_stranger():
 async def test_strangers_who_make_sts_throttle_do_not_pause_a_known_caller():
 
     def answer(handler):
-        return THROTTLED if "AKIAFORGED" in handler.path else honest(handler)
+        return THROTTLED if "AKIAFORGED" in handler.path else sts_support.honest(handler)
 
     with playing() as (server, agent):
         server.replies["/"] = answer
