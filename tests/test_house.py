@@ -42,7 +42,7 @@ LINES = {
     "conformance": 11_860,
     "loadtests": 4_972,
     "benchmarks": 4_230,
-    "tests": 34_660,
+    "tests": 34_670,
 }
 TRUSTED_LINES = 19_086
 """Of the agent: what an auditor must trust."""

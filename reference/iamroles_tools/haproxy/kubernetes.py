@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,27 +25,28 @@ AUX = "/etc/haproxy/haproxy-aux.cfg"
 """The folder in which our ConfigMap is mounted. The controller's HAProxy loads its files named `*.cfg`."""
 HOME = "/etc/haproxy-iam-roles"
 """The policy's directory in a pod of the agent."""
+_PEER = "unix@/var/run/iam-peer.sock mode 600"
+"""Beside the sockets of the controller's own HAProxy."""
 USER = 65532
 """The user of the agent's image."""
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,48}[a-z0-9])?")
+_PAIR = re.compile(rf"{_LABEL.pattern}/{_LABEL.pattern}(\.{_LABEL.pattern})*")
 _LARGEST = 1_000_000
 """Bytes that a ConfigMap or Secret holds, less what its other fields need."""
 _OTHERS = re.compile(
     r"bind |use_backend |default_backend |log-format |http-request set-var\(txn\.iam_path\)|.*iam_tunnel|"
-    r".*(track-sc|sc-set-gpt0|sc_get_gpt0|iam_note_full|iam_long|iam_wait|iam_remedy)"
+    r".*(track-sc[02]|sc-set-gpt0|sc_get_gpt0|iam_note_full|iam_long|iam_wait|iam_remedy)"
 )
 """Rules that have no place here: what the controller decides, the record, and the tables of open streams."""
-_FORWARDED = re.compile(r"\.if streq\(.*?\.endif\n", re.DOTALL)
-_BOUND = re.compile(r"^ *\.if [^\n]*(?:IAM_BOUND|IAM_BIND_TLS).*?\.endif\n", re.DOTALL | re.MULTILINE)
-_MCP = re.compile(r"^\.if [^\n]*IAM_MCP[^\n]*\n(.*?)^\.endif\n", re.DOTALL | re.MULTILINE)
-_UNSETTLED = re.compile(r"\.if [^\n]*\n(?:(?!\.endif).)*?\.else\n(.*?)\.endif\n", re.DOTALL)
-"""A condition on a patch release, which HAProxy alone knows. Older patches' rule stays: it refuses more."""
 _REWRITTEN = "http-request set-pathq %[path]?%[var(txn.iam_query)] if iam_odd iam_query\n"
 _SENT = "http-request set-var(txn.iam_path_sent) path\n"
 _AS_SENT = (
     "http-request set-var(txn.iam.reason) str(path_ambiguous) "
     "if iam_odd !{ path,strcmp(txn.iam_path_sent) eq 0 }\n"
 )
+_PROTO = "http-request set-header X-Forwarded-Proto https if { ssl_fc }\n"
+_Settle = Callable[[str], str]
+"""Writes what the policy, the options and the release say into a shipped text."""
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd]")
 _WORD = re.compile(r"(?!(true|false|null|yes|no|on|off|y|n|none)$)[A-Za-z/][A-Za-z0-9./_-]*", re.IGNORECASE)
 
@@ -60,6 +62,8 @@ class Cluster:
     """Namespace and ConfigMap of the ingress controller."""
     domain: str = "cluster.local"
     replicas: int = 2
+    client_ca: str | None = None
+    """Namespace and Secret of the authorities that issue clients' certificates."""
     secret: bool = False
     """The policy is a Secret, not a ConfigMap."""
 
@@ -78,16 +82,19 @@ def manifests(config: Config, policy: Path, settings: render.Settings, cluster: 
         OSError: the file cannot be read.
     """
     text = policy.read_text(encoding="utf-8")
-    problems = [*_unfit(config, policy.name, len(text.encode())), *_wrong(cluster)]
+    problems = [*_unfit(config, cluster, policy.name, len(text.encode())), *_wrong(cluster)]
     port = _port(config)
     host = f"iam-agent.{cluster.namespace}.svc.{cluster.domain}"
-    settings = replace(settings, agents=(f"{host}:{port or 9901}",), mcp=bool(config.resources))
+    settings = replace(settings, agents=(f"{host}:{port or 9901}",))
     if problems := [*problems, *render.unusable(settings)]:
         raise ConfigError(problems)
+    values = render.environment(config, settings) | {"IAM_PEER": _PEER}
+    settle = partial(render.for_release, release=str(settings.haproxy), values=values)
+    files = beside(settle, settings, cluster)
     name = "policy.json" if policy.suffix == ".json" else "policy.toml"
     objects = [
-        _controller(settings, cluster),
-        _beside(settings, cluster),
+        _controller(settle, cluster),
+        _object("ConfigMap", "iam-haproxy", cluster.controller.partition("/")[0]) | {"data": files},
         _policy(cluster, name, text),
         _deployment(config, cluster, name, port),
         *_services(config, cluster, port),
@@ -102,52 +109,37 @@ def manifests(config: Config, policy: Path, settings: render.Settings, cluster: 
 # --- what HAProxy runs --------------------------------------------------------------------------------------
 
 
-def frontend(settings: render.Settings) -> str:
+def frontend(settle: _Settle) -> str:
     """Return the gate's rules as the controller's key `frontend-config-snippet` takes them."""
-    text = _rules("frontend iam-gate", settings)
-    text = _FORWARDED.sub("http-request set-header X-Forwarded-Proto https if { ssl_fc }\n", text)
-    text = text.replace("config iam.spoe.cfg", f"config {AUX}/iam.spoe")
-    return _SENT + text.replace(_REWRITTEN, _REWRITTEN + _AS_SENT)
+    text = _rules("frontend iam-gate", settle).replace("config iam.spoe.cfg", f"config {AUX}/iam.spoe")
+    return _SENT + text.replace(_REWRITTEN, _REWRITTEN + _AS_SENT) + _PROTO
 
 
-def backend(settings: render.Settings) -> str:
+def backend(settle: _Settle) -> str:
     """Return the rules of each backend, for `backend-config-snippet`: access ends, streams are refused."""
-    text = _rules("defaults iam-routes", settings) + _stripped(render.shipped("no-streams.cfg"), settings)
+    text = _rules("defaults iam-routes", settle) + _stripped(render.shipped("no-streams.cfg"), settle)
     return text.replace(" iam_note_upgrades", "").replace(" iam_note_events", "")
 
 
-def _rules(section: str, settings: render.Settings) -> str:
-    """Return the rules of a section of `haproxy.cfg`, one a line, for one release and without comments."""
-    found = re.search(
-        rf"^{re.escape(section)}\b.*?\n(.*?)^(?=backend|frontend|defaults)",
-        render.shipped("haproxy.cfg"),
-        re.MULTILINE | re.DOTALL,
-    )
-    assert found is not None  # noqa: S101 - a test renders each
-    return _stripped(found[1], settings)
+def _rules(section: str, settle: _Settle) -> str:
+    """Return the rules of a section of `haproxy.cfg`, one a line and without comments."""
+    sections = re.split("^(?=backend|frontend|defaults)", render.shipped("haproxy.cfg"), flags=re.MULTILINE)
+    (found,) = (one for one in sections if one.startswith(section))
+    return _stripped(found.partition("\n")[2], settle)
 
 
-def _settled(text: str, settings: render.Settings) -> str:
-    """Keep of what depends on the policy the rules for MCP, if it has them."""
-    return _MCP.sub(r"\1" if settings.mcp else "", _BOUND.sub("", text))
+def _stripped(text: str, settle: _Settle) -> str:
+    lines = [line.strip() for line in settle(text).splitlines()]
+    return "".join(f"{line}\n" for line in lines if line and line[0] != "#" and not _OTHERS.match(line))
 
 
-def _stripped(text: str, settings: render.Settings) -> str:
-    text = render.for_release(_settled(text, settings), str(settings.haproxy))
-    lines = [line.strip() for line in text.splitlines()]
-    kept = "".join(
-        f"{line}\n" for line in lines if line and not line.startswith("#") and not _OTHERS.match(line)
-    )
-    kept = _UNSETTLED.sub(r"\1", kept)
-    return kept.replace("${IAM_REALM}", settings.realm or "iam").replace('"${IAM_UPGRADES[*]}"', "websocket")
-
-
-def beside(settings: render.Settings, cluster: Cluster) -> dict[str, str]:
-    """Return the files beside the controller's own: the agents' addresses, and the SPOE configuration."""
+def beside(settle: _Settle, settings: render.Settings, cluster: Cluster) -> dict[str, str]:
+    """Return the files beside the controller's own: agents, used proofs, and the SPOE configuration."""
     tls = render.agent_tls(settings, settings.agents[0])
     server = f"server-template agent {max(4, 2 * cluster.replicas)} {settings.agents[0]}{tls}"
     agents = render.shipped("agents.cfg").partition("backend iam-agents")
     text = "".join(agents[1:]).replace("{servers}", f"    {server} resolvers iam-dns init-addr none")
+    proofs = render.shipped("haproxy.cfg").rpartition("\n\n.if ")
     aux = f"""\
 defaults iam-defaults
     mode http
@@ -162,13 +154,10 @@ resolvers iam-dns
     hold valid    5s
     hold obsolete 10s
 
-{text}"""
-    timeout = settings.timeout_processing or "2s"
-    spoe = _settled(render.shipped("iam.spoe.cfg"), settings).replace('"${IAM_TIMEOUT_PROCESSING}"', timeout)
-    release = str(settings.haproxy)
+{text}{"".join(proofs[1:])}"""
     return {
-        "haproxy-aux.cfg": render.guard(release) + render.for_release(aux, release),
-        "iam.spoe": render.for_release(spoe, release),
+        "haproxy-aux.cfg": render.guard(str(settings.haproxy)) + settle(aux).rstrip() + "\n",
+        "iam.spoe": settle(render.shipped("iam.spoe.cfg")),
     }
 
 
@@ -177,32 +166,25 @@ resolvers iam-dns
 
 def _object(kind: str, name: str, namespace: str, version: str = "v1") -> dict[str, Any]:
     labels = {"app.kubernetes.io/name": "iam-agent", "app.kubernetes.io/part-of": "haproxy-iam-roles"}
-    return {
-        "apiVersion": version,
-        "kind": kind,
-        "metadata": {"name": name, "namespace": namespace, "labels": labels},
-    }
+    metadata = {"name": name, "namespace": namespace, "labels": labels}
+    return {"apiVersion": version, "kind": kind, "metadata": metadata}
 
 
 _PODS = {"matchLabels": {"app.kubernetes.io/name": "iam-agent"}}
 
 
-def _controller(settings: render.Settings, cluster: Cluster) -> dict[str, Any]:
+def _controller(settle: _Settle, cluster: Cluster) -> dict[str, Any]:
     namespace, _, name = cluster.controller.partition("/")
     found = _object("ConfigMap", name, namespace)
     del found["metadata"]["labels"]  # it is the controller's
     return found | {
         "data": {
             "global-config-snippet": "expose-experimental-directives\n",
-            "frontend-config-snippet": frontend(settings),
-            "backend-config-snippet": backend(settings),
+            "frontend-config-snippet": frontend(settle),
+            "backend-config-snippet": backend(settle),
+            **({"client-ca": cluster.client_ca, "client-crt-optional": "true"} if cluster.client_ca else {}),
         }
     }
-
-
-def _beside(settings: render.Settings, cluster: Cluster) -> dict[str, Any]:
-    found = _object("ConfigMap", "iam-haproxy", cluster.controller.partition("/")[0])
-    return found | {"data": beside(settings, cluster)}
 
 
 def _policy(cluster: Cluster, name: str, text: str) -> dict[str, Any]:
@@ -337,7 +319,7 @@ def _port(config: Config) -> int | None:
     return next(filter(None, map(_reachable, [listen] if isinstance(listen, str) else listen)), None)
 
 
-def _unfit(config: Config, source: str, size: int) -> Iterator[Problem]:
+def _unfit(config: Config, cluster: Cluster, source: str, size: int) -> Iterator[Problem]:
     """Find what a policy says that no pod can do."""
     if _port(config) is None:
         remedy = 'Write listen = "0.0.0.0:9901", or "[::]:9901"'
@@ -351,10 +333,14 @@ def _unfit(config: Config, source: str, size: int) -> Iterator[Problem]:
             if "/" in (file := getattr(config.agent.tls, key)):
                 remedy = "Name the key of the Secret iam-agent-tls, which lies beside the policy"
                 yield Problem(source, f"agent.tls.{key}", f"{file!r} is not beside the policy", remedy)
+    proven = config.dpop or config.client_certificate or cluster.client_ca
     for index, issuer in enumerate(config.issuers):
-        if issuer.bound != "refused":
-            remedy = "Leave it out: the controller's HAProxy is not asked for proofs (docs/kubernetes.md)"
+        if issuer.bound != "refused" and not proven:
+            remedy = "Give --client-ca, or write [dpop] or [client_certificate] (docs/kubernetes.md)"
             yield Problem(source, f"issuers[{index}].bound", "no token could be proven here", remedy)
+    if config.binds and config.dpop and config.dpop.nonce and (config.dpop.nonce_key or cluster.replicas > 1):
+        remedy = "Leave it out, or nonce_key, and give --replicas 1 (docs/kubernetes.md)"
+        yield Problem(source, "dpop.nonce", "a pod cannot share the key of its nonces", remedy)
     for index, one in enumerate(config.backends):
         if one.streams:
             remedy = "Leave it out: behind the controller streams are refused (docs/kubernetes.md)"
@@ -366,10 +352,12 @@ def _unfit(config: Config, source: str, size: int) -> Iterator[Problem]:
 def _wrong(cluster: Cluster) -> Iterator[Problem]:
     """Find options that Kubernetes would refuse, or that would add words to HAProxy's configuration."""
     remedy = "Use lower-case letters, digits and '-', 50 at most"
-    controller, slash, name = cluster.controller.partition("/")
-    if not (_LABEL.fullmatch(controller) and slash and all(map(_LABEL.fullmatch, name.split(".")))):
-        wrong = f"{cluster.controller!r} is not NAMESPACE/CONFIGMAP"
-        yield Problem("command line", "--controller", wrong, remedy)
+    for option, kind, text in (
+        ("--controller", "CONFIGMAP", cluster.controller),
+        ("--client-ca", "SECRET", cluster.client_ca),
+    ):
+        if text is not None and not _PAIR.fullmatch(text):
+            yield Problem("command line", option, f"{text!r} is not NAMESPACE/{kind}", remedy)
     if not _LABEL.fullmatch(cluster.namespace):
         yield Problem("command line", "--namespace", f"{cluster.namespace!r} is not a name", remedy)
     if not all(map(_LABEL.fullmatch, cluster.domain.split("."))):

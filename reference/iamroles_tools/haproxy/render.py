@@ -8,7 +8,7 @@ first. `iam-routes.cfg` holds the agents and the policy's backends. A backend na
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.resources import files
@@ -29,11 +29,13 @@ from iamroles_agent.policy.load import load
 _NAME = re.compile(r"[A-Za-z0-9._:-]{1,100}")
 _TIME = re.compile(r"[0-9]{1,9}(us|ms|s|m|h|d)?")
 _HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
-_PRESET = re.compile(r'^(?P<lead>\s*presetenv (?P<name>IAM_[A-Z_]+)\s+)"[^"]*"$', re.MULTILINE)
+_PRESET = re.compile(r'^(?P<lead>\s*presetenv (?P<name>IAM_[A-Z_]+)\s+)"(?P<value>[^"]*)"$', re.MULTILINE)
+_VARIABLE = re.compile(r'"\$\{(\w+)\[\*\]\}"|\$\{(\w+)\}')
 
 _BLOCK = re.compile(r"^ *\.if .*?^ *\.endif\n", re.MULTILINE | re.DOTALL)
 _BRANCH = re.compile(r"^ *\.(if|elif|else|endif) ?(.*)\n", re.MULTILINE)
 _AT_LEAST = re.compile(r"(!?)version_atleast\((\d+)\.(\d+)(\.\d+)?\)")
+_SAYS = re.compile(r'(!?)streq\("\$(\w+)","(.*?)"\)')
 RELEASES = ("2.6", "2.8", "3.0", "3.1", "3.2")
 """The releases for which `--haproxy` writes."""
 
@@ -63,7 +65,6 @@ class Settings:
     realm: str | None = None
     maxconn: int | None = None
     timeout_processing: str | None = None
-    mcp: bool = False  # for Kubernetes, whose HAProxy has no setting for it
     haproxy: str | None = None
     """One of `RELEASES`, to leave out what is for others; None: for all, by HAProxy's own `.if`."""
 
@@ -72,7 +73,7 @@ class Settings:
         given = {
             name: value
             for name, value in asdict(self).items()
-            if value is not None and name not in {"chroot", "haproxy", "mcp"} and not name.startswith("agent")
+            if value is not None and name not in {"chroot", "haproxy"} and not name.startswith("agent")
         }
         return {f"IAM_{name.upper()}": str(value) for name, value in given.items()}
 
@@ -99,31 +100,37 @@ def configuration(config: Config, settings: Settings, *, source: str = "the poli
     return {**texts, "iam-live.lua": shipped("iam-live.lua")}
 
 
-def for_release(text: str, release: str) -> str:
-    """Leave out the branches of `.if version_atleast(…)` that do not hold on a release, e.g. "3.0"."""
-    return _BLOCK.sub(lambda block: _branches(block[0], release), text)
+def for_release(text: str, release: str, values: Mapping[str, str] | None = None) -> str:
+    """Leave out the branches of `.if` that do not hold on a release, e.g. "3.0".
+
+    Given `values` of the environment, write them into the text and leave no `.if`: a condition on a patch
+    release counts as false then, because older patches' rules refuse more.
+    """
+    text = _BLOCK.sub(lambda block: _branches(block[0], release, values), text)
+    return text if values is None else _VARIABLE.sub(lambda one: values[one[1] or one[2]], text)
 
 
-def _branches(block: str, release: str) -> str:
+def _branches(block: str, release: str, values: Mapping[str, str] | None) -> str:
     _, *parts = _BRANCH.split(block)
     kept = ""
     for word, condition, body in zip(parts[0::3], parts[1::3], parts[2::3], strict=True):
-        holds = word == "else" or (word != "endif" and _holds(condition, release))
+        holds = word == "else" or (word != "endif" and _holds(condition, release, values))
         if word == "endif":
             return f"{kept}.endif\n" if kept else ""
         if holds and not kept:
             return body
         if holds:
             return f"{kept}.else\n{body}.endif\n"
-        if holds is None:
+        if holds is None and values is None:
             kept += f"{'.elif' if kept else '.if'} {condition}\n{body}"
     raise ValueError(block)
 
 
-def _holds(condition: str, release: str) -> bool | None:
+def _holds(condition: str, release: str, values: Mapping[str, str] | None) -> bool | None:
     """Tell if a condition holds on every patch of a release; None if HAProxy itself must tell."""
     if (found := _AT_LEAST.fullmatch(condition)) is None:
-        return None
+        said = _SAYS.findall(condition)
+        return None if values is None else all((values[name] == text) != bool(no) for no, name, text in said)
     wanted, has = (int(found[2]), int(found[3])), tuple(map(int, release.split(".")))
     return None if found[4] and has == wanted else (has >= wanted) != bool(found[1])
 
@@ -164,6 +171,12 @@ def _preset(text: str, values: dict[str, str]) -> str:
     )
 
 
+def environment(config: Config, settings: Settings) -> dict[str, str]:
+    """Return the value of each setting of `haproxy.cfg`, by the name of its variable."""
+    defaults = {one["name"]: one["value"] for one in _PRESET.finditer(shipped("haproxy.cfg"))}
+    return defaults | settings.presets() | _bound(config, settings)
+
+
 def _bound(config: Config, settings: Settings) -> dict[str, str]:
     """Return what the policy says of MCP and bound tokens, by the name of its environment variable."""
     found = {"IAM_MCP": "yes"} if config.resources else {}
@@ -183,10 +196,8 @@ def _bound(config: Config, settings: Settings) -> dict[str, str]:
 
 def _routes(config: Config, settings: Settings, source: str) -> str:
     agents = {f"IAM_AGENT_{index}": agent for index, agent in enumerate(settings.agents, 1)}
-    renews, counts = (
-        any(backend.renew for backend in config.backends),
-        "IAM_REPLAY" in _bound(config, settings),
-    )
+    renews = any(backend.renew for backend in config.backends)
+    counts = "IAM_REPLAY" in _bound(config, settings)
     head = shipped("agents.cfg").format(
         source=source.replace("\n", " "),
         presets="\n".join(
@@ -334,6 +345,7 @@ _ELSEWHERE = ("agents", "bind", "chroot", "log", "maxconn", "stats_socket")
 @click.option("--controller", metavar="NAMESPACE/CONFIGMAP", help="With --for: the controller's ConfigMap.")
 @click.option("--cluster-domain", "domain", help="With --for.  [default: cluster.local]")
 @click.option("--replicas", type=click.IntRange(1, 50), help="With --for: agents.  [default: 2]")
+@click.option("--client-ca", metavar="NAMESPACE/SECRET", help="With --for: of clients' certificates.")
 @click.option("--secret", is_flag=True, default=None, help="With --for: the policy becomes a Secret.")
 @click.option("--config", "path", type=_PATH, required=True, help="The policy, TOML or JSON.")
 @click.option("--output", type=_DIRECTORY, required=True, help="Directory to write.")
@@ -378,13 +390,13 @@ def render(
 
     Exit status: 0 written, 2 for a wrong policy or option, 3 if the directory cannot be written.
     """
-    names = ("image", "namespace", "controller", "domain", "replicas", "secret")
+    names = ("image", "namespace", "controller", "domain", "replicas", "client_ca", "secret")
     cluster = {name: value for name in names if (value := choices.pop(name)) is not None}
     with ends_if_unsound():
         config = load(path)
         if platform is None:
             if cluster:
-                raise click.UsageError(f"--{next(iter(cluster))} goes with --for kubernetes-ingress")
+                raise click.UsageError(f"--{'|'.join(cluster)} goes with --for kubernetes-ingress")
             settings = Settings(agents or tuple(config.agent.addresses[:1]), **choices)
             texts = configuration(config, settings, source=path.name)
         else:

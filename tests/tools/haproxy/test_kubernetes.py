@@ -8,7 +8,9 @@ import contextlib
 import http.client
 import json
 import re
+import ssl
 import subprocess
+import time
 
 import kubernetes_validate
 import pytest
@@ -20,10 +22,13 @@ from listening import nowhere
 from policies import ISSUER, document, grant
 from programs import world
 from running_agent import agent as running_agent
-from test_render import binaries
+from test_render import DPOP, FRONT, binaries
 from tokens_support import publishing, token_of
 from waiting import until
 
+from iamroles_scenarios.engine.certificates import Certificate
+from iamroles_scenarios.jose.keys import SigningKey
+from iamroles_scenarios.jose.proof import hashed, jwk_of, proof, thumbprint
 from iamroles_scenarios.stage import haproxies
 from iamroles_tools.haproxy import kubernetes, render
 
@@ -35,14 +40,14 @@ MCP = {
     "issuers": [ISSUER | {"audiences": ["api", "https://mcp.test/mcp"]}],
     "resources": [{"name": "mcp", "resource": "https://mcp.test/mcp"}],
 }
+KEPT = {"nonce": True, "nonce_key": "nonce.key"}
+BOUND = {"issuers": [ISSUER | {"bound": "accepted"}]}
 POLICIES = {
     "plain": ({"agent": AGENT}, ()),
     "tls": ({"agent": {"listen": "[::]:7000", "tls": TLS}}, (*OWN_TLS, "--secret", "--replicas", "9")),
-    "metrics": (
-        {"agent": {"listen": ["unix:/run/a", "10.0.0.1:9901"]}, "metrics": {"listen": "[::]:9902"}},
-        (),
-    ),
+    "metrics": ({"agent": {"listen": ["unix:/a", "10.0.0.1:9901"]}, "metrics": {"listen": "[::]:9902"}}, ()),
     "mcp": ({"agent": AGENT} | MCP, ()),
+    "bound": ({"agent": AGENT, "dpop": DPOP, "client_certificate": FRONT} | BOUND, ("--client-ca", "a/b")),
     "hostile": ({"agent": AGENT, "x-note": HOSTILE}, ("--realm", "the edge: #1", "--image", 'a"b#c:{d}')),
 }
 
@@ -70,13 +75,11 @@ def objects(text):
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_kubernetes_takes_each_document(tmp_path, name):
+def test_kubernetes_takes_each_document_and_the_policy_as_it_was(tmp_path, name):
     found = objects(rendered(tmp_path, name))
 
     kinds = {kind for kind, _ in found}
-    assert kinds - {"Secret"} >= {
-        *("ConfigMap", "Deployment", "Service", "NetworkPolicy", "PodDisruptionBudget")
-    }
+    assert kinds >= {"ConfigMap", "Deployment", "Service", "NetworkPolicy", "PodDisruptionBudget"}
     assert ("ServiceMonitor" in kinds) is (name == "metrics")
     for (kind, _), one in found.items():
         if kind == "ServiceMonitor":  # a custom resource, whose schema is in no release of Kubernetes
@@ -84,12 +87,6 @@ def test_kubernetes_takes_each_document(tmp_path, name):
             continue
         for version in ("1.28", kubernetes_validate.latest_version()):
             kubernetes_validate.validate(one, version, strict=True)
-
-
-@pytest.mark.parametrize("name", POLICIES)
-def test_the_policy_arrives_as_it_was(tmp_path, name):
-    found = objects(rendered(tmp_path, name))
-
     kind, key = ("Secret", "stringData") if name == "tls" else ("ConfigMap", "data")
     data = found[kind, "iam-policy"][key]
     assert data == {"policy.json": (tmp_path / "policy.json").read_text()}
@@ -136,13 +133,12 @@ def test_what_is_written_is_read_back(value):
         ({"agent": {"listen": "127.0.0.1:9901"}}, (), "agent.listen: no address that HAProxy reaches"),
         ({"agent": {"listen": "unix:/run/a.sock"}}, (), "agent.listen: no address"),
         ({"live": {"master_socket": "/run/m"}}, (), "live.master_socket: a pod has no such file"),
-        (
-            {"agent": {**AGENT, "tls": TLS | {"ca": "/etc/ca.pem"}}},
-            OWN_TLS,
-            "agent.tls.ca: '/etc/ca.pem' is not",
-        ),
+        ({"agent": {**AGENT, "tls": TLS | {"ca": "/etc/ca.pem"}}}, OWN_TLS, "agent.tls.ca: '/etc/ca.pem' is"),
         ({"backends": [{"name": "b", "streams": True}]}, (), "backends[0].streams: nothing would end"),
-        ({"issuers": [ISSUER | {"bound": "accepted"}]}, (), "issuers[0].bound: no token could be proven"),
+        (BOUND, (), "policy.json: issuers[0].bound: no token could be proven here. Give --client-ca"),
+        (BOUND | {"dpop": DPOP | {"nonce": True}}, (), "dpop.nonce: a pod cannot share the key"),
+        (BOUND | {"dpop": DPOP | KEPT}, ("--replicas", "1"), "dpop.nonce: a pod cannot share"),
+        ({}, ("--client-ca", "x"), "--client-ca: 'x' is not NAMESPACE/SECRET"),
         ({"x-large": "a" * 1_000_000}, (), "bytes. A ConfigMap or Secret holds 1,000,000"),
         ({}, ("--namespace", "a: b"), "--namespace: 'a: b' is not a name"),
         ({}, ("--controller", "x"), "'x' is not NAMESPACE/CONFIGMAP"),
@@ -159,8 +155,7 @@ def test_what_no_pod_can_do_is_refused(tmp_path, tables, options, words):
 
 
 def test_options_of_the_cluster_go_with_it(tmp_path):
-    path = tmp_path / "policy.json"
-    path.write_text(json.dumps(policy()))
+    (path := tmp_path / "policy.json").write_text(json.dumps(policy()))
     words = ["--config", str(path), "--output", str(tmp_path), "--image", "a"]
 
     assert "--image goes with --for" in CliRunner().invoke(render.render, words).output
@@ -180,6 +175,8 @@ defaults
   timeout http-request 5s
 frontend http
   bind {bind}
+  http-request set-src req.hdr(x-src) if {{ req.hdr(x-src) -m found }}
+  http-request track-sc1 src table app if {{ req.hdr(x-theirs) -m found }}
   http-request set-var(txn.base) base
   http-request set-var(txn.path) path
   http-request set-var(txn.host) req.hdr(Host),field(1,:),lower
@@ -188,6 +185,7 @@ frontend http
   use_backend denied if {{ var(txn.path) -m beg /closed }}
   default_backend app
 backend app
+  stick-table type ip size 1k store gpc0
   {backend-config-snippet}
   http-request set-var-fmt(txn.seen) "%[req.hdr(x-iam-principal)] %[req.hdr(x-forwarded-host)]"
   http-request set-var-fmt(txn.seen) "%[var(txn.seen)]|%[req.hdr(authorization)]"
@@ -197,10 +195,10 @@ backend denied
 """
 
 
-def assembled(tmp_path, binary, bind, agent, *options, of="plain"):
+def assembled(tmp_path, binary, bind, agent, of):
     """Write the controller's file and the files beside it, in two folders; return HAProxy's arguments."""
     release = ".".join(haproxies.version(binary).split(".")[:2])
-    found = objects(rendered(tmp_path, of, "--haproxy", release, *options))
+    found = objects(rendered(tmp_path, of, "--haproxy", release))
     aux = tmp_path / "haproxy-aux.cfg"
     aux.mkdir(exist_ok=True)
     data = found["ConfigMap", "haproxy-kubernetes-ingress"]["data"]
@@ -212,43 +210,49 @@ def assembled(tmp_path, binary, bind, agent, *options, of="plain"):
     main.write_text(CONTROLLER.format(bind=bind, **snippets))
     for name, text in found["ConfigMap", "iam-haproxy"]["data"].items():
         known = re.sub("server-template .*", f"server agent {agent} check", text) if agent else text
-        (aux / name).write_text(known)
+        (aux / name).write_text(known.replace("/var/run/iam-peer.sock", str(tmp_path / "p")))
     return [binary, "-f", str(main), "-f", str(aux)]
 
 
-@pytest.mark.parametrize("options", [(), (*OWN_TLS, "--agent-name", "agent.test")])
+def test_haproxy_and_agents_prove_who_they_are(tmp_path):
+    found = objects(rendered(tmp_path, "tls", "--agent-name", "agent.test"))["ConfigMap", "iam-haproxy"]
+
+    assert "verify required ca-file /tls/ca.pem verifyhost agent.test" in found["data"]["haproxy-aux.cfg"]
+
+
+@pytest.mark.parametrize("of", ["plain", "mcp", "bound"])
 @pytest.mark.parametrize("binary", binaries())
-def test_haproxy_takes_it_without_a_warning(tmp_path, binary, options):
-    words = assembled(tmp_path, binary, nowhere(), "", *options)
-    if options:  # the files are in the controller's pod
-        texts = [path for path in (tmp_path / "haproxy-aux.cfg").iterdir() if "/tls/" in path.read_text()]
-        assert "verify required ca-file /tls/ca.pem verifyhost agent.test" in texts[0].read_text()
-        return
+def test_haproxy_takes_it_without_a_warning(tmp_path, binary, of):
+    words = assembled(tmp_path, binary, nowhere(), "", of)
 
-    for more in (words, assembled(tmp_path, binary, nowhere(), "", of="mcp")):
-        done = subprocess.run([*more, "-c", "-dW"], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        assert "WARNING" not in done.stderr
-    texts = [
-        path.read_text() for path in (tmp_path / "haproxy.cfg", tmp_path / "haproxy-aux.cfg" / "iam.spoe")
-    ]
-    assert all("IAM_MCP" not in text and "mcp" in text for text in texts)
+    done = subprocess.run([*words, "-c", "-dW"], capture_output=True, text=True, check=False)
+    assert (done.returncode, "WARNING" in done.stderr) == (0, False), done.stderr
+    texts = [(tmp_path / name).read_text() for name in ("haproxy.cfg", "haproxy-aux.cfg/iam.spoe")]
+    said = [("IAM_" in text, "mcp" in text, "proof" in text) for text in texts]
+    assert said == [(False, of == "mcp", of == "bound")] * 2
 
 
+@pytest.mark.parametrize("of", ["plain", "bound"])
 @pytest.mark.parametrize("binary", binaries())
-def test_the_gate_judges_behind_the_controllers_rules(tmp_path, binary):
-    port = nowhere().rpartition(":")[2]
+def test_the_gate_judges_behind_the_controllers_rules(tmp_path, binary, of):
+    bind, secure, mine, key = nowhere(), nowhere(), Certificate(), SigningKey.generate("ES256")
+    (pem := tmp_path / "mine.pem").write_text(mine.pem)
+    binds = f"{bind}\n  bind {secure} ssl crt {pem} ca-file {pem} verify optional"  # as the controller writes
     with contextlib.ExitStack() as stack:
         issuer = stack.enter_context(publishing()).url
-        ready = stack.enter_context(running_agent(world(issuer), tmp_path))
-        words = assembled(tmp_path, binary, f"127.0.0.1:{port}", ready["address"])
+        policy = world(issuer, dpop=DPOP)
+        policy["issuers"][0]["bound"] = "accepted" if of == "bound" else "refused"
+        ready = stack.enter_context(running_agent(policy, tmp_path))
+        words = assembled(tmp_path, binary, binds, ready["address"], of)
         process = stack.enter_context(subprocess.Popen([*words, "-db"], stderr=subprocess.PIPE))
         stack.callback(process.terminate)
 
-        def ask(path="/orders/1", token=token_of(issuer, sub="alice"), **headers):  # noqa: B008 - one token
-            line = http.client.HTTPConnection("127.0.0.1", int(port), timeout=10)
+        def ask(path="/orders/1", token=token_of(issuer, sub="alice"), scheme="Bearer", tls=None, **headers):  # noqa: B008 - one token
+            line = http.client.HTTPConnection(bind, timeout=10)
+            if tls is not None:
+                line = http.client.HTTPSConnection(secure, timeout=10, context=tls)
             with contextlib.closing(line):
-                given = {"Authorization": f"Bearer {token}"} if token else {}
+                given = {"Authorization": f"{scheme} {token}"} if token else {}
                 line.request("GET", path, headers=given | headers)
                 answer = line.getresponse()
                 return answer.status, answer.read().decode()
@@ -267,3 +271,15 @@ def test_the_gate_judges_behind_the_controllers_rules(tmp_path, binary):
         assert ask("/orders//1")[0] == 400
         upgrade = {"Upgrade": "websocket", "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA=="}
         assert ask(Connection="Upgrade", **upgrade)[0] == 403
+
+        good, full = (200, 503) if of == "bound" else (401, 401)
+        (tls := ssl._create_unverified_context()).load_cert_chain(pem)
+        held = token_of(issuer, cnf={"x5t#S256": hashed(mine.der)})
+        assert [ask(token=held, tls=tls)[0], ask(token=held)[0]] == [good, 401]
+        forged = {"X-Src": "10.0.0.1", "Client-Cert": f":{''.join(mine.public.split()[2:-2])}:"}
+        assert ask(token=held, **forged)[0] == 401, "the client chose its address"
+        token = token_of(issuer, cnf={"jkt": thumbprint(jwk_of(key))})
+        url, how = "https://api.example/orders/1", {"token": token, "scheme": "DPoP", "Host": "api.example"}
+        once, stolen = ({"DPoP": proof(key, token, time.time(), url=url)} for _ in range(2))
+        assert [ask(**how, **more)[0] for more in ({}, once, once)] == [401, good, 401]
+        assert ask(**how, **stolen, **{"X-Theirs": "1"})[0] == full, "another table has the counter"

@@ -118,7 +118,7 @@ _uri, _claims = partial(_reads, ProofRules, "_uri"), partial(_reads, ProofRules,
 _BEARER, _KNOWN = re.compile("(?i)^bearer "), ("jkt", "x5t#S256")
 _EXACT = re.compile(r"https://[a-z.]+(:(?!443/)\d+)?/")
 _CERTIFICATE = "ssl_c_der,sha2(256),ub64enc"
-_BALANCER = 'acl iam_balancer    src "${IAM_CERTIFICATE_FROM[*]}"'
+_BALANCER = 'acl iam_balancer    fc_src "${IAM_CERTIFICATE_FROM[*]}"'
 for _name, _kills, _title, _override in (
     ("never-required", "BOUND-POLICY-001", "takes plain tokens where tokens must be bound",
      after(Bindings, "__init__")(lambda self, *_: setattr(self, "_required", frozenset()))),
