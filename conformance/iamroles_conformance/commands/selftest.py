@@ -15,8 +15,7 @@ import click
 from iamroles_conformance.commands.options import Command
 from iamroles_conformance.errors import ExitCode
 from iamroles_conformance.selftest import record
-from iamroles_conformance.selftest.fork_server import ForkServer
-from iamroles_conformance.selftest.registry import FAMILIES, TOLERANT, Mutant, mutants, permitted
+from iamroles_conformance.selftest.registry import FAMILIES, TOLERANT, Mutant, modules, mutants, permitted
 from iamroles_conformance.selftest.runner import SIDE_BY_SIDE, MutantResult, Selftest
 from iamroles_conformance.subject import default_agent_toml
 from iamroles_scenarios.checks.plan import plan
@@ -86,8 +85,9 @@ def selftest(
         for one in chosen:
             click.echo(f"{one.id:34} {one.title}" + ("" if tolerant else f"  [{' '.join(one.kills)}]"))
         return
-    with ForkServer() as server, open_stage(kind, haproxy=haproxy) as stage:
-        spec = replace(AgentSpec.load(default_agent_toml()), popen=server.start)
+    with open_stage(kind, haproxy=haproxy) as stage:
+        spec = AgentSpec.load(default_agent_toml())
+        spec = replace(spec, preload=(*spec.preload, *modules((*FAMILIES, TOLERANT))))
         run = Selftest(stage, spec, scale=time_scale * stretched()[0])
         if tolerant:
             sys.exit(_tolerate(run, chosen, jobs, only_together=together))

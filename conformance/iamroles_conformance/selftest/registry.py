@@ -7,7 +7,7 @@ switches: permitted behaviours that no check forbids. They kill nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pkgutil import iter_modules
@@ -102,13 +102,20 @@ def both(*overrides: Override) -> Override:
     return Override(apply, proxy=any(override.proxy for override in overrides))
 
 
+def modules(families: Iterable[str]) -> Iterator[str]:
+    """Yield the names of the modules that declare the mutants of some families."""
+    for family in families:
+        found = import_module(f"{__package__}.mutants.{family}")
+        yield found.__name__
+        for module in iter_modules(getattr(found, "__path__", ()), f"{found.__name__}."):
+            yield module.name
+
+
 def mutants(families: Iterable[str] = FAMILIES) -> dict[str, Mutant]:
     """Return the mutants of some families by id. Import their modules and the agent, and change neither."""
     wanted = tuple(families)
-    for family in wanted:
-        found = import_module(f"{__package__}.mutants.{family}")
-        for module in iter_modules(getattr(found, "__path__", ()), f"{found.__name__}."):
-            import_module(module.name)
+    for name in modules(wanted):
+        import_module(name)
     return {name: found for name, found in sorted(_MUTANTS.items()) if found.family in wanted}
 
 

@@ -281,7 +281,7 @@ class Containers(StageKind):
             return AgentBox(spec, self._net, self._python)
         if spec.build:
             return AgentBox(spec, self._net, self._images.directory(spec.directory / spec.build))
-        return AgentProcess(spec, self._made(world), self._guard, self._net.gateway)
+        return AgentProcess(spec, self._made(world), self._guard, self._popen(spec), self._net.gateway)
 
     def reaches(self, address: str) -> bool:
         host = address.rpartition(":")[0].strip("[]")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import tempfile
 import threading
 from abc import ABC, abstractmethod
@@ -17,8 +18,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from iamroles_scenarios.base.errors import StageError
+from iamroles_scenarios.stage.fork_server import ForkServer
 from iamroles_scenarios.stage.guard import Guard
 from iamroles_scenarios.stage.part import Part
+from iamroles_scenarios.stage.process import Started
 from iamroles_scenarios.stage.spec import AgentSpec
 
 _MOCK_READY = 60.0
@@ -133,6 +136,7 @@ class StageKind(ABC):
         self.mocks: dict[str, Mock] = {}
         """Those that were started."""
         self._echoes: dict[frozenset[str], tuple[Part, dict[str, str]]] = {}
+        self._fork_servers: dict[tuple[str, ...], ForkServer] = {}
         self._starting, self._echoing = threading.Lock(), threading.Lock()
 
     def mock(self, name: str) -> Mock:
@@ -156,6 +160,15 @@ class StageKind(ABC):
                 self._echoes[names] = known
             return known
 
+    def _popen(self, spec: AgentSpec) -> Callable[..., Started]:
+        """Return what starts an agent's process: a fork server where it says what to import once."""
+        if not spec.preload:
+            return subprocess.Popen
+        with self._starting:
+            if spec.preload not in self._fork_servers:
+                self._fork_servers[spec.preload] = ForkServer(spec.preload)
+            return self._fork_servers[spec.preload].start
+
     def _parts(self) -> list[Part]:
         return [mock.part for mock in self.mocks.values()] + [part for part, _ in self._echoes.values()]
 
@@ -163,6 +176,8 @@ class StageKind(ABC):
         """Remove everything."""
         for part in self._parts():
             part.kill()
+        for server in self._fork_servers.values():
+            server.close()
         self._guard.close()
         shutil.rmtree(self._directory, ignore_errors=True)
 

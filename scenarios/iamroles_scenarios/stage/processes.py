@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from iamroles_scenarios.stage import haproxies
 from iamroles_scenarios.stage.guard import Guard
 from iamroles_scenarios.stage.kind import AgentPlace, HaproxyPlace, HaproxyRun, StageKind, binds, world_file
 from iamroles_scenarios.stage.part import Part
-from iamroles_scenarios.stage.process import Child
+from iamroles_scenarios.stage.process import Child, Started
 from iamroles_scenarios.stage.rendering import ENTRY
 from iamroles_scenarios.stage.runtime import ask, reload_in_place
 from iamroles_scenarios.stage.spec import AgentSpec
@@ -32,9 +32,17 @@ LOOPBACK = "127.0.0.1"
 class AgentProcess:
     """A place for an agent as a child process."""
 
-    def __init__(self, spec: AgentSpec, directory: Path, guard: Guard, host: str = LOOPBACK) -> None:
+    def __init__(
+        self,
+        spec: AgentSpec,
+        directory: Path,
+        guard: Guard,
+        popen: Callable[..., Started],
+        host: str = LOOPBACK,
+    ) -> None:
         self._spec = spec
         self._guard = guard
+        self._popen = popen
         self._directory = directory
         self._host = host
         self._port = 0
@@ -61,7 +69,7 @@ class AgentProcess:
         """Start the agent's command with IAMROLES_POLICY."""
         env = self._spec.environment(str(self._world))
         spec = self._spec
-        return Child("agent", spec.argv(), self._guard, env=env, cwd=spec.directory, popen=spec.popen)
+        return Child("agent", spec.argv(), self._guard, env=env, cwd=spec.directory, popen=self._popen)
 
     def reached(self, ready: Mapping[str, Any]) -> tuple[str, str]:
         """The same address for HAProxy and the suite."""
@@ -163,7 +171,7 @@ class Processes(StageKind):
                 f"{spec.name} is a container image ({spec.image}): it needs the containers stage, "
                 "--iamroles-stage=containers."
             )
-        return AgentProcess(spec, self._made(world), self._guard)
+        return AgentProcess(spec, self._made(world), self._guard, self._popen(spec))
 
     def reaches(self, address: str) -> bool:  # noqa: ARG002 - HAProxy is a process like any other here
         return True

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import shutil
 import signal
-import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from iamroles_scenarios.base.errors import AgentFileError
-from iamroles_scenarios.stage.process import Started
 
 _TABLES = {"spec", "name", "version", "launch", "features", "haproxy", "known_failures"}
-_LAUNCH = {"command", "image", "address", "build", "env", "ready_within"}
+_LAUNCH = {"command", "image", "address", "build", "env", "preload", "ready_within"}
 _HAPROXY = {"render", "settings"}
 _POLICY_VARIABLES = ("IAMROLES_POLICY", "IAMROLES_WORLD")
 """With the path of the world file; agents of vendors may still read the second, its deprecated synonym."""
@@ -68,8 +66,8 @@ class AgentSpec:
     haproxy: dict[str, Any] = field(default_factory=dict)
     known_failures: dict[str, str] = field(default_factory=dict)
     """Reason by check id."""
-    popen: Callable[..., Started] = subprocess.Popen
-    """Starts its process, called as `subprocess.Popen` is; `agent.toml` cannot set it."""
+    preload: tuple[str, ...] = ()
+    """Modules of an agent in Python that need not be imported at each start (`fork_server`)."""
 
     @classmethod
     def load(cls, path: Path | str) -> AgentSpec:
@@ -119,6 +117,7 @@ class AgentSpec:
             address=address,
             build=_text(launch, "build", path, "launch."),
             env=_texts(launch, "env", path, "launch."),
+            preload=tuple(_words(launch, "preload", path, "launch.")),
             ready_within=_number(launch, "ready_within", 20.0, path, "launch."),
             features=features,
             haproxy=haproxy,

@@ -1,9 +1,11 @@
-"""Starts mutated agents by fork, from one process that has imported the agent and every mutant once.
+"""Starts Python agents by fork, from one process that has imported their modules once.
 
-An agent's start is mostly imports, and the self-test starts a thousand. A forked agent is what
-`subprocess.Popen` would have started: a child of the judge, leader of its group, with its own pipes,
-environment, directory, signals and exit code. The kernel makes it a child of the judge and not of this
-process (CLONE_PARENT of clone(2)). Only a process of one thread may call that.
+An agent's start is mostly imports: a quarter of a second of CPU for the reference agent, which a run starts
+two hundred times, and the self-test a thousand times. A forked agent is what `subprocess.Popen` would have
+started: a child of the judge, leader of its group, with its own pipes, environment, directory, signals and
+exit code. It runs its own program from the first line on; only what that imports is there already. The kernel
+makes it a child of the judge and not of this process (CLONE_PARENT of clone(2)). Only a process of one thread
+may call that. So this file is run by path, and imports the standard library and what it was told to.
 """
 
 from __future__ import annotations
@@ -14,16 +16,19 @@ import gc
 import json
 import os
 import platform
+import runpy
 import signal
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self
 
-from iamroles_scenarios.stage.process import Started
+if TYPE_CHECKING:
+    from iamroles_scenarios.stage.process import Started
 
 _CLONE = {"x86_64": 56, "aarch64": 220}.get(platform.machine())
 """Number of clone(2). On other machines `subprocess.Popen` starts each agent."""
@@ -56,16 +61,20 @@ class Forked:
 
 
 class ForkServer:
-    """The judge's end of the fork server. A context manager; thread-safe."""
+    """The judge's end of the fork server. A context manager; thread-safe.
 
-    def __init__(self) -> None:
+    Args:
+        preload: the modules that it imports.
+    """
+
+    def __init__(self, preload: Sequence[str]) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for side in (ours, theirs):
             side.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _LONGEST)
         self._socket, self._lock = ours, threading.Lock()
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603 - this very module
-                [sys.executable, "-m", __name__, str(theirs.fileno())],
+                [sys.executable, "-P", __file__, str(theirs.fileno()), *preload],
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},  # as the stage starts an agent
                 pass_fds=[theirs.fileno()],
@@ -80,33 +89,45 @@ class ForkServer:
         cwd: Path | None = None,
         **how: Any,  # noqa: ANN401 - of Popen; the stage asks for what every fork gets
     ) -> Started:
-        """Start `python -m iamroles_conformance.selftest.mutants MUTANTS…`, in a group of its own.
+        """Start a program of this Python, in a group of its own; any other as `subprocess.Popen` does.
 
         Raises:
-            OSError: the fork server has ended.
+            OSError: the fork server has ended, because it could not import a module.
         """
-        if _CLONE is None:
+        if _CLONE is None or env.get("PYTHONPATH") != os.environ.get("PYTHONPATH") or not _ours(argv):
             return subprocess.Popen(argv, env=env, cwd=cwd, **how)  # noqa: S603 - as the stage would
-        order = json.dumps([argv[3:], dict(env), str(cwd or Path.cwd())]).encode()
+        order = json.dumps([list(argv), dict(env), str(cwd or Path.cwd())]).encode()
         (theirs_in, ours_in), (ours_out, theirs_out), (ours_err, theirs_err) = (os.pipe() for _ in range(3))
         theirs = [theirs_in, theirs_out, theirs_err]
         try:
             with self._lock:
                 socket.send_fds(self._socket, [order], theirs)
-                pid = int(self._socket.recv(64) or b"0")
+                pid = int(self._socket.recv(64))
+        except (OSError, ValueError) as error:
+            raise OSError(None, "the import of launch.preload failed (see above)") from error
         finally:
             for number in theirs:
                 os.close(number)
-        if not pid:
-            raise OSError(None, "the fork server has ended")
         return Forked(pid, [ours_in, ours_out, ours_err])
+
+    def close(self) -> None:
+        """End it; the agents that it forked go on."""
+        self._socket.close()
+        self._process.wait()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._socket.close()
-        self._process.wait()
+        self.close()
+
+
+def _ours(argv: Sequence[str]) -> bool:
+    """Return whether this is `python -m MODULE …`, or a script, of the Python that runs the suite."""
+    if argv[0] == sys.executable:
+        return argv[1:2] == ["-m"]
+    with Path(argv[0]).open("rb") as program:
+        return program.readline(4096).strip() == f"#!{sys.executable}".encode()
 
 
 def _fork() -> int:
@@ -145,10 +166,18 @@ def _serve(orders: socket.socket) -> list[str]:
         return list(argv)
 
 
-if __name__ == "__main__":
-    from iamroles_conformance.selftest.mutants.__main__ import main
-    from iamroles_conformance.selftest.registry import FAMILIES, TOLERANT, mutants
+def _run(argv: list[str]) -> None:
+    """Run the program, as Python would have been started with it."""
+    module = argv[0] == sys.executable
+    sys.argv = argv[2:] if module else argv
+    if module:
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(argv[0], run_name="__main__")
 
-    mutants((*FAMILIES, TOLERANT))
+
+if __name__ == "__main__":
+    for name in sys.argv[2:]:
+        import_module(name)
     gc.freeze()
-    main(_serve(socket.socket(fileno=int(sys.argv[1]))))
+    _run(_serve(socket.socket(fileno=int(sys.argv[1]))))

@@ -5,15 +5,20 @@ import os
 import signal
 import sys
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
-from iamroles_conformance.selftest.fork_server import ForkServer
+from iamroles_conformance.selftest.registry import modules
+from iamroles_scenarios.base.errors import AgentFileError
 from iamroles_scenarios.base.family import children_of
+from iamroles_scenarios.stage.fork_server import ForkServer
 from iamroles_scenarios.stage.guard import Guard
 from iamroles_scenarios.stage.process import Child
 
 _ISSUER = {"name": "corp", "issuer": "http://127.0.0.1:9/corp", "insecure_http": True}
+_SCRIPT = [str(Path(sys.executable).with_name("iamroles"))]
+_MUTANT = [sys.executable, "-m", "iamroles_conformance.selftest.mutants"]
 _POLICY = {
     "version": 1,
     "agent": {"listen": "127.0.0.1:0"},
@@ -23,7 +28,7 @@ _POLICY = {
 
 @pytest.fixture(scope="module")
 def server():
-    with ForkServer() as found:
+    with ForkServer(["iamroles_agent.commands.serve", *modules(["gate"])]) as found:
         yield found
 
 
@@ -32,9 +37,9 @@ def started(server, tmp_path):
     world = tmp_path / "world.json"
     children = []
 
-    def start(document=_POLICY, mutants=""):
+    def start(document=_POLICY, program=_SCRIPT):
         world.write_text(json.dumps(document))
-        argv = [sys.executable, "-m", "iamroles_conformance.selftest.mutants", mutants, "agent", "run"]
+        argv = [*program, "agent", "run"]
         env = {"IAMROLES_POLICY": world.name}
         children.append(Child("agent", argv, guard, env=env, cwd=tmp_path, popen=server.start))
         return children[-1]
@@ -52,6 +57,14 @@ def test_it_is_a_child_and_leads_a_group_of_its_own(started):
     assert child.pid in children_of(os.getpid())
     assert os.getpgid(child.pid) == child.pid
     assert {os.getpgid(pid) for pid in children_of(child.pid)} == {child.pid}
+
+
+def test_it_is_forked_and_runs_its_own_program(started):
+    child = started()
+    child.ready(20.0)
+
+    command = Path(f"/proc/{child.pid}/cmdline").read_text()
+    assert "fork_server.py" in command, "it was started, not forked"
 
 
 def test_it_drains_on_sigterm_and_nothing_is_left(started):
@@ -81,7 +94,23 @@ def test_it_says_why_it_ends_and_with_which_code(started):
 
 
 def test_a_mutant_stays_in_its_own_process(started):
-    broken, sound = started(mutants="no.such-mutant"), started()
+    broken, sound = started(program=[*_MUTANT, "no.such-mutant"]), started(program=[*_MUTANT, ""])
 
     assert broken.wait(20.0) == 1
     assert sound.ready(20.0)
+
+
+def test_other_programs_are_started_as_ever(server, tmp_path):
+    with closing(Guard()) as guard:
+        child = Child("other", ["/bin/cat"], guard, cwd=tmp_path, popen=server.start)
+        assert Path(f"/proc/{child.pid}/exe").resolve().name in ("cat", "coreutils")
+        child.kill()
+
+
+def test_a_module_that_cannot_be_imported_is_an_error_of_the_start(tmp_path):
+    with (
+        closing(Guard()) as guard,
+        ForkServer(["no_such_module"]) as server,
+        pytest.raises(AgentFileError, match=r"launch\.preload"),
+    ):
+        Child("agent", _SCRIPT, guard, cwd=tmp_path, popen=server.start)
