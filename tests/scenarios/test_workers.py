@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from iamroles_scenarios import checks
-from iamroles_scenarios.base.family import holder
+from iamroles_scenarios.base.family import holders
 from iamroles_scenarios.checks.policy.workers import CHANGES
 from iamroles_scenarios.declarations.scenario import Expectation, Step, WorldSpec, scenarios
 from iamroles_scenarios.engine.bench import CHANGING, bench
@@ -103,7 +103,7 @@ def test_each_worker_is_asked(worlds):
         seen = here.ask(here.token())
         with Spread(here.world.agent, 2, 5.0) as spread:
             pid = here.world.agent.host_pid
-            held = {holder(pid, one.port) for one in spread.askers()}
+            held = {holders(pid).get(one.port) for one in spread.askers()}
             assert (len(held), spread.reached, None in held) == (2, 2, False)
             first = spread.askers()[0]
             assert spread.askers()[0] is first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 _PROC = Path("/proc")
@@ -45,21 +46,21 @@ def descriptors(pid: int) -> int:
     return total
 
 
-def holder(pid: int, port: int) -> int | None:
-    """Return which process of the family holds a peer's TCP connection; None if it cannot be seen."""
-    try:
-        rows = "".join((_PROC / str(pid) / "net" / name).read_text() for name in ("tcp", "tcp6")).splitlines()
-    except OSError:
-        return None
-    found = {row[9] for row in map(str.split, rows) if row[2].endswith(f":{port:04X}") and row[3] == "01"}
+def holders(pid: int) -> dict[int, int]:
+    """Return which process of the family holds a TCP connection, by the peer's port; what can be seen."""
+    sockets: dict[str, int] = {}
+    found: dict[int, int] = {}
+    for name in ("tcp", "tcp6"):
+        with suppress(OSError):
+            for row in map(str.split, (_PROC / str(pid) / "net" / name).read_text().splitlines()):
+                if row[3] == "01":
+                    sockets[f"socket:[{row[9]}]"] = int(row[2].rpartition(":")[2], 16)
     for member in family(pid):
-        try:
-            held = {str(entry.readlink()) for entry in (_PROC / str(member) / "fd").iterdir()}
-        except OSError:
-            continue
-        if held & {f"socket:[{inode}]" for inode in found}:
-            return member
-    return None
+        with suppress(OSError):
+            for entry in (_PROC / str(member) / "fd").iterdir():
+                if (port := sockets.get(str(entry.readlink()))) is not None:
+                    found[port] = member
+    return found
 
 
 def _all() -> dict[int, tuple[int, int]]:

@@ -26,6 +26,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -122,6 +123,7 @@ class _Pulse:
         """Return the greatest share of a member of these families, of members that have ended too."""
         self.look()
         looks = tuple(self._looks)
+        looks = looks[max(0, bisect_right(looks, since, key=attrgetter("at")) - 1) :]
         waited: dict[int, list[_Point]] = {}
         for look in looks:
             own = [thread for thread, seen in look.found.items() if seen.parent is None]

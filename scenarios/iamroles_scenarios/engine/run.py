@@ -6,6 +6,7 @@ result that it wants (`Run.result`). `verdicts` says what each result becomes be
 
 from __future__ import annotations
 
+import gc
 import itertools
 import threading
 import time
@@ -185,6 +186,7 @@ class Run:
 
     def start(self) -> None:
         """Submit every planned check, under a budget in the order of the plan; idempotent."""
+        gc.freeze()  # what is loaded and planned by now stays: to search it again and again takes time
         by_rank = sorted(self._jobs, key=lambda job: job.rank)
         for job in by_rank if self.options.budget is None else sorted(self._jobs, key=lambda job: job.last):
             self._submit(job)

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self
 
-from iamroles_scenarios.base.family import holder
+from iamroles_scenarios.base.family import holders
 from iamroles_scenarios.wire.asker import Asker
 
 if TYPE_CHECKING:
     from iamroles_scenarios.stage.agent_handle import AgentHandle
 
-UNSEEN, _MOST = 8, 16
-"""Connections where no process is seen, and where a worker got none."""
+UNSEEN, _MOST, _AT_ONCE = 8, 16, 4
+"""Connections where no process is seen, and where a worker got none; those that are opened before each look."""
 
 
 class Spread:
@@ -49,17 +49,16 @@ class Spread:
 
     def _open(self) -> None:
         address, pid = self._agent.spop_address, self._agent.host_pid
-        self._askers = [Asker(address, timeout=self._timeout)]
         if self._workers == 1:
+            self._askers = [Asker(address, timeout=self._timeout)]
             return
-        by_holder: dict[int, Asker] = {}
         while True:
-            port = self._askers[-1].port
-            if (found := holder(pid, port) if pid and port else None) is not None:
-                by_holder.setdefault(found, self._askers[-1])
+            self._askers += [Asker(address, timeout=self._timeout) for _ in range(_AT_ONCE)]
+            ports = {asker.port: asker for asker in self._askers}
+            held = holders(pid) if pid and any(ports) else {}
+            by_holder = {held[port]: asker for port, asker in ports.items() if port in held}
             if len(by_holder) >= self._workers or len(self._askers) >= (_MOST if by_holder else UNSEEN):
                 break
-            self._askers.append(Asker(address, timeout=self._timeout))
         self.reached = len(by_holder)
         if by_holder:
             spare = [one for one in self._askers if one not in by_holder.values()]

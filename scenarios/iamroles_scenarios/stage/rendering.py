@@ -75,7 +75,7 @@ class Renderer:
     def __init__(self, spec: AgentSpec) -> None:
         self._directory = spec.directory
         self._command = tuple(spec.haproxy.get("render", SHIPPED))
-        self.own = "" if self._command == SHIPPED else " ".join(self._command)
+        self.own = "" if self._command[: len(SHIPPED)] == SHIPPED else " ".join(self._command)
         """The command, where it is the vendor's and not the shipped one."""
         self._known: dict[str, dict[str, str]] = {}
         self._lock = threading.Lock()
@@ -89,7 +89,7 @@ class Renderer:
         """
         # Of a valid policy the shipped configuration takes these alone; of a vendor's who knows.
         facts: Any = document
-        if self._command == SHIPPED:
+        if not self.own:
             facts = document.get("backends", []), _proven(document), _bound(document), "resources" in document
         key = json.dumps(facts, sort_keys=True)
         with self._lock:

@@ -168,7 +168,8 @@ class Connection:
             if (late := time.monotonic() - began) > _SENDING + gap * start:
                 raise TooSlow(f"the judge took {late:.1f} s to send {start} of {len(raw)} bytes")
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._pipe.writable.wait(), self.timeout)
+            async with asyncio.timeout(self.timeout):
+                await self._pipe.writable.wait()
 
     def keep_only(self, lines: int) -> None:
         """Shorten the transcript: for those who say much on one connection."""

@@ -44,6 +44,8 @@ class Scope(IntEnum):
     res = 4
 
 
+_SCOPES = frozenset(Scope)
+
 STATUS = {
     0: "normal",
     1: "I/O error",
@@ -253,7 +255,7 @@ def read_actions(frame: Frame) -> list[Action]:
         if count != arguments:
             raise WireFormatError(f"{what} takes {arguments} arguments, this one says {count}", start)
         scope = reader.byte(f"scope of {what}")
-        if scope not in list(Scope):
+        if scope not in _SCOPES:
             raise WireFormatError(f"{what} has the unknown scope {scope}", start)
         name = reader.name(f"variable name of {what}")
         value = reader.typed(f"value of {name!r}") if kind == 1 else None
