@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from iamroles_agent.base.config import Config
 from iamroles_agent.base.errors import ConfigError, StartError
 from iamroles_agent.base.output import log_to_stderr
 from iamroles_agent.commands import status_text
@@ -18,6 +19,7 @@ from iamroles_agent.commands.shared import end, ends_if_unsound, policy_option
 from iamroles_agent.processes import local_socket
 from iamroles_agent.processes.agent import Agent, socket_of
 
+Config.model_rebuild()  # not at the first reading, which what forks agents would pay for at each start
 STATE_DIR = "IAMROLES_STATE_DIR"
 """Environment variable with the path of the state directory."""
 
