@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from iamroles_scenarios.stage.agent_handle import AgentHandle
 
 UNSEEN, _MOST, _AT_ONCE = 8, 16, 4
-"""Connections where no process is seen, and where a worker got none; those that are opened before each look."""
+"""Connections where no process is seen, and where a worker got none; those opened before each look."""
 
 
 class Spread:

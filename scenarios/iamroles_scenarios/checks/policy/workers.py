@@ -38,7 +38,7 @@ _SLOW, _REVOKED, _AUDIENCES = 1.0, 4, 3000
 _NEW, _SOON, _LONGER = 6, 0.5, 3
 """Connections that are opened while a process hangs; seconds for an answer on each, not times the scale,
 because a late agent has not answered before the process was gone; and how many times as long as all others
-one takes that waited for that, since a busy host makes all of them slow."""
+a connection takes if it waited for that, since a busy host makes all of them slow."""
 _GONE = refused("credential_revoked")
 _names = count(1)
 
