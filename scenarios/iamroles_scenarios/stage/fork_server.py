@@ -5,7 +5,7 @@ two hundred times, and the self-test a thousand times. A forked agent is what `s
 started: a child of the judge, leader of its group, with its own pipes, environment, directory, signals and
 exit code. It runs its own program from the first line on; only what that imports is there already. The kernel
 makes it a child of the judge and not of this process (CLONE_PARENT of clone(2)). Only a process of one thread
-may call that. So this file is run by path, and imports the standard library and what it was told to.
+may call that. So this file is run by path, and imports the standard library and those modules alone.
 """
 
 from __future__ import annotations
