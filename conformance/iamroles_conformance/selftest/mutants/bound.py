@@ -24,6 +24,7 @@ from iamroles_agent.tokens.proof import Bindings, ProofRules
 from iamroles_conformance.selftest.mutants import edits as edit
 from iamroles_conformance.selftest.mutants.override import after, around, rescue, setting
 from iamroles_conformance.selftest.registry import Override, both, mutant
+from iamroles_tools.haproxy import render
 
 _BINDING = ("token_bound", "binding_mismatch", "proof_invalid")
 _MEMORY: dict[str, Any] = {}
@@ -168,6 +169,11 @@ for _name, _kills, _title, _override in (
      around(ProofRules, "_uri")(lambda sound, self, htu, asked: sound(
          self, htu, replace(asked, host=str(htu).partition("//")[2].partition("/")[0])))),
     ("nonce-first", "DPOP-COST-001", "gives a nonce before it looks at the key", _nonce_first),
+    ("key-last", "DPOP-COST-001", "compares the thumbprint last", around(ProofRules, "judge")(
+        lambda sound, self, text, jkt, *rest: sound(self, text, _Any(jkt), *rest)
+        and sound(self, text, jkt, *rest))),
+    ("no-nonce", "DPOP-NONCE-001", "takes proofs without nonce", around(ProofRules, "_judge_nonce")(
+        lambda sound, self, nonce, now: sound(self, nonce, now) if nonce else "")),
     ("any-nonce", "DPOP-NONCE-001", "takes any nonce", around(ProofRules, "_judge_nonce")(
         lambda sound, self, nonce, now: "" if nonce else sound(self, nonce, now))),
     ("own-nonces", "DPOP-NONCE-001 DPOP-NONCE-002", "has nonces of each process",
@@ -193,14 +199,24 @@ for _name, _kills, _title, _override in (
     ("twice", "DPOP-REPLAY-001", "lets a proof pass twice", edit.replaced("-m int gt 1", "-m int gt 2")),
     ("forgets", "DPOP-REPLAY-001", "forgets proofs at a reload",
      edit.replaced("store gpc0 peers iam-peers", "store gpc0")),
+    ("forgets-soon", "DPOP-REPLAY-001", "remembers a proof for its age alone", around(render, "_bound")(
+        lambda sound, config, settings: (found := sound(config, settings)) | (
+            {"IAM_REPLAY": f"{1000 * config.dpop.max_age:.0f}ms"} if "IAM_REPLAY" in found else {}))),
     ("counts-too-late", "DPOP-REPLAY-001", "counts in a worker that has handed its table over",
      edit.without("iam_note_moved")),
+    ("counts-refused", "DPOP-REPLAY-002", "counts proofs that it refuses", edit.replaced(
+        "track-sc1 var(txn.iam.proof) table iam-proof if iam_pass iam_proof",
+        "track-sc1 req.fhdr(dpop),sha2(256),ub64enc table iam-proof")),
     ("open-when-full", "DPOP-REPLAY-002", "lets pass what it cannot count", edit.without("!iam_tracked")),
     ("both-errors", "DPOP-CHALLENGE-001", "says errors of proofs in the scheme Bearer",
      edit.without("replace-header WWW-Authenticate")),
+    ("unexposed", "DPOP-CHALLENGE-001", "hides nonces and challenges from browsers",
+     edit.without("if iam_own iam_challenged or iam_nonce")),
     ("stored-nonce", "DPOP-CHALLENGE-001", "lets caches keep a nonce",
      edit.without("Cache-Control no-store if iam_nonce")),
     ("leaves-proof", "DPOP-STRIP-001", "passes the proof on", edit.without("del-header DPoP")),
+    ("keeps-proof", "DPOP-STRIP-001", "keeps the proof from a server that counts", edit.replaced(
+        "del-header Authorization\n", "del-header ^(authorization|dpop)$ -m reg\n")),
     ("early", "DPOP-EARLY-001", "answers early data", edit.without("return status 425")),
 ):  # fmt: skip
     mutant(f"bound.{_name}", _kills, _title)(_override)

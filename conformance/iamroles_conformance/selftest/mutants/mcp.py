@@ -81,10 +81,6 @@ def _cut(self: Any, asked: Any) -> Any:
     return replace(asked, path=known[-1]) if known else asked
 
 
-def _by_get(_: Any, asked: Any) -> Any:
-    return replace(asked, method="GET") if asked.path.startswith(WELL_KNOWN) else asked
-
-
 def _of_known_page(_: Any, asked: Any) -> Any:
     return replace(asked, mcp=asked.mcp._replace(origin=None)) if asked.mcp.origin == "null" else asked
 
@@ -190,8 +186,12 @@ _forgets_name = both(
     ),
 )
 for _id, _kills, _title, _override in (
+    ("metadata-aside", "MCP-AUD-001", "judges no request at a metadata path as the resource's",
+     around(Resources, "find")(
+         lambda sound, self, asked: None if asked.path.startswith(WELL_KNOWN) else sound(self, asked))),
     ("near-metadata", "MCP-META-001", "serves a document below its path", _answers(_cut)),
-    ("any-method", "MCP-META-001", "serves a document to every method", _answers(_by_get)),
+    ("any-method", "MCP-META-001", "serves a document to every method", _answers(
+        lambda _, asked: replace(asked, method="GET") if asked.path.startswith(WELL_KNOWN) else asked)),
     ("metadata-pages", "MCP-META-001", "refuses documents to pages elsewhere", _pages_everywhere),
     ("slash-behind", "MCP-META-001", "puts a slash behind the resource",
      _document(lambda said: said | {"resource": said["resource"] + "/"})),

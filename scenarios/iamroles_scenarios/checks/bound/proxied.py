@@ -9,6 +9,7 @@ import socket
 import ssl
 import subprocess
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -36,6 +37,8 @@ from iamroles_scenarios.traffic.tls import ClientTls
 
 _WITHIN, _BACK, _SOON = 10.0, 15.0, 2.0
 """Seconds, times the scale: for an answer, for HAProxy to take an agent back, for a record of early data."""
+_AGE, _AHEAD = 2.0, 4.0
+"""Seconds, times the scale: of a proof that soon ends, and by which it may come from ahead."""
 _AT_ONCE, _ROUNDS, _FEW = 64, 3, 20
 """Requests with one proof at a time, how often, and proofs that a small table holds."""
 _ASKS = "verify optional ca-file clients.pem crt-ignore-err all ca-ignore-err all"
@@ -45,12 +48,14 @@ _REPLAYED = {"DPoP": "invalid_dpop_proof"}
 
 
 def _tls(name: str, **how: Any) -> ClientTls:  # noqa: ANN401 - of `ClientTls`
-    """Speak TLS with a certificate of `rows`; with "" without."""
+    """Speak TLS with a certificate of `rows`, perhaps below another's; with "" without."""
     if not name:
         return ClientTls(**how)
+    name, _, above = name.partition(" below ")
     owner = key("client" if name == "same key" else name).private
     private = owner.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
-    return ClientTls(ssl.DER_cert_to_PEM_cert(certificate(name)) + private, **how)
+    chain = [ssl.DER_cert_to_PEM_cert(certificate(one)) for one in (name, above) if one]
+    return ClientTls("".join(chain) + private, **how)
 
 
 class Gate(Asking):
@@ -96,18 +101,10 @@ class Gate(Asking):
 
 
 def _request(asked: SpopQuestion, *more: Sequence[str]) -> tuple[str, str, list[tuple[str, str]]]:
-    said = asked.check
-    fields = [
-        ("Host", said["host"]),
-        ("Authorization", said["authorization"]),
-        ("DPoP", said["proof"]),
-        *more,
-    ]
-    return (
-        str(said["method"]),
-        str(said["path"]),
-        [(name, str(value)) for name, value in fields if value is not None],
-    )
+    said, named = asked.check, {"Host": "host", "Authorization": "authorization", "DPoP": "proof"}
+    fields = [*((name, said[key]) for name, key in named.items()), *more]
+    present = [(name, str(value)) for name, value in fields if value is not None]
+    return str(said["method"]), str(said["path"]), present
 
 
 def challenges(answer: Answer) -> dict[str, dict[str, str]]:
@@ -181,9 +178,8 @@ for _name, _group in PROXIED.items():
 
 def _play(gated: Gate, row: Mapping[str, Any], base: str) -> None:
     """Send the request of a row, perhaps twice; look at the answers, and at what the server got."""
-    asked = gated.sound(
-        base, **{name: row[name] for name in ("ask", "proof", "token", "signer") if name in row}
-    )
+    changes = {name: row[name] for name in ("ask", "proof", "token", "signer") if name in row}
+    asked = gated.sound(base, **changes)
     markers = {"proof": asked.check["proof"], **thumbprints()}
     for name in ("client", "stranger", "same key"):
         shown = base64.b64encode(certificate(name)).decode()
@@ -208,7 +204,8 @@ def nonce(target: Target) -> str:
         first = gated.hold("no nonce", gated.ask(gated.sound()), 401, Bearer="", DPoP="use_dpop_nonce")
         found, stored = first.all("dpop-nonce"), ",".join(first.all("cache-control"))
         exposed = ",".join(first.all("access-control-expose-headers")).lower()
-        if len(found) != 1 or "no-store" not in stored or exposed.count("dpop-nonce") != 1:
+        shown = exposed.count("dpop-nonce") == exposed.count("www-authenticate") == 1
+        if len(found) != 1 or "no-store" not in stored or not shown:
             gated.wrong.append(f"{len(found)} nonces, Cache-Control {stored!r}, browsers see {exposed!r}")
         asked = gated.sound(proof={"claims": {"nonce": (found or [""])[0]}})
         gated.hold("the nonce", gated.ask(asked), 200)
@@ -278,10 +275,28 @@ def full(target: Target) -> str:
     """A gate that can remember no more proofs refuses with 503: no proof passes twice, however many come."""
     with gate(target, "bound.replay.full", settings={"IAM_PROOFS": str(_FEW)}, dpop={}) as gated:
         asked = [gated.sound() for _ in range(3 * _FEW)]
+        for _ in asked:
+            gated.hold("a wrong proof", gated.ask(gated.sound(proof={"claims": {"htm": "PUT"}})), 401)
         first = [gated.hold("a proof", gated.ask(each), 200, 503).status for each in asked]
+        if 200 not in first:
+            gated.wrong.append("no proof passed: wrong ones fill the table")
         again = [gated.ask(each).status for each in asked]
         if twice := list(zip(first, again, strict=True)).count((200, 200)):
             gated.wrong.append(f"{twice} of {len(asked)} proofs passed twice")
+        return gated.end()
+
+
+@check("bound.replay.window", "DPOP-REPLAY-001", lane="gate", features={"dpop"})
+def window(target: Target) -> str:
+    """A proof from ahead of the agent's clock is remembered until it is too old, not for its age alone."""
+    age, ahead = target.seconds(_AGE), target.seconds(_AHEAD)
+    with gate(target, dpop={"max_age": f"{age * 1000:.0f}ms", "leeway": f"{ahead * 1000:.0f}ms"}) as gated:
+        iat = gated.here.now() + int(ahead)
+        asked = gated.sound(proof={"iat": iat})
+        gated.hold("a proof from ahead", gated.ask(asked), 200)
+        time.sleep(age + ahead / 4)
+        gated.hold("the same, later than its age", gated.ask(asked), 401, **_REPLAYED)
+        gated.here.in_time(iat + age, "the second use of a proof")
         return gated.end()
 
 
@@ -314,7 +329,8 @@ def asked_twice(target: Target) -> str:
 def connection(target: Target) -> str:
     """The certificate is that of the client's own connection: new, kept, resumed, or over HTTP/2.
 
-    The right one, another, another of the same key, none; TLS 1.2 and 1.3; and the plain address.
+    The right one, another, another of the same key, another below the right one, none; TLS 1.2 and 1.3;
+    and the plain address.
     """
     with gate(target, "bound.tls.connection", tls=True) as gated:
         asked, plain, proxy = gated.sound("certificate"), gated.sound("plain"), gated.here.world.tls_proxy
@@ -322,7 +338,8 @@ def connection(target: Target) -> str:
         pseudo = [(":method", method), (":scheme", "https"), (":authority", HOST), (":path", path)]
         fields = [*pseudo, *((name.lower(), value) for name, value in headers if name != "Host")]
         address, within = (proxy.host, proxy.port), gated.here.seconds(_WITHIN)
-        for name, status in (("client", 200), ("stranger", 401), ("same key", 401), ("", 401)):
+        statuses = {"client": 200, "stranger": 401, "same key": 401, "stranger below client": 401, "": 401}
+        for name, status in statuses.items():
             for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
                 tls = _tls(name, version=version, resumes=True)
                 for turn in ("new", "resumed"):

@@ -220,13 +220,8 @@ def sts(target: Target) -> str:
         for scheme, proven in itertools.product(("Bearer", "DPoP"), (False, True)):
             own = proof(signer, credential, here.now(), url=URL) if proven else None
             said = {"authorization": f"{scheme} {credential}", "proof": own, "proof-count": int(proven)}
-            what = f"{scheme} {'with' if proven else 'without'} a proof"
-            asked.append(
-                SpopQuestion(
-                    what,
-                    good | said | {"src": SOURCE, "certificate": None},
-                    ALLOW if scheme == "Bearer" else refused,
-                )
-            )
+            said |= {**good, "src": SOURCE, "certificate": None}
+            answer = ALLOW if scheme == "Bearer" else refused
+            asked.append(SpopQuestion(f"{scheme} {'with' if proven else 'without'} a proof", said, answer))
         here.ask_all(asked, window=1)
         return f"{here.asked} questions"
