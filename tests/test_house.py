@@ -38,15 +38,15 @@ ROOMS = {
 ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 25_428,
-    "scenarios": 35_212,
-    "conformance": 11_713,
+    "scenarios": 35_224,
+    "conformance": 11_729,
     "loadtests": 4_972,
     "benchmarks": 4_230,
     "tests": 34_699,
 }
 TRUSTED_LINES = 19_088
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 22_950
+DATA_LINES = 22_963
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""
