@@ -57,10 +57,9 @@ def _proven(document: Mapping[str, Any]) -> bool:
 def _bound(document: Mapping[str, Any]) -> list[Any]:
     """Return what the document says of bound tokens."""
     issuers = document.get("issuers")
-    found = (
-        [one.get("bound") for one in issuers if isinstance(one, dict)] if isinstance(issuers, list) else []
-    )
-    return [*found, document.get("dpop"), document.get("client_certificate")]
+    listed = [one for one in issuers if isinstance(one, dict)] if isinstance(issuers, list) else []
+    found = [one["bound"] for one in listed if "bound" in one]
+    return [found, document.get("dpop"), document.get("client_certificate")]
 
 
 class Renderer:
