@@ -17,11 +17,6 @@ GATE = "https://gate.example.com"
 ROLE = "arn:aws:iam::111111111111:role/reader"
 
 
-def decision(**changes):
-    fields = {"allow": True, "role": ROLE, "principal": "alice", "session": "s", "issuer": "corp"}
-    return Decision(**{**fields, "backend": "orders", "expires": int(time.time()) + 900, **changes})
-
-
 @pytest.fixture
 def ring():
     return KeyRing.first(time.time(), 86400.0)
@@ -40,7 +35,9 @@ def caller(ring):
 
 
 def signed(ring, issuer=GATE, now=None, **changes):
-    return Signer(ring, issuer).sign(decision(**changes), time.time() if now is None else now).token
+    said = {"allow": True, "role": ROLE, "principal": "alice", "session": "s", "issuer": "corp"}
+    said |= {"backend": "orders", "expires": int(time.time()) + 900} | changes
+    return Signer(ring, issuer).sign(Decision(**said), time.time() if now is None else now).token
 
 
 def test_the_example_takes_what_the_gate_signed(ring, caller):

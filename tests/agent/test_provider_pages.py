@@ -32,14 +32,10 @@ def blocks(page):
 BLOCKS = [pytest.param(text, id=f"{page.stem}-{n}") for page in PAGES for n, text in enumerate(blocks(page))]
 
 
-def page_of(name, number=0):
-    (page,) = (page for page in PAGES if page.stem == name)
-    return load_text(POLICY + blocks(page)[number])
-
-
 def judged(name, claims, *, number=0, drop=""):
     """The identity that a page's issuer makes of claims, or the reason; `drop`: a setting left out."""
-    issuer = page_of(name, number).issuers[0]
+    (page,) = (page for page in PAGES if page.stem == name)
+    issuer = load_text(POLICY + blocks(page)[number]).issuers[0]
     if drop:
         issuer = Issuer.model_validate(
             {key: getattr(issuer, key) for key in issuer.model_fields_set - {drop, "max_lifetime"}}
@@ -95,9 +91,8 @@ def test_entra_s_ninety_minutes_are_over_the_default():
     assert (str(identity.roles[0]), identity.principal) == (READER, "00000000-0000-0000-1111-222222222222")
     assert judged("entra", entra(90), drop="max_lifetime") == "token_lifetime"
     assert judged("entra", entra(60) | {"roles": ["Orders.Read"]}) == "role_malformed"
-    assert (
-        judged("entra", {key: value for key, value in entra(60).items() if key != "roles"}) == "role_missing"
-    )
+    without = {key: value for key, value in entra(60).items() if key != "roles"}
+    assert judged("entra", without) == "role_missing"
 
 
 def test_auth0_s_day_is_over_the_default():

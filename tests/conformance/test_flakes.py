@@ -62,10 +62,8 @@ def test_the_least_margin_of_all_runs_counts():
 def test_the_page_names_what_flakes_what_was_played_again_and_what_is_narrow():
     good = ["pass", 1, ["a frame", 0.1, 2.0], ""]
     all_good = dict.fromkeys(("a.flaky", "a.again", "a.narrow", "a.good"), good)
-    first = all_good | {
-        "a.again": ["pass", 2, None, "it slept"],
-        "a.narrow": ["pass", 1, ["x", 1.9, 2.0], ""],
-    }
+    again, narrow = ["pass", 2, None, "it slept"], ["pass", 1, ["x", 1.9, 2.0], ""]
+    first = all_good | {"a.again": again, "a.narrow": narrow}
     page = flakes.as_markdown(_runs(first, all_good | {"a.flaky": ["fail", 1, None, ""]}), "cmd")
 
     assert "| `a.flaky` | 1 pass, 1 fail | 50 % | 0 |" in page

@@ -32,11 +32,9 @@ def _column(version, **verdicts):
 # --- which versions ---------------------------------------------------------------------------------------
 
 
-def test_nothing_asked_for_is_all_that_is_there():
+def test_nothing_asked_for_is_all_that_is_there_and_what_is_listed_or_repeated_is_played_once():
+    assert "2.8" in offered("processes").versions, "the wheel's release"
     assert chosen([], PROCESSES) == ["2.8", "3.0"]
-
-
-def test_versions_are_a_list_or_repeated_and_each_is_played_once():
     assert chosen(["3.2, 2.6", "3.2"], CONTAINERS) == ["3.2", "2.6"]
 
 
@@ -53,10 +51,6 @@ def test_a_version_that_cannot_run_is_an_error_with_a_remedy():
 def test_a_host_without_any_is_an_error():
     with pytest.raises(StageError, match="which has none"):
         chosen([], Offer("processes", "", ()))
-
-
-def test_processes_offer_the_wheels_release():
-    assert "2.8" in offered("processes").versions
 
 
 # --- tables -----------------------------------------------------------------------------------------------

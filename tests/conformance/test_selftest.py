@@ -71,9 +71,6 @@ def test_listing_changes_nothing_in_the_agent():
 
 def test_a_mutant_that_is_caught_and_exit_status():
     assert "1 mutants, 1 caught, 0 not" in said("conformance selftest --mutant wire.ack-no-fin")
-
-
-def test_no_such_mutant():
     assert "--list" in said("conformance selftest --mutant wire.nothing", code=2)
 
 

@@ -22,6 +22,7 @@ WORLDS = ROOT / "scenarios" / "iamroles_scenarios" / "data" / "worlds"
 STANDARDS = re.compile(r"SPOE\.txt|RFC \d|OpenID Connect|AWS |CVE-|Amazon |FIPS|HAProxy's|docs/", re.ASCII)
 """Sources of a requirement without a clause; docs only beside a clause (a test below)."""
 NOON = 1_800_000_000
+EXAMPLE = tomllib.loads(re.search(r"### Decision.*?```toml\n(.*?)```", SPEC, re.DOTALL)[1])
 
 
 def _clauses():
@@ -216,12 +217,6 @@ def _examples():
     return rows
 
 
-def _example_policy():
-    block = re.search(r"### Decision.*?```toml\n(.*?)```", SPEC, re.DOTALL)
-    assert block
-    return tomllib.loads(block[1])
-
-
 @pytest.mark.parametrize("example", _examples(), ids=lambda row: f"{row[0]}: {' | '.join(row[1])}")
 def test_an_example_is_what_the_oracle_decides(example):
     roles, asks, scope, request, verdict = example[1]
@@ -235,7 +230,7 @@ def test_an_example_is_what_the_oracle_decides(example):
         claims["scope"] = scope.strip("`")
     asked = {"method": method, "path": path, "src": "192.0.2.7", "role": asks.strip("`") or None}
     asked["host"] = host[0] if host else "api.example.com"
-    found = judge(_example_policy(), claims, asked, NOON)
+    found = judge(EXAMPLE, claims, asked, NOON)
     word, *rule = verdict.split()
 
     assert (found.reason or "allow") == word

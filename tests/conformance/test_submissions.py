@@ -38,12 +38,9 @@ def sent(tmp_path, played):
     def write(change=lambda _: None, form=FORM, readme=README, where="agent/1"):
         document = json.loads(json.dumps(played))
         document["product"]["version"] = "1"
-        document["statement"]["sentence"] = submissions.statement(
-            f"{document['product']['name']} 1",
-            document["checks"],
-            features=document["features"],
-            known_failures={},
-        )["sentence"]
+        who, more = f"{document['product']['name']} 1", {"features": document["features"]}
+        told = submissions.statement(who, document["checks"], known_failures={}, **more)
+        document["statement"]["sentence"] = told["sentence"]
         text = change(document) or json.dumps(document)
         folder = tmp_path / "reports" / where
         folder.mkdir(parents=True)
@@ -93,8 +90,7 @@ def test_a_report_of_another_suite_must_add_up(sent):
     assert "another suite's; its numbers add up" in told
 
 
-def _conforms(document):
-    document["statement"]["conforms"]["core"] = ["wire"]
+DEEP = '{"schema": 1, "specification": 1, "x": ' + "[" * 200_000 + "]" * 200_000 + "}"
 
 
 def _counted(document):
@@ -118,15 +114,11 @@ def _left_out(document):
     document["statement"]["classes"] = document["statement"]["classes"][1:]
 
 
-def _deep(document):
-    return '{"schema": 1, "specification": 1, "x": ' + "[" * 200_000 + "]" * 200_000 + "}"
-
-
 @pytest.mark.parametrize(
     ("change", "key"),
     [
         (lambda _: "{", "document: is not JSON"),
-        (_deep, "document: is nested too deeply"),
+        (lambda _: DEEP, "document: is nested too deeply"),
         (lambda _: "[" * 9, "document: is not JSON"),
         (lambda one: json.dumps(one)[:-1] + ', "schema": 1}', "document: has a member twice"),
         (lambda one: json.dumps(one | {"x": float("nan")}), "document: holds NaN"),
@@ -140,7 +132,10 @@ def _deep(document):
         (lambda one: one.update(finished="<script>"), "finished"),
         (lambda one: one.update(reproduce="x" * 501), "reproduce"),
         (lambda one: one["totals"].update(**{"pass": 9}), "totals"),
-        (_conforms, "statement.conforms.core: is more or less"),
+        (
+            lambda one: one["statement"]["conforms"].update(core=["wire"]),
+            "statement.conforms.core: is more or less",
+        ),
         (_counted, "statement: is not what this suite"),
         (_failing, "passed, statement.holds"),
         (_hidden, "statement.classes.wire.core"),

@@ -352,10 +352,10 @@ SPOKEN = [
 
 
 def test_names_that_only_look_alike_pass(world):
-    names = ("x-forwardedness", "not-forwarded", "x-real-ipv", "remote-users")
+    names = ("x-forwardedness", "not-forwarded", "x-real-ipv", "remote-users", "x-iamb", "x-request")
     answer = ask(world, headers=[f"{name}: alike" for name in names])
 
-    assert [answer.header(name) for name in names] == [["alike"]] * 4
+    assert [answer.header(name) for name in names] == [["alike"]] * len(names)
 
 
 @pytest.mark.parametrize(

@@ -49,18 +49,10 @@ def test_metadata_is_whole_and_a_preflight_says_what_pages_may_send(world):
         assert all_of(answer, "cache-control") == ["public, max-age=300"]
     for said, allowed in (({"origin": ORIGIN, **AT}, ORIGIN), ({}, "*"), ({"origin": "a b"}, "*")):
         answer = ask(world, "/mcp", {"status": 204, "allow": False, **said}, method="OPTIONS")
-        assert (answer.status, answer.body, all_of(answer, "access-control-allow-origin")) == (
-            204,
-            b"",
-            [allowed],
-        )
-    for half in (
-        {"document": ""},
-        {"allow": True},
-        {"status": 205},
-        {"fault": 1},
-        {"allow": True, "status": 204},
-    ):
+        assert all_of(answer, "access-control-allow-origin") == [allowed]
+        assert (answer.status, answer.body) == (204, b"")
+    halves = {"document": ""}, {"allow": True}, {"status": 205}, {"fault": 1}, {"allow": True, "status": 204}
+    for half in halves:
         answer = {name: value for name, value in (page | half).items() if value != ""}
         assert ask(world, "/x", answer).status == 503, half
 
@@ -132,6 +124,5 @@ def test_nothing_of_this_is_there_without_resources(stage):
     with stage.world(puppet_spec(), POLICY) as world:
         assert ask(world, "/mcp", {"status": 200, "allow": False, "document": PAGE}).status == 503
         assert ask(world, "/mcp", no(401, scope="a")).challenge == BEARER
-        assert (
-            ask(world, "/mcp?access_token=x", {**YES, **AT}, headers=["Origin: a", "Origin: b"]).status == 200
-        )
+        twice = ["Origin: a", "Origin: b"]
+        assert ask(world, "/mcp?access_token=x", {**YES, **AT}, headers=twice).status == 200

@@ -58,10 +58,8 @@ def _one_worker():
                     continue
                 if {one.arg for one in call.keywords} & {"own", "changes", "revoking"}:
                     continue
-                if (
-                    call.func.id == "live_bench"
-                    or eval(ast.unparse(call.args[1]), vars(module)) not in CHANGING
-                ):
+                lent = call.func.id == "bench" and eval(ast.unparse(call.args[1]), vars(module))
+                if lent not in CHANGING:
                     yield f"{path.stem}.{name}: {ast.unparse(call)}"
 
 

@@ -5,16 +5,12 @@ from urllib.parse import quote
 
 import jwt
 from hypothesis import strategies as st
-from sts_support import presign
-from tokens_support import ED_KEY, claims, encode_base64url, mint
+from sts_support import credential, presign
+from tokens_support import ED_KEY, claims, mint
 
 _STS_NAME = 48
 RUN = 16
 """Characters of a secret in a row that nobody may read in a log."""
-
-
-def _sts(url):
-    return "iam-sts-v1." + encode_base64url(url.encode())
 
 
 def _signature_first(url):
@@ -30,17 +26,17 @@ _SHORT_JWT = jwt.encode(
 )  # fmt: skip
 CREDENTIALS = [
     *(mint(claims()), _SHORT_JWT, mint(claims(session="x" * 900))),
-    *map(_sts, (presign(), _LONG_SESSION, _signature_first(presign()))),
+    *(credential(url)[7:] for url in (presign(), _LONG_SESSION, _signature_first(presign()))),
     *(presign(), _signature_first(presign())),
 ]
 
 
-def secret_of(credential):
+def secret_of(text):
     """Return what nobody may read: a signature, or our form of a pre-signed request after STS's name."""
-    if credential.startswith("https:"):
-        return credential.partition("X-Amz-Signature=")[2][:64]
-    last = credential.rpartition(".")[2]
-    return last[_STS_NAME:] if credential.startswith("iam-sts") else last
+    if text.startswith("https:"):
+        return text.partition("X-Amz-Signature=")[2][:64]
+    last = text.rpartition(".")[2]
+    return last[_STS_NAME:] if text.startswith("iam-sts") else last
 
 
 def _percent(text):
@@ -73,9 +69,9 @@ class Misplaced:
 @st.composite
 def misplaced(draw):
     """A credential of any kind, spelled in any way, cut at any place or not, once or twice."""
-    credential = draw(st.sampled_from(CREDENTIALS))
-    secret = secret_of(credential)
-    text = draw(st.sampled_from(SPELLINGS))(credential)
+    whole = draw(st.sampled_from(CREDENTIALS))
+    secret = secret_of(whole)
+    text = draw(st.sampled_from(SPELLINGS))(whole)
     around = draw(st.sampled_from(DOUBLED))
     if draw(st.booleans()):
         text = text[: draw(st.sampled_from([1024, 700, 260, len(text) - 1, len(text) - 40]))]

@@ -286,9 +286,8 @@ def test_order_never_matters(data, who, rng):
     def shuffled(value):
         if isinstance(value, dict):
             return {key: shuffled(value[key]) for key in rng.sample(list(value), len(value))}
-        return (
-            rng.sample([shuffled(item) for item in value], len(value)) if isinstance(value, list) else value
-        )
+        is_list = isinstance(value, list)
+        return rng.sample([shuffled(item) for item in value], len(value)) if is_list else value
 
     one, two = Policy(Config.model_validate(data)), Policy(Config.model_validate(shuffled(data)))
     other = who._replace(roles=tuple(rng.sample(who.roles, len(who.roles))))

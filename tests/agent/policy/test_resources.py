@@ -33,15 +33,10 @@ def test_a_small_frame_never_allows_without_the_resource():
 
 def test_of_resources_that_differ_by_port_the_port_chooses():
     found = policy(OPEN).resources
-    hosts = {
-        "mcp.example.com": 0,
-        "mcp.example.com:443": 0,
-        "mcp.example.com:8443": 1,
-        "mcp.example.com:1": 0,
-    }
 
-    for host, index in hosts.items():
-        assert found.find(Request("GET", host, "/mcp", ip_address("::1"))) == found.targets[index]
+    for port, index in (("", 0), (":443", 0), (":8443", 1), (":1", 0)):
+        asked = Request("GET", f"mcp.example.com{port}", "/mcp", ip_address("::1"))
+        assert found.find(asked) == found.targets[index]
 
 
 def test_grants_for_different_calls_do_not_conflict():

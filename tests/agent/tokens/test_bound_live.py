@@ -22,13 +22,8 @@ def answers(agent, token, nonces, count=8):
     for number in range(count):
         more = {"nonce": nonces} if nonces else {}
         proof = prove(token, jti=f"p-{number}", iat=time.time(), **more)
-        texts = {
-            "authorization": f"DPoP {token}",
-            "path": "/orders/1",
-            "host": "api.example.com",
-            "proof": proof,
-        }
-        pairs = {name: (DataType.STRING, text.encode()) for name, text in texts.items()}
+        texts = {"authorization": f"DPoP {token}", "path": "/orders/1", "host": "api.example.com"}
+        pairs = {name: (DataType.STRING, text.encode()) for name, text in (texts | {"proof": proof}).items()}
         asked = check_message(**pairs, src=(DataType.IPV4, ip_address("192.0.2.1")))
         with connect(agent.ready["address"]) as sock:
             found.append(answered(sock, context_message(b"r") + asked))

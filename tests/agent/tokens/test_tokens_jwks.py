@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 import tokens_support
@@ -306,21 +307,17 @@ async def test_a_slow_issuer_delays_only_its_own(server):
             assert await stuck == "keys_unavailable"
 
 
-def drip(*before):
-    """A reply that goes on one byte at a time, for as long as anybody reads it."""
-
-    def reply(handler):
-        try:
-            for part in before:
-                handler.wfile.write(part)
-            while True:
-                handler.wfile.write(b"x")
-                handler.wfile.flush()
-                time.sleep(0.02)
-        except OSError:
-            handler.close_connection = True
-
-    return reply
+def drip(before, handler):
+    """Reply with this, and then one byte at a time, for as long as anybody reads it."""
+    try:
+        for part in before:
+            handler.wfile.write(part)
+        while True:
+            handler.wfile.write(b"x")
+            handler.wfile.flush()
+            time.sleep(0.02)
+    except OSError:
+        handler.close_connection = True
 
 
 @pytest.mark.parametrize(
@@ -332,7 +329,7 @@ async def test_a_key_server_that_drips_stops_no_renewal(server, before):
     """A key that was removed is refused, though the server drips at every renewal but some."""
     good = server.replies["/jwks"]
     async with accepting(server, timeout="300ms", refresh="400ms", max_stale="1500ms") as (agent, token):
-        server.replies["/jwks"] = drip(*before)
+        server.replies["/jwks"] = partial(drip, before)
         source = agent.sources["i0"]
         await until(lambda: source.failures >= 2)
         await until(lambda: source.age is None)

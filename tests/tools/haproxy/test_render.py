@@ -34,12 +34,8 @@ def binaries():
     return [pytest.param(binary, id=f"haproxy-{haproxies.version(binary)}") for binary in found]
 
 
-DPOP = {
-    "origins": ["https://api.example"],
-    "algorithms": ["ES256", "EdDSA"],
-    "max_age": "30s",
-    "leeway": "1.5s",
-}
+DPOP = {"origins": ["https://api.example"], "algorithms": ["ES256", "EdDSA"]}
+DPOP |= {"max_age": "30s", "leeway": "1.5s"}
 FRONT = {"from": ["10.0.0.0/8", "2001:db8::/32"]}
 
 
@@ -134,9 +130,8 @@ def test_a_condition_that_a_release_does_not_settle_is_left_to_haproxy():
 
     assert render.for_release(conditional, "2.6") == '.if streq("$A","x")\nd\n.else\ne\n.endif\n'
     assert render.for_release(conditional, "3.0") == 'b\n.if streq("$A","x")\nd\n.else\nf\n.endif\n'
-    assert render.for_release(conditional, "3.2").startswith(
-        ".if version_atleast(3.2.26)\na\n.else\nb\n.endif\n"
-    )
+    newest = render.for_release(conditional, "3.2")
+    assert newest.startswith(".if version_atleast(3.2.26)\na\n.else\nb\n.endif\n")
 
 
 def test_no_stranger_may_write_the_directory_whatever_the_umask(tmp_path):

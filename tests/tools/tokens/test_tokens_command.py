@@ -199,9 +199,8 @@ def test_a_proof_that_the_gate_accepts(folder, alg):
     """`mint --bind` and `proof` together are what the rules of `[dpop]` want."""
     certificate = Certificate()
     (folder / "client.pem").write_text(certificate.public)
-    made, jwks = minted(
-        folder, "ES256", "--bind", folder / f"{alg}.pem", "--certificate", folder / "client.pem"
-    )
+    bound = "--bind", folder / f"{alg}.pem", "--certificate", folder / "client.pem"
+    made, jwks = minted(folder, "ES256", *bound)
     write_policy(folder, bound="required")
     refused = inspected(folder, made, "--jwks", jwks, code=1)
     dpop = {"origins": ["https://api.test"], "algorithms": [*KEYS]}
@@ -215,10 +214,7 @@ def test_a_proof_that_the_gate_accepts(folder, alg):
 
     assert "token_bound" in refused
     assert "needs the DPoP proof of jkt, needs the client certificate of x5t#S256" in shown
-    assert (
-        ProofRules(Dpop.model_validate(dpop), b"")
-        .judge(proof, cnf["jkt"], made.encode(), asked, time.time())
-        .use
-    )
+    rules = ProofRules(Dpop.model_validate(dpop), b"")
+    assert rules.judge(proof, cnf["jkt"], made.encode(), asked, time.time()).use
     assert jwt.decode(proof, options={"verify_signature": False})["nonce"] == "n"
     assert cnf["x5t#S256"] == encode_base64url(sha256(certificate.der).digest())
