@@ -38,9 +38,9 @@ ROOMS = {
 ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 25_428,
-    "scenarios": 35_223,
-    "conformance": 11_729,
-    "loadtests": 4_972,
+    "scenarios": 35_147,
+    "conformance": 11_724,
+    "loadtests": 4_962,
     "benchmarks": 4_230,
     "tests": 34_553,
 }

@@ -10,18 +10,8 @@ from collections.abc import Callable
 
 from iamroles_loadtests.asking.plan import Phase, Pools
 from iamroles_loadtests.measuring.measurement import Measurement
-from iamroles_scenarios.traffic import (
-    Address,
-    Case,
-    Client,
-    HttpClient,
-    Loop,
-    Question,
-    QuestionMix,
-    Segment,
-    SpopClient,
-    arrivals,
-)
+from iamroles_scenarios import traffic
+from iamroles_scenarios.traffic import HttpClient, Loop, Question, QuestionMix, Segment, SpopClient, arrivals
 from iamroles_scenarios.traffic.polling import NANO
 
 WINDOWS = 60
@@ -37,7 +27,7 @@ class Driver:
     """
 
     def __init__(self, pools: Pools) -> None:
-        self.cases: dict[str, Case] = {}
+        self.cases: dict[str, traffic.Case] = {}
         self._pools = {name: [ask.question(self.cases) for ask in asks] for name, asks in pools.items()}
         self._fresh: dict[str, deque[Question]] = {}
         """The rest of pools whose questions are asked once."""
@@ -106,9 +96,9 @@ class Driver:
             timetable = arrivals(segments, seed=phase.seed, constant=phase.constant)
         return Loop(mix.questions(), timetable, patience=phase.patience)
 
-    def clients(self, phase: Phase, loop: Loop, count: int = 0) -> list[Client]:
+    def clients(self, phase: Phase, loop: Loop, count: int = 0) -> list[traffic.Client]:
         """The phase's connections, or so many like them."""
-        address = Address.of(phase.address)
+        address = traffic.Address.of(phase.address)
         context = None
         if phase.tls:
             context = ssl.create_default_context()

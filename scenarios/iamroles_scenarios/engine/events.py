@@ -14,15 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from iamroles_scenarios.base.errors import AgentFault, HarnessFault, StageError, Untestable, WaitTimeoutError
 from iamroles_scenarios.base.family import children_of
-from iamroles_scenarios.declarations.scenario import (
-    CertificateStep,
-    KeysStep,
-    ReloadStep,
-    Step,
-    WaitStep,
-    merged,
-    stripped,
-)
+from iamroles_scenarios.declarations import scenario
+from iamroles_scenarios.declarations.scenario import KeysStep, ReloadStep, Step, WaitStep, merged, stripped
 from iamroles_scenarios.engine.certificates import proxy_fault
 from iamroles_scenarios.engine.tokens import Mint
 from iamroles_scenarios.engine.worlds import Loan
@@ -97,7 +90,7 @@ class Events:
                 raise
             raise AgentFault(f"the agent did not start again: {error.message}") from error
 
-    def _certificate(self, step: CertificateStep) -> None:
+    def _certificate(self, step: scenario.CertificateStep) -> None:
         world, certificates = self._place.world, self._place.certificates
         assert certificates is not None  # noqa: S101 - the scenario says that it speaks TLS
         why = certificates.replace(world, step.by, self._target.scale)

@@ -22,18 +22,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from iamroles_scenarios.base import lateness, recording, sent
-from iamroles_scenarios.base.errors import (
-    AgentFault,
-    CheckFailed,
-    Evidence,
-    Inapplicable,
-    ProxyFileError,
-    StageError,
-    TooSlow,
-    Untestable,
-    WireFormatError,
-)
+from iamroles_scenarios.base import errors, lateness, recording, sent
+from iamroles_scenarios.base.errors import Evidence, StageError, TooSlow, Untestable, WireFormatError
 from iamroles_scenarios.declarations.catalogue import catalogue
 from iamroles_scenarios.declarations.results import CheckResult, Verdict, tails
 from iamroles_scenarios.declarations.scenario import SITES, PlannedCheck
@@ -108,17 +98,17 @@ def blamed(check: PlannedCheck, error: Exception, beside: Evidence | None = None
     """
     beside = beside or Evidence()
     match error:
-        case CheckFailed():
+        case errors.CheckFailed():
             own = error.evidence
             evidence = replace(own, trace=own.trace or beside.trace, logs=own.logs | beside.logs)
             return _result(check, Verdict.FAIL, error.message, evidence)
         case WireFormatError():
             return _result(check, Verdict.FAIL, f"the agent's answer is malformed: {error.message}", beside)
-        case AgentFault():
+        case errors.AgentFault():
             recording.timed()  # silence above all
             evidence = replace(beside, trace=error.trace or beside.trace)
             return _result(check, Verdict.FAIL, error.message, evidence)
-        case Inapplicable():
+        case errors.Inapplicable():
             return lacking(check, [str(error)])
         case Untestable():
             return _result(check, Verdict.UNTESTABLE, str(error))
@@ -126,7 +116,7 @@ def blamed(check: PlannedCheck, error: Exception, beside: Evidence | None = None
             return replace(_result(check, Verdict.UNTESTABLE, str(error)), late=str(error))
         case StageError():
             evidence = Evidence(sent=f"world file: {error.world}" * bool(error.world), logs=error.logs)
-            if set(error.logs) != {_AGENT} and not isinstance(error, ProxyFileError):
+            if set(error.logs) != {_AGENT} and not isinstance(error, errors.ProxyFileError):
                 proxy = error.message if set(error.logs) == {_PROXY} else ""
                 return _result(check, Verdict.HARNESS_ERROR, error.message, evidence, proxy)
             recording.timed()  # it was not ready in time

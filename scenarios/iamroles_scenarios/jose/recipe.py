@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from iamroles_scenarios.base.durations import seconds
 from iamroles_scenarios.base.errors import RecipeError
 from iamroles_scenarios.base.sent import note_token
-from iamroles_scenarios.jose import broken
+from iamroles_scenarios.jose import broken, shapes
 from iamroles_scenarios.jose.encoding import (
     Json,
     Members,
@@ -30,15 +30,7 @@ from iamroles_scenarios.jose.encoding import (
     object_text,
 )
 from iamroles_scenarios.jose.keys import ALGORITHMS, SigningKey
-from iamroles_scenarios.jose.shapes import (
-    DEFAULT_ACCOUNT,
-    DEFAULT_AUDIENCE,
-    SHAPES,
-    Shape,
-    Subject,
-    iso,
-    role_arn,
-)
+from iamroles_scenarios.jose.shapes import DEFAULT_AUDIENCE, SHAPES, Shape, Subject, iso, role_arn
 
 Recipe = Mapping[str, Any]
 
@@ -164,7 +156,7 @@ class _Minting:
 
     def _subject(self) -> Subject:
         recipe = self.recipe
-        account = recipe.get("account", DEFAULT_ACCOUNT)
+        account = recipe.get("account", shapes.DEFAULT_ACCOUNT)
         preferred = recipe.get("preferred_role")
         return Subject(
             sub=recipe.get("sub", "alice"),

@@ -11,17 +11,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 
+from iamroles_scenarios.wire import frames
 from iamroles_scenarios.wire.client import context_arguments, question
 from iamroles_scenarios.wire.codec import varint
-from iamroles_scenarios.wire.frames import (
-    Flags,
-    Frame,
-    FrameType,
-    disconnect,
-    encode_message,
-    hello,
-    prefixed,
-)
+from iamroles_scenarios.wire.frames import Flags, Frame, FrameType, encode_message, hello, prefixed
 
 _ODD_BYTES = (0x00, 0x01, 0x07, 0x0F, 0x10, 0x11, 0x7F, 0x80, 0xEF, 0xF0, 0xF8, 0xFF)
 ODD_IDS = (0, 1, 239, 240, 2287, 2288, 2**31 - 1, 2**32, 2**63, 2**64 - 1)
@@ -72,7 +65,7 @@ _SEEDS: tuple[bytes, ...] = (
     Frame(FrameType.NOTIFY, 1, 1, encode_message("other", {"a": -1, "b": "é", "c": None})).body(),
     Frame(FrameType.NOTIFY, 1, 1).body(),
     hello().body(),
-    disconnect().body(),
+    frames.disconnect().body(),
 )
 
 

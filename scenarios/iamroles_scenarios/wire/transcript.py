@@ -11,16 +11,9 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from iamroles_scenarios.base.errors import WireFormatError
+from iamroles_scenarios.wire import frames
 from iamroles_scenarios.wire.codec import Typed
-from iamroles_scenarios.wire.frames import (
-    STATUS,
-    Flags,
-    Frame,
-    FrameType,
-    read_actions,
-    read_kv,
-    read_messages,
-)
+from iamroles_scenarios.wire.frames import Flags, Frame, FrameType, read_actions, read_kv, read_messages
 
 TO_AGENT = ">>"
 FROM_AGENT = "<<"
@@ -124,7 +117,7 @@ def _payload(frame: Frame, *, reveal: bool) -> str:
 
 def _status(name: str, value: Typed) -> str:
     if name == "status-code" and isinstance(value.value, int):
-        return f"{name}={value} ({STATUS.get(value.value, 'not assigned')})"
+        return f"{name}={value} ({frames.STATUS.get(value.value, 'not assigned')})"
     return f"{name}={value}"
 
 

@@ -12,18 +12,8 @@ from collections.abc import Iterable
 from contextlib import closing
 
 from iamroles_scenarios.base import recording
-from iamroles_scenarios.checks.live.fixture import (
-    EVENTS,
-    EVERY,
-    FEW,
-    IDLE_DOWNLOAD,
-    IDLE_SOCKET,
-    OPEN,
-    SOCKET,
-    WITHIN,
-    LiveBench,
-    live_bench,
-)
+from iamroles_scenarios.checks.live import fixture
+from iamroles_scenarios.checks.live.fixture import EVENTS, EVERY, FEW, OPEN, SOCKET, LiveBench, live_bench
 from iamroles_scenarios.checks.live.stream import Stream, StreamShape
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.target import Target
@@ -60,7 +50,7 @@ def late(target: Target) -> None:
     A WebSocket is busy, falls silent, and its silence is younger than any timeout when the token ends.
     """
     with live_bench(target, "live.late") as here:
-        [stream] = here.open_short([IDLE_SOCKET])
+        [stream] = here.open_short([fixture.IDLE_SOCKET])
         stream.until(stream.expires - here.seconds(1.0))
         if not stream.moves(here.seconds(0.5), stream.say):
             here.in_time(stream.expires, "an echo before its token's end")
@@ -159,7 +149,7 @@ def agents(target: Target) -> None:
         neighbour = here.world.neighbour()
         here.revoke(neighbour)
         going, staying = here.two_people(FEW)
-        short = here.open(IDLE_DOWNLOAD, here.token(exp=here.end(LIFE)), "/plain/a")
+        short = here.open(fixture.IDLE_DOWNLOAD, here.token(exp=here.end(LIFE)), "/plain/a")
         here.world.agent.kill()
         here.must_expire([short], "its token's end, its agent lost")
         here.revoke(principals=["alice"])
@@ -191,7 +181,7 @@ def frozen(target: Target) -> None:
             here.must_last(staying, "the revocation of another, an old worker frozen", _FROZEN)
         finally:
             haproxy.send_to(old, signal.SIGCONT)
-        here.must_end(old_going, "its worker went on", WITHIN)
+        here.must_end(old_going, "its worker went on", fixture.WITHIN)
         here.must_last(old_staying, "the revocation of another")
 
 

@@ -9,15 +9,8 @@ from threading import Event
 from typing import Any
 
 from iamroles_scenarios.base.errors import CheckFailed
-from iamroles_scenarios.checks.live.fixture import (
-    AFTER,
-    EVERY,
-    FEW,
-    IDLE_SOCKET,
-    UPLOAD,
-    LiveBench,
-    live_bench,
-)
+from iamroles_scenarios.checks.live import fixture
+from iamroles_scenarios.checks.live.fixture import AFTER, EVERY, FEW, UPLOAD, LiveBench, live_bench
 from iamroles_scenarios.checks.live.stream import Stream, StreamShape, expiry_of
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation
@@ -167,7 +160,9 @@ def kept(target: Target) -> None:
         streams[0].until(streams[0].expires - _AHEAD - here.stretched(_MOMENT))
         ask(here, streams, token(here, "lou", exp="+10m"))
         outlive(here, streams, math.inf, "a fresh credential was seen in time")
-        others = [here.open(IDLE_SOCKET, token(here, sub, exp=here.end(_LIFE)), RENEWING) for sub in _OTHERS]
+        others = [
+            here.open(fixture.IDLE_SOCKET, token(here, sub, exp=here.end(_LIFE)), RENEWING) for sub in _OTHERS
+        ]
         prolonged = (
             token(here, stream_of, exp=int(stream.expires) + more)
             for more in range(1, _TIMES)

@@ -8,16 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from iamroles_scenarios.base.errors import Untestable
-from iamroles_scenarios.checks.live.fixture import (
-    AFTER,
-    FEW,
-    IDLE_SOCKET,
-    SHAPES,
-    SOCKET,
-    WITHIN,
-    LiveBench,
-    live_bench,
-)
+from iamroles_scenarios.checks.live import fixture
+from iamroles_scenarios.checks.live.fixture import AFTER, IDLE_SOCKET, SHAPES, SOCKET, WITHIN, live_bench
 from iamroles_scenarios.checks.live.generated import hash_of
 from iamroles_scenarios.checks.live.stream import StreamShape
 from iamroles_scenarios.declarations.results import check
@@ -69,7 +61,7 @@ def under_way(target: Target) -> None:
     with live_bench(target, "live.under-way", revoking=True, relayed=True, settings=_PATIENT) as here:
         alice, bob = here.token(exp="+15m", sub="alice"), here.token(exp="+15m", sub="bob", roles=["writer"])
         here.frames.hold()
-        late = [here.begin(shape, alice) for shape in FEW] + [here.begin(SOCKET, bob, "/live/writer")]
+        late = [here.begin(shape, alice) for shape in fixture.FEW] + [here.begin(SOCKET, bob, "/live/writer")]
         if not here.frames.wait_held(len(late), here.seconds(WITHIN)):
             raise Untestable("the agent does not answer all these questions side by side")
         here.revoke(principals=["alice"])
@@ -127,7 +119,7 @@ def replaced(target: Target) -> None:
     with live_bench(target, "live.replaced", own=True, keys=_FAST_KEYS) as here:
         issuer = here.issuer()
         first = issuer.keys[0]
-        going = here.open_all(FEW, here.token(exp="+15m"))
+        going = here.open_all(fixture.FEW, here.token(exp="+15m"))
         second = issuer.rotate()
         staying = here.open(SOCKET, here.token(exp="+15m"))
         other = issuer.add_key(publish=False, sign=False, kid=first.kid)
@@ -145,7 +137,7 @@ def away(target: Target) -> None:
     with live_bench(target, "live.away", own=True) as here:
         issuer = here.issuer()
         first = issuer.keys[0]
-        going = here.open_all(FEW, here.token(exp="+15m"))
+        going = here.open_all(fixture.FEW, here.token(exp="+15m"))
         issuer.rotate()
         staying = here.open(SOCKET, here.token(exp="+15m"))
         here.world.agent.kill()
@@ -209,7 +201,7 @@ _KINDS: dict[str, dict[str, Any]] = {
 
 
 def _revoked(
-    target: Target, owner: str, kind: str, between: Callable[[LiveBench], None] = lambda _: None
+    target: Target, owner: str, kind: str, between: Callable[[fixture.LiveBench], None] = lambda _: None
 ) -> None:
     members = dict(_KINDS[kind])
     if "issued_before" in members:
@@ -295,7 +287,7 @@ def reloaded(target: Target) -> None:
     The streams are in the old worker when it is revoked.
     """
 
-    def reload(here: LiveBench) -> None:
+    def reload(here: fixture.LiveBench) -> None:
         short = here.open_short(SHAPES)
         here.world.haproxy.reload()
         here.must_expire(short, "its token's end, over a reload")
@@ -310,4 +302,4 @@ def restarted(target: Target) -> None:
     The agent is killed and started again while they are open.
     """
 
-    _revoked(target, "live.restart", "principal", LiveBench.restart_agent)
+    _revoked(target, "live.restart", "principal", fixture.LiveBench.restart_agent)

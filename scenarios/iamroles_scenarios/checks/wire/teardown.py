@@ -10,28 +10,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from typing import Any
 
-from iamroles_scenarios.base.errors import (
-    CheckFailed,
-    Evidence,
-    SilenceError,
-    UnreachableError,
-    Untestable,
-    WireError,
-)
+from iamroles_scenarios.base import errors
+from iamroles_scenarios.base.errors import CheckFailed, Evidence, SilenceError, Untestable, WireError
 from iamroles_scenarios.base.family import descriptors
 from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.wire import judge
 from iamroles_scenarios.wire.client import Connection, question
 from iamroles_scenarios.wire.frames import Frame, FrameType, disconnect, encode_kv, prefixed
-from iamroles_scenarios.wire.judge import (
-    DEADLINE,
-    QUIET,
-    JudgedConnection,
-    connected,
-    eventually,
-    must_live,
-    probe,
-    session,
-)
+from iamroles_scenarios.wire.judge import DEADLINE, JudgedConnection, connected, must_live, probe, session
 from iamroles_scenarios.wire.target import Process, WireTarget
 
 _ERROR_LINE = re.compile(
@@ -212,7 +198,7 @@ async def _descriptors_back(
     async def given_back() -> bool:
         return descriptors(pid) <= before + slack
 
-    if not await eventually(target, given_back, seconds=8.0):
+    if not await judge.eventually(target, given_back, seconds=8.0):
         raise CheckFailed(
             f"{descriptors(pid) - before} more descriptors after {count} vanished peers",
             Evidence(expected=f"at most {before + slack}", received=str(descriptors(pid))),
@@ -246,7 +232,7 @@ async def isolation(target: WireTarget) -> None:
                 await broken.send(raw)
                 # Other checks judge whether this connection ends; here it has time to do harm.
                 with suppress(WireError):
-                    await broken.ended(target.seconds(QUIET))
+                    await broken.ended(target.seconds(judge.QUIET))
             await good.must_serve(stream_id=number + 1)
 
 
@@ -275,7 +261,7 @@ async def sigterm(target: WireTarget) -> None:
         connection.must_answer_each(asked, acks)
         for ack in acks:
             connection.must_judge(ack)
-        if not await eventually(target, lambda: _refuses(target, process.spop_address)):
+        if not await judge.eventually(target, lambda: _refuses(target, process.spop_address)):
             raise connection.fail("still accepts connections after SIGTERM")
         connection.close()
         status = await asyncio.to_thread(process.wait, target.seconds(12.0))
@@ -325,7 +311,7 @@ async def connection_limit(target: WireTarget) -> str:
             raise over or gone[0].fail(f"{len(gone)} connections below the limit ended")
         held.pop().close()
         seen: list[str] = []
-        if not await eventually(target, lambda: _accepts(target, address, seen)):
+        if not await judge.eventually(target, lambda: _accepts(target, address, seen)):
             tried = f"{len(seen)} were tried; the last: {seen[-1] if seen else 'no answer'}"
             raise held[0].fail(f"a connection was freed, but no new one is served ({tried})")
     return ""
@@ -484,7 +470,7 @@ async def loopback(target: WireTarget) -> str:
         return "this host has no address but loopback"
     try:
         connection = await Connection.open(f"{outer}:{port}", within=target.seconds(DEADLINE))
-    except UnreachableError:
+    except errors.UnreachableError:
         return f"not reachable through {outer}"
     connection.close()
     raise CheckFailed(

@@ -14,13 +14,8 @@ from iamroles_agent.spop.connection import Closed, Connection, HelloReceived, St
 from iamroles_agent.spop.errors import RemoteProtocolError, invalid
 from iamroles_agent.spop.frames import FrameType
 from iamroles_agent.spop.values import DataType
-from iamroles_conformance.selftest.mutants.edits import (
-    hello_text,
-    pair_out,
-    pairs_in,
-    pairs_out,
-    without_memory,
-)
+from iamroles_conformance.selftest.mutants import edits
+from iamroles_conformance.selftest.mutants.edits import hello_text, pair_out, pairs_in, without_memory
 from iamroles_conformance.selftest.mutants.override import after, around, before, fail, setting, transition
 from iamroles_conformance.selftest.registry import Override, both, mutant
 
@@ -60,7 +55,7 @@ mutant("wire.hello-ids", "SPOP-HELLO-002", "sends AGENT-HELLO with frame-id 1")(
     )
 )
 mutant("wire.hello-items", "SPOP-HELLO-003", "leaves `capabilities` out of AGENT-HELLO")(
-    pairs_out(lambda pairs: {key: value for key, value in pairs.items() if key != "capabilities"})
+    edits.pairs_out(lambda pairs: {key: value for key, value in pairs.items() if key != "capabilities"})
 )
 mutant("wire.hello-version", "SPOP-HELLO-004", "answers with version 2.1")(
     setting(connection, "VERSION", "2.1")
