@@ -20,15 +20,8 @@ from iamroles_scenarios.base.durations import seconds
 from iamroles_scenarios.base.errors import RecipeError
 from iamroles_scenarios.base.sent import note_token
 from iamroles_scenarios.jose import broken, shapes
-from iamroles_scenarios.jose.encoding import (
-    Json,
-    Members,
-    b64url,
-    json_text,
-    members_of,
-    nested_list,
-    object_text,
-)
+from iamroles_scenarios.jose import encoding as encodings
+from iamroles_scenarios.jose.encoding import Json, b64url, json_text, members_of, nested_list, object_text
 from iamroles_scenarios.jose.keys import ALGORITHMS, SigningKey
 from iamroles_scenarios.jose.shapes import DEFAULT_AUDIENCE, SHAPES, Shape, Subject, iso, role_arn
 
@@ -188,7 +181,7 @@ class _Minting:
             _drop(claims, [path] if isinstance(path, str) else list(path))
         return claims
 
-    def _members(self, table: dict[str, Any], raw: str, duplicate: str, depth: str) -> Members:
+    def _members(self, table: dict[str, Any], raw: str, duplicate: str, depth: str) -> encodings.Members:
         recipe, members = self.recipe, members_of(table)
         for name, text in recipe.get(raw, {}).items():
             members = [member for member in members if member[0] != name] + [(name, self._at(text))]

@@ -22,18 +22,10 @@ from typing import Any, Self, cast
 
 from iamroles_scenarios.base import recording
 from iamroles_scenarios.base.errors import SilenceError, TooSlow, UnreachableError, WireError, WireFormatError
+from iamroles_scenarios.wire import frames as wire_frames
 from iamroles_scenarios.wire.codec import Typed, Value
 from iamroles_scenarios.wire.codec import address as ip
-from iamroles_scenarios.wire.frames import (
-    Flags,
-    Frame,
-    FrameType,
-    as_hello,
-    encode_message,
-    hello,
-    notify,
-    read_kv,
-)
+from iamroles_scenarios.wire.frames import Frame, FrameType, as_hello, encode_message, hello, notify, read_kv
 from iamroles_scenarios.wire.transcript import FROM_AGENT, NOTE, TO_AGENT, Transcript, shorten
 
 OMIT = object()
@@ -315,7 +307,7 @@ class Connection:
                 f"the NOTIFY was {frame.stream_id}/{frame.frame_id}",
                 self.transcript,
             )
-        if not ack.flags & Flags.FIN:
+        if not ack.flags & wire_frames.Flags.FIN:
             raise WireError("the ACK has no FIN", self.transcript)
         return ack
 

@@ -11,17 +11,9 @@ from iamroles_scenarios.base.polling import polls
 from iamroles_scenarios.checks.derived.world import iam_check
 from iamroles_scenarios.checks.identity.caller import WORLD
 from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.engine import bench as benches
 from iamroles_scenarios.engine.answers import ALLOW
-from iamroles_scenarios.engine.bench import (
-    ALLOWED,
-    Bench,
-    SpopQuestion,
-    bench,
-    beside,
-    own_bench,
-    own_suffix,
-    refused,
-)
+from iamroles_scenarios.engine.bench import ALLOWED, Bench, bench, beside, own_bench, own_suffix, refused
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.wire.asker import Asker
 
@@ -125,7 +117,9 @@ def newcomer(target: Target) -> None:
                 try:
                     any(here.sts_calls() >= calls + _FULL for _last in polls(_SLOW / 3))
                     began = time.monotonic()
-                    here.ask_all([SpopQuestion(what, _question(text, "192.0.2.99"), ALLOW)], again=False)
+                    here.ask_all(
+                        [benches.SpopQuestion(what, _question(text, "192.0.2.99"), ALLOW)], again=False
+                    )
                     if (took := time.monotonic() - began) > here.seconds(_PROMPT):
                         raise here.failed(f"{what} waited {took:.1f} s, at most {_PROMPT:g} s")
                 finally:

@@ -14,16 +14,9 @@ from iamroles_scenarios.checks.derived.world import iam_check
 from iamroles_scenarios.checks.identity.caller import WORLD
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation
+from iamroles_scenarios.engine import bench as benches
 from iamroles_scenarios.engine.answers import ALLOW
-from iamroles_scenarios.engine.bench import (
-    ALLOWED,
-    STS_ACTION,
-    Bench,
-    Pending,
-    SpopQuestion,
-    bench,
-    refused,
-)
+from iamroles_scenarios.engine.bench import ALLOWED, STS_ACTION, Pending, SpopQuestion, bench, refused
 from iamroles_scenarios.engine.spread import Spread
 from iamroles_scenarios.engine.target import Target
 
@@ -42,7 +35,7 @@ _READER = {
 }
 
 
-def _disbelieved(here: Bench, what: str, **recipe: Any) -> None:  # noqa: ANN401 - recipes hold anything
+def _disbelieved(here: benches.Bench, what: str, **recipe: Any) -> None:  # noqa: ANN401 - recipes hold anything
     """Ask with credentials that STS would refuse, until the agent asks STS; it must believe none of them."""
     before = here.sts_calls()
     deadline = time.monotonic() + here.target.seconds(_RECOVERY)

@@ -8,16 +8,8 @@ time.
 from __future__ import annotations
 
 from iamroles_scenarios.base.errors import Untestable
-from iamroles_scenarios.checks.proxy.traffic import (
-    PROCESSING,
-    HttpQuestion,
-    at_once,
-    gate,
-    must_answer,
-    person,
-    shut,
-    traffic,
-)
+from iamroles_scenarios.checks.proxy import traffic as proxy_traffic
+from iamroles_scenarios.checks.proxy.traffic import HttpQuestion, at_once, gate, person, shut, traffic
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec
 from iamroles_scenarios.engine.bench import Bench, bench
@@ -170,7 +162,7 @@ def _through_reloads(here: Bench, people: list[list[HttpQuestion]], *, lossless:
 def _warm(here: Bench) -> None:
     """Let one person ask first: afterwards a connection stands and keys are fetched."""
     for question in person(here, "first"):
-        must_answer(here, question, "before the others")
+        proxy_traffic.must_answer(here, question, "before the others")
 
 
 def _different(here: Bench) -> list[HttpQuestion]:
@@ -189,7 +181,7 @@ def _pipelines(here: Bench) -> bool:
 
 
 def _held(here: Bench, count: int) -> None:
-    within = here.seconds(PROCESSING / 2)
+    within = here.seconds(proxy_traffic.PROCESSING / 2)
     if not here.frames.wait_held(count, within):
         held = here.frames.held
         here.frames.release()

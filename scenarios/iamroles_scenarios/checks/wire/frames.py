@@ -8,19 +8,10 @@ from contextlib import suppress
 from iamroles_scenarios.base.errors import CheckFailed, Evidence, WireError
 from iamroles_scenarios.base.family import resident
 from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.wire import frames as wire_frames
 from iamroles_scenarios.wire.client import check_arguments, question
 from iamroles_scenarios.wire.codec import DataType, Typed, Value, address, string, varint
-from iamroles_scenarios.wire.frames import (
-    HELLO,
-    Flags,
-    Frame,
-    FrameType,
-    as_hello,
-    encode_message,
-    hello,
-    notify,
-    prefixed,
-)
+from iamroles_scenarios.wire.frames import Flags, Frame, FrameType, encode_message, hello, notify, prefixed
 from iamroles_scenarios.wire.judge import (
     DEADLINE,
     NO_CREDENTIAL,
@@ -46,9 +37,9 @@ async def byte_by_byte(target: WireTarget) -> None:
     TCP keeps no boundaries. Sizes and ids have varints of 1 to 5 bytes, each cut at every byte.
     """
     for number in (256, 2287, 2288, 264431, 264432, 33818863, 33818864, 2**32 - 1):
-        said = {**HELLO, "max-frame-size": number}
+        said = {**wire_frames.HELLO, "max-frame-size": number}
         async with connected(target) as connection:
-            await connection.send(hello(as_hello(said)), piece=1, gap=PIECE_GAP)
+            await connection.send(hello(wire_frames.as_hello(said)), piece=1, gap=PIECE_GAP)
             await connection.expect(FrameType.AGENT_HELLO)
             if number == 2**32 - 1:
                 # Without a credential it is short: each octet costs the judge a turn.
@@ -399,7 +390,7 @@ async def type_strings(target: WireTarget) -> None:
             )
         context = {"request-id": Typed(DataType.STRING, b"\xff\x00\xfe")}
         await connection.must_answer(question(probe(target), context))
-    async with session(target, {**HELLO, "engine-id": "é\x00"}) as connection:
+    async with session(target, {**wire_frames.HELLO, "engine-id": "é\x00"}) as connection:
         await connection.must_serve()
 
 

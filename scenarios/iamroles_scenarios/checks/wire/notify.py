@@ -10,21 +10,11 @@ from typing import Any
 from iamroles_scenarios.base.errors import CheckFailed, SilenceError, Untestable, WireError
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.answers import ALWAYS
+from iamroles_scenarios.wire import judge as judging
 from iamroles_scenarios.wire.client import OMIT, Ended, check_arguments, context_arguments, question
 from iamroles_scenarios.wire.codec import DataType, Typed, Value, address, string
 from iamroles_scenarios.wire.frames import HELLO, Frame, FrameType, encode_message, notify, read_actions
-from iamroles_scenarios.wire.judge import (
-    DEADLINE,
-    JudgedConnection,
-    allowed,
-    connected,
-    must_live,
-    must_refuse,
-    probe,
-    refused,
-    session,
-    tokenless,
-)
+from iamroles_scenarios.wire.judge import JudgedConnection, must_live, probe, refused, session, tokenless
 from iamroles_scenarios.wire.target import WireTarget
 
 _PREFIX = "txn.iam."
@@ -76,7 +66,7 @@ async def large_ids(target: WireTarget) -> None:
         async with session(target) as connection:
             asked = question(probe(target), stream_id=number, frame_id=1)
             await connection.send(asked)
-            answer = await connection.receive(target.seconds(DEADLINE))
+            answer = await connection.receive(target.seconds(judging.DEADLINE))
             if not isinstance(answer, Ended) and answer.type != FrameType.AGENT_DISCONNECT:
                 connection.must_answer_each([asked], [answer])
     await must_live(target, "wide ids")
@@ -164,7 +154,7 @@ async def message_contradiction(target: WireTarget) -> None:
 
     HAProxy never sends two; somebody who does wants the agent to overlook one.
     """
-    known = encode_message("iam-check", check_arguments(allowed(target)))
+    known = encode_message("iam-check", check_arguments(judging.allowed(target)))
     other = encode_message("iam-check", check_arguments(refused(target)))
     context = encode_message("iam-context", context_arguments())
     async with session(target) as connection:
@@ -281,7 +271,7 @@ async def message_lies(target: WireTarget) -> None:
         "the last byte missing": whole[:-1],
     }
     frames = {what: Frame(FrameType.NOTIFY, 1, 1, payload) for what, payload in lies.items()}
-    await must_refuse(target, frames, 4)
+    await judging.must_refuse(target, frames, 4)
     await must_live(target, "messages that lie")
 
 
@@ -421,7 +411,7 @@ async def pipeline(target: WireTarget) -> str:
         if target.allowed is None:
             return "20 pipelined were answered; no slow credential is known, so blocking was not judged"
         raise Untestable("no slow credential is known: `WireTarget.slow`")
-    async with connected(target) as connection:
+    async with judging.connected(target) as connection:
         said = str((await connection.hello()).get("capabilities", ""))
         slow = question(target.slow(), stream_id=1)
         if "pipelining" not in said:
