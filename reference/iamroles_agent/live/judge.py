@@ -114,7 +114,7 @@ def judge(
         identity = accepted_now(identity, entry)
     if found.request is None:
         return Ends(0, UNKNOWN, "the request was too long to be kept")
-    decision = policy.decide(identity, found.request, now=now)
+    decision = policy.decide(identity, found.request, now)
     if not decision.allow:
         if now >= expires or str(decision.reason) == "token_expired":
             return Ends(min(expires, decision.expires or expires), EXPIRED)
@@ -132,9 +132,10 @@ def _entry(identity: Identity, policy: Policy) -> Issuer | Sts | None:
 def _barred(identity: Identity, policy: Policy, request: Request | None) -> Ends | None:
     """Find why a stream's resource would not be opened to its origin and credential again."""
     try:
-        if request is not None and policy.resources is not None:
-            policy.resources.answered(request)
-            policy.resources.admit(identity, request)
+        if request is not None:
+            found = policy.resources.find(request)
+            found.answered(request)
+            found.admit(identity)
     except Refusal as refusal:
         return Ends(0, POLICY_CHANGED, f"now refused: {refusal.reason}")
     return None

@@ -42,7 +42,7 @@ from iamroles_agent.policy.regions import (
     host_patterns_of,
     plain_address,
 )
-from iamroles_agent.policy.resources import Resources, Target
+from iamroles_agent.policy.resources import Found, Resources
 
 _ANY = "*"
 _NOBODY: Entries = frozenset()
@@ -269,7 +269,7 @@ class Policy:
         self._scopes = Index(scopes, deny=False)
         rules = (*grants, *denies, *shadow_grants, *shadow_denies, *scopes)
         self._reach = Reach.over(rule.region for rule in rules)
-        self.resources = Resources(config) if config.resources else None
+        self.resources = Resources(config)
 
     def release(self) -> None:
         """Release a replaced policy in slices: it decides nothing after that."""
@@ -290,7 +290,9 @@ class Policy:
         except Refusal:
             return ()
 
-    def decide(self, identity: Identity, request: Request, now: float | None = None) -> Decision:
+    def decide(
+        self, identity: Identity, request: Request, now: float | None = None, found: Found | None = None
+    ) -> Decision:
         """Judge one request of a verified identity; pure, and independent of the order of rules and roles.
 
         Args:
@@ -298,11 +300,12 @@ class Policy:
             request: as the proxy will forward it.
             now: epoch seconds; if given, access is refused `token_expired` at its `expires` (a role's own
                 `max_lifetime` may end before the token does).
+            found: what the request is for, if the caller has looked it up among the policy's resources.
 
         Returns:
             The decision; never raises a `Refusal`.
         """
-        decision = self._decide(identity, request, now)
+        decision = self._decide(identity, request, now, found or self.resources.find(request))
         if self._shadow_policy is None:
             return decision
         other = self._shadow_policy.decide(identity, request, now)
@@ -311,30 +314,26 @@ class Policy:
         note = f"policy:allow:{other.rule}" if other.allow else f"policy:{other.reason}"
         return replace(decision, shadow=(*decision.shadow, note))
 
-    def named(self, request: Request, decision: Decision) -> Decision:
+    def named(self, found: Found, request: Request, decision: Decision) -> Decision:
         """Add to the answer to a request for a resource what a client needs to know of the resource."""
-        try:
-            target = None if self.resources is None or decision.answer else self.resources.find(request)
-        except Refusal:
-            target = None
-        if target is None:
+        if (target := found.target) is None or decision.answer:
             return decision
         helps = decision.status == 401 or decision.reason is Reason.SCOPE_INSUFFICIENT
-        scope = self._narrowest(target, request) if helps else ""
+        scope = self._narrowest(found, target.scopes, request) if helps else ""
         origin = request.mcp.origin if request.mcp.origin in target.origins else None
         return replace(decision, resource=target.metadata, scope=scope, origin=origin or "")
 
-    def _narrowest(self, target: Target, request: Request) -> str:
+    def _narrowest(self, found: Found, scopes: Iterable[str], request: Request) -> str:
         """Return the scope value that opens least around a request; "" if none opens it."""
         try:
-            call = target.call(request)
+            call = found.call(request)
         except Refusal:
             call = None
         names = None if call is None else call_names(*call)
-        opening = self._scopes.matches(target.scopes, Query.from_request(request, self._reach, None, names))
+        opening = self._scopes.matches(scopes, Query.from_request(request, self._reach, None, names))
         return min(((rule.region.width(names), rule.id) for rule in opening), default=("", ""))[1]
 
-    def _decide(self, identity: Identity, request: Request, now: float | None) -> Decision:
+    def _decide(self, identity: Identity, request: Request, now: float | None, found: Found) -> Decision:
         base = Decision(
             allow=False,
             principal=identity.principal,
@@ -348,7 +347,7 @@ class Policy:
         )
         try:
             names = None
-            if self.resources is not None and (call := self.resources.call(request)) is not None:
+            if (call := found.call(request)) is not None:
                 base, names = replace(base, call=call), call_names(*call)
             query = Query.from_request(request, self._reach, identity.actor, names)
             roles = self._roles_of(identity, request.requested_role)

@@ -12,6 +12,7 @@ import json
 import re
 from base64 import b64decode, b64encode
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -123,20 +124,6 @@ class Target:
             scopes=tuple(values) if any(issuer.scope_claim is not None for issuer in issuers) else (),
         )
 
-    def call(self, request: Request) -> tuple[str, str] | None:
-        """Return method and name of a request for it, "" without a name; None if they are not known."""
-        said = request.mcp
-        absent = said.version is None and min(self.versions) < WITH_HEADERS
-        if said.version not in self.versions and not absent:
-            raise _invalid("MCP-Protocol-Version is missing, or the policy does not list it")
-        if said.version is None or said.version < WITH_HEADERS:
-            return None
-        if request.method != "POST":
-            raise _invalid("each call of this revision is a POST")
-        if said.method is None or not METHOD.fullmatch(said.method):
-            raise _invalid("Mcp-Method is missing or not the name of a method")
-        return said.method, _name(said.name) if said.method in NAMED_CALLS else ""
-
 
 def _invalid(why: str) -> Refusal:
     return Refusal(Reason.MCP_INVALID, why)
@@ -166,60 +153,71 @@ def issuers_of(resource: config.Resource, issuers: Iterable[config.Issuer]) -> l
     return [issuer for issuer in named if resource.resource in issuer.audiences]
 
 
-class Resources:
-    """The resources of a checked configuration, by their hosts; methods raise a `Refusal` to refuse."""
+class Found(NamedTuple):
+    """What a request is for; methods raise a `Refusal` to refuse."""
 
-    def __init__(self, whole: config.Config) -> None:
-        places = [Place.of(resource.resource) for resource in whole.resources]
-        self.targets = [Target.compile(resource, whole, places) for resource in whole.resources]
-        self._sts = frozenset(endpoint.name for endpoint in whole.sts)
-        self._hosts: dict[str, list[Target]] = {}
-        for target in sorted(self.targets, key=lambda one: (-len(one.place.path), one.metadata)):
-            self._hosts.setdefault(target.place.host, []).append(target)
-
-    def call(self, request: Request) -> tuple[str, str] | None:
-        """Return `Target.call`; None if the request is for no resource."""
-        target = self.find(request)
-        return None if target is None else target.call(request)
-
-    def find(self, request: Request) -> Target | None:
-        """Return the resource that a request is for; the port, which the client chooses, leads past none."""
-        here, path = self._here(request)
-        holding = [target for target in here if target.place.holds(path)]
-        return _nearest([one for one in holding if one.place.path == holding[0].place.path], request)
+    target: Target | None = None
+    described: Target | None = None  # the resource whose metadata it asks for
 
     def answered(self, request: Request) -> Decision | None:
         """Judge `Origin`; return the answer to a request for metadata, and to a preflight."""
-        here, path = self._here(request)
         origin, preflight = request.mcp.origin, request.method == "OPTIONS" and bool(request.mcp.preflight)
-        found = _nearest([one for one in here if one.metadata == one.place.origin + path], request)
-        if found is not None and request.method in ("GET", "HEAD"):
-            return Decision(allow=False, answer=200, document=found.document)
-        if found is not None and preflight and origin:
+        if self.described is not None and request.method in ("GET", "HEAD"):
+            return Decision(allow=False, answer=200, document=self.described.document)
+        if self.described is not None and preflight and origin:
             return Decision(allow=False, answer=204)
-        if origin is None or (target := self.find(request)) is None:
+        if origin is None or (target := self.target) is None:
             return None
         if origin not in target.origins:
             raise Refusal(Reason.ORIGIN_REFUSED, "the policy does not list this Origin for the resource")
         answer = Decision(allow=False, answer=204, resource=target.metadata, origin=origin)
         return answer if preflight else None
 
-    def admit(self, identity: Identity, request: Request) -> None:
-        """Refuse a credential that is not for the resource of a request."""
-        target = self.find(request)
+    def admit(self, identity: Identity) -> None:
+        """Refuse a credential that is not for the resource."""
+        target = self.target
         if target is None or (identity.issuer in target.issuers and target.ground in identity.grounds):
             return
-        if identity.issuer in target.issuers or identity.issuer in self._sts:
+        if identity.issuer in target.issuers or identity.dated_by_caller:  # by STS
             raise Refusal(Reason.AUDIENCE_MISMATCH, "the credential is not for the resource")
         raise Refusal(Reason.ISSUER_UNTRUSTED, "the resource does not trust the credential's issuer")
 
-    def _here(self, request: Request) -> tuple[list[Target], str]:
-        """Return the resources of the host, the longest path first, and the canonical path."""
-        here = self._hosts.get(canonical_host(request.host))
-        return (here, "/" + "/".join(segments(canonical(request.path)))) if here else ([], "")
+    def call(self, request: Request) -> tuple[str, str] | None:
+        """Return method and name of a call, "" without a name; None if they are not known."""
+        if (target := self.target) is None:
+            return None
+        said = request.mcp
+        absent = said.version is None and min(target.versions) < WITH_HEADERS
+        if said.version not in target.versions and not absent:
+            raise _invalid("MCP-Protocol-Version is missing, or the policy does not list it")
+        if said.version is None or said.version < WITH_HEADERS:
+            return None
+        if request.method != "POST":
+            raise _invalid("each call of this revision is a POST")
+        if said.method is None or not METHOD.fullmatch(said.method):
+            raise _invalid("Mcp-Method is missing or not the name of a method")
+        return said.method, _name(said.name) if said.method in NAMED_CALLS else ""
 
 
-def _nearest(targets: list[Target], request: Request) -> Target | None:
-    """Return the resource with the port of a request, or the first."""
-    port = request.host.rpartition("]")[2].partition(":")[2]
-    return next((one for one in targets if port in one.place.ports), targets[0] if targets else None)
+class Resources:
+    """The resources of a checked configuration, by their hosts."""
+
+    def __init__(self, whole: config.Config) -> None:
+        places = [Place.of(resource.resource) for resource in whole.resources]
+        self.targets = [Target.compile(resource, whole, places) for resource in whole.resources]
+        self._hosts: dict[str, list[Target]] = {}
+        for target in sorted(self.targets, key=lambda one: one.metadata):
+            self._hosts.setdefault(target.place.host, []).append(target)
+
+    def find(self, request: Request) -> Found:
+        """Return what a request is for; the port, which the client chooses, leads past no resource."""
+        if here := self._hosts and self._hosts.get(canonical_host(request.host)):
+            port = request.host.rpartition("]")[2].partition(":")[2]
+            near = sorted(here, key=lambda one: (-len(one.place.path), port not in one.place.ports))
+            with suppress(Refusal):  # a request for an ambiguous path is for nothing
+                path = "/" + "/".join(segments(canonical(request.path)))
+                return Found(
+                    next((one for one in near if one.place.holds(path)), None),
+                    next((one for one in near if one.metadata == one.place.origin + path), None),
+                )
+        return Found()

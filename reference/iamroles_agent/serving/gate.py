@@ -43,6 +43,7 @@ from iamroles_agent.live.revocations import NONE, Revocations, revoked
 from iamroles_agent.live.ticket import ticket
 from iamroles_agent.policy.compiled import Policy
 from iamroles_agent.policy.paths import canonical
+from iamroles_agent.policy.resources import Found
 from iamroles_agent.serving.metrics import Metrics
 from iamroles_agent.spop.actions import encode_verdict
 from iamroles_agent.spop.messages import LIMITS, Check, Context
@@ -267,22 +268,21 @@ class Gate:
 
     async def _judged(self, check: Check) -> _Judged:
         """Decide by what is in force, again if it changes meanwhile."""
-        state = None
+        state, asked = None, _asked(check, check.path)
         while state is not (current := self._current()):
             state = current
-            decision, last_second = await self._decide(state, check)
-            if state.policy.resources is not None:
-                decision = state.policy.named(_asked(check, check.path), decision)
+            found = state.policy.resources.find(asked)
+            decision, last_second = await self._decide(state, check, found)
+            decision = state.policy.named(found, asked, decision)
         return _Judged(state, decision, last_second, self._prepared(check, decision, state))
 
-    async def _decide(self, state: _State, check: Check) -> tuple[Decision, int | None]:
+    async def _decide(self, state: _State, check: Check, found: Found) -> tuple[Decision, int | None]:
         """The decision, and until when it would be decided the same; None: unknown."""
         try:
             request = _request(check)
-            resources = state.policy.resources
-            if resources is not None and check.mcp is NO_HEADERS and resources.find(request) is not None:
+            if found.target is not None and check.mcp is NO_HEADERS:
                 raise Refusal(Reason.INTERNAL_ERROR, "HAProxy asks nothing of MCP: render and reload it")
-            if resources is not None and (answer := resources.answered(request)) is not None:
+            if (answer := found.answered(request)) is not None:
                 return answer, None
             identity = await self._identify(check)
         except Refusal as refusal:
@@ -292,15 +292,14 @@ class Gate:
             return revoked(identity, revocation), None
         now = self._clock()
         try:
-            if resources is not None:
-                resources.admit(identity, request)
+            found.admit(identity)
             proven = state.bindings.judge(identity, check, request, now)
         except Refusal as refusal:
             decision = _refused(refusal, identity.credential)
             if refusal.reason is Reason.NONCE_REQUIRED and state.bindings.proofs is not None:
                 decision = replace(decision, nonce=state.bindings.proofs.fresh(now))
             return decision, None
-        decision = state.policy.decide(identity, request, now=now)
+        decision = state.policy.decide(identity, request, now, found)
         if decision.allow:
             mine = ticket(self.name, identity, request, decision)
             decision = replace(decision, ticket=mine, proof=proven.use, nonce=proven.nonce)

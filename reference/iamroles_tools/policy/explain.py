@@ -44,17 +44,16 @@ def explain(config: Config, identity: Identity, request: Request, now: float | N
     """Decide, and explain why; without `now`, time limits are ignored."""
     policy = Policy(config)
     try:
-        call = None
-        if policy.resources is not None:
-            if identity.grounds:  # of a token
-                policy.resources.admit(identity, request)
-            call = policy.resources.call(request)
+        found = policy.resources.find(request)
+        if identity.grounds:  # of a token
+            found.admit(identity)
+        call = found.call(request)
         names = None if call is None else call_names(*call)
         query = Query.from_request(request, None, identity.actor, names)
     except Refusal as refusal:  # no rule was asked
         decision = Decision(allow=False, reason=refusal.reason, detail=refusal.detail)
         return Explanation(decision, (), ())
-    decision = policy.decide(identity, request, now)
+    decision = policy.decide(identity, request, now, found)
     considered = list(_consider(config, policy, identity, request, query))
     matching = tuple(item for item, _ in considered if not item.misses)
     near = [(depth, item) for item, depth in considered if len(item.misses) == 1]

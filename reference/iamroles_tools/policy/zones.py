@@ -219,7 +219,7 @@ class World(NamedTuple):
     def of(cls, configs: Iterable[Config]) -> World:
         configs = list(configs)
         urls = list(dict.fromkeys(issuer.issuer for config in configs for issuer in config.issuers))
-        return cls(urls, [one for config in configs if config.resources for one in Resources(config).targets])
+        return cls(urls, [one for config in configs for one in Resources(config).targets])
 
     def calls(self, path: str) -> dict[str, Calls]:
         """Return the calls that can be made at a path, by host: those of the nearest resource."""

@@ -36,7 +36,7 @@ def test_of_resources_that_differ_by_port_the_port_chooses():
 
     for port, index in (("", 0), (":443", 0), (":8443", 1), (":1", 0)):
         asked = Request("GET", f"mcp.example.com{port}", "/mcp", ip_address("::1"))
-        assert found.find(asked) == found.targets[index]
+        assert found.find(asked).target == found.targets[index]
 
 
 def test_grants_for_different_calls_do_not_conflict():

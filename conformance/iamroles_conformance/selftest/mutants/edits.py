@@ -137,8 +137,8 @@ def decided(edit: Callable[..., Any]) -> Override:
     """Change each decision; `edit` gets the sound one, the policy, the identity and the request."""
 
     @around(Policy, "decide")
-    def decide(sound: Any, self: Any, identity: Any, request: Any, now: float | None = None) -> Any:
-        return edit(sound(self, identity, request, now), self, identity, request)
+    def decide(sound: Any, self: Any, identity: Any, request: Any, *more: Any) -> Any:
+        return edit(sound(self, identity, request, *more), self, identity, request)
 
     return decide
 
@@ -172,15 +172,13 @@ def opened(when: Callable[..., Any], **more: Any) -> Override:
 
 def identities(edit: Callable[[Any, Any], Any]) -> Override:
     """Judge another identity; `edit` gets the policy and the identity."""
-    return around(Policy, "decide")(
-        lambda sound, self, identity, request, now=None: sound(self, edit(self, identity), request, now)
-    )
+    return around(Policy, "decide")(lambda sound, self, who, *asked: sound(self, edit(self, who), *asked))
 
 
 def requests(edit: Callable[[Any, Any, Any], Any]) -> Override:
     """Judge another request; `edit` gets the policy, the identity and the request."""
     return around(Policy, "decide")(
-        lambda sound, self, identity, asked, now=None: sound(self, identity, edit(self, identity, asked), now)
+        lambda sound, self, who, asked, now=None, _found=None: sound(self, who, edit(self, who, asked), now)
     )
 
 

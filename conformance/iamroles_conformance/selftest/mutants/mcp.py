@@ -15,7 +15,7 @@ from iamroles_agent.live import judge
 from iamroles_agent.policy import checks, compiled, regions, resources
 from iamroles_agent.policy.compiled import Policy
 from iamroles_agent.policy.regions import Region
-from iamroles_agent.policy.resources import WELL_KNOWN, WITH_HEADERS, Place, Resources, Target
+from iamroles_agent.policy.resources import WELL_KNOWN, WITH_HEADERS, Found, Place, Resources, Target
 from iamroles_agent.serving import gate
 from iamroles_agent.serving.gate import Gate
 from iamroles_agent.spop import messages
@@ -49,12 +49,12 @@ def _document(edit_: Callable[[dict[str, Any]], dict[str, Any]]) -> Override:
 
 def _answers(edit_: Callable[[Any, Any], Any]) -> Override:
     """Look for metadata and preflights of another request."""
-    return around(Resources, "answered")(lambda sound, self, asked: sound(self, edit_(self, asked)))
+    return around(Found, "answered")(lambda sound, self, asked: sound(self, edit_(self, asked)))
 
 
 def _known(edit_: Callable[[Any, Any], Any]) -> Override:
     """Judge the headers of another request."""
-    return around(Target, "call")(lambda sound, self, asked: sound(self, edit_(self, asked)))
+    return around(Found, "call")(lambda sound, at, asked: sound(at, at.target and edit_(at.target, asked)))
 
 
 def _headers(**changes: Callable[[Any], Any]) -> Override:
@@ -67,18 +67,19 @@ def _says(edit_: Callable[..., dict[str, Any]]) -> Override:
     """Say other things of the resource; `edit_` gets the decision, the policy and the request."""
 
     @around(Policy, "named")
-    def named(sound: Any, self: Any, request: Any, decision: Any) -> Any:
-        found = sound(self, request, decision)
+    def named(sound: Any, self: Any, target: Any, request: Any, decision: Any) -> Any:
+        found = sound(self, target, request, decision)
         return replace(found, **edit_(found, self, request))
 
     return named
 
 
-def _cut(self: Any, asked: Any) -> Any:
-    """Cut what follows the path of a document."""
-    paths = sorted((one.metadata_path for one in self.targets), key=len)
-    known = [path for path in paths if asked.path.startswith(path)]
-    return replace(asked, path=known[-1]) if known else asked
+@around(Resources, "find")
+def _below(sound: Any, self: Any, asked: Any) -> Any:
+    """Take what follows the path of a document for that."""
+    paths = sorted((one.metadata.removeprefix(one.place.origin) for one in self.targets), key=len)
+    known = [path for path in (asked.path, *paths) if asked.path.startswith(path)][-1]
+    return sound(self, asked)._replace(described=sound(self, replace(asked, path=known)).described)
 
 
 def _of_known_page(_: Any, asked: Any) -> Any:
@@ -86,12 +87,12 @@ def _of_known_page(_: Any, asked: Any) -> Any:
 
 
 def _near_page(self: Any, asked: Any) -> Any:
-    page, known = asked.mcp.origin or "-", [one for target in self.targets for one in target.origins]
+    page, known = asked.mcp.origin or "-", self.target.origins if self.target else ()
     near = any(page.startswith(one) for one in known)
     return replace(asked, mcp=asked.mcp._replace(origin=None)) if near else asked
 
 
-@around(Resources, "answered")
+@around(Found, "answered")
 def _pages_everywhere(sound: Any, self: Any, asked: Any) -> Any:
     found = sound(self, asked)
     if found is not None and found.document and asked.mcp.origin:
@@ -99,31 +100,20 @@ def _pages_everywhere(sound: Any, self: Any, asked: Any) -> Any:
     return found
 
 
-@around(Resources, "answered")
+@around(Found, "answered")
 def _no_preflights(sound: Any, self: Any, asked: Any) -> Any:
-    found = sound(self, asked)
-    return found if found is None or found.document else None
+    return found if (found := sound(self, asked)) and found.document else None
 
 
 @around(Resources, "find")
 def _by_port(sound: Any, self: Any, asked: Any) -> Any:
-    found = sound(self, asked)
-    return found if found is None or asked.host.partition(":")[2] in found.place.ports else None
+    found, port = sound(self, asked), asked.host.partition(":")[2]
+    return found if found.target and port in found.target.place.ports else found._replace(target=None)
 
 
-@rescue(Resources, "admit", Refusal)
-def _any_audience(refusal: Any, *_asked: Any) -> object:
-    return refusal.reason == Reason.AUDIENCE_MISMATCH or None
-
-
-@rescue(Resources, "admit", Refusal)
-def _any_issuer(refusal: Any, *_asked: Any) -> object:
-    return refusal.reason == Reason.ISSUER_UNTRUSTED or None
-
-
-@rescue(Resources, "admit", Refusal)
-def _of_sts(_refusal: Any, self: Any, identity: Any, _request: Any) -> object:
-    return identity.issuer in self._sts or None
+def _admits(when: Callable[[Any, Any], bool]) -> Override:
+    """Let credentials in that are refused; `when` gets the reason and the identity."""
+    return rescue(Found, "admit", Refusal)(lambda refused, _, who: when(refused.reason, who) or None)
 
 
 def _old(self: Any, asked: Any) -> Any:
@@ -187,9 +177,9 @@ _forgets_name = both(
 )
 for _id, _kills, _title, _override in (
     ("metadata-aside", "MCP-AUD-001", "judges no request at a metadata path as the resource's",
-     around(Resources, "find")(
-         lambda sound, self, asked: None if asked.path.startswith(WELL_KNOWN) else sound(self, asked))),
-    ("near-metadata", "MCP-META-001", "serves a document below its path", _answers(_cut)),
+     around(Resources, "find")(lambda sound, self, asked: sound(self, asked)._replace(
+         **{"target": None} if asked.path.startswith(WELL_KNOWN) else {}))),
+    ("near-metadata", "MCP-META-001", "serves a document below its path", _below),
     ("any-method", "MCP-META-001", "serves a document to every method", _answers(
         lambda _, asked: replace(asked, method="GET") if asked.path.startswith(WELL_KNOWN) else asked)),
     ("metadata-pages", "MCP-META-001", "refuses documents to pages elsewhere", _pages_everywhere),
@@ -212,7 +202,8 @@ for _id, _kills, _title, _override in (
         lambda found, _, asked: {"resource": f"https://{asked.host}{WELL_KNOWN}{asked.path}"}
         if found.resource else {})),
     ("metadata-everywhere", "MCP-CHALLENGE-001", "names metadata outside the resources",
-     _says(lambda found, policy, _: {"resource": found.resource or policy.resources.targets[0].metadata})),
+     _says(lambda found, policy, _: {
+         "resource": found.resource or "".join(one.metadata for one in policy.resources.targets[:1])})),
     ("no-metadata", "MCP-CHALLENGE-002", "names no metadata in challenges",
      _says(lambda found, *_: {"resource": found.resource if found.allow else ""})),
     ("unnamed", "MCP-PASS-001", "names no resource to the proxy", _says(lambda *_: {"resource": ""})),
@@ -223,13 +214,17 @@ for _id, _kills, _title, _override in (
     ("no-scope", "MCP-SCOPE-002", "names no scope", _says(lambda *_: {"scope": ""})),
     ("widest", "MCP-SCOPE-002", "names the widest scope", around(Region, "width")(
         lambda sound, self, call: tuple(-part for part in sound(self, call)))),
-    ("any-audience", "MCP-AUD-001", "takes tokens for others", _any_audience),
-    ("any-issuer", "MCP-AUD-001", "takes tokens of every issuer", _any_issuer),
-    ("sts-opens", "MCP-AUD-001", "lets callers of STS in", _of_sts),
+    ("any-audience", "MCP-AUD-001", "takes tokens for others",
+     _admits(lambda reason, _: reason is Reason.AUDIENCE_MISMATCH)),
+    ("any-issuer", "MCP-AUD-001", "takes tokens of every issuer",
+     _admits(lambda reason, _: reason is Reason.ISSUER_UNTRUSTED)),
+    ("sts-opens", "MCP-AUD-001", "lets callers of STS in", _admits(lambda _, who: who.dated_by_caller)),
     ("by-letters", "MCP-AUD-001", "takes a path for below another by its letters", around(Place, "holds")(
         lambda _sound, self, path: self.path == "/" or path.startswith(self.path))),
-    ("shortest", "MCP-AUD-001", "takes the resource with the shortest path", after(Resources, "__init__")(
-        lambda self, _: [here.reverse() for here in self._hosts.values()])),
+    ("shortest", "MCP-AUD-001", "takes the resource with the shortest path", around(Resources, "find")(
+        lambda sound, self, asked: (found := sound(self, asked))._replace(target=found.target and min(
+            (one for one in self.targets if one.place.host == found.target.place.host
+             and one.place.holds(asked.path)), key=lambda one: len(one.place.path), default=found.target)))),
     ("by-port", "MCP-AUD-001", "lets another port lead past a resource", _by_port),
     ("any-page", "MCP-ORIGIN-001", "serves pages of every origin", _targets(lambda _: {"origins": _All()})),
     ("null-page", "MCP-ORIGIN-001", "serves pages without an origin", _answers(_of_known_page)),
@@ -263,7 +258,7 @@ for _id, _kills, _title, _override in (
         lambda method, name: {
             ("", ""), (method.lower(), ""), ("", name.lower()), (method.lower(), name.lower())})),
     ("every-name", "MCP-GRANT-001", "looks at the names of all methods", both(
-        setting(regions, "NAMED_CALLS", _All()), around(Target, "call")(lambda sound, self, asked: (
+        setting(regions, "NAMED_CALLS", _All()), around(Found, "call")(lambda sound, self, asked: (
             found := sound(self, asked)) and (found[0], found[1] or asked.mcp.name or "")))),
     ("unknown-opens", "MCP-GRANT-001", "opens to what it does not know", _unknown(True)),
     ("unknown-passes", "MCP-DENY-001 MCP-OLD-001", "closes to known calls alone", _unknown(False)),

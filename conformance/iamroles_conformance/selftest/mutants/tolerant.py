@@ -245,7 +245,7 @@ mutant("tolerant.mcp-methods", "", "judges odd methods of MCP to the letter")(
 
 
 @mutant("tolerant.mcp-audience", "", "says audience_mismatch for every token that is not for a resource")
-@rescue(resources.Resources, "admit", Refusal)
+@rescue(resources.Found, "admit", Refusal)
 def mcp_audience(refusal: Any, *_judged: Any) -> None:
     raise Refusal(Reason.AUDIENCE_MISMATCH, refusal.detail)
 

@@ -95,10 +95,10 @@ def first_policy_again() -> None:
 
 @around(Gate, "judge")
 async def _by_the_old(_sound: Any, self: Any, check: Any, context: Any, _key: Any) -> bytes:
-    state = self._current()
-    decision, _ = await self._decide(state, check)
-    if state.policy.resources is not None:
-        decision = state.policy.named(gate._asked(check, check.path), decision)
+    state, asked = self._current(), gate._asked(check, check.path)
+    found = state.policy.resources.find(asked)
+    decision, _ = await self._decide(state, check, found)
+    decision = state.policy.named(found, asked, decision)
     await self._record(self._prepared(check, decision, state), context)
     signs = self.signer is not None and decision.allow
     return encode_verdict(decision, self.signer.sign(decision, self._clock()).token if signs else "")
