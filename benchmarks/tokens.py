@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384
 from tokens_support import AUDIENCE, ISSUER, NOW, ROLE, authenticator_with, public_jwk
 
-from iamroles_agent.tokens.encoding import decode_base64url
+from iamroles_agent.base.encoding import decode_base64url
 
 TARGET = 1.5
 ROUNDS, PER_ROUND = 30, 50

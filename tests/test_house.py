@@ -37,14 +37,14 @@ ROOMS = {
 }
 ARROWS = {"iamroles_agent": 40}
 LINES = {
-    "reference": 25_424,
+    "reference": 25_419,
     "scenarios": 35_083,
     "conformance": 11_717,
     "loadtests": 4_962,
     "benchmarks": 4_230,
     "tests": 34_553,
 }
-TRUSTED_LINES = 19_085
+TRUSTED_LINES = 19_080
 """Of the agent: what an auditor must trust."""
 DATA_LINES = 22_963
 """Of TOML and JSON: code must not hide as data."""

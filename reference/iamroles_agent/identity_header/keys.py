@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from base64 import urlsafe_b64encode
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +28,8 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
+
+from iamroles_agent.base.encoding import encode_base64url
 
 _LONGEST_LEAD = 3600.0
 """Seconds for which a key is published before it signs, or `rotate`, if that is less."""
@@ -51,7 +52,7 @@ class SigningKey:
         """Make a key with its thumbprint (RFC 7638) as `kid`."""
         members = _coordinates(private)
         text = json.dumps(members, sort_keys=True, separators=(",", ":")).encode()
-        return cls(since, private, _base64url(hashlib.sha256(text).digest()))
+        return cls(since, private, encode_base64url(hashlib.sha256(text).digest()))
 
     @property
     def jwk(self) -> dict[str, str]:
@@ -137,9 +138,5 @@ def _read(entries: Iterable[dict[str, Any]]) -> Iterable[SigningKey]:
 
 def _coordinates(private: ec.EllipticCurvePrivateKey) -> dict[str, str]:
     numbers = private.public_key().public_numbers()
-    x, y = (_base64url(number.to_bytes(32, "big")) for number in (numbers.x, numbers.y))
+    x, y = (encode_base64url(number.to_bytes(32, "big")) for number in (numbers.x, numbers.y))
     return {"kty": "EC", "crv": "P-256", "x": x, "y": y}
-
-
-def _base64url(data: bytes) -> str:
-    return urlsafe_b64encode(data).rstrip(b"=").decode()

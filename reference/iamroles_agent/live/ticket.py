@@ -11,13 +11,12 @@ backend that renews HAProxy keeps the first part, which is the same for all requ
 from __future__ import annotations
 
 import json
-from base64 import urlsafe_b64decode, urlsafe_b64encode
-from binascii import Error as Base64Error
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import ip_address
 from typing import Any
 
+from iamroles_agent.base.encoding import decode_base64url, encode_base64url
 from iamroles_agent.base.identity import Actor, Decision, Identity, McpHeaders, Request, RoleArn
 from iamroles_agent.base.reasons import Refusal
 
@@ -101,7 +100,7 @@ def _decoded(text: str) -> Ticket:
     try:
         found: dict[str, Any] = {}
         for piece in text.split("."):
-            found |= json.loads(urlsafe_b64decode(piece + "=" * (-len(piece) % 4)))
+            found |= json.loads(decode_base64url(piece.encode()))
         if found["v"] != 1:
             raise TicketError(f"a ticket of version {found['v']!r}")
         request = None
@@ -127,14 +126,13 @@ def _decoded(text: str) -> Ticket:
             else None,
         )
         return Ticket(found.get("g", ""), identity, request, *(found.get(name, "") for name in "rbu"))
-    except (Base64Error, ValueError, LookupError, TypeError, AttributeError, Refusal) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, Refusal) as error:
         raise TicketError(f"no ticket: {type(error).__name__}") from error
 
 
 def _packed(members: dict[str, object]) -> str:
     kept = {key: value for key, value in members.items() if value not in ("", None)}
-    raw = json.dumps(kept, separators=(",", ":"), ensure_ascii=True).encode()
-    return urlsafe_b64encode(raw).rstrip(b"=").decode()
+    return encode_base64url(json.dumps(kept, separators=(",", ":"), ensure_ascii=True).encode())
 
 
 def ticket(agent: str, identity: Identity, request: Request, decision: Decision) -> str:

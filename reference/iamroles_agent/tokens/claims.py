@@ -14,10 +14,10 @@ from functools import lru_cache
 from typing import Any
 
 from iamroles_agent.base.config import Issuer, Limits
+from iamroles_agent.base.encoding import decode_base64url
 from iamroles_agent.base.errors import ConfigError, Problem
 from iamroles_agent.base.identity import MAX_TAG, Actor, Identity, RoleArn, is_tag, resource_ground
 from iamroles_agent.base.reasons import Reason, Refusal
-from iamroles_agent.tokens.encoding import decode_base64url
 from iamroles_agent.tokens.grounds import (
     MOST_AUDIENCES,
     claim_paths,

@@ -32,7 +32,7 @@ from typing import Any
 
 from iamroles_agent.base.clocks import Clock
 from iamroles_agent.base.config import Issuer, KeySettings
-from iamroles_agent.tokens.encoding import decode_object
+from iamroles_agent.base.encoding import decode_object
 from iamroles_agent.tokens.keyring import Keyring
 from iamroles_agent.tokens.keys import KeySet, KeySetError
 from iamroles_agent.tokens.transport import Transport, TransportError, check_url

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from iamroles_agent.base.encoding import decode_base64url, decode_object
 from iamroles_agent.base.reasons import Reason, Refusal
-from iamroles_agent.tokens.encoding import decode_base64url, decode_object
 from iamroles_agent.tokens.keys import kid_allowed
 
 

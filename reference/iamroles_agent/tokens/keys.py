@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512, HashAlgorithm
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
-from iamroles_agent.tokens.encoding import decode_base64url
+from iamroles_agent.base.encoding import decode_base64url
 
 MIN_RSA_BITS = 2048
 MAX_RSA_BITS = 8192

@@ -36,11 +36,11 @@ from math import inf
 from typing import Any, NamedTuple
 
 from iamroles_agent.base.config import Config, Dpop
+from iamroles_agent.base.encoding import decode_base64url, decode_object, encode_base64url
 from iamroles_agent.base.identity import Identity, Request
 from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.policy.paths import canonical
 from iamroles_agent.spop.messages import Check
-from iamroles_agent.tokens.encoding import decode_base64url, decode_object, encode_base64url
 from iamroles_agent.tokens.jws import FORBIDDEN
 from iamroles_agent.tokens.keys import ALGORITHMS, Verify, parse_key, problem_of
 

@@ -29,10 +29,10 @@ from urllib.parse import parse_qsl, quote, urlsplit
 
 from iamroles_agent.base.clocks import Clock
 from iamroles_agent.base.config import Sts
+from iamroles_agent.base.encoding import decode_base64url
 from iamroles_agent.base.identity import Identity, RoleArn
 from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.tokens.admission import MAX_WAIT, Admission
-from iamroles_agent.tokens.encoding import decode_base64url
 from iamroles_agent.tokens.grounds import sts_grounds
 from iamroles_agent.tokens.sts_answer import Caller, Rejected, Unavailable, read_answer
 from iamroles_agent.tokens.transport import Transport, TransportError, check_url

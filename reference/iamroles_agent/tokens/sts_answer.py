@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree as ET
 
-from iamroles_agent.tokens.encoding import decode_object
+from iamroles_agent.base.encoding import decode_object
 from iamroles_agent.tokens.transport import Answer
 
 _NAMESPACE = "{https://sts.amazonaws.com/doc/2011-06-15/}"

@@ -13,11 +13,11 @@ from typing import Any
 import click
 
 from iamroles_agent.base.config import Config
+from iamroles_agent.base.encoding import decode_object
 from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.commands.shared import ends_if_unsound
 from iamroles_agent.policy.load import load
 from iamroles_agent.tokens import Authenticator
-from iamroles_agent.tokens.encoding import decode_object
 from iamroles_agent.tokens.keys import Key, KeySet, KeySetError
 from iamroles_tools.commands.inputs import EpochSecond, act_claim, bad_input, table
 from iamroles_tools.tokens.inspection import Inspection, ObtainKey, inspect

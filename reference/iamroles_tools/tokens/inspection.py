@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 from iamroles_agent.audit.redaction import credential_hash
 from iamroles_agent.base.config import Config
+from iamroles_agent.base.encoding import decode_base64url, decode_object
 from iamroles_agent.base.identity import Identity
 from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.tokens.authenticator import check_header
 from iamroles_agent.tokens.claims import ClaimRules
-from iamroles_agent.tokens.encoding import decode_base64url, decode_object
 from iamroles_agent.tokens.jws import Jws, parse
 from iamroles_agent.tokens.keys import Key
 from iamroles_agent.tokens.sts import MAX_CREDENTIAL, PREFIX, read_credential

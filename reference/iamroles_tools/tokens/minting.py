@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509 import load_pem_x509_certificate
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
-from iamroles_agent.tokens.encoding import encode_base64url
+from iamroles_agent.base.encoding import encode_base64url
 from iamroles_agent.tokens.keys import ALGORITHMS
 from iamroles_agent.tokens.proof import thumbprint
 

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokens_support import EC_KEY, authenticator_with, claims, encode_base64url, mint, public_jwk
 
+from iamroles_agent.base.encoding import MAX_DEPTH, decode_base64url, decode_object
 from iamroles_agent.base.reasons import Reason, Refusal
-from iamroles_agent.tokens.encoding import MAX_DEPTH, decode_base64url, decode_object
 from iamroles_agent.tokens.jws import parse
 from iamroles_agent.tokens.keys import ALGORITHMS, KeySet, KeySetError, parse_key
 

@@ -11,6 +11,7 @@ from functools import partial
 from hashlib import sha256
 from typing import Any
 
+from iamroles_agent.base.encoding import decode_base64url
 from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.live import judge, renewal
 from iamroles_agent.live.revocations import Revocations
@@ -18,7 +19,6 @@ from iamroles_agent.serving.gate import Gate
 from iamroles_agent.spop import messages
 from iamroles_agent.tokens import proof
 from iamroles_agent.tokens.claims import ClaimRules
-from iamroles_agent.tokens.encoding import decode_base64url
 from iamroles_agent.tokens.keys import ALGORITHMS
 from iamroles_agent.tokens.proof import Bindings, ProofRules
 from iamroles_conformance.selftest.mutants import edits as edit

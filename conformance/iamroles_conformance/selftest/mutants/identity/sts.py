@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
+from iamroles_agent.base.encoding import decode_base64url
 from iamroles_agent.base.identity import Identity
 from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.control.relay import Relay
@@ -20,7 +21,6 @@ from iamroles_agent.processes import remote
 from iamroles_agent.serving import gate
 from iamroles_agent.tokens import sts, sts_answer
 from iamroles_agent.tokens.admission import Admission
-from iamroles_agent.tokens.encoding import decode_base64url
 from iamroles_agent.tokens.sts import _PARAMETERS, Flights, Question, StsVerifier
 from iamroles_agent.tokens.sts_answer import Caller, Rejected, Unavailable, _read_caller
 from iamroles_agent.tokens.transport import Answer, Transport
