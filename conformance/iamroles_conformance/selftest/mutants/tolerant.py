@@ -194,7 +194,7 @@ mutant("tolerant.plain-uris", "", "refuses a query or fragment in the htu of a p
 )
 mutant("tolerant.one-key", "", "refuses a proof that names a key beside jwk")(
     around(ProofRules, "_key_of")(
-        lambda sound, self, header: sound(self, {} if {"kid", "jku"} & header.keys() else header)
+        lambda sound, self, header: sound(self, {} if {"kid", "jku", "x5c"} & header.keys() else header)
     )
 )
 

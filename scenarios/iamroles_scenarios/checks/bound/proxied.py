@@ -274,9 +274,9 @@ def _meets_a_reload(gated: Gate) -> None:
 def full(target: Target) -> str:
     """A gate that can remember no more proofs refuses with 503: no proof passes twice, however many come."""
     with gate(target, "bound.replay.full", settings={"IAM_PROOFS": str(_FEW)}, dpop={}) as gated:
-        asked = [gated.sound() for _ in range(3 * _FEW)]
-        for _ in asked:
+        for _ in range(3 * _FEW):
             gated.hold("a wrong proof", gated.ask(gated.sound(proof={"claims": {"htm": "PUT"}})), 401)
+        asked = [gated.sound() for _ in range(3 * _FEW)]
         first = [gated.hold("a proof", gated.ask(each), 200, 503).status for each in asked]
         if 200 not in first:
             gated.wrong.append("no proof passed: wrong ones fill the table")
