@@ -119,20 +119,20 @@ class _Pulse:
     def gap(self, since: float) -> float:
         return max((late for ended, late in tuple(self._gaps) if ended > since), default=0.0)
 
-    def share(self, since: float, firsts: Iterable[int | None], span: float) -> float:
+    def share(self, since: float, firsts: Iterable[int | None], span: float, *, judge: bool) -> float:
         """Return the greatest share of a member of these families, of members that have ended too."""
         self.look()
         looks = tuple(self._looks)
         looks = looks[max(0, bisect_right(looks, since, key=attrgetter("at")) - 1) :]
         waited: dict[int, list[_Point]] = {}
         for look in looks:
-            own = [thread for thread, seen in look.found.items() if seen.parent is None]
+            own = [thread for thread, seen in look.found.items() if judge and seen.parent is None]
             for pid in [*own, *_families(look.found, firsts)]:
                 seen = look.found[pid]
                 # A process that was born since the last look has waited only since then.
                 waited.setdefault(pid, [(seen.born, 0.0)]).append((look.at, seen.waited))
         shares = [_part(points, since, span) for points in waited.values()]
-        shares.append(_part([(look.at, look.lost) for look in looks], since, span))
+        shares.append(_part([(look.at, look.lost) for look in looks], since, span) * judge)
         return min(1.0, max(shares) + _part([(look.at, look.stalled) for look in looks], since, span))
 
 
@@ -188,15 +188,16 @@ _pulse = _Pulse()
 start = _pulse.start
 
 
-def delay(since: float, firsts: Iterable[int | None] = (), span: float = inf) -> Delay:
+def delay(since: float, firsts: Iterable[int | None] = (), span: float = inf, *, judge: bool = True) -> Delay:
     """Return what kept the judge, and the families of these processes, from running since a moment.
 
     Args:
         since: by the monotonic clock.
         firsts: process ids of this host; None for a process that cannot be seen.
         span: seconds of the wait in question, at most since that moment.
+        judge: False: the share counts for those processes alone.
     """
-    return Delay(_pulse.gap(since), _pulse.share(since, list(firsts), span))
+    return Delay(_pulse.gap(since), _pulse.share(since, list(firsts), span, judge=judge))
 
 
 def slowdown() -> float:

@@ -150,14 +150,16 @@ def _change_all(here: Bench, when: str) -> int:
 def _must_answer(here: Bench, what: str) -> bool:
     """Ask until each worker answers, and return whether each does in time; unseen ones count as answering.
 
-    The time that this host kept all from running does not count: stretched times would let a late one pass.
+    The time that this host kept the agent from running does not count, and a late judge counts for nothing.
 
     Raises:
         CheckFailed: no right answer comes.
         TooSlow: they answer late, and that may be because of this host.
     """
     token, began = here.token(), time.monotonic()
+    late, sent = began, began
     for _last in polls(here.seconds(_WITHIN)):
+        late, sent = sent, time.monotonic()
         here.client.close()  # the next question opens connections, and finds out which workers there are
         try:
             seen = here.ask(token)
@@ -169,8 +171,8 @@ def _must_answer(here: Bench, what: str) -> bool:
     if wrong:
         raise here.failed(f"{what}: no right answer within {_WITHIN:g} s: {wrong}")
     recording.timed(_WITHIN)
-    took = time.monotonic() - began
-    in_time = took * (1 - lateness.delay(began, here.world.host_pids, took).share) < _WITHIN
+    took = late - began
+    in_time = took * (1 - lateness.delay(began, here.world.host_pids, took, judge=False).share) < _WITHIN
     if whole and in_time and took > _WITHIN:
         raise TooSlow(f"{what}: an answer from each worker after {took:.0f} s, much of which the host took")
     return whole and in_time
