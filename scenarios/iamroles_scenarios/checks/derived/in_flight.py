@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from dataclasses import replace
 
 from iamroles_scenarios.base import recording
 from iamroles_scenarios.base.errors import SilenceError
 from iamroles_scenarios.checks.derived.key_sets import until_right
-from iamroles_scenarios.checks.derived.waits import CALLS, issuer_of, started
+from iamroles_scenarios.checks.derived.waits import CALLS, NOT_YET, issuer_of, started
 from iamroles_scenarios.checks.derived.world import edited, iam_check
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine import answers
@@ -21,60 +20,59 @@ from iamroles_scenarios.wire.asker import Asker
 
 _KEYS = {"refresh": "1h", "cooldown": "500ms", "max_stale": "2h", "timeout": "10s"}
 _MOVED = {"id": "moved", "roles": ["kiosk"], "methods": ["GET"], "path": "/kiosk", "backend": "orders-rw"}
-_RELOAD: Mapping[str, Any] = {"drop": {"grants": ["kiosk"]}, "add": {"grants": [_MOVED]}}
+_RELOAD = {"drop": {"grants": ["kiosk"]}, "add": {"grants": [_MOVED]}}
 _OLD: Expected = {**ALLOW, "rule": "kiosk", "backend": "orders-ro"}
 _NEW: Expected = {**ALLOW, "rule": "moved", "backend": "orders-rw"}
-_PATIENCE = 30.0
-"""Seconds, times the scale, for the answer to a question that waits."""
-_WHOLE = (_OLD, _NEW, refusal("keys_unavailable", "key_unknown", status={401, 503}))
+_PATIENCE, _REFRESH, _STALE = 30.0, 1.0, 5.0
+"""Seconds, times the scale: for an answer that waits; and the new policy's `refresh` and `max_stale`."""
+_LAST: Expected = {**_NEW, "principal": "carol"}
+_WHOLE = ({**_OLD, "principal": "bob"}, _LAST, NOT_YET)
 """Answers by one policy, and that of an agent that gives up the wait."""
+_ENDED = (refusal("key_unknown", "signature_invalid"), refusal("keys_unavailable"))
+"""Answers once the first issuer has withdrawn its key, and the second was down for `max_stale`."""
 
 
 @check("identity.derived.in-flight", "DERIVED-KEYS-002", features={"oidc", "reload"})
 def in_flight(target: Target) -> str:
     """A question that waits for an issuer while a reload comes gets one answer, by one policy alone.
 
-    A question that need not wait is answered meanwhile, by the new policy once it is confirmed.
+    A question that need not wait is answered meanwhile, by the new policy once it is confirmed. Then a
+    withdrawn key, and keys in an outage, open nothing within the times of that policy.
     """
     suffix = own_suffix()
     rows = {f"f{number}": (what, call) for number, (what, call) in enumerate(CALLS.items())}
+    known = {name: call for name, (_, call) in rows.items() if call.known}
     issuers = {name: target.worlds.issuer(f"{name}{suffix}") for name in rows}
     tables = [issuer_of(name, call) for name, (_, call) in rows.items()]
 
-    def hold(known: bool) -> None:
-        for name, (_, call) in rows.items():
-            if call.known == known:
-                issuers[name].fault(call.endpoint, "stall")
-
-    hold(known=False)
+    for name, (_, call) in rows.items():
+        if name not in known:
+            issuers[name].fault(call.endpoint, "stall")
     with started(target, suffix, keys=_KEYS, issuers=tables) as here, ThreadPoolExecutor(1) as pool:
 
         def ask(what: str, name: str, sub: str, expected: Expected) -> SpopQuestion:
-            return SpopQuestion(
-                what, iam_check(here.token(name, key="ES256", roles=["kiosk"], sub=sub)), expected
-            )
+            token = here.token(name, key="ES256", roles=["kiosk"], sub=sub, claims={"who": "carol"})
+            return SpopQuestion(what, iam_check(token), expected)
 
         quick = ask("a sound issuer", "corp", "ann", _OLD)
-        here.wait_for_keys(
-            [quick, *(ask("keys", name, "ann", ALLOW) for name, (_, call) in rows.items() if call.known)]
-        )
-        hold(known=True)
-        marks = {name: issuers[name].counters() for name in rows}
-        for name, (_, call) in rows.items():
-            if call.known:
-                issuers[name].rotate("ES256")
-        waiting = [ask(what, name, "bob", _NEW) for name, (what, _) in rows.items()]
+        here.wait_for_keys([quick, *(ask("keys", name, "ann", ALLOW) for name in known)])
+        marks = {name: issuers[name].counters().get(call.endpoint, 0) for name, call in known.items()}
+        for name, call in known.items():
+            issuers[name].fault(call.endpoint, "stall")
+            issuers[name].rotate("ES256")
+        waiting = [ask(what, name, "bob", _LAST) for name, (what, _) in rows.items()]
         # The call that the issuer counts goes first: an agent may answer a connection question by question.
         asked = [(question.check, None) for question in reversed(waiting)]
         slow = Asker(here.world.agent.spop_address, timeout=here.seconds(_PATIENCE))
         found = pool.submit(recording.carried(slow.actions_of), asked, window=len(asked))
         try:
-            for name, (_, call) in rows.items():
-                if call.known:
-                    before = marks[name].get(call.endpoint, 0)
-                    issuers[name].wait_for(call.endpoint, before + 1, here.seconds(5.0))
+            for name, call in known.items():
+                issuers[name].wait_for(call.endpoint, marks[name] + 1, here.seconds(5.0))
             here.ask_all([quick], "beside questions that wait: ")
-            here.must_reload(edited(here.loan.policy, _RELOAD), "a grant that moves")
+            times = {"refresh": f"{here.seconds(_REFRESH):g}s", "max_stale": f"{here.seconds(_STALE):g}s"}
+            claims = {"change": {"issuers": {name: {"principal_claim": "who"} for name in rows}}}
+            policy = edited(here.loan.policy, {**_RELOAD, **claims, "set": {"keys": _KEYS | times}})
+            here.must_reload(policy, "a grant that moves, a claim, and times")
             moved = SpopQuestion(quick.what, quick.check, _NEW)
             here.ask_all([moved], "beside questions that wait, after the reload: ")
         finally:
@@ -91,4 +89,10 @@ def in_flight(target: Target) -> str:
             slow.close()
         until_right(here, waiting)
         here.ask_all([*waiting, moved], "after the reload: ")
+        gone, dark, *_ = issuers.values()
+        gone.rotate("ES256", overlap=False)
+        dark.fault("*", "status", status=503)
+        ended = [replace(each, expected=one) for each, one in zip(waiting, _ENDED, strict=False)]
+        until_right(here, ended)
+        here.ask_all(ended, "by the new policy's times: ")
     return f"{len(rows)} calls, {here.asked} questions"

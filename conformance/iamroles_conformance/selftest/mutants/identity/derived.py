@@ -22,6 +22,7 @@ from iamroles_agent.spop.values import DataType
 from iamroles_agent.tokens import authenticator, claims, jws, keys
 from iamroles_agent.tokens.authenticator import Authenticator
 from iamroles_agent.tokens.claims import ClaimRules
+from iamroles_agent.tokens.jwks import KeySource
 from iamroles_conformance.selftest.mutants import edits as edit
 from iamroles_conformance.selftest.mutants.identity.sts import any_account
 from iamroles_conformance.selftest.mutants.override import after, around, before, rescue, setting
@@ -271,6 +272,13 @@ def _former_rule(found: Any, *_judged: Any) -> Any:
 
 mutant("identity.derived-former-rule", "DERIVED-KEYS-002", "names a former rule beside the new backend")(
     edit.decided(_former_rule)
+)
+
+mutant("identity.derived-former-claims", "DERIVED-KEYS-002", "reads a token by the rules that read it first")(
+    around(Authenticator, "_issuer_of")(lambda sound, it, jws: _rules.setdefault(jws[2], sound(it, jws)))
+)
+mutant("identity.derived-former-times", "DERIVED-KEYS-002", "keeps the former times of an issuer that stays")(
+    around(KeySource, "configure")(lambda sound, self, issuer, _keys: sound(self, issuer, self.settings))
 )
 
 # --- the octets of signatures

@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 from base64 import urlsafe_b64encode
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -104,6 +105,16 @@ async def _by_the_old(_sound: Any, self: Any, check: Any, context: Any, _key: An
     return encode_verdict(decision, self.signer.sign(decision, self._clock()).token if signs else "")
 
 
+@around(Authenticator, "authenticate")
+async def _read_by_the_old(sound: Any, self: Any, *asked: Any) -> Any:
+    former = copy(self)
+    try:
+        return await sound(former, *asked)
+    finally:
+        if former._epoch != self._epoch:
+            self._cache.clear()
+
+
 mutant("policy.memory-survives", "RELOAD-ALL-001", "keeps remembered verdicts over a reload")(
     _recall_over_reload, edit.memory_kept
 )
@@ -132,7 +143,7 @@ mutant("policy.conflict-too-soon", "RELOAD-CONFLICT-001", "sees a conflict where
     around(Region, "meets")(lambda sound, self, *other: sound(replace(self, hosts=None), *other))
 )
 mutant("policy.in-flight-by-old", "RELOAD-INFLIGHT-001", "answers a waiting question by the former policy")(
-    _by_the_old, setting(Policy, "release", lambda _self: None)
+    _by_the_old, _read_by_the_old, setting(Policy, "release", lambda _self: None)
 )
 
 # --- tags
