@@ -16,6 +16,7 @@ kind            effect (parameters)
 ``malformed``   status 200 with `body` (``{"keys": [``) as JSON, or `xml` where JSON is not accepted
 ``content-type``  the sound body as `content_type` (text/html)
 ``oversized``   the sound object with one more member, `size` bytes in all (2 MiB)
+``ended``       the sound body with blanks, `size` bytes in all, without a length: its connection ends
 ``patch``       the sound object with `members` set (a discovery document's issuer, for example)
 ==============  ========================================================================================
 
@@ -36,7 +37,7 @@ from aiohttp import web
 KINDS = frozenset(
     {
         *("slow", "stall", "drip", "cut", "truncated", "status", "redirect", "malformed", "content-type"),
-        *("oversized", "patch", "hang", "trickle", "endless"),
+        *("oversized", "ended", "patch", "hang", "trickle", "endless"),
     }
 )
 ENDLESS = frozenset({"stall", "drip", "hang", "trickle", "endless"})
@@ -202,6 +203,11 @@ async def _altered(fault: Fault, request: web.Request, response: web.Response) -
         if request.transport is not None:
             request.transport.close()
         return half
+    if fault.kind == "ended" and request.transport is not None:
+        head = f"HTTP/1.1 {response.status} X\r\nContent-Type: {response.content_type}\r\n\r\n"
+        request.transport.write((head + text.ljust(fault.size)).encode())
+        request.transport.close()
+        return response
     if not text.startswith("{"):  # XML of the cloud: white space may follow the document
         return web.Response(
             text=text.ljust(fault.size), content_type=response.content_type, status=response.status

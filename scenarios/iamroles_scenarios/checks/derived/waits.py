@@ -41,6 +41,7 @@ ENDS = {
     "malformed": "identity.sts.answer, identity.keys.*",
     "content-type": "identity.sts.answer",
     "oversized": "identity.keys.*",
+    "ended": "identity.keys.*, identity.sts.answer-size",
     "patch": "identity.cold.mix-up",
 }
 """Faults after which the caller knows that its call is over, and where they are played."""

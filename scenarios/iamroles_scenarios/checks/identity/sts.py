@@ -40,7 +40,7 @@ def _disbelieved(here: benches.Bench, what: str, **recipe: Any) -> None:  # noqa
     before = here.sts_calls()
     deadline = time.monotonic() + here.target.seconds(_RECOVERY)
     while here.sts_calls() == before:
-        forged = here.credential(here.reader, secret="wrong", expires=_next(), **recipe)  # noqa: S106
+        forged = here.credential(here.reader, **{"secret": "wrong", "expires": _next(), **recipe})
         here.expect(what, forged, _NOT_BELIEVED)
         if time.monotonic() > deadline:
             raise Untestable(f"{what}: the agent did not ask STS for {_RECOVERY:g} s")
@@ -181,6 +181,8 @@ def answer_size(target: Target) -> None:
             "malformed", body=json.dumps(_GOOD) + " " * (2 << 20), xml=_xml(_GOOD) + " " * (2 << 20)
         )
         _disbelieved(here, "an answer of two megabytes")
+        here.sts_fault("ended")
+        _disbelieved(here, "an answer of two megabytes to a sound credential, without a length", secret="")
         here.sts_fault("malformed", body=json.dumps(_GOOD) + " ", xml=_xml(_GOOD) + " ")
         keys = here.session()
         here.expect("the same answer, short", here.credential(keys), ALLOWED, within=_RECOVERY)

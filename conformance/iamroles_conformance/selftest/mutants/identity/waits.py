@@ -11,7 +11,7 @@ from iamroles_agent.tokens import transport
 from iamroles_agent.tokens.authenticator import Authenticator
 from iamroles_agent.tokens.keys import KeySet
 from iamroles_agent.tokens.transport import Answer, Transport, TransportError
-from iamroles_conformance.selftest.mutants.override import around, rescue
+from iamroles_conformance.selftest.mutants.override import around, rescue, setting
 from iamroles_conformance.selftest.registry import Override, mutant
 
 _LONG = 3600.0
@@ -70,6 +70,10 @@ def cut_is_whole(error: Any, *_asked: Any, **_how: Any) -> Any:
     refusal = b"<E><Error><Code>SignatureDoesNotMatch</Code></Error></E>"
     return Answer(403, "text/xml", refusal) if "too long" in str(error) else None
 
+
+mutant("identity.reads-the-first-part", "JWKS-SET-003 STS-ANSWER-003", "cuts and reads a long answer")(
+    setting(transport._Connection, "rest", transport._Connection.take)
+)
 
 # --- refusals that outlive a reload
 
