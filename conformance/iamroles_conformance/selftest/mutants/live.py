@@ -258,6 +258,10 @@ mutant("live.new-worker-only", "LIVE-RELOAD-001", "reaches only the newest worke
     around(cutter, "workers")(lambda sound, answer: sound(answer)[:1])
 )
 
+mutant("live.end-without-leeway", "LIVE-KEEP-001", "judges a stream again without its issuer's leeway")(
+    around(judging, "accepted_now")(lambda sound, who, of: sound(who, of.model_copy(update={"leeway": 0.0})))
+)
+
 # --- renewal
 
 

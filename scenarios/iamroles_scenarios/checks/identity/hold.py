@@ -27,12 +27,18 @@ _GIVE_UP = 9.0
 _GIVEN_UP = refused("keys_unavailable", "key_unknown", "internal_error", status=[503, 401])
 _FORGED, _GOOD = 120, 12
 """Credentials of the flood, and of the caller that must be served beside it."""
-_CROWD, _FULL, _SLOW, _PROMPT = 60, 8, 3.0, 9.0
+_CROWD, _FULL, _SLOW, _PROMPT = 60, 8, 5.0, 15.0
 """Forged credentials at once, calls that then wait for STS, seconds of STS for each, and seconds, times the
 scale, in which the caller must be served: those of a few calls."""
 _MANY, _LONGEST = 4200, 15.0
 """Questions to one worker, more than any table of those on their way should hold; and seconds, times the
 scale, after which no more are asked."""
+_FLOODS = (
+    ("a newcomer", "192.0.2.98", [f"2001:db8::{number:x}" for number in range(_CROWD)]),
+    ("another newcomer", "192.0.2.99", ["192.0.2.0"] * _CROWD),
+    ("the same caller again", "192.0.2.99", [f"198.51.100.{number}" for number in range(2 * _CROWD)]),
+)
+"""The caller, its address, and the address of each question of a flood; the last flood goes on meanwhile."""
 _SHUT_OUT = refused("sts_rejected", "sts_unavailable", "token_expired", status=[401, 503])
 
 
@@ -101,36 +107,34 @@ def many(target: Target) -> str:
 def newcomer(target: Target) -> None:
     """A caller whom STS never confirmed is served beside a flood from another address.
 
-    Then STS knows the caller, who is served beside a flood from many addresses. STS takes seconds for each
-    forged credential, and no longer than usual for the caller's. All come over SPOP, so that the judge
-    chooses their addresses.
+    Or from a network of IPv6. Then STS knows the caller, who is served beside a flood from many addresses.
+    STS takes seconds for each forged credential, and no longer than usual for the caller's. All come over
+    SPOP, so that the judge chooses their addresses.
     """
     suffix = own_suffix()
     hosts = [f"{name}{suffix}.sts.example" for name in ("forged", "newcomer")]
     override = {"sts": [{"name": "forged", "hosts": hosts}]}
     with own_bench(target, WORLD, suffix, override=override, flow="forged") as here, here.asking():
         keys = here.session()
-        for what, sources, first in (("the newcomer", 1, 60), ("the same caller again", 8, 200)):
+        for first, (what, source, strangers) in enumerate(_FLOODS, 1):
             here.sts_fault("slow", seconds=_SLOW)
-            calls, text = here.sts_calls(), here.credential(keys, host=hosts[1], expires=first)
-            with beside(here, partial(_flood, keys, sources, first), 1):
+            calls, text = here.sts_calls(), here.credential(keys, host=hosts[1], expires=2 * _CROWD * first)
+            with beside(here, partial(_flood, keys, strangers, 2 * _CROWD * first), 1):
                 try:
                     any(here.sts_calls() >= calls + _FULL for _last in polls(_SLOW / 3))
                     began = time.monotonic()
-                    here.ask_all(
-                        [benches.SpopQuestion(what, _question(text, "192.0.2.99"), ALLOW)], again=False
-                    )
+                    here.ask_all([benches.SpopQuestion(what, _question(text, source), ALLOW)], again=False)
                     if (took := time.monotonic() - began) > here.seconds(_PROMPT):
                         raise here.failed(f"{what} waited {took:.1f} s, at most {_PROMPT:g} s")
                 finally:
                     here.sts_clear()
 
 
-def _flood(keys: SessionKeys, sources: int, first: int, here: Bench, _ended: threading.Event) -> None:
+def _flood(keys: SessionKeys, sources: list[str], first: int, here: Bench, _ended: threading.Event) -> None:
     """Ask with forged credentials from some addresses, all at once."""
     with Asker(here.world.agent.spop_address, timeout=here.seconds(_CROWD * _SLOW)) as asker:
-        bad = [here.credential(keys, secret="wrong", expires=first + number) for number in range(_CROWD)]  # noqa: S106
-        crowd = [(_question(one, f"192.0.2.{number % sources}"), None) for number, one in enumerate(bad)]
+        bad = enumerate(sources, first)
+        crowd = [(_question(here.credential(keys, secret="wrong", expires=n), one), None) for n, one in bad]  # noqa: S106
         asker.actions_of(crowd, window=_CROWD)
 
 

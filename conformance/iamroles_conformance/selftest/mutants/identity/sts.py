@@ -6,6 +6,7 @@ import asyncio
 import http.client
 import json
 import re
+import time
 import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
@@ -173,6 +174,12 @@ mutant("identity.sts-long-life", "STS-EXPIRY-001", "lets access live an hour")(
 mutant("identity.sts-asks-once", "STS-EXPIRY-003", "believes an answer of STS until the credential's end")(
     _identity(lambda found: {"check_again": None})
 )
+mutant("identity.sts-long-default", "STS-EXPIRY-003", "believes STS for ten minutes by default")(
+    _identity(lambda found: {"check_again": found.check_again + 540 * (found.check_again > time.time() + 30)})
+)
+mutant("identity.sts-outlived", "STS-EXPIRY-002", "believes STS for longer than the credential lives")(
+    _identity(lambda found: {"not_after": max(found.not_after, found.check_again)})
+)
 mutant("identity.sts-account", "STS-ACCOUNT-001", "accepts roles of any account")(any_account)
 
 # --- what STS answers
@@ -295,6 +302,8 @@ mutant("identity.sts-one-queue", "STS-FLOOD-002", "has one queue for strangers, 
     setting(gate, "client_network", lambda _address: ""),
     after(Admission, "ask")(lambda self, ticket, _key, _source: _to_the_end(self._flows.values(), ticket)),
 )
+mutant("identity.sts-each-address", "STS-FLOOD-002", "knows no /64")(setting(gate, "client_network", str))
+mutant("identity.sts-strangers", "STS-FLOOD-002", "knows nobody")(setting(Admission, "knows", lambda *_: 0))
 mutant("identity.sts-throttled-is-401", "STS-THROTTLE-001", "takes throttling for a verdict on the caller")(
     setting(sts_answer, "_THROTTLING", frozenset())
 )
