@@ -37,7 +37,7 @@ from iamroles_scenarios.traffic.tls import ClientTls
 
 _WITHIN, _BACK, _SOON = 10.0, 15.0, 2.0
 """Seconds, times the scale: for an answer, for HAProxy to take an agent back, for a record of early data."""
-_AGE, _AHEAD = 2.0, 4.0
+_AGE, _AHEAD = 2.0, 8.0
 """Seconds, times the scale: of a proof that soon ends, and by which it may come from ahead."""
 _AT_ONCE, _ROUNDS, _FEW = 64, 3, 20
 """Requests with one proof at a time, how often, and proofs that a small table holds."""
@@ -289,12 +289,12 @@ def full(target: Target) -> str:
 @check("bound.replay.window", "DPOP-REPLAY-001", lane="gate", features={"dpop"})
 def window(target: Target) -> str:
     """A proof from ahead of the agent's clock is remembered until it is too old, not for its age alone."""
-    age, ahead = target.seconds(_AGE), target.seconds(_AHEAD)
+    age, ahead = target.seconds(_AGE), min(60.0, target.seconds(_AHEAD))
     with gate(target, dpop={"max_age": f"{age * 1000:.0f}ms", "leeway": f"{ahead * 1000:.0f}ms"}) as gated:
         iat = gated.here.now() + int(ahead)
         asked = gated.sound(proof={"iat": iat})
         gated.hold("a proof from ahead", gated.ask(asked), 200)
-        time.sleep(age + ahead / 4)
+        time.sleep(age * 1.5)
         gated.hold("the same, later than its age", gated.ask(asked), 401, **_REPLAYED)
         gated.here.in_time(iat + age, "the second use of a proof")
         return gated.end()
