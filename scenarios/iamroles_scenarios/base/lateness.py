@@ -4,7 +4,8 @@ A process that is stopped, or that waits for a CPU, sees moments pass that it co
 in that time says little about an agent. Two measures tell:
 
 - the *gap*: a thread of the judge sleeps `_BEAT` seconds again and again, and keeps each time that took much
-  longer, because the process was stopped or starved, or another of its threads did not let go;
+  longer, because the process was stopped or starved, or another of its threads did not let go. In the wire
+  lane a task of its event loop does the same, because that may stand still alone;
 - the *share* of its time for which a process of the stage, or a thread of the judge, waited for a CPU, or the
   judge did not run. The kernel counts the waits of each thread (proc(5), `schedstat`); of the stage's
   processes the first thread is taken, because it answers. An agent that sleeps, or computes for too long,
@@ -17,6 +18,7 @@ for three seconds of a minute makes it late by three seconds, not by a twentieth
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import time
@@ -85,7 +87,7 @@ class _Pulse:
         self._lock = threading.Lock()
         self._pid = 0
         self._lost = 0.0
-        self._gaps: deque[tuple[float, float]] = deque(maxlen=_KEPT)
+        self.gaps: deque[tuple[float, float]] = deque(maxlen=_KEPT)
         """When each ended, and its seconds."""
         self._looks: deque[_Look] = deque(maxlen=_LOOKS)
 
@@ -104,7 +106,7 @@ class _Pulse:
             time.sleep(_BEAT)
             now = time.monotonic()
             if (late := now - last - _BEAT) > _GAP:
-                self._gaps.append((now, late))
+                self.gaps.append((now, late))
                 self._lost += late
             last = now
             if now > due:
@@ -117,7 +119,7 @@ class _Pulse:
         self._looks.append(_Look(time.monotonic(), self._lost, _stalled(), _seen()))
 
     def gap(self, since: float) -> float:
-        return max((late for ended, late in tuple(self._gaps) if ended > since), default=0.0)
+        return max((late for ended, late in tuple(self.gaps) if ended > since), default=0.0)
 
     def share(self, since: float, firsts: Iterable[int | None], span: float, *, judge: bool) -> float:
         """Return the greatest share of a member of these families, of members that have ended too."""
@@ -186,6 +188,15 @@ def _seen() -> dict[int, _Seen]:
 
 _pulse = _Pulse()
 start = _pulse.start
+
+
+async def watched_loop() -> None:
+    """Keep the gaps of this event loop too, until it is cancelled: a bound may end in one unseen."""
+    while True:
+        last = time.monotonic()
+        await asyncio.sleep(_BEAT)
+        if (late := time.monotonic() - last - _BEAT) > _GAP:
+            _pulse.gaps.append((time.monotonic(), late))
 
 
 def delay(since: float, firsts: Iterable[int | None] = (), span: float = inf, *, judge: bool = True) -> Delay:

@@ -77,6 +77,7 @@ class _WireLane:
     async def run(self, chosen: Sequence[PlannedCheck], stretches: Sequence[float]) -> list[CheckResult]:
         again: dict[str, list[str]] = {check.id: [] for check in chosen}
         late = list(chosen)
+        beats = asyncio.create_task(lateness.watched_loop())
 
         async def one(check: PlannedCheck) -> None:
             result = await self._judged(target, check)
@@ -91,6 +92,7 @@ class _WireLane:
             jobs = [partial(one, check) for check in late]
             late = []
             await self._side_by_side(_CONCURRENCY if stretch == 1 else _NEARLY_ALONE, jobs)
+        beats.cancel()
         self._explain()
         return [self.found[check.id] for check in chosen if check.id in self.found]
 

@@ -17,6 +17,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from iamroles_scenarios.base.errors import CheckFailed, WideVarint, WireError, WireFormatError
@@ -97,7 +98,9 @@ async def fuzz(
         count: how many.
         concurrency: connections side by side.
     """
-    return await _Fuzzer(target, FuzzReport(seed)).run(inputs(seed, count), concurrency)
+    source = inputs(seed, count)
+    first = await asyncio.to_thread(next, source)
+    return await _Fuzzer(target, FuzzReport(seed)).run(chain([first], source), concurrency)
 
 
 async def replay(target: WireTarget, kept: list[Input]) -> FuzzReport:

@@ -7,6 +7,8 @@ to one is a failure by itself.
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -22,7 +24,7 @@ _ODD_LENGTHS = (0, 1, 6, 7, 255, 16380, 16381, 1 << 20, 0x7FFFFFFF, 0xFFFFFFFF)
 _GRAMMAR_SHARE = 4
 """One input of so many comes from the grammar."""
 _BATCH = 2500
-"""Inputs of the grammar drawn at once, in seconds in which nothing else moves, Ctrl-C included."""
+"""Inputs of the grammar drawn at once, which takes seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +41,25 @@ class Input:
 
 
 def inputs(number: int, count: int) -> Iterator[Input]:
-    """Return this many inputs for a seed."""
-    from iamroles_scenarios.wire.fuzz_grammar import from_grammar  # noqa: PLC0415 - hypothesis is slow to import
-
+    """Return this many inputs for a seed; the first of each batch keeps its caller waiting."""
     dice = random.Random(number)  # noqa: S311 - a fuzzer's dice must be repeatable
     wanted = range(count // _GRAMMAR_SHARE + 1, 0, -_BATCH)
-    batches = (from_grammar(number + (part << 32), min(_BATCH, left)) for part, left in enumerate(wanted))
+    batches = (_drawn(number + (part << 32), min(_BATCH, left)) for part, left in enumerate(wanted))
     grammar = chain.from_iterable(batches)
     for index in range(count):
         if index % _GRAMMAR_SHARE == 0:
             yield Input(next(grammar))
         else:
             yield mutation(dice)
+
+
+def _drawn(number: int, count: int) -> list[bytes]:
+    """Draw in another process: hypothesis computes, and would hold up the event loop of all checks."""
+    text = f"""import signal; signal.signal(signal.SIGINT, signal.SIG_DFL)
+from iamroles_scenarios.wire.fuzz_grammar import from_grammar
+print(*map(bytes.hex, from_grammar({number}, {count})))"""
+    found = subprocess.run([sys.executable, "-P", "-c", text], stdout=subprocess.PIPE, check=True)  # noqa: S603
+    return list(map(bytes.fromhex, found.stdout.decode().split()))
 
 
 # --- mutations --------------------------------------------------------------------------------------------
