@@ -77,6 +77,7 @@ def test_what_goes_otherwise_fails_it_there_alone(tmp_path, program, live, steps
     agent = agent_toml(tmp_path, ["python", tmp_path / "lying.py"], oidc=True, reload="SIGHUP", live=live)
 
     output = said("demo --stage processes --agent", agent, code=1)
+    output = output.rpartition("HAProxy IAM Roles")[2]  # of the last playing: there are more on a busy host
 
     assert f"{steps} steps went as told." in output
     for words, count in told.items():

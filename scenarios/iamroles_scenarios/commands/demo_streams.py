@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 
 from rich.console import Console
 from rich.text import Text
@@ -61,7 +62,7 @@ class SecondAct:
                 "websocket",
                 "A WebSocket dies on the second",
                 f"bob's token lives for {LIFE:g} s. The socket is never silent, so no timeout would end it.",
-                here.token(sub="bob", roles=["support"], exp=f"+{LIFE:g}s"),
+                partial(here.token, sub="bob", roles=["support"], exp=f"+{LIFE:g}s"),
             )
             with self._stream(
                 here, "websocket", here.token(sub="alice", roles=["support"], exp="+15m")
@@ -72,13 +73,13 @@ class SecondAct:
                     "An AI agent's chat stream ends when its temporary role does",
                     f"agent-7 took the role ai-agent for {LIFE:g} s, and the model talks on. "
                     "alice's socket is open too.",
-                    here.token(sub="agent-7", roles=["ai-agent"], exp=f"+{LIFE:g}s"),
+                    partial(here.token, sub="agent-7", roles=["ai-agent"], exp=f"+{LIFE:g}s"),
                 )
                 self._revoked(here, other)
 
-    def _dies(self, here: LiveBench, kind: Kind, title: str, why: str, token: str) -> None:
-        self._begins(title, why)
-        with self._stream(here, kind, token) as stream:
+    def _dies(self, here: LiveBench, kind: Kind, title: str, why: str, token: Callable[[], str]) -> None:
+        self._begins(title, why)  # it may pause: the token is minted after it
+        with self._stream(here, kind, token()) as stream:
             while (left := stream.expires - time.time()) > _SHOWN:
                 if not stream.moves(AFTER):
                     self._differs(f"nothing passes, with {left:.1f} s left")
