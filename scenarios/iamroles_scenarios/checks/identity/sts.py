@@ -26,8 +26,8 @@ _NOT_BELIEVED = refused(
 )
 _RECOVERY = 12.0
 """Seconds, times the scale, until the agent asks an STS again that answers again."""
-_PROMPT, _SLOW = 3.0, 0.5
-"""Seconds, times the scale, for an answer beside a stalled STS, and until a slow STS answers."""
+_PROMPT, _STALLED = 3.0, 8.0
+"""Seconds, times the scale, for an answer beside a stalled STS, and within which no agent gives one up."""
 _READER = {
     "Arn": "arn:aws:sts::111111111111:assumed-role/reader/mallory",
     "UserId": "AROAQABCDEFGHIJKLMNOP:mallory",
@@ -279,14 +279,14 @@ def stalled(target: Target) -> None:
 def left(target: Target) -> None:
     """A client that goes away takes no answer of STS from another that waits for the same.
 
-    To each worker two clients send one credential, and the first resets its connection while STS thinks.
+    To each worker two clients send one credential, and the first resets its connection while STS stalls.
     """
     with bench(target, WORLD, flow="left") as here, ThreadPoolExecutor() as pool, here.asking():
-        text, slow = here.credential(here.reader), here.seconds(_SLOW)
+        text = here.credential(here.reader)
         same = SpopQuestion("a client that stays", iam_check(text, path="/orders/1"), ALLOW)
         stays, asked = here.spread.askers(), [(same.check, None)]
         before, began = here.sts_calls(), time.time()
-        here.sts_fault("slow", seconds=slow)
+        here.sts_fault("stall")
         try:
             with Spread(here.world.agent, here.loan.workers, here.seconds(_RECOVERY)) as leaving:
                 goes = leaving.askers()
@@ -297,7 +297,8 @@ def left(target: Target) -> None:
                 here.expect("a question beside them", "", refused("no_credentials"))
                 for one in goes:
                     one.close(reset=True)
-            here.in_time(began + slow, "leaving before STS answers")
+            here.in_time(began + here.seconds(_STALLED), "leaving before STS answers")
+            here.sts_clear()
             for each in waiting:
                 here.judge([same], each.result())
         finally:
