@@ -6,17 +6,21 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 from math import inf
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import stopped_judge
 from waiting import until
 
+from iamroles_conformance.subject import default_agent_toml
 from iamroles_scenarios.base import lateness, recording
-from iamroles_scenarios.base.errors import SilenceError, TooSlow
+from iamroles_scenarios.base.errors import SilenceError, StageError, TooSlow
 from iamroles_scenarios.base.lateness import Delay
 from iamroles_scenarios.declarations.results import CheckResult, Verdict
 from iamroles_scenarios.engine import wire_lane
@@ -24,88 +28,67 @@ from iamroles_scenarios.engine.attempts import STRETCHES, attempted
 from iamroles_scenarios.engine.bench import Bench
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.verdicts import held_late, unless_late
+from iamroles_scenarios.engine.worlds import Worlds
+from iamroles_scenarios.stage import AgentSpec
 
 FAILED = CheckResult("a.check", ("A-001",), Verdict.FAIL, "it came too late")
 QUIET = Delay(gap=0.02, share=0.01)
+LATE = replace(FAILED, late="the judge did not run for 0.7 s")
+PASSED = CheckResult("a.check", ("A-001",), Verdict.PASS)
 
 
 @pytest.mark.parametrize(
     ("about", "scale", "late"),
     [
-        (QUIET, 1, False),
-        (Delay(0.7, 0.0), 1, True),
-        (Delay(0.7, 0.0), 2, True),
-        (Delay(0.7, 0.0), 4, False),
-        (Delay(0.0, 0.4), 1, True),
-        (Delay(0.0, 0.4), 2, False),
-        (Delay(0.0, 0.8), 4, True),
-        (Delay(0.0, 0.8), 8, False),
-        (Delay(5.0, 0.0), 8, True),
+        *((QUIET, 1, False), (Delay(0.7, 0.0), 1, True), (Delay(0.7, 0.0), 2, True)),
+        *((Delay(0.7, 0.0), 4, False), (Delay(0.0, 0.4), 1, True), (Delay(0.0, 0.4), 2, False)),
+        *((Delay(0.0, 0.8), 4, True), (Delay(0.0, 0.8), 8, False), (Delay(5.0, 0.0), 8, True)),
     ],
 )
-def test_a_failure_stands_unless_the_host_was_later_than_the_stretch_makes_up_for(about, scale, late):
+def test_a_failure_alone_is_late_if_the_host_was_later_than_the_stretch_makes_up_for(about, scale, late):
     assert bool(held_late(FAILED, about, scale).late) is late
+    assert held_late(PASSED, about, scale).late == ""
 
 
-def test_only_failures_are_late():
-    passed = CheckResult("a.check", ("A-001",), Verdict.PASS)
-    assert held_late(passed, Delay(5.0, 1.0), 1).late == ""
+def _attempted(*results, **how):
+    """Return the result of a check with these results in turn, and scale and namespace of each playing."""
+    worlds, played = Worlds(None, None), []
+    worlds._slots["its"] = SimpleNamespace(fault=StageError("not started in time"))
+    worlds._lent["its"] = 0
+
+    def play(target):
+        played.append((target.scale, target.worlds.namespace))
+        return [results[len(played) - 1]]
+
+    [result] = attempted(Target("gate", None, None, worlds, **how), play)
+    assert bool(worlds._slots) == (len(played) == 1), "a world that did not start is started again"
+    return result, *zip(*played, strict=True)
 
 
-class Playing:
-    """A check that is late, or fails, at some of its playings."""
-
-    def __init__(self, *results):
-        self.results, self.scales = list(results), []
-
-    def __call__(self, target):
-        self.scales.append(target.scale)
-        return [self.results.pop(0)]
-
-
-LATE = CheckResult("a.check", ("A-001",), Verdict.FAIL, "no", late="the judge did not run for 0.7 s")
-PASSED = CheckResult("a.check", ("A-001",), Verdict.PASS)
-
-
-class NotStarted:
-    """Worlds that did not start, and how often they may start again."""
-
-    started = 0
-
-    def start_again(self):
-        self.started += 1
-
-
-def _target(**how):
-    return Target("gate", None, None, NotStarted(), **how)
-
-
-def test_what_was_late_is_played_again_with_longer_times_and_says_so():
-    playing, target = Playing(LATE, LATE, PASSED), _target()
-    [result] = attempted(target, playing)
-    assert target.worlds.started == 2
-    assert (result.verdict, playing.scales) == (Verdict.PASS, [1, 2, 4])
+def test_what_was_late_is_played_again_with_longer_times_in_other_worlds_and_says_so():
+    result, scales, namespaces = _attempted(LATE, LATE, PASSED)
+    assert (result.verdict, scales, len(set(namespaces))) == (Verdict.PASS, (1, 2, 4), 3)
     assert result.again == (LATE.late, LATE.late)
 
 
-def test_what_failed_in_time_is_never_played_again():
-    playing = Playing(FAILED)
-    [result] = attempted(_target(), playing)
-    assert (result.verdict, result.again, playing.scales) == (Verdict.FAIL, (), [1])
+@pytest.mark.parametrize(("failure", "how"), [(FAILED, {}), (LATE, {"replays": False})])
+def test_what_failed_in_time_and_a_mutants_failure_count_at_once(failure, how):
+    result, scales, _ = _attempted(failure, **how)
+    assert (result.verdict, result.again, scales) == (Verdict.FAIL, (), (1,))
 
 
 def test_what_stays_late_is_untestable_and_no_failure():
-    playing = Playing(*[LATE] * len(STRETCHES))
-    [result] = attempted(_target(), playing)
-    assert result.verdict is Verdict.UNTESTABLE
+    result, scales, _ = _attempted(*[LATE] * len(STRETCHES))
+    assert (result.verdict, scales) == (Verdict.UNTESTABLE, STRETCHES)
     assert "did not run for 0.7 s" in result.message
-    assert len(result.again) == len(STRETCHES) - 1
 
 
-def test_a_mutants_failure_counts_at_once():
-    playing = Playing(LATE)
-    [result] = attempted(_target(replays=False), playing)
-    assert (result.verdict, playing.scales) == (Verdict.FAIL, [1])
+def test_agent_and_haproxy_wait_longer_in_stretched_worlds():
+    given, settings = {"keys": {"timeout": "500ms"}, "sts": [{"name": "a"}, {"timeout": "1m"}]}, {}
+    Worlds(None, AgentSpec.load(default_agent_toml()), scale=4)._stretch(given, settings)
+    assert (given["keys"], given["agent"]) == ({"timeout": "2000ms"}, {"decision_timeout": "40000ms"})
+    assert given["sts"] == [{"name": "a", "timeout": "40000ms"}, {"timeout": "240000ms"}]
+    assert settings == {"IAM_TIMEOUT_PROCESSING": "8000ms"}
 
 
 def test_a_stopped_judge_knows_how_long_it_was_stopped():
@@ -113,6 +96,19 @@ def test_a_stopped_judge_knows_how_long_it_was_stopped():
     began = time.monotonic()
     subprocess.run([sys.executable, "-c", stopped_judge.SCRIPT, str(os.getpid())], check=True)
     until(lambda: lateness.delay(began).gap >= 0.6, 30)
+
+
+def test_a_judge_whose_event_loop_stood_still_knows_it_though_its_threads_ran():
+    async def stand_still():
+        beats = asyncio.create_task(lateness.watched_loop())
+        for turn in range(4):  # it waits; its time is over; it notices
+            await asyncio.sleep(0)
+            threading.Event().wait(0.7 * (turn == 0))
+        beats.cancel()
+
+    began = time.monotonic()
+    asyncio.run(stand_still())
+    assert lateness.delay(began).gap >= 0.6
 
 
 def test_a_starved_process_is_seen_and_a_sleeping_one_is_not():
@@ -200,58 +196,67 @@ SHORT = 10
 """Seconds of a life, a bound or a wait below which a busy host may be late."""
 STRETCHED_INSIDE = {"expect", "must_end", "must_refuse", "must_answer_all", "collect", "eventually"}
 """Functions of benches and of the wire lane that multiply their seconds by the scale."""
-FAULTS = {"fault", "sts_fault"}
-"""Functions that make a mock slow."""
-BEATS = {"BEAT", "LOOK", "POLL", "EACH", "CANCEL_AGAIN", "CONNECT"}
-"""Constants of loops that look again, and of connecting, which the kernel does."""
+BEATS = {"BEAT", "LOOK", "POLL", "EACH", "CANCEL_AGAIN", "CONNECT", "PAUSE", "RECHECK"}
+"""Constants of loops that look again, of connecting, which the kernel does, and of agents' own bounds."""
+WAITS = ("wait", "settimeout", "join", "wait_for", "sleep", "polls")
+
+
+def constants(source):
+    """The names that a module gives to numbers and texts, alone or in a row."""
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign):
+            names, values = (getattr(side, "elts", [side]) for side in (node.targets[0], node.value))
+            named = zip(names, values, strict=True) if len(names) == len(values) else ()
+            yield from ((ast.unparse(name), getattr(value, "value", None)) for name, value in named)
 
 
 def unstretched(source):
-    """Lines of a module with a short life, bound or wait that is a number as it stands."""
-    tree = ast.parse(source)
-    values = {}
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            values[node.targets[0].id] = getattr(node.value, "value", None)
+    """Lines of a module with a short life, bound, wait or delay of a mock that is a number as it stands."""
+    values = IMPORTED | dict(constants(source))
 
     def short(node):
+        if isinstance(node, ast.BinOp):
+            plain = "scale" not in ast.unparse(node)
+            return plain and any(short(one) for one in ast.walk(node) if isinstance(one, ast.Name))
         name = getattr(node, "id", "")
         value = node.value if isinstance(node, ast.Constant) else values.get(name)
         number = value.strip("+s") if isinstance(value, str) and value.startswith("+") else value
         with suppress(TypeError, ValueError):
-            return 0 < float(number) < SHORT and name.strip("_") not in BEATS
+            return 0.05 < float(number) < SHORT and name.strip("_") not in BEATS
         return False
 
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.BinOp) and ast.unparse(node.left) in ("time.monotonic()", "time.time()"):
             times = [node.right]
         elif isinstance(node, ast.Call):
             name = getattr(node.func, "attr", getattr(node.func, "id", ""))
-            named = [
-                word.value for word in node.keywords if word.arg in ("timeout", "within", "seconds", "exp")
-            ]
-            times = named * (name not in STRETCHED_INSIDE | FAULTS)
-            times += node.args * (name in ("wait", "settimeout", "join", "wait_for"))
+            kinds = [word.value for word in node.args if isinstance(word, ast.Constant)]
+            stretched = name in STRETCHED_INSIDE or (name.endswith("fault") and "slow" not in kinds)
+            known = ("timeout", "within", "seconds", "exp")
+            times = [word.value for word in node.keywords if word.arg in known and not stretched]
+            times += node.args * (name in WAITS)
         else:
             continue
         if any(map(short, times)):
             yield f"{node.lineno}: {ast.unparse(node)}"
 
 
+ROOT = Path(lateness.__file__).parents[1]
+IMPORTED = dict(pair for path in ROOT.rglob("*.py") for pair in constants(path.read_text()))
+
+
 @pytest.mark.parametrize("room", ["checks", "engine"])
 def test_no_short_life_bound_or_wait_is_left_unstretched(room):
-    root = Path(lateness.__file__).parents[1] / room
-    found = [f"{path.name}:{line}" for path in root.rglob("*.py") for line in unstretched(path.read_text())]
+    modules = (ROOT / room).rglob("*.py")
+    found = [f"{path.name}:{line}" for path in modules for line in unstretched(path.read_text())]
     assert not [line for line in found if "traffic.wait(1)" not in line]  # which counts answers
 
 
 @pytest.mark.parametrize(
     "source",
     [
-        "here.token(exp='+5s')",
-        "_END = 3.0\nend = time.monotonic() + _END",
-        "x.wait(2)",
-        "open(a, within=1.0)",
+        *("here.token(exp='+5s')", "_END = 3.0\nend = time.monotonic() + _END", "x.wait(2)"),
+        *("open(a, within=1.0)", "_A, _SOON = 1, 0.3\ntime.sleep(2 * _SOON)", "a.fault('slow', seconds=3.0)"),
     ],
 )
 def test_an_unstretched_time_is_found(source):

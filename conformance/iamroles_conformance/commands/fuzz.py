@@ -6,7 +6,7 @@ import asyncio
 import random
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import click
@@ -90,10 +90,9 @@ def target_of(subject: Subject) -> Iterator[WireTarget]:
     if spec.address:
         yield WireTarget(spec.address, time_scale=subject.scale, allowed=subject.allowed_arguments())
         return
-    with open_stage("processes") as stage:
-        worlds = Worlds(stage, spec, haproxy=False)
-        try:
-            with wire_target(Target("gate-spop", stage, spec, worlds, subject.scale)) as target:
-                yield target
-        finally:
-            worlds.close()
+    with (
+        open_stage("processes") as stage,
+        closing(Worlds(stage, spec, haproxy=False, scale=subject.scale)) as worlds,
+        wire_target(Target("gate-spop", stage, spec, worlds, subject.scale)) as target,
+    ):
+        yield target

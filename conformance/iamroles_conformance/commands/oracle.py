@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from contextlib import closing
 
 import click
 
@@ -59,11 +60,9 @@ def oracle(*, subject: Subject, seed: int | None, cases: int, number: int | None
 
 def _played(subject: Subject, seed: int, numbers: list[int], *, shuffled: bool) -> CampaignReport:
     spec = subject.spec_for("the oracle")
-    with open_stage("processes") as stage:
-        worlds = Worlds(stage, spec, haproxy=False)
-        try:
-            target = Target("gate-spop", stage, spec, worlds, subject.scale)
-            with campaign(target, seed, shuffled=shuffled) as played:
-                return played.run(numbers, CASES_PER_WORLD)
-        finally:
-            worlds.close()
+    with (
+        open_stage("processes") as stage,
+        closing(Worlds(stage, spec, haproxy=False, scale=subject.scale)) as worlds,
+        campaign(Target("gate-spop", stage, spec, worlds, subject.scale), seed, shuffled=shuffled) as played,
+    ):
+        return played.run(numbers, CASES_PER_WORLD)

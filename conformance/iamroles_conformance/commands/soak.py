@@ -46,8 +46,8 @@ def soak(  # noqa: PLR0917 - as click gives them
     click.echo(f"soaking {spec.name} {spec.version} for {length:g} s, seed {seed}")
     with open_stage(subject.stage, subject.require, subject.haproxy) as stage:
         click.echo(stage.why)
-        worlds = Worlds(stage, spec)
         factor, busy = stretched()
+        worlds = Worlds(stage, spec, scale=subject.scale * factor)
         click.echo(busy or "this host was quiet")
         target = Target("gate", stage, spec, worlds, subject.scale * factor)
         found = played(target, length, seed=seed, rate=rate, on_event=click.echo)

@@ -22,6 +22,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 from iamroles_conformance.selftest.registry import Mutant
@@ -265,16 +266,14 @@ class Selftest:
         """Play checks of any lanes against an agent started for them, until the results are enough."""
         through_haproxy = any(check.lane in PROXY_LANES for check in checks)
         namespace = f"-s{next(self._numbers)}"
-        worlds = Worlds(self._stage, spec, haproxy=through_haproxy, namespace=namespace)
-        try:
-            results: list[CheckResult] = []
+        worlds = Worlds(self._stage, spec, haproxy=through_haproxy, namespace=namespace, scale=self._scale)
+        results: list[CheckResult] = []
+        with closing(worlds):
             for found in self._played(spec, worlds, checks):
                 results += found
                 if enough(results):
                     break
-            return results
-        finally:
-            worlds.close()
+        return results
 
     def _played(
         self, spec: AgentSpec, worlds: Worlds, checks: list[PlannedCheck]

@@ -93,7 +93,7 @@ def timeline_command(  # noqa: PLR0917 - as click gives them
     with faults():
         agent = AgentSpec.load(agent_file) if agent_file else reference_agent()
         with open_stage(kind, haproxy=haproxy) as stage:
-            worlds = Worlds(stage, agent)
+            worlds = Worlds(stage, agent, scale=scale)
             target = Target("gate", stage, agent, worlds, scale)
             results = play(scenario.model_copy(update={"world": world, "traffic": faster}), target, meter)
             worlds.close()

@@ -39,7 +39,10 @@ def attempted(target: Target, play: Callable[[Target], list[CheckResult]]) -> li
     """
     again: list[str] = []
     for stretch in STRETCHES:
-        results = play(target.stretched(stretch))
+        playing = target.stretched(stretch)
+        results = play(playing)
+        if playing.worlds is not target.worlds:
+            playing.worlds.close()
         late = next((result.late for result in results if result.late), "")
         if not target.replays and any(result.verdict is Verdict.FAIL for result in results):
             return results

@@ -104,9 +104,8 @@ def _world(scenario: Scenario, target: Target) -> Iterator[Loan]:
         with target.worlds.borrow(scenario.world, owner) as loan:
             yield loan
         return
-    name = f"{owner}-{target.scale:g}"  # each playing has its own
     tls, signed = scenario.traffic.tls, target.seconds(scenario.traffic.signed)
-    with closing(target.worlds.start_own(scenario.world, name, tls=tls, signed=signed)) as loan:
+    with closing(target.worlds.start_own(scenario.world, owner, tls=tls, signed=signed)) as loan:
         yield loan
 
 

@@ -134,7 +134,8 @@ class Run:
             self.stage = open_stage(self.options.stage, self.options.require, self.options.haproxy)
         through_proxy = any(job.through_proxy for job in self._jobs)
         haproxy = through_proxy or bool(self.options.load)
-        worlds = self._worlds = Worlds(self.stage, self.agent, haproxy=haproxy, namespace=self._namespace)
+        how: dict[str, Any] = {"namespace": self._namespace, "scale": self.options.scale}
+        worlds = self._worlds = Worlds(self.stage, self.agent, haproxy=haproxy, **how)
         if self.options.load:
             self.background_load = BackgroundLoad(worlds, self.options.load, self.options.scale)
             self.background_load.begin()

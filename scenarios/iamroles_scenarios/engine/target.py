@@ -36,8 +36,9 @@ class Target:
         return seconds * self.scale
 
     def stretched(self, factor: float) -> Self:
-        """Return the same target with longer times."""
-        return replace(self, scale=self.scale * factor)
+        """Return the same target with longer times, in worlds of another playing."""
+        worlds = self.worlds if factor == 1 else self.worlds.for_another_playing(factor)
+        return replace(self, scale=self.scale * factor, worlds=worlds)
 
     def lacks(self, features: list[str] | frozenset[str]) -> list[str]:
         """Return the features among these that the agent declares not to have."""

@@ -5,11 +5,11 @@ An agent that has STS and no OIDC is asked with pre-signed STS requests instead 
 
 from __future__ import annotations
 
-import itertools
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from iamroles_scenarios.declarations.scenario import WorldSpec, merged
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _SLOW = 2.0
 """Seconds, times the scale, that the slow issuer keeps its key set back."""
+_WAITS = "80s"
+"""More than that is when a check of this lane is played again, eight times as long, in the same world."""
 _ENDING = 1.0
 """Seconds in which an agent that closed its connections has ended, if it does; waited for after a failure."""
 _LONG = "x" * 58
@@ -49,7 +51,8 @@ _WORLD = WorldSpec(
     override={
         "backends": [{"name": _CROWD_NAME}],
         "grants": [_CROWD_GRANT],
-        "keys": {"cooldown": "100ms", "timeout": "10s"},
+        "keys": {"cooldown": "100ms", "timeout": _WAITS},
+        "agent": {"decision_timeout": _WAITS},
         "issuers": [
             {"name": _CROWD_NAME, "issuer": "{idp}/crowd", **_ISSUER, "session_claim": "sub"},
             {"name": "slow", "issuer": "{idp}/slow", **_ISSUER},
@@ -66,10 +69,11 @@ _ENDPOINT = {
 _STS_WORLD = WorldSpec(
     policy="orders",
     override={
+        "agent": {"decision_timeout": _WAITS},
         "sts": [
-            {"name": name, "hosts": [f"{name}{{suffix}}.sts.example"], **_ENDPOINT}
+            {"name": name, "hosts": [f"{name}{{suffix}}.sts.example"], "timeout": _WAITS, **_ENDPOINT}
             for name in ("wire", "wire-slow")
-        ]
+        ],
     },
     own=True,
 )
@@ -88,7 +92,7 @@ def wire_target(target: Target) -> Iterator[WireTarget]:
             time_scale=target.scale,
             allowed=_question(credential, "/orders/1"),
             refused=_question(credential, "/admin"),
-            slow=(_slow_sts if by_sts else _slow)(target, loan),
+            slow=partial(_slow_sts if by_sts else _slow, target, loan),
             crowded=None if by_sts else _question(_token(target, loan, _CROWD), "/c"),
             features=frozenset(name for name, value in target.agent.features.items() if value),
             pid=agent.pid,
@@ -121,28 +125,19 @@ def _question(credential: str, path: str) -> dict[str, Any]:
     }
 
 
-def _slow(target: Target, loan: Loan) -> Callable[[], Mapping[str, Any]]:
-    """Return a maker of questions that the agent cannot answer before a slow issuer shows a new key."""
-    issuer, numbers = target.worlds.issuer(loan.issuer("slow")), itertools.count(1)
-
-    def question() -> Mapping[str, Any]:
-        issuer.fault("jwks", "slow", seconds=target.seconds(_SLOW))
-        key = issuer.add_key("ES256", kid=f"slow-{next(numbers)}")
-        recipe = {"issuer": "slow", "key": key.kid, "roles": ["reader"]}
-        return _question(_token(target, loan, recipe), "/orders/1")
-
-    return question
+def _slow(target: Target, loan: Loan, scale: float) -> Mapping[str, Any]:
+    """Make a question that the agent cannot answer before a slow issuer shows a new key."""
+    issuer = target.worlds.issuer(loan.issuer("slow"))
+    issuer.fault("jwks", "slow", seconds=_SLOW * scale)
+    recipe = {"issuer": "slow", "key": issuer.add_key("ES256").kid, "roles": ["reader"]}
+    return _question(_token(target, loan, recipe), "/orders/1")
 
 
-def _slow_sts(target: Target, loan: Loan) -> Callable[[], Mapping[str, Any]]:
-    """Return a maker of questions that the agent cannot answer before a slow STS has answered."""
-
-    def question() -> Mapping[str, Any]:
-        host = f"wire-slow{loan.suffix}.sts.example"
-        target.stage.cloud.fault(f"GetCallerIdentity@{host}", "slow", seconds=target.seconds(_SLOW))
-        return _question(_presigned(target, loan, "wire-slow"), "/orders/1")
-
-    return question
+def _slow_sts(target: Target, loan: Loan, scale: float) -> Mapping[str, Any]:
+    """Make a question that the agent cannot answer before a slow STS has answered."""
+    host = f"wire-slow{loan.suffix}.sts.example"
+    target.stage.cloud.fault(f"GetCallerIdentity@{host}", "slow", seconds=_SLOW * scale)
+    return _question(_presigned(target, loan, "wire-slow"), "/orders/1")
 
 
 @contextmanager

@@ -19,8 +19,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
+from iamroles_scenarios.base.durations import seconds
 from iamroles_scenarios.base.errors import StageError, Untestable
 from iamroles_scenarios.declarations.scenario import WorldSpec, merged, policy_of
 from iamroles_scenarios.engine.certificates import ProxyCertificates
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 DEFAULT_ISSUER = "corp"
 FEDERATION = "{federation}"
+_playings = count(2)
 WORKERS = 2
 """Processes that answer if something changes in a world, and the agent declares `workers`."""
 _IDLE = 6
@@ -107,11 +110,15 @@ class Worlds:
         agent: what is started.
         haproxy: whether HAProxy stands before the agent; without, only the lanes over SPOP can be played.
         namespace: what the names of all issuers end in, so that several `Worlds` share one stage.
+        scale: by which the targets' times are stretched, and what agents and HAProxies wait for with them.
     """
 
-    def __init__(self, stage: Stage, agent: AgentSpec, *, haproxy: bool = True, namespace: str = "") -> None:
+    def __init__(
+        self, stage: Stage, agent: AgentSpec, *, haproxy: bool = True, namespace: str = "", scale: float = 1.0
+    ) -> None:
         self._stage = stage
         self.namespace = namespace
+        self._scale = scale
         self._agent = agent
         self._haproxy = haproxy
         self._slots: dict[str, _Slot] = {}
@@ -127,6 +134,13 @@ class Worlds:
         self.on_shared: Callable[[Loan], None] | None = None
         """Called with each world that is started to be shared; `on_release` before it is closed."""
         self.on_release: Callable[[Loan], None] | None = None
+
+    def for_another_playing(self, factor: float) -> Worlds:
+        """Return worlds in which a check is played again: stretched, and without what happened before."""
+        name, scale = f"{self.namespace}-{next(_playings)}", self._scale * factor
+        found = Worlds(self._stage, self._agent, haproxy=self._haproxy, namespace=name, scale=scale)
+        found.leaks, found.on_shared, found.on_release = self.leaks, self.on_shared, self.on_release
+        return found
 
     def issuer(self, name: str) -> IssuerHandle:
         """Return the mock issuer of a name, created when it is first wanted."""
@@ -219,6 +233,9 @@ class Worlds:
         # Many worlds are asked over SPOP alone. What stands between HAProxy and the agent is there at once.
         late = "between" not in how and not tls
         how = {"haproxy": self._haproxy, "settings": spec.settings, "late": late, **how}
+        how["settings"] = dict(how["settings"] or {})
+        if self._scale > 1:
+            self._stretch(policy, how["settings"])
         certificates = ProxyCertificates() if tls else None
         if certificates is not None:
             how |= {"settings": how["settings"] | certificates.settings, "files": certificates.files}
@@ -259,6 +276,18 @@ class Worlds:
     def start_own(self, spec: WorldSpec, owner: str, **how: Any) -> Loan:  # noqa: ANN401 - as `start`
         """Start as `start`, named after its owner."""
         return self.start(spec, f"{self.namespace}-{_slug(owner)}", **how)
+
+    def _stretch(self, policy: dict[str, Any], settings: dict[str, str]) -> None:
+        """Stretch what agent and HAProxy wait for: they would give up what is slow for a stretched time."""
+        usual = self._agent.haproxy.get("settings", {})
+        waits = [
+            (settings, "IAM_TIMEOUT_PROCESSING", usual.get("IAM_TIMEOUT_PROCESSING", "2s")),
+            (policy.setdefault("agent", {}), "decision_timeout", "10s"),
+            (policy.setdefault("keys", {}), "timeout", "5s"),
+            *((sts, "timeout", "10s") for sts in policy.get("sts", ())),
+        ]
+        for table, key, default in waits:
+            table[key] = f"{round(seconds(table.get(key, default)) * self._scale * 1000)}ms"
 
     def _located(self, policy: dict[str, Any], suffix: str) -> dict[str, Any]:
         """Replace `{federation}` by the URL of the mock cloud's outbound issuer, the default account's.

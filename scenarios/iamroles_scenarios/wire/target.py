@@ -46,7 +46,7 @@ class WireTarget:
             without a credential stands in, which every agent refuses.
         slow: as `allowed`, but the agent must fetch something to judge it (a first token under a `kid` it
             does not know, whose issuer delays its JWKS): for the check that a slow one blocks nobody. A
-            callable, because each use needs a fresh one; None: blocking is not judged.
+            callable of the scale, because each use needs a fresh one; None: blocking is not judged.
         crowded: as `allowed`, where the tags of the answer (a rule id of many hundred bytes, say) do not fit
             a frame of the question's own size; None: dropping tags is not judged.
         features: what `agent.toml` declares. `limits`: the agent takes `max_connections` (a number) and
@@ -62,7 +62,7 @@ class WireTarget:
     time_scale: float = 1.0
     allowed: Mapping[str, Any] | None = None
     refused: Mapping[str, Any] | None = None
-    slow: Callable[[], Mapping[str, Any]] | None = None
+    slow: Callable[[float], Mapping[str, Any]] | None = None
     crowded: Mapping[str, Any] | None = None
     features: frozenset[str] = field(default_factory=frozenset)
     pid: int | None = None

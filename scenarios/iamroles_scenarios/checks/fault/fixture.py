@@ -220,8 +220,7 @@ def fault_bench(
         table = {"name": "sts", "endpoint": sts, "hosts": ["fault{suffix}.sts.example"], "timeout": "1s"}
         edge = {"binding_header": "x-iam-edge", "binding_value": EDGE, "insecure_http": True}
         override = {"sts": [{**table, **edge}]}
-    settings = {"IAM_TIMEOUT_PROCESSING": f"{round(target.seconds(2000))}ms"}
-    how: dict[str, Any] = {"settings": settings, "between": between, "files": files}
+    how: dict[str, Any] = {"settings": {"IAM_TIMEOUT_PROCESSING": "2s"}, "between": between, "files": files}
     with (
         own_bench(target, "orders", suffix, override=override, **how) as world,
         closing(FaultBench(target, world.loan, "fault")) as here,

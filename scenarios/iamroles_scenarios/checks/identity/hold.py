@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _RECOVERY = 15.0
 """Seconds, times the scale, in which the agent takes the keys of a server that answers again."""
 _GIVE_UP = 9.0
-"""Seconds, times the scale: the world's `keys.timeout` is 4 s."""
+"""Seconds, times the scale: twice `keys.timeout`, and as long again for a busy host."""
 _GIVEN_UP = refused("keys_unavailable", "key_unknown", "internal_error", status=[503, 401])
 _FORGED, _GOOD = 120, 12
 """Credentials of the flood, and of the caller that must be served beside it."""
@@ -48,7 +48,7 @@ def drip(target: Target) -> None:
 
     It sends one byte each fifth of a second: a timeout for each read would never come.
     """
-    with bench(target, "identity-cold", "identity.hold.drip", own=True) as here:
+    with bench(target, "identity-cold", "identity.hold.drip", own=True, keys={"timeout": "2s"}) as here:
         keys = here.issuer("sound")
         keys.fault("jwks", "drip", seconds=0.2)
         keys.rotate("ES256")
@@ -117,11 +117,11 @@ def newcomer(target: Target) -> None:
     with own_bench(target, WORLD, suffix, override=override, flow="forged") as here, here.asking():
         keys = here.session()
         for first, (what, source, strangers) in enumerate(_FLOODS, 1):
-            here.sts_fault("slow", seconds=_SLOW)
+            here.sts_fault("slow", seconds=here.seconds(_SLOW))
             calls, text = here.sts_calls(), here.credential(keys, host=hosts[1], expires=2 * _CROWD * first)
             with beside(here, partial(_flood, keys, strangers, 2 * _CROWD * first), 1):
                 try:
-                    any(here.sts_calls() >= calls + _FULL for _last in polls(_SLOW / 3))
+                    any(here.sts_calls() >= calls + _FULL for _last in polls(here.seconds(_SLOW / 3)))
                     began = time.monotonic()
                     here.ask_all([benches.SpopQuestion(what, _question(text, source), ALLOW)], again=False)
                     if (took := time.monotonic() - began) > here.seconds(_PROMPT):

@@ -134,12 +134,13 @@ class Crowd:
         self._hold(wrong, "did not begin")
         self.played += len(self.members)
 
-    def must_split(self, what: str, due: float | None = None) -> None:
+    def must_split(self, what: str, due: float | None = None, until: float = math.inf) -> None:
         """Hold exactly the streams that must end to be over within `AFTER`, and leave with the others.
 
         Args:
             what: ends them.
             due: when, epoch seconds; None: now.
+            until: epoch seconds at which others may end too; the judge must have looked before.
         """
         began = time.time() if due is None else due
         going = [one for one in self.members if one.ends]
@@ -147,11 +148,10 @@ class Crowd:
         took = time.time() - began
         self._hold([one.what for one in going if not one.over], f"still open {AFTER:g} s after {what}")
         recording.waited(what, took, self.here.seconds(AFTER))
-        self._read(time.time() + AFTER)
-        self._hold(
-            [one.what for one in self.members if one.over and not one.ends],
-            f"still permitted, ended at {what}",
-        )
+        self._read(time.time() + self.here.stretched(AFTER))
+        if wrong := [one.what for one in self.members if one.over and not one.ends]:
+            self.here.in_time(until, f"a look at what {what} must spare")
+        self._hold(wrong, f"still permitted, ended at {what}")
         self.leave()
 
     def _hold(self, wrong: list[str], why: str) -> None:

@@ -119,9 +119,9 @@ class LiveBench(Bench):
         Args:
             streams: which.
             what: happened.
-            after: seconds, in which what cuts too much has had its time.
+            after: seconds, times the scale, in which what cuts too much has had its time.
         """
-        time.sleep(after)
+        time.sleep(self.stretched(after))
         for stream in streams:
             if not stream.lives():
                 raise self.failed(f"{stream}, still permitted, ended at {what}")

@@ -37,8 +37,8 @@ _BACKENDS = ("orders-ro", "orders-rw")
 _ROUTE = "/live/reader"
 _LIFE = 5.0
 """Seconds, times the scale."""
-_SOON = 15.0
-"""Seconds by which the streams of a reload must have begun: some rows have tokens that last for 20."""
+_SOON, _LEAST = 15.0, 20
+"""Seconds by which the streams of a reload must have begun, and for which their tokens last at least."""
 _EACH = 2
 """Streams of a row and a direction that end, and the same number that stay, at most."""
 _USUAL = {"method": "GET", "host": HOST, "path": PATH, "src": SOURCE, "role": None}
@@ -149,7 +149,7 @@ def _played(
             all_.join(row.what, token, ends=row.ends, **sent)
         all_.must_begin(now + _SOON)
         here.must_reload(policies(not without), what)
-        all_.must_split(f"the reload of {what}")
+        all_.must_split(f"the reload of {what}", until=now + _LEAST)
 
 
 @check(

@@ -169,9 +169,9 @@ def kept(target: Target) -> None:
             for stream_of, stream in zip(_OTHERS, others, strict=True)
         )
         with beside(here, lambda client, ended: _ask_each(client, prolonged, ended), 1):
-            time.sleep(_BESIDE)
+            time.sleep(here.stretched(_BESIDE))
             here.world.haproxy.reload()
-            time.sleep(_BESIDE)
+            time.sleep(here.stretched(_BESIDE))
         here.must_last(streams, "a reload of the proxy", 2 * AFTER)
         here.must_reload({**here.loan.policy, "groups": []}, "it changes nothing")
         here.must_last(streams, "a reload of the proxy, and of a policy that permits it", 2 * AFTER)

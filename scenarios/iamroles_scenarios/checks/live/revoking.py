@@ -274,7 +274,7 @@ def faulty(target: Target) -> None:
         here.expect("a request of the revoked", token, gone, within=WITHIN, **how)
         for text in ("", '[[revocations]]\nid = "now"\nprincip'):
             here.world.agent.put("revocations.toml", text)
-            time.sleep(2 * AFTER)
+            time.sleep(here.stretched(2 * AFTER))
             here.expect(f"a request after the file became {text!r}", token, gone, **how)
         here.revoke()
         here.expect("a request after the undo", token, Expectation(backend="plain"), within=WITHIN, **how)

@@ -113,7 +113,7 @@ CHANGES: Mapping[str, tuple[str, Callable[[Bench], None]]] = {
 def _waiting(here: Bench) -> Iterator[None]:
     """Let a credential wait for STS when the block begins; it is proved soon after the block."""
     credential, calls = here.credential(here.session()), here.sts_calls()
-    here.sts_fault("slow", seconds=_SLOW)
+    here.sts_fault("slow", seconds=here.seconds(_SLOW))
     question = Pending(here.another(), credential)
     for _last in polls(here.seconds(_WITHIN)):
         if here.sts_calls() > calls or question.seen or question.error:

@@ -36,8 +36,7 @@ _CHANGES: list[tuple[Row, Row]] = [
 ]
 """Changes of the verdict, and of the frame, by a row's place in `_ALL`."""
 _PATH = "/orders/"
-_PROCESSING = 0.5
-"""Seconds, times the scale, that HAProxy waits for a verdict here."""
+_SETTINGS = {"IAM_TIMEOUT_PROCESSING": "500ms"}
 _BACK = 15.0
 """Seconds, times the scale, within which HAProxy asks on a new connection."""
 _SHOWN = 8
@@ -114,8 +113,7 @@ def misbehaving(target: Target) -> str:
             impostors.append(stack.enter_context(Impostor(host, agent, backend=_BACKEND, answer=Script())))
             return impostors[0].address
 
-        settings = {"IAM_TIMEOUT_PROCESSING": f"{round(target.seconds(_PROCESSING) * 1000)}ms"}
-        here = stack.enter_context(own_bench(target, "orders", between=between, settings=settings))
+        here = stack.enter_context(own_bench(target, "orders", between=between, settings=_SETTINGS))
         impostors[0].takes_over(None)
         if faults := [found for found in _played(here) if found[1]]:
             sentences = "; ".join(f"{what}: {wrong}" for what, wrong, *_ in faults[:_SHOWN])

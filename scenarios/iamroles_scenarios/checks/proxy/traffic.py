@@ -89,7 +89,7 @@ def gate(
         pipelining: puts a relay before the agent, with or without that capability; None: no relay.
         agent: keys of the world's `agent` table.
     """
-    chosen = {"IAM_TIMEOUT_PROCESSING": f"{round(target.seconds(PROCESSING) * 1000)}ms", **(settings or {})}
+    chosen = {"IAM_TIMEOUT_PROCESSING": f"{PROCESSING:g}s", **(settings or {})}
     with ExitStack() as stack:
         relays: list[Relay] = []
 

@@ -413,7 +413,7 @@ async def pipeline(target: WireTarget) -> str:
         raise Untestable("no slow credential is known: `WireTarget.slow`")
     async with judging.connected(target) as connection:
         said = str((await connection.hello()).get("capabilities", ""))
-        slow = question(target.slow(), stream_id=1)
+        slow = question(target.slow(target.time_scale), stream_id=1)
         if "pipelining" not in said:
             return await _one_by_one(target, connection, slow)
         quick = [question(probe(target), stream_id=number) for number in range(3, 13)]

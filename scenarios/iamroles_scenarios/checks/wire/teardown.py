@@ -163,7 +163,7 @@ async def bye_form(target: WireTarget) -> str:
 
 def _in_flight(target: WireTarget, count: int) -> list[Frame]:
     """Make questions of which the first keeps the agent waiting, if such a question is known."""
-    first = probe(target) if target.slow is None else target.slow()
+    first = probe(target) if target.slow is None else target.slow(target.time_scale)
     return [
         question(first if number == 1 else probe(target), stream_id=number) for number in range(1, count + 1)
     ]
@@ -176,7 +176,7 @@ def _in_flight(target: WireTarget, count: int) -> list[Frame]:
 async def no_leak(target: WireTarget) -> str:
     """Peers that vanish in the middle of a question leak no descriptor."""
     count = 150
-    asked = question(probe(target) if target.slow is None else target.slow())
+    asked = question(probe(target) if target.slow is None else target.slow(target.time_scale))
     if target.launch is None:
         # Other checks hold connections meanwhile, so the bound is wide.
         return await _descriptors_back(target, target.address, target.pid, asked, count, slack=count // 2)
@@ -251,7 +251,8 @@ async def burst(target: WireTarget) -> None:
 @check("wire.life.sigterm", "SPOP-LIFE-003")
 async def sigterm(target: WireTarget) -> None:
     """SIGTERM: stop accepting, finish the ACKs in flight, exit 0."""
-    async with launched(target, {}) as process, session(target, address=process.spop_address) as connection:
+    how = {"drain_timeout": f"{target.seconds(10.0):g}s"}
+    async with launched(target, how) as process, session(target, address=process.spop_address) as connection:
         await connection.must_serve()
         asked = _in_flight(target, 20)
         await connection.send(*asked)
@@ -390,13 +391,14 @@ async def _waits_until_old(connection: JudgedConnection) -> bool:
 
     A quick question follows it at once. From its answer on, the agent has read the slow one too, and answers.
     """
-    assert connection.target.slow is not None  # noqa: S101 - the check looked
-    slow, quick = question(connection.target.slow()), question(probe(connection.target), stream_id=2)
+    target = connection.target
+    assert target.slow is not None  # noqa: S101 - the check looked
+    slow, quick = question(target.slow(target.time_scale)), question(probe(target), stream_id=2)
     await connection.send(slow, quick)
     answered: list[int] = []
     while slow.stream_id not in answered:
         try:
-            ack = await connection.expect(FrameType.ACK, connection.target.seconds(8.0))
+            ack = await connection.expect(FrameType.ACK, target.seconds(8.0))
         except SilenceError:
             raise
         except WireError as error:
