@@ -167,7 +167,7 @@ def restart(target: Target) -> None:
     """
     if not target.agent.runs:
         raise Inapplicable("process of its own")
-    rotate = 3.0 * ceil(target.scale)
+    rotate = 4.0 * ceil(target.scale)  # an agent may refuse less than two lifetimes
     tables = {**signing(target.stage, rotate), "agent": keeping(target.stage)}
     tables["identity_header"]["lifetime"] = "2s"
     with bench(target, "orders", "identity.signed.restart", own=True, **tables) as here:
