@@ -18,8 +18,8 @@ from iamroles_agent.base import reasons
 from iamroles_agent.serving import gate
 from iamroles_agent.main import main
 real = gate.Gate._decide
-async def mislead(self, state, check):
-    decision, last = await real(self, state, check)
+async def mislead(self, *asked):
+    decision, last = await real(self, *asked)
     if decision.reason is reasons.Reason.TOKEN_EXPIRED:
         raise RuntimeError("never mind")
     return decision, last
