@@ -6,7 +6,6 @@ import asyncio
 import http.client
 import json
 import re
-import time
 import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
@@ -173,9 +172,6 @@ mutant("identity.sts-long-life", "STS-EXPIRY-001", "lets access live an hour")(
 )
 mutant("identity.sts-asks-once", "STS-EXPIRY-003", "believes an answer of STS until the credential's end")(
     _identity(lambda found: {"check_again": None})
-)
-mutant("identity.sts-long-default", "STS-EXPIRY-003", "believes STS for ten minutes by default")(
-    _identity(lambda found: {"check_again": found.check_again + 540 * (found.check_again > time.time() + 30)})
 )
 mutant("identity.sts-outlived", "STS-EXPIRY-002", "believes STS for longer than the credential lives")(
     _identity(lambda found: {"not_after": max(found.not_after, found.check_again)})
