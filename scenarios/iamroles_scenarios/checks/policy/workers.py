@@ -156,8 +156,8 @@ def _must_answer(here: Bench, what: str) -> bool:
         CheckFailed: no right answer comes.
         TooSlow: they answer late, and that may be because of this host.
     """
-    token, began = here.token(), time.monotonic()
-    late, sent = began, began
+    token = here.token()
+    began = late = sent = time.monotonic()
     for _last in polls(here.seconds(_WITHIN)):
         late, sent = sent, time.monotonic()
         here.client.close()  # the next question opens connections, and finds out which workers there are
@@ -225,8 +225,8 @@ def changes(target: Target) -> str:
 def after_deaths(target: Target) -> str:
     """After the death of any of its processes the agent answers again, and takes up each kind of change.
 
-    Each process is killed in turn, the first process last. A revocation stays in force, and a credential that
-    waits for STS is proved; then everything changes once.
+    Each process is killed in turn, the first process last. A revocation stays in force, also while the issuer
+    is down, and a credential that waits for STS is proved; then everything changes once.
     """
     with _world(target, "policy.workers.deaths") as here:
         number = 0
@@ -234,6 +234,9 @@ def after_deaths(target: Target) -> str:
             _must_answer(here, f"before {what}")
             here.when = f"{what}: "
             with ExitStack() as held:
+                if "start" not in what:  # what takes its place has the keys in force
+                    here.issuer().fault("*", "status", status=503)
+                    held.callback(here.issuer().clear)
                 for feature, hold in (("live", _revoked), ("sts", _waiting)):
                     if not target.lacks([feature]):
                         held.enter_context(hold(here))

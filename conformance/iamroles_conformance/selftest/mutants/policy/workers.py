@@ -16,7 +16,7 @@ from iamroles_agent.processes.supervisor import Supervisor
 from iamroles_agent.processes.watch import Watch
 from iamroles_agent.processes.worker import Worker
 from iamroles_agent.tokens.jwks import KeySource
-from iamroles_conformance.selftest.mutants.override import around, before
+from iamroles_conformance.selftest.mutants.override import after, around, before
 from iamroles_conformance.selftest.registry import Override, mutant
 
 THIS: dict[str, Any] = {}
@@ -95,6 +95,13 @@ for _kind, _words, _edit in (
     mutant(f"policy.fetcher-{_kind}", "WORKERS-DEATH-001", f"{_words} once its fetcher was replaced")(
         _edit, born
     )
+
+
+mutant("policy.fetcher-outage", "WORKERS-DEATH-001", "begins a fetcher without keys if their issuer is down")(
+    after(KeySource, "_failed")(lambda self, _why: _reborn() and self._on_taken({"keys": []}, 0.0)),
+    around(KeySource, "restore")(lambda sound, self, *kept: None if _reborn() else sound(self, *kept)),
+    born,
+)
 
 
 @mutant("policy.no-fetcher", "WORKERS-DEATH-001", "replaces no fetcher that died")
