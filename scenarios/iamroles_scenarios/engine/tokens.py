@@ -101,7 +101,8 @@ class Mint:
             host=endpoint["hosts"][0],
             now=now,
         )
-        return Minted(text, int(now + seconds(recipe["sts"].get("date", "0s"))) + _PRESIGNED_FOR)
+        ends = int(now + seconds(recipe["sts"].get("date", "0s"))) + _PRESIGNED_FOR
+        return Minted(text, ends, short=True, minted=now)
 
     def _filled(self, value: Json) -> Json:
         """Replace `{name.part}` in a recipe by parts of saved answers."""
