@@ -35,8 +35,8 @@ CHANGES = [
     {"allow": False, "reason": gate.Reason.NO_GRANT},
 ]
 
-async def mislead(self, state, check):
-    decision, last = await real(self, state, check)
+async def mislead(self, *asked):
+    decision, last = await real(self, *asked)
     name, _, number = decision.principal.partition("-")
     if decision.allow and name == "caller" and int(number) < 15:
         decision = dataclasses.replace(decision, **CHANGES[int(number) % 3])

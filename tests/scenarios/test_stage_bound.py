@@ -235,8 +235,9 @@ def test_early_data_is_judged_by_nobody_before_the_handshake_has_ended(world, tm
         client = subprocess.Popen([*second, "-early_data", str(early)], stdout=subprocess.PIPE)
         assert relay.held.wait(10)
         assert ask(world, target="/marker").status == 200
+        said = next(line for line in client.stdout if b"Early data was" in line)
         client.kill()
-        said = client.communicate()[0]
+        said += client.communicate()[0]
     # Of these releases none runs a rule before the handshake's end, after which nothing is a replay.
     assert b"Early data was accepted" in said
     assert b" 425 Too Early" in said or b"HTTP/1.1" not in said
