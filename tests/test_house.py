@@ -38,7 +38,7 @@ ROOMS = {
 ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 25_419,
-    "scenarios": 35_148,
+    "scenarios": 35_155,
     "conformance": 11_753,
     "loadtests": 4_962,
     "benchmarks": 4_230,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -32,8 +33,11 @@ from iamroles_scenarios.engine.worlds import Worlds
 from iamroles_scenarios.stage import AgentSpec, Stage, open_stage
 from iamroles_scenarios.wire.target import WireTarget
 
-THREADS = 12
+THREADS = 16
 """Checks that are played at a time: most wait. Starts of worlds have a bound of their own (`worlds`)."""
+_SWITCH = 0.0005
+"""Seconds that a thread computes while another waits to go on. By the interpreter's own 5 ms each step of
+each question waits longer than it takes."""
 _LATE = 4
 """Factor on the agent's declared start time when the run has background load."""
 
@@ -188,6 +192,7 @@ class Run:
     def start(self) -> None:
         """Submit every planned check, under a budget in the order of the plan; idempotent."""
         gc.freeze()  # what is loaded and planned by now stays: to search it again and again takes time
+        sys.setswitchinterval(_SWITCH)
         by_rank = sorted(self._jobs, key=lambda job: job.rank)
         for job in by_rank if self.options.budget is None else sorted(self._jobs, key=lambda job: job.last):
             self._submit(job)

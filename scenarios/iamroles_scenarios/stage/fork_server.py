@@ -127,7 +127,9 @@ def _ours(argv: Sequence[str]) -> bool:
     if argv[0] == sys.executable:
         return argv[1:2] == ["-m"]
     with Path(argv[0]).open("rb") as program:
-        return program.readline(4096).strip() == f"#!{sys.executable}".encode()
+        mark, _, interpreter = program.readline(4096).decode("utf-8", "replace").strip().rpartition("#!")
+    found, ours = Path(interpreter), Path(sys.executable)  # pip may write `python3`, where this is `python`
+    return not mark and found.parent == ours.parent and found.name.startswith("python")
 
 
 def _fork() -> int:
