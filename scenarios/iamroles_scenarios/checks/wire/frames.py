@@ -37,7 +37,7 @@ async def byte_by_byte(target: WireTarget) -> None:
     TCP keeps no boundaries. Sizes and ids have varints of 1 to 5 bytes, each cut at every byte.
     """
     for number in (256, 2287, 2288, 264431, 264432, 33818863, 33818864, 2**32 - 1):
-        said = {**wire_frames.HELLO, "max-frame-size": number}
+        said = {**wire_frames.HELLO, "engine-id": "short", "max-frame-size": number}
         async with connected(target) as connection:
             await connection.send(hello(wire_frames.as_hello(said)), piece=1, gap=PIECE_GAP)
             await connection.expect(FrameType.AGENT_HELLO)
