@@ -278,10 +278,12 @@ class Worlds:
         return self.start(spec, f"{self.namespace}-{_slug(owner)}", **how)
 
     def _stretch(self, policy: dict[str, Any], settings: dict[str, str]) -> None:
-        """Stretch what agent and HAProxy wait for: they would give up what is slow for a stretched time."""
-        usual = self._agent.haproxy.get("settings", {})
+        """Stretch what agent and HAProxy wait for: they would give up what is slow for a stretched time.
+
+        HAProxy's usual wait stays: a longer one would outlast its health checks of a silent agent.
+        """
         waits = [
-            (settings, "IAM_TIMEOUT_PROCESSING", usual.get("IAM_TIMEOUT_PROCESSING", "2s")),
+            *((settings, key, "") for key in settings if key == "IAM_TIMEOUT_PROCESSING"),
             (policy.setdefault("agent", {}), "decision_timeout", "10s"),
             (policy.setdefault("keys", {}), "timeout", "5s"),
             *((sts, "timeout", "10s") for sts in policy.get("sts", ())),

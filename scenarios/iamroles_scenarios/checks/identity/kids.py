@@ -145,7 +145,7 @@ def rotation(target: Target) -> None:
 
     Twice in a row, then once inside the cooldown that a random kid began. No renewal helps here.
     """
-    with bench(target, "identity-kids") as here:
+    with bench(target, "identity-kids", keys={"cooldown": f"{target.seconds(COOLDOWN):g}s"}) as here:
         keys = here.issuer("rotating")
         here.expect("before", here.token("rotating", key="ES256"), ALLOWED)
         for which in ("first", "second"):
