@@ -212,8 +212,8 @@ mutant("wire.leaks", "SPOP-LIFE-001", "keeps the descriptor of a peer that vanis
         lambda _self, transport: os.dup(transport.get_extra_info("socket").fileno())
     )
 )
-mutant("wire.slow-accept", "SPOP-LIFE-004", "takes 80 ms for each new connection")(
-    before(_Peer, "connection_made")(lambda _self, _transport: time.sleep(0.08))
+mutant("wire.slow-accept", "SPOP-LIFE-004", "takes 250 ms for each new connection")(
+    before(_Peer, "connection_made")(lambda _self, _transport: time.sleep(0.25))
 )
 mutant("wire.no-connection-limit", "SPOP-LIFE-005", "has no limit on connections")(
     settings(max_connections=1 << 20)
