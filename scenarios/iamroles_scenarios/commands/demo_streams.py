@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from functools import partial
 
 from rich.console import Console
 from rich.text import Text
@@ -62,7 +61,7 @@ class SecondAct:
                 "websocket",
                 "A WebSocket dies on the second",
                 f"bob's token lives for {LIFE:g} s. The socket is never silent, so no timeout would end it.",
-                partial(here.token, sub="bob", roles=["support"], exp=f"+{LIFE:g}s"),
+                lambda: here.token(sub="bob", roles=["support"], exp=f"+{LIFE:g}s"),
             )
             with self._stream(
                 here, "websocket", here.token(sub="alice", roles=["support"], exp="+15m")
@@ -73,7 +72,7 @@ class SecondAct:
                     "An AI agent's chat stream ends when its temporary role does",
                     f"agent-7 took the role ai-agent for {LIFE:g} s, and the model talks on. "
                     "alice's socket is open too.",
-                    partial(here.token, sub="agent-7", roles=["ai-agent"], exp=f"+{LIFE:g}s"),
+                    lambda: here.token(sub="agent-7", roles=["ai-agent"], exp=f"+{LIFE:g}s"),
                 )
                 self._revoked(here, other)
 

@@ -278,10 +278,7 @@ class Worlds:
         return self.start(spec, f"{self.namespace}-{_slug(owner)}", **how)
 
     def _stretch(self, policy: dict[str, Any], settings: dict[str, str]) -> None:
-        """Stretch what agent and HAProxy wait for: they would give up what is slow for a stretched time.
-
-        HAProxy's usual wait stays: a longer one would outlast its health checks of a silent agent.
-        """
+        """Stretch what agents wait for, and HAProxy if the world says how long: else health checks end it."""
         waits = [
             *((settings, key, "") for key in settings if key == "IAM_TIMEOUT_PROCESSING"),
             (policy.setdefault("agent", {}), "decision_timeout", "10s"),
