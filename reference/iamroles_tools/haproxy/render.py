@@ -35,7 +35,7 @@ _VARIABLE = re.compile(r'"\$\{(\w+)\[\*\]\}"|\$\{(\w+)\}')
 _BLOCK = re.compile(r"^ *\.if .*?^ *\.endif\n", re.MULTILINE | re.DOTALL)
 _BRANCH = re.compile(r"^ *\.(if|elif|else|endif) ?(.*)\n", re.MULTILINE)
 _AT_LEAST = re.compile(r"(!?)version_atleast\((\d+)\.(\d+)(\.\d+)?\)")
-_SAYS = re.compile(r'(!?)streq\("\$(\w+)","(.*?)"\)')
+_SAYS = re.compile(r'(!?)(?:streq\("\$(\w+)","(.*?)"\)|defined\((\w+)\))')
 RELEASES = ("2.6", "2.8", "3.0", "3.1", "3.2")
 """The releases for which `--haproxy` writes."""
 
@@ -129,8 +129,15 @@ def _branches(block: str, release: str, values: Mapping[str, str] | None) -> str
 def _holds(condition: str, release: str, values: Mapping[str, str] | None) -> bool | None:
     """Tell if a condition holds on every patch of a release; None if HAProxy itself must tell."""
     if (found := _AT_LEAST.fullmatch(condition)) is None:
+        if values is None:
+            return None
+        if _SAYS.sub("", condition).strip(" &"):
+            raise ValueError(condition)
         said = _SAYS.findall(condition)
-        return None if values is None else all((values[name] == text) != bool(no) for no, name, text in said)
+        return all(
+            (defined in values if defined else values[name] == text) != bool(no)
+            for no, name, text, defined in said
+        )
     wanted, has = (int(found[2]), int(found[3])), tuple(map(int, release.split(".")))
     return None if found[4] and has == wanted else (has >= wanted) != bool(found[1])
 
@@ -396,7 +403,9 @@ def render(
         config = load(path)
         if platform is None:
             if cluster:
-                raise click.UsageError(f"--{'|'.join(cluster)} goes with --for kubernetes-ingress")
+                words = click.get_current_context().command.params
+                named = next(word.opts[0] for word in words if word.name in cluster)
+                raise click.UsageError(f"{named} goes with --for kubernetes-ingress")
             settings = Settings(agents or tuple(config.agent.addresses[:1]), **choices)
             texts = configuration(config, settings, source=path.name)
         else:
