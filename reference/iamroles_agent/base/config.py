@@ -442,7 +442,7 @@ class Resource(Model):
     origins: list[str] = Field(default_factory=_none)
     """Origins of web pages that may call it, beside its own."""
     validates_headers: bool = False
-    """Whether the server compares `Mcp-Method` and `Mcp-Name` to the body; only then may rules name calls."""
+    """True if the server compares `Mcp-Method` and `Mcp-Name` to the body. Only then may rules name calls."""
     insecure_http: bool = False
     """Permit http, for tests."""
 

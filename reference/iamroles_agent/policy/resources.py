@@ -154,7 +154,7 @@ def issuers_of(resource: config.Resource, issuers: Iterable[config.Issuer]) -> l
 
 
 class Found(NamedTuple):
-    """What a request is for; methods raise a `Refusal` to refuse."""
+    """The resource that a request is for, if any. Its methods raise a `Refusal` to refuse."""
 
     target: Target | None = None
     described: Target | None = None  # the resource whose metadata it asks for
