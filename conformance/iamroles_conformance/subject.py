@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -95,6 +96,7 @@ class Subject:
             budget=budget,
             load=self.load,
         )
+        gc.freeze()  # what is loaded and planned by now stays: to search it again and again takes time
         return Run(self.spec_for("--under-load") if self.load else self.spec(), planned, options)
 
     def spec_for(self, what: str) -> AgentSpec:

@@ -13,6 +13,7 @@ from iamroles_scenarios.declarations.planning import selected_by
 from iamroles_scenarios.declarations.results import Verdict
 from iamroles_scenarios.engine.run import Options, Run
 from iamroles_scenarios.stage import AgentSpec
+from iamroles_scenarios.stage.agent_handle import AgentHandle
 from iamroles_scenarios.stage.rendering import refusal
 
 _OLD = """#!/bin/sh
@@ -149,6 +150,17 @@ def test_a_proxy_that_dies_in_the_middle_is_one_finding_and_exit_3(tmp_path):
     assert "HAProxy ended by signal 9 while it was used, so that says nothing about the agent" in told
     assert "could not be judged" in found["findings"][0]
     assert "FAIL" not in told
+
+
+def test_a_fork_server_that_dies_accuses_no_agent(monkeypatch):
+    ends = AgentHandle.kill
+    monkeypatch.setattr(AgentHandle, "kill", lambda one: (one._place._popen.__self__.close(), ends(one)))
+    planned = plan(select=selected_by(["gate.agent-down"]))
+    with Run(AgentSpec.load(default_agent_toml()), planned, Options(stage="processes")) as run:
+        results = list(run.results())
+
+    assert {result.verdict for result in results} <= {Verdict.HARNESS_ERROR, Verdict.PASS}
+    assert any("the fork server ended" in result.message for result in results)
 
 
 @pytest.mark.parametrize("check", ["live.expiry.ends", "proxy.threads.verdicts", "gate.agent-down"])

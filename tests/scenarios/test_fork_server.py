@@ -28,7 +28,7 @@ _POLICY = {
 
 @pytest.fixture(scope="module")
 def server():
-    with ForkServer(["iamroles_agent.commands.serve", *modules(["gate"])]) as found:
+    with closing(ForkServer(["iamroles_agent.commands.serve", *modules(["gate"])])) as found:
         yield found
 
 
@@ -110,7 +110,7 @@ def test_other_programs_are_started_as_ever(server, tmp_path):
 def test_a_module_that_cannot_be_imported_is_an_error_of_the_start(tmp_path):
     with (
         closing(Guard()) as guard,
-        ForkServer(["no_such_module"]) as server,
+        closing(ForkServer(["no_such_module"])) as server,
         pytest.raises(AgentFileError, match=r"launch\.preload"),
     ):
         Child("agent", _SCRIPT, guard, cwd=tmp_path, popen=server.start)

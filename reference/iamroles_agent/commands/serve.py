@@ -19,7 +19,7 @@ from iamroles_agent.commands.shared import end, ends_if_unsound, policy_option
 from iamroles_agent.processes import local_socket
 from iamroles_agent.processes.agent import Agent, socket_of
 
-Config.model_rebuild()  # not at the first reading, which what forks agents would pay for at each start
+Config.model_rebuild()  # here, because a process that forks agents imports this once, and each agent reads
 STATE_DIR = "IAMROLES_STATE_DIR"
 """Environment variable with the path of the state directory."""
 

@@ -12,7 +12,14 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from iamroles_scenarios.base.errors import AgentFault, HarnessFault, StageError, Untestable, WaitTimeoutError
+from iamroles_scenarios.base.errors import (
+    AgentFault,
+    AgentFileError,
+    HarnessFault,
+    StageError,
+    Untestable,
+    WaitTimeoutError,
+)
 from iamroles_scenarios.base.family import children_of
 from iamroles_scenarios.declarations import scenario
 from iamroles_scenarios.declarations.scenario import KeysStep, ReloadStep, Step, WaitStep, merged, stripped
@@ -86,7 +93,7 @@ class Events:
         try:
             acts[action]()
         except StageError as error:
-            if action != "start":
+            if action != "start" or isinstance(error, AgentFileError):
                 raise
             raise AgentFault(f"the agent did not start again: {error.message}") from error
 

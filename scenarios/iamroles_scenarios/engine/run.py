@@ -6,7 +6,6 @@ result that it wants (`Run.result`). `verdicts` says what each result becomes be
 
 from __future__ import annotations
 
-import gc
 import itertools
 import sys
 import threading
@@ -191,7 +190,6 @@ class Run:
 
     def start(self) -> None:
         """Submit every planned check, under a budget in the order of the plan; idempotent."""
-        gc.freeze()  # what is loaded and planned by now stays: to search it again and again takes time
         sys.setswitchinterval(_SWITCH)
         by_rank = sorted(self._jobs, key=lambda job: job.rank)
         for job in by_rank if self.options.budget is None else sorted(self._jobs, key=lambda job: job.last):

@@ -25,7 +25,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from iamroles_scenarios.stage.process import Started
@@ -35,6 +35,8 @@ _CLONE = {"x86_64": 56, "aarch64": 220}.get(platform.machine())
 _CLONE_PARENT = 0x8000
 _LONGEST = 1 << 20
 """Bytes of an order: arguments and environment."""
+_PATIENCE, _END = 60.0, 5.0
+"""Seconds for the imports and a fork, and for the server's end."""
 
 
 class Forked:
@@ -61,7 +63,7 @@ class Forked:
 
 
 class ForkServer:
-    """The judge's end of the fork server. A context manager; thread-safe.
+    """The judge's end of the fork server. Thread-safe.
 
     Args:
         preload: the modules that it imports.
@@ -71,6 +73,7 @@ class ForkServer:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for side in (ours, theirs):
             side.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _LONGEST)
+        ours.settimeout(_PATIENCE)
         self._socket, self._lock = ours, threading.Lock()
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603 - this very module
@@ -92,9 +95,9 @@ class ForkServer:
         """Start a program of this Python, in a group of its own; any other as `subprocess.Popen` does.
 
         Raises:
-            OSError: the fork server has ended, because it could not import a module.
+            OSError: the fork server has ended, or stands still.
         """
-        if _CLONE is None or env.get("PYTHONPATH") != os.environ.get("PYTHONPATH") or not _ours(argv):
+        if _CLONE is None or not _ours(argv):
             return subprocess.Popen(argv, env=env, cwd=cwd, **how)  # noqa: S603 - as the stage would
         order = json.dumps([list(argv), dict(env), str(cwd or Path.cwd())]).encode()
         (theirs_in, ours_in), (ours_out, theirs_out), (ours_err, theirs_err) = (os.pipe() for _ in range(3))
@@ -104,7 +107,9 @@ class ForkServer:
                 socket.send_fds(self._socket, [order], theirs)
                 pid = int(self._socket.recv(64))
         except (OSError, ValueError) as error:
-            raise OSError(None, "the import of launch.preload failed (see above)") from error
+            self._socket.close()  # an answer that comes late must not pass for that to the next order
+            why = "the fork server ended, or did not import launch.preload (see above)"
+            raise OSError(None, why) from error
         finally:
             for number in theirs:
                 os.close(number)
@@ -113,13 +118,12 @@ class ForkServer:
     def close(self) -> None:
         """End it; the agents that it forked go on."""
         self._socket.close()
-        self._process.wait()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        self._process.terminate()
+        try:
+            self._process.wait(_END)
+        except subprocess.TimeoutExpired:  # it is stopped
+            self._process.kill()
+            self._process.wait()
 
 
 def _ours(argv: Sequence[str]) -> bool:

@@ -161,8 +161,11 @@ class StageKind(ABC):
             return known
 
     def _popen(self, spec: AgentSpec) -> Callable[..., Started]:
-        """Return what starts an agent's process: a fork server where it says what to import once."""
-        if not spec.preload:
+        """Return what starts an agent's process: a fork server where it says what to import once.
+
+        Some variables, such as PYTHONPATH or LD_PRELOAD, count for a process that begins, and for no fork.
+        """
+        if spec.env or not spec.preload:
             return subprocess.Popen
         with self._starting:
             if spec.preload not in self._fork_servers:

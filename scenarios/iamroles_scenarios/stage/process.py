@@ -81,9 +81,8 @@ class Child(Part):
                 process_group=0,
             )
         except OSError as error:
-            raise AgentFileError(
-                f"{name}: cannot start {argv[0]!r}: {error.strerror}. Is it installed, and the path right?"
-            ) from error
+            remedy = " Is it installed, and the path right?" if error.errno else ""
+            raise AgentFileError(f"{name}: cannot start {argv[0]!r}: {error.strerror}.{remedy}") from error
         assert self._process.stdout is not None  # noqa: S101 - asked for above
         assert self._process.stderr is not None  # noqa: S101
         self.stdout = Output(f"{name}-out", self._process.stdout)
