@@ -112,7 +112,7 @@ def judge(
         return gone
     if isinstance(entry := _entry(identity, policy), Issuer):
         identity = accepted_now(identity, entry)
-    if found.request is None:
+    if found.request is None or (found.partial and len(found.request.path) < policy.longest_path + 2):
         return Ends(0, UNKNOWN, "the request was too long to be kept")
     decision = policy.decide(identity, found.request, now)
     if not decision.allow:

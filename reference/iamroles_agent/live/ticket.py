@@ -11,7 +11,8 @@ backend that renews HAProxy keeps the first part, which is the same for all requ
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from ipaddress import ip_address
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 from iamroles_agent.base.encoding import decode_base64url, encode_base64url
 from iamroles_agent.base.identity import Actor, Decision, Identity, McpHeaders, Request, RoleArn
 from iamroles_agent.base.reasons import Refusal
+from iamroles_agent.policy.paths import canonical
 
 MAX_BYTES = 2400
 """The table's keys have 2600 bytes; what is before the ticket there takes less than 200."""
@@ -36,17 +38,19 @@ class Ticket:
     """The agent that wrote it."""
     identity: Identity
     request: Request | None
-    """None: its path was too long to keep, so it cannot be judged again."""
+    """None: it was too long to keep, so it cannot be judged again."""
     role: str
     backend: str
     rule: str
+    partial: bool = False
+    """True if the beginning of too long a path stands for it: shorter patterns fit both or neither."""
 
     def encode(self) -> str:
         """As text of `A-Za-z0-9_-.`, at most `MAX_BYTES`."""
         who = self._who()
-        text = f"{who}.{self._what(self.request)}"
-        if len(text) > MAX_BYTES:
-            text = f"{who}.{self._what(None)}"
+        text = f"{who}.{self._what(self.request, self.partial)}"
+        if len(text) > MAX_BYTES and self.request is not None:
+            text = f"{who}.{self._what(_beginning(self.request, len(text) - MAX_BYTES), partial=True)}"
         return text if len(text) <= MAX_BYTES else ""
 
     def _who(self) -> str:
@@ -72,13 +76,13 @@ class Ticket:
         }
         return _packed(members)
 
-    def _what(self, request: Request | None) -> str:
+    def _what(self, request: Request | None, partial: bool) -> str:
         members: dict[str, object] = {"u": self.rule}
         if request is not None:
             members |= {
                 "m": request.method,
                 "h": request.host,
-                "f": request.path,
+                "l" if partial else "f": request.path,  # former releases refuse an absent `f`
                 "x": str(request.src),
                 "q": request.requested_role,
                 "y": list(request.mcp[:4]) if any(request.mcp) else None,
@@ -86,53 +90,59 @@ class Ticket:
         return _packed(members)
 
     @staticmethod
+    @lru_cache(maxsize=2048)
     def decode(text: str) -> Ticket:
         """Read a ticket back, or its first part, which has no request.
 
         Raises:
             TicketError: it cannot be read.
         """
-        return _decoded(text)
-
-
-@lru_cache(maxsize=2048)
-def _decoded(text: str) -> Ticket:
-    try:
-        found: dict[str, Any] = {}
-        for piece in text.split("."):
-            found |= json.loads(decode_base64url(piece.encode()))
-        if found["v"] != 1:
-            raise TicketError(f"a ticket of version {found['v']!r}")
-        request = None
-        if "x" in found:
-            method, host, path = (found.get(name, "") for name in "mhf")
-            mcp = McpHeaders(*found.get("y", ()))
-            request = Request(method, host, path, ip_address(found["x"]), found.get("q"), mcp)
-        identity = Identity(
-            issuer=found.get("i", ""),
-            principal=found.get("p", ""),
-            session=found.get("s", ""),
-            roles=tuple(RoleArn.parse(arn) for arn in found.get("a", ())),
-            not_after=int(found["e"]),
-            issued_at=found.get("t"),
-            preferred=RoleArn.parse(found["d"]) if "d" in found else None,
-            scopes=frozenset(found["o"]) if "o" in found else None,
-            credential=found.get("c", ""),
-            key_id=found.get("k", ""),
-            grounds=tuple(found.get("w", ())),
-            binding=(str(found["j"][0]), str(found["j"][1])) if "j" in found else None,
-            actor=Actor(str(found["n"][0]), str(found["n"][1]), bool(found["n"][2]))
-            if "n" in found
-            else None,
-        )
-        return Ticket(found.get("g", ""), identity, request, *(found.get(name, "") for name in "rbu"))
-    except (ValueError, LookupError, TypeError, AttributeError, Refusal) as error:
-        raise TicketError(f"no ticket: {type(error).__name__}") from error
+        try:
+            found: dict[str, Any] = {}
+            for piece in text.split("."):
+                found |= json.loads(decode_base64url(piece.encode()))
+            if found["v"] != 1:
+                raise TicketError(f"a ticket of version {found['v']!r}")
+            request = None
+            if "x" in found:
+                method, host, path = (found.get(name, "") for name in ("m", "h", "fl"["l" in found]))
+                mcp = McpHeaders(*found.get("y", ()))
+                request = Request(method, host, path, ip_address(found["x"]), found.get("q"), mcp)
+            identity = Identity(
+                issuer=found.get("i", ""),
+                principal=found.get("p", ""),
+                session=found.get("s", ""),
+                roles=tuple(RoleArn.parse(arn) for arn in found.get("a", ())),
+                not_after=int(found["e"]),
+                issued_at=found.get("t"),
+                preferred=RoleArn.parse(found["d"]) if "d" in found else None,
+                scopes=frozenset(found["o"]) if "o" in found else None,
+                credential=found.get("c", ""),
+                key_id=found.get("k", ""),
+                grounds=tuple(found.get("w", ())),
+                binding=(str(found["j"][0]), str(found["j"][1])) if "j" in found else None,
+                actor=Actor(str(found["n"][0]), str(found["n"][1]), bool(found["n"][2]))
+                if "n" in found
+                else None,
+            )
+            role, backend, rule = (found.get(name, "") for name in "rbu")
+            return Ticket(found.get("g", ""), identity, request, role, backend, rule, "l" in found)
+        except (ValueError, LookupError, TypeError, AttributeError, Refusal) as error:
+            raise TicketError(f"no ticket: {type(error).__name__}") from error
 
 
 def _packed(members: dict[str, object]) -> str:
     kept = {key: value for key, value in members.items() if value not in ("", None)}
     return encode_base64url(json.dumps(kept, separators=(",", ":"), ensure_ascii=True).encode())
+
+
+def _beginning(request: Request, excess: int) -> Request | None:
+    """Shorten the path to a canonical beginning that takes less by `excess` characters of base64."""
+    end = len(request.path) - excess * 3 // 4 - 1
+    for last in range(end, max(end - 24, 0), -1):  # it may not end within a character, or with a blank
+        with suppress(Refusal):
+            return replace(request, path=canonical(request.path[:last]))
+    return None
 
 
 def ticket(agent: str, identity: Identity, request: Request, decision: Decision) -> str:

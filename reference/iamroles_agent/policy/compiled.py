@@ -270,6 +270,8 @@ class Policy:
         rules = (*grants, *denies, *shadow_grants, *shadow_denies, *scopes)
         self._reach = Reach.over(rule.region for rule in rules)
         self.resources = Resources(config)
+        paths = *(rule.region.path for rule in rules), *(one.metadata for one in self.resources.targets)
+        self.longest_path = max(map(len, paths), default=0)
 
     def release(self) -> None:
         """Release a replaced policy in slices: it decides nothing after that."""

@@ -1,6 +1,7 @@
 """A stream is judged by all that a new request with its credential would be judged by (SPEC.md 9.13)."""
 
 from base64 import urlsafe_b64encode
+from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
@@ -8,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from policies import document, grant
 
-from iamroles_agent.base.config import Config, Issuer, Limits, Sts
+from iamroles_agent.base.config import Config, Deny, Issuer, Limits, Sts
 from iamroles_agent.base.identity import Request
 from iamroles_agent.base.reasons import Refusal
-from iamroles_agent.live.judge import EXPIRED, POLICY_CHANGED, judge
+from iamroles_agent.live.judge import EXPIRED, POLICY_CHANGED, UNKNOWN, judge
 from iamroles_agent.live.revocations import NONE
 from iamroles_agent.live.ticket import Ticket
 from iamroles_agent.policy.compiled import Policy
@@ -231,8 +232,8 @@ def test_every_setting_has_a_row_and_every_row_is_tried(model):
     assert set(FIELDS[model].values()) <= {AGAIN, HASHED, APART}
 
 
-def judged(identity, policy, expires=10_600):
-    ticket = Ticket("iam/aa", identity, REQUEST, ARN, "a", "R1").encode()
+def judged(identity, policy, expires=10_600, request=REQUEST):
+    ticket = Ticket("iam/aa", identity, request, ARN, "a", "R1").encode()
     return judge(ticket, expires, NOW, policy=policy, sources={}, revocations=NONE)
 
 
@@ -250,6 +251,15 @@ def test_a_role_s_lifetime_that_has_passed_ends_its_streams_at_once():
     roles = [short, *policy.config.roles[1:]]
 
     assert judged(identity, Policy(policy.config.model_copy(update={"roles": roles}))).at == 10_005
+
+
+@pytest.mark.parametrize(("deny", "cause"), [("/b", EXPIRED), ("/a", POLICY_CHANGED), ("/a" * 999, UNKNOWN)])
+def test_a_stream_with_the_longest_path_is_judged_by_its_beginning(deny, cause):
+    config = policy_of(ISSUER).config
+    identity = identity_of(CLAIMS, Policy(config), THEN)
+    closed = Policy(config.model_copy(update={"denies": [Deny(id="D1", roles=["*"], path=deny)]}))
+
+    assert judged(identity, closed, request=replace(REQUEST, path="/a/b" * 1024)).cause == cause
 
 
 def test_an_issuer_that_becomes_an_sts_endpoint_of_its_name_ends_its_streams():
