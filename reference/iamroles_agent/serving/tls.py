@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import ssl
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +42,15 @@ class Tls:
     def context(self) -> ssl.SSLContext:
         """Return the context of a new connection, made again if a file has changed and all are good."""
         if (stamp := self._look()) != self._stamp:
-            self._stamp = stamp
             try:
                 self._context = self._load()
             except StartError as error:
                 log.error("%s; the certificates before it stay in force", error)
+                if not isinstance(error.__cause__, ssl.SSLError | ValueError):
+                    return self._context  # the files may be good: too few descriptors, or half a change
             else:
                 log.info("the certificates of agent.tls were read again")
+            self._stamp = stamp
         return self._context
 
     def accepts(self, certificate: Mapping[str, Any] | None) -> bool:
@@ -58,11 +61,8 @@ class Tls:
     def _look(self) -> list[tuple[int, ...]]:
         stamp: list[tuple[int, ...]] = []
         for path in (self._certificate, self._ca):
-            try:
+            with suppress(OSError):
                 about = path.stat()
-            except OSError:
-                stamp.append(())
-            else:
                 stamp.append((about.st_ino, about.st_size, about.st_mtime_ns))
         return stamp
 
@@ -81,5 +81,5 @@ class Tls:
             context.load_verify_locations(path)
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or getattr(error, "reason", None) or error
-            raise StartError(f"agent.tls.{key}: {path}: {why}. It must hold {what}") from None
+            raise StartError(f"agent.tls.{key}: {path}: {why}. It must hold {what}") from error
         return context

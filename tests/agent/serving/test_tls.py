@@ -10,6 +10,7 @@ from spop_transcript import DENIED, notify
 from iamroles_agent.base.config import AgentTls
 from iamroles_agent.base.errors import StartError
 from iamroles_agent.serving import server as serving_module
+from iamroles_agent.serving import tls as tls_module
 from iamroles_agent.serving.tls import Tls
 from iamroles_scenarios.engine.certificates import Authority
 
@@ -108,7 +109,7 @@ async def test_silent_handshakes_are_bounded_and_keep_nobody_out(files, monkeypa
             await one.close()
 
 
-async def test_certificates_rotate_without_a_lost_question(files, caplog):
+async def test_certificates_rotate_without_a_lost_question(files, caplog, monkeypatch):
     async with serving(DictatedGate(), tls=files.tls()) as server:
         first = await served(server, files.client("proxy.test"))
         (files.directory / "ca.pem").write_text("half a file")
@@ -117,6 +118,9 @@ async def test_certificates_rotate_without_a_lost_question(files, caplog):
         assert "the certificates before it stay in force" in caplog.text
         successor = Authority()
         files.install(successor)
+        with monkeypatch.context() as passing:
+            passing.setattr(tls_module.files, "read", lambda *_: (files.directory / "no").stat())
+            await (await served(server, files.client("proxy.test"))).close()
         third = await served(server, files.client("proxy.test", successor))
         with pytest.raises((OSError, AssertionError)):
             await Client.connect(server.address, tls=files.client("proxy.test", files.authority))
