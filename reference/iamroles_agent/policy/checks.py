@@ -226,10 +226,10 @@ def _url(key: str, text: str, insecure: bool, *, query: bool = True) -> Iterator
         url = urlsplit(text)
         port_ok = url.port is None or url.port > 0
     except ValueError:
-        yield Fault(key, f"{text!r} is not a URL", in_full)
+        yield Fault(key, "is not a URL", in_full)  # which may hold a password: it is not printed
         return
     if url.scheme not in ("http", "https") or not url.hostname or not port_ok or re.search(r"\s", text):
-        yield Fault(key, f"{text!r} is not an http or https URL", in_full)
+        yield Fault(key, "is not an http or https URL", in_full)
     elif url.username is not None or url.fragment or (url.query and not query):
         yield Fault(key, "holds a user, a query or a fragment", "Leave them out")
     elif url.scheme == "http" and not insecure:

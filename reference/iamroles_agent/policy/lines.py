@@ -91,25 +91,26 @@ def json_lines(text: str) -> tuple[Lines, list[tuple[str, int]]]:
     """
     lines: Lines = {}
     twice: list[tuple[str, int]] = []
-    stack: list[tuple[str, int | None]] = []  # key of the container, index in an array (None: object)
+    stack: list[tuple[str, int | None, set[str]]] = []  # key, index in an array (None: object), members
     name = ""
     for token, number, following in _tokens(text):
         in_object = bool(stack) and stack[-1][1] is None
         if in_object and following == ":":
             name = _child(stack[-1][0], token[1:-1])
-            if name in lines:
+            if name in stack[-1][2]:
                 twice.append((name, number))
+            stack[-1][2].add(name)
             lines.setdefault(name, number)
         elif token in _CLOSE:
             stack.pop()
         elif token == _COMMA and stack and (index := stack[-1][1]) is not None:
-            stack[-1] = stack[-1][0], index + 1
+            stack[-1] = stack[-1][0], index + 1, set()
         elif token not in _SEPARATORS:
             if stack and stack[-1][1] is not None:
                 name = f"{stack[-1][0]}[{stack[-1][1]}]"
                 lines.setdefault(name, number)
             if token in _OPEN:
-                stack.append((name, None if token == _OBJECT else 0))
+                stack.append((name, None if token == _OBJECT else 0, set()))
     return lines, twice
 
 

@@ -70,6 +70,8 @@ def test_the_example_loads_and_lints_clean_of_warnings():
         ("issuers[0].issuer", "http://idp.test", "not https", "insecure_http"),
         ("issuers[0].issuer", "idp.test", "not an http or https URL", "https://"),
         ("issuers[0].issuer", "https://[::1", "is not a URL", "https://"),
+        ("issuers[0].issuer", "https://u:secret@idp.test:x/", "is not a URL", "https://"),
+        ("issuers[0].issuer", "ftp://u:secret@idp.test", "not an http or https URL", "https://"),
         ("issuers[0].issuer", "https://u@idp.test", "holds a user", "Leave"),
         ("issuers[0].jwks_uri", "http://idp.test/keys", "not https", "insecure_http"),
         ("metrics", {"listen": "unix:/run/m.sock"}, "served on TCP", "host:port"),
@@ -134,6 +136,7 @@ def test_each_fault_says_where_what_and_how(key, value, says, remedy):
     assert [problem for problem in found if problem.key.startswith(key.partition("[")[0])] == found
     right = [p for p in found if says in p.message and remedy in p.remedy and p.file == "p.json" and p.line]
     assert right, found
+    assert "secret@" not in str(ConfigError(found))
 
 
 @pytest.mark.parametrize(
@@ -301,7 +304,7 @@ def test_lines_of_json_find_each_member(data, indent):
     if indent:
         for name in data:
             assert text.splitlines()[lines[name] - 1].startswith(f' "{name}"')
-        assert not [key for key, _ in twice if key in data]
+        assert twice == []
 
 
 @given(
@@ -328,7 +331,7 @@ def test_the_published_schema_is_current():
 @pytest.mark.parametrize(
     ("data", "good"),
     [
-        *((GOOD, True), ({**GOOD, "x-acme": {"a": 1}, "$schema": "policy.schema.json"}, True)),
+        *((GOOD, True), ({**GOOD, "x-acme": {"a.b": 1, "a": {"b": 2}}, "$schema": "a.json"}, True)),
         *(({**GOOD, "keys": {"refresh": "5m"}}, True), ({**GOOD, "keys": {"refresh": 300}}, False)),
         *(({**GOOD, "grant": []}, False), (changed("grants[0].match", "regex"), False)),
         (changed("issuers[0].roles_claim", ["a", "b"]), True),
