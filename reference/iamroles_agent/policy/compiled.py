@@ -25,7 +25,6 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from operator import attrgetter
 
 from iamroles_agent.base import config
 from iamroles_agent.base.identity import Actor, Decision, Identity, Request, RoleArn
@@ -46,8 +45,6 @@ from iamroles_agent.policy.resources import Found, Resources
 
 _ANY = "*"
 _NOBODY: Entries = frozenset()
-_ARN_ORDER = attrgetter("partition", "account", "name")
-"""The order of `RoleArn`s, without calling its comparison for each pair."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,7 +386,7 @@ class Policy:
             raise Refusal(
                 Reason.AMBIGUOUS_ROLE, f"the credential carries {len(held)} roles and none was chosen"
             )
-        return _Roles(tuple(sorted(active, key=_ARN_ORDER)), names)
+        return _Roles(tuple(sorted(active, key=str)), names)
 
     def arns_named(self, requested: str) -> frozenset[RoleArn]:
         """Return the roles that `X-IAM-Role` asks for: an ARN, or all ARNs of a name in the policy."""

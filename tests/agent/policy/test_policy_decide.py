@@ -103,6 +103,9 @@ def test_union_activates_all_roles():
     assert ask(union, who, "POST /orders").rule == "R2"
     assert ask(union, who, "GET /orders").rule == "R1"
     assert ask(union, identity("reader", "contractor"), "GET /orders/export").rule == "R3"
+    china = [arn("reader").replace("aws:", "aws-cn:"), arn("reader")]
+    union = examples(multi_role="union", roles=[{"name": "reader", "arns": china}, *TABLES["roles"][1:]])
+    assert ask(union, identity(*reversed(china)), "GET /orders").role == china[0]  # the smaller text
 
 
 def test_preferred_role_is_used_if_held_and_else_ignored():

@@ -52,6 +52,9 @@ mutant(
         )
     )
 )
+mutant("policy.union-by-partition", "DERIVED-KEY-001", "orders ARNs by their partition, not by text")(
+    edit.roles(lambda found, *_asked: replace(found, active=tuple(sorted(found.active))))
+)
 mutant("policy.preferred-ignored", "ACTIVE-PREFERRED-001", "does not look at the preferred role")(
     edit.identities(lambda _policy, identity: identity._replace(preferred=None))
 )
