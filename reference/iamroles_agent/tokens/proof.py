@@ -162,7 +162,8 @@ class ProofRules:
 
     def _key_of(self, header: dict[str, Any]) -> tuple[str, tuple[tuple[str, str], ...]]:
         """Return the algorithm, and the members of the key that make its thumbprint."""
-        if header.get("typ") != "dpop+jwt":
+        # A media type (RFC 7515 section 4.1.9): without case, and `application/` before it may be left out.
+        if str(header.get("typ")).lower().removeprefix("application/") != "dpop+jwt":
             raise _invalid("typ is not dpop+jwt")
         for name, why in FORBIDDEN:
             if name in header:

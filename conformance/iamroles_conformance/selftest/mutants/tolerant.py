@@ -48,6 +48,18 @@ def odd_kid(error: Any, _protected: bytes) -> None:
         raise Refusal(Reason.KEY_UNKNOWN, "no key of this kid")
 
 
+mutant("tolerant.lone-key", "", "verifies a token with a kid by the only key, if none has a kid")(
+    around(keys.KeySet, "find")(lambda sound, self, kid, alg: sound(self, kid if self._by_kid else None, alg))
+)
+mutant("tolerant.session-of-jti", "", "takes jti for the session of a token without the claim")(
+    around(claims.ClaimRules, "identity")(
+        lambda sound, self, found, *more: (
+            who if (who := sound(self, found, *more)).session else who._replace(session=found.get("jti", ""))
+        )
+    )
+)
+
+
 @mutant("tolerant.plain-subjects", "", "refuses principals beyond ASCII")
 @before(claims, "_label")
 def plain_subjects(value: object, name: str) -> None:
@@ -59,9 +71,7 @@ def plain_subjects(value: object, name: str) -> None:
 @around(messages, "_read_message")
 def same_twice(sound: Any, data: bytes, pos: int, end: int) -> Any:
     name, arguments, doubled, after = sound(data, pos, end)
-    if doubled and _all_alike(data, pos, end):
-        doubled = False
-    return name, arguments, doubled, after
+    return name, arguments, doubled and not _all_alike(data, pos, end), after
 
 
 def _all_alike(data: bytes, pos: int, end: int) -> bool:
@@ -199,11 +209,9 @@ mutant("tolerant.one-key", "", "refuses a proof that names a key beside jwk")(
 )
 
 
-@mutant("tolerant.proof-types", "", "reads the typ of a proof as a media type (RFC 7515 4.1.9)")
-@around(ProofRules, "_key_of")
-def proof_types(sound: Any, self: Any, header: Any) -> Any:
-    typ = str(header.get("typ")).lower().removeprefix("application/")
-    return sound(self, {**header, "typ": typ} if isinstance(header.get("typ"), str) else header)
+mutant("tolerant.proof-types", "", "compares the typ of a proof to the letter (RFC 9449 4.3)")(
+    around(ProofRules, "_key_of")(lambda sound, self, h: sound(self, h if h.get("typ") == "dpop+jwt" else {}))
+)
 
 
 @mutant("tolerant.absent-is-invalid", "", "calls an absent proof an invalid one")

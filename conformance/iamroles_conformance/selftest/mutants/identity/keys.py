@@ -81,6 +81,9 @@ mutant("identity.kid-twice", "JWKS-SET-001", "takes the last of two keys with th
         lambda entries: list({(one.get("kid", id(one)), one.get("kty")): one for one in entries}.values())
     )
 )
+mutant("identity.kid-once", "DERIVED-KEYS-001", "refuses a set in which keys of two types share a kid")(
+    _entries(lambda found: found * (1 + (len({one.get("kid", id(one)) for one in found}) < len(found))))
+)
 mutant("identity.mixed-set", "JWKS-SET-002", "passes over symmetric keys and takes the others")(
     _entries(lambda entries: [entry for entry in entries if entry.get("kty") != "oct"])
 )
