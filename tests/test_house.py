@@ -37,16 +37,16 @@ ROOMS = {
 }
 ARROWS = {"iamroles_agent": 40}
 LINES = {
-    "reference": 25_428,
+    "reference": 25_439,
     "scenarios": 35_165,
-    "conformance": 11_755,
+    "conformance": 11_769,
     "loadtests": 4_962,
     "benchmarks": 4_230,
-    "tests": 34_566,
+    "tests": 34_590,
 }
-TRUSTED_LINES = 19_080
+TRUSTED_LINES = 19_091
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 23_018
+DATA_LINES = 23_021
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""
