@@ -29,6 +29,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
 from iamroles_agent.base.clocks import Clock
+from iamroles_agent.policy.regions import plain_address
 
 MAX_WAIT = 2.0
 """Seconds; by then HAProxy has given up (`timeout processing`)."""
@@ -38,6 +39,7 @@ _MAX_KNOWN = 4096
 
 def client_network(address: IPv4Address | IPv6Address | None) -> str:
     """Name the network of a client: an IPv4 address, or the /64 of an IPv6 subscriber."""
+    address = address and plain_address(address)
     if isinstance(address, IPv6Address):
         return address.exploded[:19]
     return str(address or "")

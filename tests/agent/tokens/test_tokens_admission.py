@@ -161,6 +161,7 @@ def test_an_ipv6_subscriber_is_one_source():
     assert client_network(ip_address("2001:db8:1:2::5")) == client_network(ip_address("2001:db8:1:2:3:4:5:6"))
     assert client_network(ip_address("2001:db8:1:2::5")) != client_network(ip_address("2001:db8:1:3::5"))
     assert client_network(ip_address("192.0.2.1")) != client_network(ip_address("192.0.2.2"))
+    assert client_network(ip_address("::ffff:192.0.2.1")) == client_network(ip_address("192.0.2.1"))
 
 
 @pytest.mark.parametrize("sources", [1, 1000])

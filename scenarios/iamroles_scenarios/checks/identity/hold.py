@@ -35,7 +35,7 @@ _MANY, _LONGEST = 4200, 15.0
 scale, after which no more are asked."""
 _FLOODS = (
     ("a newcomer", "192.0.2.98", [f"2001:db8::{number:x}" for number in range(_CROWD)]),
-    ("another newcomer", "192.0.2.99", ["192.0.2.0"] * _CROWD),
+    ("another newcomer", "::ffff:192.0.2.99", ["::ffff:192.0.2.0"] * _CROWD),  # IPv4 too (6.18)
     ("the same caller again", "192.0.2.99", [f"198.51.100.{number}" for number in range(2 * _CROWD)]),
 )
 """The caller, its address, and the address of each question of a flood; the last flood goes on meanwhile."""
