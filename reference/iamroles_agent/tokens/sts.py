@@ -317,7 +317,7 @@ class StsVerifier:
         self._rejected: OrderedDict[bytes, tuple[float, str]] = OrderedDict()
         self._used: OrderedDict[str, int] = OrderedDict()
         self.on_used: Callable[[str, int], None] = lambda _signature, _until: None
-        """Called with each signature that may be used once, and its end, epoch seconds."""
+        """Called with each signature that was used once and confirmed by STS, and its end, epoch seconds."""
         self.counts = {"asked": 0, "accepted": 0, "rejected": 0, "throttled": 0, "unavailable": 0}
         """Calls by outcome, for metrics."""
 
@@ -356,9 +356,12 @@ class StsVerifier:
         try:
             identity = await self._flights.join(digest, lambda: self._ask(question, digest, source))
         except Refusal as refusal:
-            if once and refusal.reason is Reason.STS_UNAVAILABLE:
+            trouble = refusal.reason in (Reason.STS_UNAVAILABLE, Reason.STS_REJECTED)
+            if once and trouble and digest not in self._rejected:
                 self._used.pop(question.signature, None)  # it was never judged: it may be used again
             raise
+        if once:
+            self.on_used(question.signature, identity.not_after)
         return identity, not once
 
     def _use(self, question: Question, now: float) -> None:
@@ -370,8 +373,7 @@ class StsVerifier:
         if len(self._used) >= 1 << 20:
             raise Refusal(Reason.STS_UNAVAILABLE, "the replay cache is full")
         # In order of use, not of expiry: an entry may stay a little longer behind an entry that ends later.
-        until = self._used[question.signature] = question.signed_at + LIFETIME
-        self.on_used(question.signature, until)
+        self._used[question.signature] = question.signed_at + LIFETIME
 
     def remember(self, used: Mapping[str, int]) -> None:
         """Take over signatures that another process reported by `on_used`."""

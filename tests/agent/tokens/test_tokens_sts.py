@@ -260,7 +260,8 @@ async def test_only_stss_own_answer_is_believed(kind, body, expected):
 async def test_trouble_is_not_a_verdict_and_is_over_when_it_is_over(status, kind, body, counter, once):
     """With a replay cache too, which does not count what was never judged."""
     with playing(replay_cache=once) as (server, agent):
-        header = credential(GOOD)
+        header, told = credential(GOOD), []
+        agent.sts.on_used = lambda *used: told.append(used)  # the parent, which tells the next fetcher
         server.raw("/", body, status, Content_Type=kind)
         assert await reason(agent, header) == "sts_unavailable"
         assert agent.sts.counts[counter] == 1
@@ -268,6 +269,7 @@ async def test_trouble_is_not_a_verdict_and_is_over_when_it_is_over(status, kind
         assert server.counts["/"] == 1  # not hammered
         server.replies["/"] = sts_support.honest
         assert await once_available(agent, header) == ""
+        assert len(told) == once
 
 
 async def test_one_flight_per_credential_and_a_stalled_sts_holds_up_nothing_else():
@@ -291,9 +293,12 @@ async def test_a_dead_sts_times_out():
 
 
 async def test_replay_cache_lets_a_signature_count_once():
-    with playing(replay_cache=True) as (_server, agent):
+    with playing(replay_cache=True) as (server, agent):
         header = credential(GOOD)
-        assert await reason(agent, header) == ""
+        server.raw("/", b"{}", Content_Type="application/json")
+        assert await reason(agent, header) == "sts_rejected"  # by something that is not STS
+        server.replies["/"] = sts_support.honest
+        assert await asyncio.gather(reason(agent, header), reason(agent, header)) == ["", "sts_rejected"]
         assert agent.recall(header) is None
         assert await reason(agent, header) == "sts_rejected"
         adopt(agent, Config(version=1, sts=[agent.sts._by_host[HOST]]))
