@@ -14,6 +14,7 @@ from base64 import urlsafe_b64encode
 from binascii import Error as Base64Error
 from binascii import a2b_base64
 from collections.abc import Callable
+from string import ascii_lowercase, ascii_uppercase
 from typing import Any
 
 MAX_DEPTH = 16
@@ -26,8 +27,14 @@ _ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 # which a strict a2b_base64 refuses: the alphabet is checked at C speed, without a regular expression.
 _TO_BASE64 = bytes(byte if byte in _ALPHABET else {45: 43, 95: 47}.get(byte, 33) for byte in range(256))
 _PADDING = (b"", None, b"==", b"=")
+_LOWER = str.maketrans(ascii_uppercase, ascii_lowercase)
 # A canonical last character leaves the bits beyond the last byte zero (RFC 4648 section 3.5).
 _LAST = (frozenset(b""), frozenset(b""), frozenset(b"AQgw"), frozenset(b"AEIMQUYcgkosw048"))
+
+
+def lower_ascii(text: str) -> str:
+    """Lower-case ASCII letters alone: U+212A does not become `k` (SPEC.md 5.20)."""
+    return text.lower() if text.isascii() else text.translate(_LOWER)
 
 
 def encode_base64url(data: bytes) -> str:

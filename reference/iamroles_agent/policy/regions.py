@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses, ip_network
 
 from iamroles_agent.base import config
+from iamroles_agent.base.encoding import lower_ascii
 from iamroles_agent.policy.paths import canonical, segments
 
 Network = IPv4Network | IPv6Network
@@ -40,7 +41,7 @@ def canonical_host(text: str) -> str:
     """
     if not text:
         return ""
-    match = _HOST.fullmatch(text.lower())
+    match = _HOST.fullmatch(lower_ascii(text))
     return match["host"] if match else MALFORMED_HOST
 
 
@@ -50,7 +51,7 @@ def host_pattern(text: str) -> str:
     Raises:
         ValueError: the text is something else.
     """
-    lowered = text.lower().removesuffix(".")
+    lowered = lower_ascii(text).removesuffix(".")
     if not _HOST_PATTERN.fullmatch(lowered):
         raise ValueError(f"{text!r} is not a host name or `*.` and a host name, without scheme and port")
     return lowered

@@ -15,6 +15,7 @@ from typing import Any
 
 from iamroles_agent.base import files
 from iamroles_agent.base.config import AgentTls
+from iamroles_agent.base.encoding import lower_ascii
 from iamroles_agent.base.errors import StartError
 
 _MAX_BYTES = 4 << 20
@@ -35,7 +36,7 @@ class Tls:
 
     def __init__(self, settings: AgentTls, beside: Path) -> None:
         self._certificate, self._ca = beside / settings.certificate, beside / settings.ca
-        self._names = {name.lower() for name in settings.names}
+        self._names = set(map(lower_ascii, settings.names))
         self._stamp = self._look()
         self._context = self._load()
 
@@ -56,7 +57,7 @@ class Tls:
     def accepts(self, certificate: Mapping[str, Any] | None) -> bool:
         """Look whether a peer's certificate, which an authority of `ca` issued, carries one of the names."""
         found = (certificate or {}).get("subjectAltName", ())
-        return not self._names or any(kind == "DNS" and name.lower() in self._names for kind, name in found)
+        return not self._names or any(kind == "DNS" and lower_ascii(n) in self._names for kind, n in found)
 
     def _look(self) -> list[tuple[int, ...]]:
         stamp: list[tuple[int, ...]] = []

@@ -20,6 +20,7 @@ from functools import lru_cache
 
 from iamroles_agent.base.config import Issuer, Limits, Model, Sts
 from iamroles_agent.base.identity import Identity
+from iamroles_agent.tokens.jws import media
 from iamroles_agent.tokens.keys import Key
 
 MOST_AUDIENCES = 8
@@ -82,7 +83,7 @@ def claim_paths(issuer: Issuer) -> dict[str, tuple[str, ...]]:
 
 def types_of(issuer: Issuer) -> frozenset[str]:
     """Return the accepted `typ`, as `Header.typ` is written."""
-    types = {typ.lower().removeprefix("application/") for typ in issuer.types}
+    types = set(map(media, issuer.types))
     return frozenset(types & {"at+jwt"} if issuer.profile == "rfc9068" else types)
 
 

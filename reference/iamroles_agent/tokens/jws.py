@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from iamroles_agent.base.encoding import decode_base64url, decode_object
+from iamroles_agent.base.encoding import decode_base64url, decode_object, lower_ascii
 from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.tokens.keys import kid_allowed
 
@@ -96,9 +96,9 @@ def _read_header(protected: bytes) -> Header:
         if name in members:
             raise ValueError(why)
     cty = members.get("cty")
-    if cty is not None and (not isinstance(cty, str) or _media(cty) == "jwt"):
+    if cty is not None and (not isinstance(cty, str) or media(cty) == "jwt"):
         raise ValueError("`cty` says that a token is nested in it")
-    return Header(alg, kid, _media(typ))
+    return Header(alg, kid, media(typ))
 
 
 # All tokens of a key have the same header, byte for byte. Errors are not cached, and a flood of different
@@ -115,5 +115,6 @@ FORBIDDEN = (
 """Members of a header that no signed token may have, and why."""
 
 
-def _media(typ: str) -> str:
-    return typ.lower().removeprefix("application/")
+def media(typ: str) -> str:
+    """Return a `typ` as `Header.typ` has it."""
+    return lower_ascii(typ).removeprefix("application/")

@@ -36,7 +36,7 @@ from math import inf
 from typing import Any, NamedTuple
 
 from iamroles_agent.base.config import Config, Dpop
-from iamroles_agent.base.encoding import decode_base64url, decode_object, encode_base64url
+from iamroles_agent.base.encoding import decode_base64url, decode_object, encode_base64url, lower_ascii
 from iamroles_agent.base.identity import Identity, Request
 from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.policy.paths import canonical
@@ -217,7 +217,7 @@ class ProofRules:
         host = self._origins.get(origin)
         if host is None:
             raise _invalid("the origin of htu is not one of dpop.origins")
-        if _host(request.host.lower()) != host:
+        if _host(lower_ascii(request.host)) != host:
             raise _invalid("the request's host is not that of htu")
         try:
             path = canonical(found["path"] or "/")

@@ -114,6 +114,7 @@ def test_the_example_loads_and_lints_clean_of_warnings():
         ("grants[0].path", "/orders/*", "taken literally", "prefix"),
         ("grants[0].hosts", ["https://x.test"], "without scheme", "api.example.com"),
         ("grants[0].hosts", ["x.*.test"], "not a host name", "*.example.com"),
+        ("grants[0].hosts", ["\u212aiosk.test"], "not a host name", "*.example.com"),
         ("grants[0].hosts", ["x.test:80"], "and port", "api.example.com"),
         ("grants[0].sources", ["10.0.0.1/8"], "bits set beyond", "10.0.0.0/8"),
         ("grants[0].sources", ["ten"], "not a network", "10.0.0.0/8"),

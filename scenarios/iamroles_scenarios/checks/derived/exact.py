@@ -108,6 +108,7 @@ EXACT: Mapping[str, Exact] = {
     "sub of AWS": Exact(_KIOSK, _claim("outbound", "sub")),
     "alg": Exact("ES256", _header("alg")),
     "typ": Exact("JWT", _header("typ"), _FOLDED),
+    "typ of the policy": Exact("kind+jwt", _header("typ"), _FOLDED),
     "scheme": Exact("Bearer", _scheme, _FOLDED | _TRIMMED),
     "role by name": Exact("kiosk", _argument("role", "kiosk", "clerk"), _TRIMMED),
     "role by ARN": Exact(_KIOSK, _argument("role", "kiosk", "clerk"), _TRIMMED),
