@@ -47,6 +47,7 @@ class RemoteKeys(Keyring):
         So a worker that lived through both policies decides like a worker that is born now.
         """
         super().configure(issuer, settings)
+        self._pause_until = 0.0
         if self._keys is None:
             self._remote.bring_back(self)
 
@@ -58,7 +59,8 @@ class RemoteKeys(Keyring):
             answer = await self._remote.link.ask(KEYS, {"source": source_of(self.issuer), "kid": kid})
         except LinkLost as error:
             raise Refusal(Reason.KEYS_UNAVAILABLE, str(error)) from None
-        self._pause_until = self._monotonic() + float(answer.get("pause", 0.0))
+        # At most a cooldown: the fetcher may have answered by a policy that was replaced meanwhile.
+        self._pause_until = self._monotonic() + min(float(answer.get("pause", 0.0)), self.settings.cooldown)
 
 
 class RemoteProver:

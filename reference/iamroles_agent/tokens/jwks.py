@@ -98,10 +98,20 @@ class KeySource(Keyring):
             self.put(keys, fetched_at)
 
     def configure(self, issuer: Issuer, settings: KeySettings) -> None:
+        """Configure as inherited; no wait goes on for longer than the new settings permit."""
+        former = self.settings
         super().configure(issuer, settings)
-        if self._flight is None and self._renewal is not None and not self.failures:
+        if settings == former:
+            return
+        now = self._monotonic()
+        self._asked.clear()
+        self._cooldown_end = min(self._cooldown_end, now + settings.cooldown)
+        if self._trailing is not None:
+            self._trailing.cancel()
+            self._trailing = asyncio.get_running_loop().call_later(self._cooldown_end - now, self._trail)
+        if self._flight is None and self._renewal is not None:
             self._renewal.cancel()
-            self._schedule(self._lifetime() - (self._monotonic() - self._fetched_at))
+            self._schedule(0.0 if self.failures else self._lifetime() - (now - self._fetched_at))
 
     async def close(self) -> None:
         await super().close()
@@ -157,8 +167,7 @@ class KeySource(Keyring):
 
     async def _hold(self, remaining: float) -> None:
         if self._trailing is None and not self._closed:
-            loop = asyncio.get_running_loop()
-            self._trailing = loop.call_later(remaining, self._trail)
+            self._trailing = asyncio.get_running_loop().call_later(remaining, self._trail)
         if remaining <= MAX_HOLD and len(self._held) < _MAX_HELD and not self._closed:
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._held.append(future)

@@ -5,9 +5,9 @@ import asyncio
 import pytest
 from spop_client import until
 from sts_support import ARN, EDGE, GOOD, HOST, KEY_ID, credential, outcome, presign
-from tokens_support import NOW, Clock
+from tokens_support import NOW, Clock, issuer
 
-from iamroles_agent.base.config import Sts
+from iamroles_agent.base.config import KeySettings, Sts
 from iamroles_agent.base.identity import Identity
 from iamroles_agent.processes.link import LinkLost
 from iamroles_agent.processes.remote import Remote
@@ -31,7 +31,7 @@ class Link:
         await self.release.wait()
         if body["source"] == "lost":
             raise LinkLost("the parent is gone")
-        return {"reason": "sts_rejected", "detail": ""}
+        return {"reason": "sts_rejected", "detail": "", "pause": 59.0}
 
 
 def prover(link, remote=None, former=None, **more):
@@ -93,6 +93,18 @@ async def test_questions_under_way_outlive_a_reload_and_a_lost_parent():
     link.release.set()
 
     assert await asyncio.gather(first, second) == ["sts_unavailable", "sts_rejected"]
+
+
+async def test_a_shorter_cooldown_ends_the_pause_before_it_and_bounds_the_next():
+    (link := Link()).release.set()
+    ring = Remote(link).keyring(issuer(), KeySettings(), print, clock := Clock())
+    ring.stale = bool
+    for cooldown, asked in (("1m", 1), ("1s", 3)):
+        ring.configure(issuer(), KeySettings(cooldown=cooldown))
+        for seconds in (1, 2):
+            clock.now += seconds
+            await ring.want("new")
+        assert len(link.asked) == asked
 
 
 async def test_the_end_of_a_worker_ends_its_questions():

@@ -198,19 +198,23 @@ async def test_the_fetch_at_the_end_of_a_cooldown_begins_the_next_one_also_if_it
     assert server.counts["/jwks"] == 3
 
 
-async def test_a_rotation_inside_the_cooldown_is_seen_when_it_ends(server):
-    async with accepting(server, cooldown="600ms") as (agent, _):
-        assert await reason(agent, stranger(server)) == "key_unknown"
+@pytest.mark.parametrize(("former", "kid"), [("600ms", "stranger"), ("1h", "new")])
+async def test_a_rotation_inside_the_cooldown_is_seen_when_it_ends(server, former, kid):
+    async with accepting(server, cooldown=former) as (agent, _):
+        assert await reason(agent, "Bearer " + mint(claims(iss=server.url), kid=kid)) == "key_unknown"
         server.json("/jwks", keys(OLD, NEW))
+        adopt(agent, config(server, cooldown="600ms"))
         assert await reason(agent, new(iss=server.url)) == ""  # waits for the end, then is right
     assert server.counts["/jwks"] == 3
 
 
-async def test_a_long_cooldown_answers_at_once_and_recovers_by_itself(server):
-    async with accepting(server, cooldown="2s") as (agent, _):
+@pytest.mark.parametrize("former", ["2s", "1h"])
+async def test_a_long_cooldown_answers_at_once_and_recovers_by_itself(server, former):
+    async with accepting(server, cooldown=former) as (agent, _):
         assert await reason(agent, stranger(server)) == "key_unknown"
         server.json("/jwks", keys(OLD, NEW))
         assert await reason(agent, new(iss=server.url)) == "key_unknown"
+        adopt(agent, config(server, cooldown="2s"))
         await until(lambda: "new" in agent.sources["i0"].kids)
         assert await reason(agent, new(iss=server.url)) == ""
 
@@ -352,8 +356,10 @@ async def test_new_timing_for_an_unchanged_issuer_keeps_its_keys_through_an_outa
     """A reload that changes `cooldown` alone, while the issuer is down."""
     async with accepting(server) as (agent, token):
         server.replies["/jwks"] = lambda _: (500, {}, b"")
+        agent.sources["i0"].failures = 1  # the next fetch comes after a long pause, as after a failure
         adopt(agent, config(server, cooldown="3s", refresh="2h"))
         assert await reason(agent, token) == ""
+        await until(lambda: server.counts["/jwks"] == 2)
 
 
 async def test_a_reload_keeps_keys_of_unchanged_issuers_and_forgets_identities(server):
