@@ -161,7 +161,7 @@ class ClaimRules:
         profile = self._profile
         if profile == "rfc9068":
             _check_rfc9068(payload, iat)
-        end = exp + self._leeway
+        end = exp + int(self._leeway)
         life = f"exp:{exp}" if iat is None else f"life:{exp - iat}"
         more = (*audience, ground("typ", header.typ), self._rules, life, *proof)
         if payload.get("nbf", 0) > now:
@@ -182,7 +182,7 @@ class ClaimRules:
         return _identity(
             Identity,
             (
-                *(self.name, principal, session, roles, int(end), iat, preferred, scopes, credential),
+                *(self.name, principal, session, roles, end, iat, preferred, scopes, credential),
                 *(header.kid or "", None, token_grounds(self._url, header.alg, more), binding, actor),
             ),
         )
@@ -210,7 +210,7 @@ class ClaimRules:
         exp, iat, nbf = _seconds(payload, "exp"), _seconds(payload, "iat"), _seconds(payload, "nbf")
         if exp is None:
             raise Refusal(Reason.CLAIM_INVALID, "exp is missing: a token without an end is not accepted")
-        if now >= exp + self._leeway:
+        if now >= exp + int(self._leeway):  # in whole seconds, like `expires`
             raise Refusal(Reason.TOKEN_EXPIRED, f"expired {now - exp:.0f} s ago")
         if nbf is not None and nbf > now + self._leeway:
             raise Refusal(Reason.TOKEN_NOT_YET_VALID, f"nbf is {nbf - now:.0f} s ahead")
