@@ -203,8 +203,7 @@ class Plane:
 
     def _lost(self, slot: Slot) -> None:
         """A member is killed, or has died."""
-        if slot.life is Life.GONE:
-            self.relay.lost(slot.index)
+        self.relay.lost(slot.index)
         self.changes.lost(slot)
         if slot.index == FETCHER:
             self.relay.ended(self.relay.proposed)

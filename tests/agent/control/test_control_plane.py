@@ -400,7 +400,8 @@ def test_the_next_fetcher_is_not_told_what_came_of_a_dead_ones_proposal(bench):
 def test_an_answer_waits_for_no_proposal_of_a_fetcher_that_died(alone):
     alone.hears(0, "ask", id=7, topic="keys", body={})
     alone.proposes("keys/a", KEYS, 1)
-    alone.replaced(FETCHER)
+    alone.hears(FETCHER, "answer", id=1, body={}, after=True)
+    assert "0 < answer 7" not in alone.passes(1.5, but=(FETCHER,)) + alone.replaced(FETCHER)
 
     assert alone.hears(FETCHER, "answer", id=1, body={}, after=True) == ["0 < answer 7"]
 
