@@ -8,7 +8,7 @@ beside this one have a row for each fault:
 
 - `id`, and `kind`, a few words that group faults; `title`, the fault as a clause.
 - `file` under reference/, and `old`, which stands there once, with `new` in its place.
-- `families`, separated by blanks: what should see it.
+- `families`, separated by blanks: what should see it; in a walk `clause` of SPEC.md, which it breaks, and `shown`, by what.
 - `missed`, if the suite did not see it at its first play; `same`, if no answer can differ, and why.
 
 It prints one line for each fault, then the shares by kind. The exit code is 1 if a fault was not seen.
@@ -16,16 +16,19 @@ It prints one line for each fault, then the shares by kind. The exit code is 1 i
 
 import argparse
 import shutil
+import subprocess
 import sys
 import tempfile
 import tomllib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from iamroles_conformance.subject import default_agent_toml
 from iamroles_scenarios.checks.plan import plan
+from iamroles_scenarios.declarations.catalogue import catalogue
 from iamroles_scenarios.declarations.results import Verdict
 from iamroles_scenarios.engine.run import Options, Run
 from iamroles_scenarios.stage import AgentSpec, open_stage
@@ -34,6 +37,19 @@ from iamroles_scenarios.stage.rendering import SHIPPED
 HERE = Path(__file__).parent
 LONGEST = 900.0
 """Seconds for one fault."""
+_PROGRAM = """#!{python}
+import runpy, sys
+sys.path.insert(0, {folder!r})
+runpy.run_module("iamroles_agent", run_name="__main__", alter_sys=True)
+"""
+
+
+@cache
+def others():
+    """Return what the agent imports that is not its own: the fork server imports that for all faults."""
+    program = "import sys, iamroles_agent.commands.serve\nprint(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    return tuple(name for name in found.stdout.split() if not name.startswith(("iamroles", "_")) and name[0].islower())
 
 
 def copied(fault, folder):
@@ -44,25 +60,37 @@ def copied(fault, folder):
     if source.count(fault["old"]) != 1:
         raise SystemExit(f"{fault['id']}: `old` stands {source.count(fault['old'])} times in {fault['file']}")
     path.write_text(source.replace(fault["old"], fault["new"]))
-    child = ("env", f"PYTHONPATH={folder}", sys.executable, "-m", "iamroles_agent")
+    program = folder / "agent.py"
+    program.write_text(_PROGRAM.format(python=sys.executable, folder=str(folder)))
+    program.chmod(0o755)
+    child = (str(folder / "agent.py"),)
     spec = AgentSpec.load(default_agent_toml())
-    spec = replace(spec, name=fault["id"], build="", command=(*child, *spec.command[1:]))
+    spec = replace(spec, name=fault["id"], build="", command=(*child, *spec.command[1:]), preload=others())
     if "iamroles_tools" not in fault["file"]:
         return spec
     return replace(spec, haproxy={**spec.haproxy, "render": [*child, *SHIPPED[1:]]})
 
 
-def seen(fault, stage):
+def _clauses(check):
+    return {clause for name in check.requirements for clause in catalogue()[name].clauses}
+
+
+def seen(fault, stage, turns=3):
     """Play the suite on the agent until a check sees it. Return it and its message, or what came near."""
     first = tuple(f"{family}." for family in fault["families"].split())
     checks = plan()
+    clauses = set(fault.get("clause", "").split())
+
+    def rank(check):
+        return 0 if clauses & _clauses(check) else 1 if check.id.startswith(first) else 2
+
     near = []
     with tempfile.TemporaryDirectory(prefix="iamroles-fault-") as folder:
         spec = copied(fault, Path(folder))
-        for likely in (True, False):
-            chosen = [check for check in checks if check.id.startswith(first) is likely]
+        for turn in range(turns):
+            chosen = [check for check in checks if rank(check) == turn]
             with Run(
-                spec, chosen, Options(), stage=stage, namespace=f"-{fault['id']}-{likely}".lower()
+                spec, chosen, Options(), stage=stage, namespace=f"-{fault['id']}-{turn}"
             ) as run:
                 for check, result in run.in_budget(LONGEST):
                     if result.verdict in (Verdict.FAIL, Verdict.DEPARTURE):
@@ -76,12 +104,13 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("fault", nargs="*", help="ids or prefixes of ids; default: all")
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--turns", type=int, default=3, help="1: the checks of the clause; 2: and the families; 3: all")
     options = parser.parse_args()
     rows = [row for file in sorted(HERE.glob("*.toml")) for row in tomllib.loads(file.read_text())["fault"]]
     rows = [row for row in rows if row["id"].startswith(tuple(options.fault) or "")]
     count: dict[str, Counter[str]] = {}
     with open_stage("processes") as stage, ThreadPoolExecutor(options.jobs) as pool:
-        for row, (check, message) in zip(rows, pool.map(lambda row: seen(row, stage), rows), strict=True):
+        for row, (check, message) in zip(rows, pool.map(lambda row: seen(row, stage, options.turns), rows), strict=True):
             word = "seen" if check else "MISSED"
             print(f"{word:7}{row['id']:28} {row['title']} — {check} {message[:160]}", flush=True)
             ended = "same" if row.get("same") else "seen" if check else "unseen"

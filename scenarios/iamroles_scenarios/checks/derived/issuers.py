@@ -92,31 +92,42 @@ def _questions(here: Bench, key: str, number: int, row: Row, now: int) -> tuple[
 
 
 _CHANGES = ((False, ""), (True, "without it: "), (False, "again with it: "))
+_FETCHED = {"name", "issuer", "jwks_uri", "algorithms"}
+"""Keys whose change may cost an agent the keys that it had, so that it must fetch them again."""
 
 
 @check("identity.derived.issuers", "DERIVED-KEY-002", features={"oidc", "reload"})
 def keys_of_issuers(target: Target) -> str:
     """Every key of an issuer, and every limit of all issuers, takes effect on both sides of its bound.
 
-    All issuers at once; then each bound alone, with an issuer of its own.
+    All issuers at once; then each bound alone, with an issuer of its own. The last change comes while no issuer
+    can be reached, which revokes nothing (11.3).
     """
     rows = [(key, row) for key, rows in TABLES["issuers"].items() for row in rows]
     with derived(target, "identity.derived.issuers") as here:
-        here.issuer("partner")
+        keys, _ = here.issuer("corp"), here.issuer("partner")
         now, base = int(time.time()), here.loan.policy
         asked = [
             _questions(here, f"issuers.{key}", number, row, now) for number, (key, row) in enumerate(rows)
         ]
         for without, when in _CHANGES:
+            if last := when.startswith("again"):
+                keys.fault("jwks", "cut")
             issuers = [
                 here.loan.own(entry_of(number, key, row, without=without))
                 for number, (key, row) in enumerate(rows)
             ]
             here.must_reload({**base, "issuers": [*base["issuers"], *issuers]}, "the keys of issuers")
-            questions = [each for pair in asked for each in pair[without]]
+            questions = [
+                each
+                for (key, _), pair in zip(rows, asked, strict=True)
+                for each in pair[without]
+                if not last or key not in _FETCHED
+            ]
             here.wait_for_keys(questions)
-            here.ask_all(questions, when, again=not when.startswith("again"))
+            here.ask_all(questions, when, again=not last)
             here.in_time(now + _SOON, "questions about an `nbf` or `exp` that is near")
+        keys.clear()
         for key, bounds in TABLES["limits"].items():
             for number, row in enumerate(bounds, 1000):
                 issuer = here.loan.own(entry_of(number, "", row, without=False))

@@ -115,9 +115,10 @@ def policy_with(base: Mapping[str, Any], added: Iterable[Edge], *, without: bool
 def claims_of(claims: Mapping[str, Any], now: int) -> dict[str, Any]:
     """Write out the claims of a question: roles as ARNs, times from now."""
     roles = [role if role.startswith("arn:") else f"{ARN}{role}" for role in claims["roles"]]
-    found = {"exp": now + _LIVES, "iat": 0, **claims, "roles": roles}
-    issued = found.pop("iat")
-    return found if issued is None else found | {"iat": now + issued}
+    times = {name: claims.get(name, usual) for name, usual in (("iat", 0), ("nbf", None))}
+    dated = {name: None if offset is None else now + offset for name, offset in times.items()}
+    found = {"exp": now + _LIVES, **claims, "roles": roles, **dated}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def token_of(here: Bench, claims: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.tables import table
 from iamroles_scenarios.engine.bench import ALLOWED, UNAVAILABLE, Bench, bench, refused
 from iamroles_scenarios.engine.key_sets import keeping
+from iamroles_scenarios.engine.observation import mismatches
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.jose import SigningKey, mint
 
@@ -132,13 +133,23 @@ def _asked(here: Bench, keys: IssuerHandle) -> None:
 
 @check("identity.keys.stale", "JWKS-OUTAGE-002", features={"oidc"})
 def stale(target: Target) -> None:
-    """After max_stale without fresh keys all tokens get 503, remembered ones too, until keys return."""
+    """After max_stale without fresh keys all tokens get 503, remembered ones too, until keys return.
+
+    The outage begins later than max_stale after the first keys.
+    """
     with bench(target, "identity-stale") as here:
         keys = here.issuer("stale")
         known = here.token("stale", key="ES256")
         here.expect("before", known, ALLOWED, within=_TAKEN)
+        first = time.monotonic()
+        while time.monotonic() < first + MAX_STALE:  # what is renewed starts to age again
+            _asked(here, keys)
         keys.fault("*", "cut")
         try:
+            soon, seen = time.time() + MAX_STALE / 2, here.ask(known)
+            here.in_time(soon, "a question at the beginning of an outage", seen.at)
+            if found := mismatches(ALLOWED, seen, {}):
+                raise here.failed(f"at once, with keys that were renewed: {'; '.join(found)}", seen, ALLOWED)
             here.expect("a known token, keys too stale", known, UNAVAILABLE, within=MAX_STALE + _TAKEN)
             here.expect(
                 "a new token, keys too stale", here.token("stale", key="ES256", sub="bob"), UNAVAILABLE
