@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import socket
 import subprocess
 import sys
@@ -238,33 +239,60 @@ def _removed(path: Path) -> Iterator[None]:
         yield
     finally:
         for one in path.parent.glob(f"{path.name}*"):
-            one.unlink()
+            shutil.rmtree(one) if one.is_dir() else one.unlink()
+
+
+@contextmanager
+def _gone(folder: Path) -> Iterator[None]:
+    """Move a folder away; after the block there is a new one."""
+    folder.rename(folder.with_suffix(".moved"))
+    yield
+    folder.mkdir()
 
 
 @check("fault.host.disk", "FAULT-HOST-004", long=True)
 def disk(target: Target) -> str:
     """An agent whose audit log cannot be written refuses, and serves when it can.
 
-    The agent's files cannot grow, as on a full disk; `audit.on_error` is `deny`.
+    The agent's files cannot grow, as on a full disk, twice; then, where the suite sees the log, its folder is gone.
+    A log that was moved away while the agent was stopped keeps nobody out. `audit.on_error` is `deny`.
     """
-    path = Path(f"/tmp/iamroles{own_suffix()}.jsonl")  # noqa: S108 - in its own container or on this host
+    folder = Path(f"/tmp/iamroles{own_suffix()}")  # noqa: S108 - in its own container or on this host
+    seen_here = target.stage.kind == "processes"
+    path = folder / "log" if seen_here else folder
     log = {"path": str(path), "on_error": "deny", "sync": "100ms"}
-    with _removed(path), fault_bench(target, override={"audit": log}) as here:
-        with _limited(here, resource.RLIMIT_FSIZE, lambda _pid: 0):
-            end = time.monotonic() + here.seconds(BACK)
-            # Each worker learns it by a record of its own.
-            while (seen := here.ask_each_worker(here.people[0])) and seen.opened:
-                if time.monotonic() > end:
-                    raise here.failed("allowed though nothing can be recorded", seen)
-            for question in _fresh(here, 2):
-                if (seen := here.ask_each_worker(question)) and seen.opened:
-                    raise here.failed("a full disk: a new question was allowed", seen)
-            for question in here.people:
-                seen = here.send(question)
-                if seen is not None and seen.allow:
-                    raise here.failed("a full disk: allowed without a record", seen, question.expected)
-        here.must_recover("a full disk", everywhere=True)
-        return here.remark
+    with _removed(folder):
+        if seen_here:
+            folder.mkdir()
+        with fault_bench(target, override={"audit": log}) as here:
+            for fault in ("a full disk", "a disk that is full again"):
+                with _limited(here, resource.RLIMIT_FSIZE, lambda _pid: 0):
+                    _nobody_allowed(here, fault)
+                here.must_recover(fault, everywhere=True)
+            if seen_here:
+                with _gone(folder):
+                    _nobody_allowed(here, "a log whose folder is gone")
+                here.must_recover("a log whose folder is gone", everywhere=True)
+                here.world.agent.stop()
+                path.rename(folder / "log.1")
+                here.world.agent.start()
+                here.must_recover("a stop in which the log was moved away")
+            return here.remark
+
+
+def _nobody_allowed(here: FaultBench, fault: str) -> None:
+    end = time.monotonic() + here.seconds(BACK)
+    # Each worker learns it by a record of its own.
+    while (seen := here.ask_each_worker(here.people[0])) and seen.opened:
+        if time.monotonic() > end:
+            raise here.failed(f"{fault}: allowed though nothing can be recorded", seen)
+    for question in _fresh(here, 2):
+        if (seen := here.ask_each_worker(question)) and seen.opened:
+            raise here.failed(f"{fault}: a new question was allowed", seen)
+    for question in here.people:
+        seen = here.send(question)
+        if seen is not None and seen.allow:
+            raise here.failed(f"{fault}: allowed without a record", seen, question.expected)
 
 
 @check("fault.host.agent", "FAULT-HOST-005", long=True)
