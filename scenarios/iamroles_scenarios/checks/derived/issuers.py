@@ -100,8 +100,8 @@ _FETCHED = {"name", "issuer", "jwks_uri", "algorithms"}
 def keys_of_issuers(target: Target) -> str:
     """Every key of an issuer, and every limit of all issuers, takes effect on both sides of its bound.
 
-    All issuers at once; then each bound alone, with an issuer of its own. The last change comes while no issuer
-    can be reached, which revokes nothing (11.3).
+    All issuers at once; then each bound alone, with an issuer of its own. The last change comes while no
+    issuer can be reached, which revokes nothing (11.3).
     """
     rows = [(key, row) for key, rows in TABLES["issuers"].items() for row in rows]
     with derived(target, "identity.derived.issuers") as here:

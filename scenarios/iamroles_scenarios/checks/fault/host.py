@@ -254,8 +254,8 @@ def _gone(folder: Path) -> Iterator[None]:
 def disk(target: Target) -> str:
     """An agent whose audit log cannot be written refuses, and serves when it can.
 
-    The agent's files cannot grow, as on a full disk, twice; then, where the suite sees the log, its folder is gone.
-    A log that was moved away while the agent was stopped keeps nobody out. `audit.on_error` is `deny`.
+    The agent's files cannot grow, as on a full disk, twice; then, where the suite sees the log, its folder is
+    gone. A log that was moved away during a stop keeps nobody out. `audit.on_error` is `deny`.
     """
     folder = Path(f"/tmp/iamroles{own_suffix()}")  # noqa: S108 - in its own container or on this host
     seen_here = target.stage.kind == "processes"
