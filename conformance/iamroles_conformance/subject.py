@@ -97,6 +97,7 @@ class Subject:
             load=self.load,
         )
         gc.freeze()  # what is loaded and planned by now stays: to search it again and again takes time
+        gc.set_threshold(20_000)
         return Run(self.spec_for("--under-load") if self.load else self.spec(), planned, options)
 
     def spec_for(self, what: str) -> AgentSpec:

@@ -48,18 +48,20 @@ def descriptors(pid: int) -> int:
 
 def holders(pid: int) -> dict[int, int]:
     """Return which process of the family holds a TCP connection, by the peer's port; what can be seen."""
-    sockets: dict[str, int] = {}
-    found: dict[int, int] = {}
-    for name in ("tcp", "tcp6"):
-        with suppress(OSError):
-            for row in map(str.split, (_PROC / str(pid) / "net" / name).read_text().splitlines()):
-                if row[3] == "01":
-                    sockets[f"socket:[{row[9]}]"] = int(row[2].rpartition(":")[2], 16)
+    held: dict[str, int] = {}
     for member in family(pid):
         with suppress(OSError):
             for entry in (_PROC / str(member) / "fd").iterdir():
-                if (port := sockets.get(str(entry.readlink()))) is not None:
-                    found[port] = member
+                with suppress(FileNotFoundError):  # it was closed meanwhile
+                    held[str(entry.readlink())] = member
+    for name in ("tcp", "tcp6"):  # the kernel takes milliseconds for each
+        found: dict[int, int] = {}
+        with suppress(OSError):
+            for row in (_PROC / str(pid) / "net" / name).read_text().splitlines():
+                if " 01 " in row and (member := held.get(f"socket:[{row.split()[9]}]")):
+                    found[int(row.split()[2].rpartition(":")[2], 16)] = member
+        if found:
+            break
     return found
 
 
