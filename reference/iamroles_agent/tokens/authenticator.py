@@ -160,7 +160,7 @@ class Authenticator:
         self._former += held.values()
         self._max_bytes = config.limits.max_token_bytes
         self._dpop = config.dpop is not None and config.binds
-        self._sts = self._outside.prover(config.sts, self._sts)
+        self._sts, self._entries = self._outside.prover(config.sts, self._sts), config.sts
         self._epoch += 1
 
     @property
@@ -242,14 +242,15 @@ class Authenticator:
         digest = hashlib.sha256(token).digest()
         if identity := self._cache.get(digest):
             return identity
-        epoch = self._epoch
+        epoch, entries = self._epoch, self._entries
         try:
             identity, key, reusable = await self._verify(token, digest, source)
         except Refusal:
             if epoch == self._epoch:
                 raise
         else:
-            if epoch == self._epoch:
+            # What counts once was used by this question: STS would not be asked about it again.
+            if epoch == self._epoch or not (reusable or entries != self._entries):
                 if reusable:
                     self._cache.put(digest, identity, key)
                 return identity

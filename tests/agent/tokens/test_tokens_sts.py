@@ -333,15 +333,21 @@ async def test_a_session_that_ends_dies_within_the_recheck_remembered_verdicts_i
         assert first["expires"] == NOW + 900
 
 
-async def test_a_question_in_flight_survives_a_reload_and_is_judged_by_the_new_policy():
-    with playing() as (server, agent):
+@pytest.mark.parametrize(
+    ("once", "accounts", "expected"),
+    [(False, ["999999999999"], "claim_invalid"), (True, [], ""), (True, ["999999999999"], "sts_rejected")],
+)
+async def test_a_question_in_flight_survives_a_reload_and_is_judged_by_the_new_policy(
+    once, accounts, expected
+):
+    with playing(replay_cache=once) as (server, agent):
         release = held(server)
         waiting = asyncio.ensure_future(reason(agent, credential(GOOD)))
         await asyncio.to_thread(server.wait_for, "/", 1)
-        stricter = agent.sts._by_host[HOST].model_copy(update={"accounts": ["999999999999"]})
+        stricter = agent.sts._by_host[HOST].model_copy(update={"accounts": accounts})
         adopt(agent, Config(version=1, sts=[stricter]))
         release.set()
-        assert await waiting == "claim_invalid"
+        assert await waiting == expected
         assert agent.recall(credential(GOOD)) is None
 
 
