@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import secrets
 import time
@@ -24,6 +25,9 @@ _BEFORE, _AFTER = 0.5, 0.05
 """Seconds from minting to asking, times the scale, and beyond an edge."""
 _WINDOW, _KEY = 2.0, "nonce.key"
 """Seconds of a nonce's window, times the scale, and the file of the key."""
+_ISSUER = {"name": "next", "issuer": "https://next.example", "audiences": ["edge"], "algorithms": ["ES256"]}
+_SHADOW = {"version": 1, "issuers": [_ISSUER]}
+"""A policy that another is only compared with."""
 _ALL = {"certificate", "dpop", "reload"}
 
 
@@ -35,7 +39,8 @@ def reloads(target: Target) -> str:
         for row in table("proofs")["reloads"]:
             first, *rest = policy["issuers"]
             first = first | {"bound": row.get("bound", "accepted")}
-            fresh = {**policy, "issuers": [first, *rest], "dpop": {**DPOP, **row.get("dpop", {})}}
+            others = [] if row.get("alone") else rest
+            fresh = {**policy, "issuers": [first, *others], "dpop": {**DPOP, **row.get("dpop", {})}}
             if row.get("drop"):
                 del fresh["dpop"]
             here.must_reload(fresh, row["what"])
@@ -67,13 +72,20 @@ def refused(target: Target) -> str:
 def names(target: Target) -> str:
     """A proof has one name however its URI is spelt, and no two proofs have the same.
 
-    Key, `jti`, method and URI make the name; letters that move from one to the next give another.
+    Key, `jti`, method and URI make the name; letters that move from one to the next give another. A refused
+    request has none.
     """
     with bound(target, dpop=DPOP) as here:
         asking, one = Asking(here), combined(BASES["dpop"], {"proof": {"claims": {"jti": "one"}}})
         rows: Mapping[str, list[Mapping[str, Any]]] = table("proofs")["names"]
-        asked = {kind: [asking.question(str(row), combined(one, row)) for row in rows[kind]] for kind in rows}
-        here.ask_all(asked["other"])
+        asked = {
+            kind: [
+                asking.question(str(row), combined(one, row), answer_of(row.get("answer", "allow")))
+                for row in found
+            ]
+            for kind, found in rows.items()
+        }
+        here.ask_all([*asked["other"], *asked["refused"]])
         said = {kind: [read(each) for each in here.actions(asked[kind])] for kind in rows}
         same = {each.get("proof") for each in said["same"] if each.get("allow")}
         others = [each.get("proof") for each in said["other"]]
@@ -85,10 +97,17 @@ def names(target: Target) -> str:
         return f"{here.asked} questions"
 
 
-@check("bound.dpop.seconds", "DPOP-TIME-001", features={"dpop"})
+@check("bound.dpop.seconds", "DPOP-TIME-001", "BOUND-MEMORY-001", features={"dpop"})
 def seconds(target: Target) -> str:
-    """A proof counts from its `iat` less the leeway to the last second of its age, remembered or not."""
-    with bound(target, dpop=DPOP) as here:
+    """A proof counts from its `iat` less the leeway to the last second of its age, remembered or not.
+
+    Once where the proxy counts proofs, and once where it does not.
+    """
+    return f"{sum(_seconds(target, replay) for replay in ('proxy', 'none'))} questions"
+
+
+def _seconds(target: Target, replay: str) -> int:
+    with bound(target, dpop={**DPOP, "replay": replay}) as here:
         asking, second = Asking(here), math.ceil(time.time() + target.seconds(_BEFORE))
 
         def made(what: str, iat: int, answer: str) -> SpopQuestion:
@@ -109,7 +128,7 @@ def seconds(target: Target) -> str:
         late = made("a proof that is old", second - _MAX_AGE, "proof_invalid")
         again = SpopQuestion("a proof that was accepted and is old now", early[0].check, late.expected)
         here.judge([again, late], here.actions([again, late]))
-        return f"{here.asked} questions"
+        return here.asked
 
 
 def _question(asking: Asking, what: str, nonce: object, answer: str = "allow", **row: Any) -> SpopQuestion:  # noqa: ANN401 - of a row
@@ -120,11 +139,18 @@ def _question(asking: Asking, what: str, nonce: object, answer: str = "allow", *
     )
 
 
-def _reload(here: Bench, window: int = 300) -> None:
-    """Reload with nonces of another key."""
-    here.world.agent.put(_KEY, secrets.token_hex(32))
-    nonces = {"nonce": True, "nonce_lifetime": f"{window}s", "nonce_key": _KEY}
-    here.must_reload({**here.loan.policy, "dpop": {**DPOP, **nonces}}, "it asks for nonces")
+def _reload(here: Bench, window: int = 300, *, key: str = "", file: str = _KEY) -> str:
+    """Reload with nonces of a key, by default a new one, and return it; without a file of its own."""
+    key = key or secrets.token_hex(32)
+    if file:
+        here.world.agent.put(file, key)
+    nonces = {"nonce": True, "nonce_lifetime": f"{window}s", **({"nonce_key": file} if file else {})}
+    here.world.agent.put("next.json", json.dumps(_SHADOW))
+    policy = {**here.loan.policy, "dpop": {**DPOP, **nonces}}
+    if file != _KEY:
+        policy["agent"] = {**policy.get("agent", {}), "shadow_policy": "next.json"}
+    here.must_reload(policy, "it asks for nonces")
+    return key
 
 
 def _given(here: Bench, asking: Asking, worker: int = 0) -> str:
@@ -141,12 +167,13 @@ def nonces(target: Target) -> str:
     """With `nonce`, a proof without a nonce of this gate is refused and gets one, which every worker accepts.
 
     No nonce, one of another key, one bent; then the right one to each worker. A plain token needs none.
+    At last the same key in another file, and no file, beside a shadow policy.
     """
     with bound(target, "bound.dpop.nonces", dpop=DPOP) as here:
         asking = Asking(here)
         _reload(here)
         other = _given(here, asking)
-        _reload(here)
+        key = _reload(here)
         own, second = _given(here, asking), _given(here, asking, 1)
         bent = own[:-2] + ("A" if own[-2] != "A" else "B") + own[-1]
         asked = [_question(asking, "another worker's nonce", second)]
@@ -156,6 +183,10 @@ def nonces(target: Target) -> str:
         asked.append(_question(asking, "a number as nonce", 7, "nonce_required or proof_invalid"))
         asked.append(asking.question("a plain token", BASES["plain"]))
         here.ask_all(asked, window=1)
+        _reload(here, key=key, file="copy.key")
+        here.ask_all([_question(asking, "a nonce of this key, which stood in another file", own)])
+        _reload(here, file="")
+        here.ask_all([_question(asking, "a worker's nonce, without a file", _given(here, asking))])
         return f"{here.asked} questions"
 
 

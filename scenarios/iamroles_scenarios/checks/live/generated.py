@@ -28,7 +28,7 @@ from iamroles_scenarios.checks.oracle.judge import Outcome, judge
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.tables import ARN, filled, table
 from iamroles_scenarios.engine.answers import ALLOW, expected
-from iamroles_scenarios.engine.bench import SpopQuestion
+from iamroles_scenarios.engine.bench import EDGE, SpopQuestion
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.jose.encoding import b64url_decode
 
@@ -183,6 +183,39 @@ def policy(target: Target) -> str:
             tables = [{} if value is None else {"limits": {key: value}} for value in values]
             policies = [{**base, "issuers": [*base["issuers"], entry], **limits} for limits in tables]
             _played(all_, bounded, policies.__getitem__, f"limits.{key}")
+        return f"{all_.played} streams"
+
+
+_STRICTER: Mapping[str, Mapping[str, Any]] = {
+    "accounts": {"accounts": ["222222222222"]},
+    "binding_header": {"binding_header": "x-iam-other"},
+    "binding_value": {"binding_value": "edge-other"},
+    "hosts": {"hosts": ["elsewhere.example"]},
+    "": {},
+}
+"""What an STS endpoint is given, by which its credentials are accepted no longer; "": nothing."""
+
+
+@check("live.sts.ends", "LIVE-POLICY-003", "LIVE-KEEP-001", features={"live", "sts", "reload"})
+def endpoints(target: Target) -> str:
+    """An STS endpoint by which a pre-signed request would be refused ends its stream, whichever key says so.
+
+    One endpoint for each key, and one that stays as it is.
+    """
+    usual = {"endpoint": "{sts}", "binding_value": EDGE, "insecure_http": True}
+    entries = [
+        {"name": f"sts-{n}", "hosts": [f"ends-{n}{{suffix}}.sts.example"], **usual}
+        for n in range(len(_STRICTER))
+    ]
+    with crowd(target, "live.sts.ends", "live", sts=entries) as all_:
+        here, policy = all_.here, all_.here.loan.policy
+        for key, entry in zip(_STRICTER, policy["sts"], strict=True):
+            credential = here.credential(here.session(), host=entry["hosts"][0])
+            all_.join(f"an endpoint with another {key}", credential, path=_ROUTE, ends=bool(key))
+        all_.must_begin()
+        changed = [{**entry, **more} for entry, more in zip(policy["sts"], _STRICTER.values(), strict=True)]
+        here.must_reload({**policy, "sts": changed}, "it lets less in")
+        all_.must_split("the reload of endpoints")
         return f"{all_.played} streams"
 
 
