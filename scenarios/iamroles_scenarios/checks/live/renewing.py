@@ -138,7 +138,7 @@ def revoked(target: Target) -> None:
 
         before = pair("fay", new, old)
         here.revoke(principals=["fay"], issued_before=bound)
-        here.in_time(min(stream.expires for stream in before), "a revocation before a stream's end")
+        here.in_time(min(stream.expires for stream in before) - _AHEAD, "a revocation before a stream's end")
         here.must_expire(before, "its token's end: what was to prolong it is revoked")
         opening, prolonging, spared = pair("gus", old, new), pair("hal", new, old), pair("ida", new, new)
         outlive(here, (*opening, *prolonging, *spared), math.inf, "a fresh credential was seen in time")
