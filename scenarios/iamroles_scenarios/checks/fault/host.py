@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import cycle
 from pathlib import Path
@@ -39,6 +39,7 @@ _PATIENCE = 15.0
 """Seconds, times the scale, for `_DEEP` to come."""
 _HOGS, _CROWD = 4, 32
 _BUSY = "while True: pass"
+_FOREIGN = "This is no log.\n"
 
 
 def _has_processes(here: FaultBench) -> None:
@@ -254,8 +255,9 @@ def _gone(folder: Path) -> Iterator[None]:
 def disk(target: Target) -> str:
     """An agent whose audit log cannot be written refuses, and serves when it can.
 
-    The agent's files cannot grow, as on a full disk, twice; then, where the suite sees the log, its folder is
-    gone. A log that was moved away during a stop keeps nobody out. `audit.on_error` is `deny`.
+    The agent's files cannot grow, as on a full disk, twice; then, where the suite sees the log, its folder
+    is gone, or another one is there; or a text, or a device. A log that was moved away during a stop keeps
+    nobody out. `audit.on_error` is `deny`.
     """
     folder = Path(f"/tmp/iamroles{own_suffix()}")  # noqa: S108 - in its own container or on this host
     seen_here = target.stage.kind == "processes"
@@ -270,6 +272,12 @@ def disk(target: Target) -> str:
                     _nobody_allowed(here, fault)
                 here.must_recover(fault, everywhere=True)
             if seen_here:
+                here.ask_during("a sound disk", 5 * here.people, served=True)  # the next log is shorter
+                with _limited(here, resource.RLIMIT_FSIZE, lambda _pid: path.stat().st_size):
+                    _nobody_allowed(here, "a full disk")
+                    folder.rename(folder.with_suffix(".full"))
+                    folder.mkdir()
+                    here.must_recover("a full disk whose place another one takes")
                 with _gone(folder):
                     _nobody_allowed(here, "a log whose folder is gone")
                 here.must_recover("a log whose folder is gone", everywhere=True)
@@ -277,13 +285,33 @@ def disk(target: Target) -> str:
                 path.rename(folder / "log.1")
                 here.world.agent.start()
                 here.must_recover("a stop in which the log was moved away")
-            return here.remark
+                folder.rename(old := folder.with_suffix(".old"))
+                folder.mkdir()
+                texts = [
+                    folder / one.name for one in old.glob("log*") if one.suffix != ".head"
+                ]  # of each worker
+                for text in texts:
+                    text.write_text(_FOREIGN)
+                _nobody_allowed(here, "a text in the log's place", texts)
+                for text in texts:
+                    text.unlink()
+                here.must_recover("a text in the log's place", everywhere=True)
+            remark = here.remark
+        if seen_here and not target.lacks(["workers"]):
+            (full := folder / "full").symlink_to("/dev/full")
+            override = {"audit": {**log, "path": str(full)}, "agent": {"workers": 2}}
+            with fault_bench(target, override=override, start=False) as here:
+                here.issuer().wait_for("jwks", 1, here.seconds(BACK))
+                _nobody_allowed(here, "a device that is full")
+        return remark
 
 
-def _nobody_allowed(here: FaultBench, fault: str) -> None:
+def _nobody_allowed(here: FaultBench, fault: str, texts: Sequence[Path] = ()) -> None:
     end = time.monotonic() + here.seconds(BACK)
     # Each worker learns it by a record of its own.
     while (seen := here.ask_each_worker(here.people[0])) and seen.opened:
+        if any(one.read_text() != _FOREIGN for one in texts):  # an agent may write behind them
+            return
         if time.monotonic() > end:
             raise here.failed(f"{fault}: allowed though nothing can be recorded", seen)
     for question in _fresh(here, 2):

@@ -28,6 +28,8 @@ _LONGEST = 3063
 """Bytes of the URL of the longest credential: `iam-sts-v1.` and 4084 letters."""
 OTHER_ACCOUNT = "222222222222"
 REJECTED = refused("sts_rejected")
+_BRIEF, _WAIT = 600, 2.5
+"""Seconds: `max_lifetime` of the role `brief`, and longer than its rest while STS is asked."""
 _RECHECK, _ROUNDED, _POLL = 1.0, 0.1, 0.05
 """Seconds, of the world and of no host: an agent that is late has believed no longer for it."""
 
@@ -150,6 +152,20 @@ def dates(target: Target) -> None:
     with _believed(target, "dates") as (here, keys):
         _must_refuse(here, keys, "token_expired", ("-17m", "-3h", "-72h"))
         _must_refuse(here, keys, "token_not_yet_valid", ("+16m", "+24h"))
+
+
+@check("identity.caller.brief", "STS-EXPIRY-001", "LIMIT-ROLE-001", features={"sts"})
+def brief(target: Target) -> None:
+    """A role's own lifetime counts from the date, and is over at its end for those too who wait for STS."""
+    with bench(target, WORLD, flow="brief") as here:
+        keys, now = here.session("brief"), int(time.time())
+        seen = here.expect("a brief role", here.credential(keys, date=f"-{_BRIEF // 2}s"), ALLOWED)
+        if not now <= int(seen.tags["expires"]) - _BRIEF // 2 <= time.time() + 1:
+            raise here.failed("the role's lifetime does not count from the date", seen)
+        here.sts_fault("slow", seconds=_WAIT)
+        text = here.credential(keys, date=f"-{_BRIEF - 2}s")
+        here.expect("a role that ended meanwhile", text, refused("token_expired", "sts_unavailable"))
+        here.sts_clear()
 
 
 @check("identity.caller.ahead", "STS-DATE-003", features={"sts"})
@@ -312,7 +328,8 @@ def no_secrets(target: Target) -> None:
             here.ask(text)
         here.ask("", authorization=[f"Bearer {tokens[0]} {tokens[0]}"])
         here.ask("", authorization=[f"Basic {tokens[0]}"])
-        for text in (tokens[0], credentials[0]):
+        tokens.append(_SHORT)
+        for text in (tokens[0], credentials[0], _SHORT):
             here.ask(text, path=f"/orders/{text}")
             here.ask(text, role=text[:600])
         if target.agent.runs:  # an agent may write late, but not after its end
@@ -334,6 +351,8 @@ _CHANGES: list[dict[str, Any]] = [
     {"encoding": "padded"}, {"segments": 2}, {"raw_payload": "not json at all, but long enough to be seen"},
     {"duplicate": {"exp": ["-60s", "+5m"]}}, {"size": 9000},
 ]  # fmt: skip
+_SHORT = "c2hvcnQtYnV0LXdob2xl4.VGhlIHNlY29uZCBwYXJ0Ig.dGhlIHRoaXJkIGFuZCBsYXN0"
+"""Three runs of base64url that are no token of this suite."""
 _CREDENTIAL_CHANGES: list[dict[str, Any]] = [
     {}, {"secret": "wrong"}, {"action": "AssumeRole"}, {"date": "-1h"}, {"url_host": "evil.example"},
     {"extra": [["X-Evil", "1"]]}, {"encoding": "padded"},

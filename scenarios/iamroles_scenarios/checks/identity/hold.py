@@ -66,7 +66,7 @@ def forged(target: Target) -> None:
     """Forged STS credentials starve no caller whom STS confirms.
 
     Each forged credential is well formed and costs a call of STS; the caller's credentials come in
-    between.
+    between, and then many at once, which an agent may ask about one after the other.
     """
     with bench(target, WORLD, flow="forged") as here:
         here.expect("the caller, alone", here.credential(here.reader, expires=300), ALLOWED)
@@ -81,6 +81,15 @@ def forged(target: Target) -> None:
             for number in range(_GOOD):
                 good = here.credential(here.reader, expires=500 + number)
                 here.expect(f"the caller beside the flood, {number + 1} of {_GOOD}", good, ALLOWED)
+        texts = [here.credential(here.reader, expires=600 + number) for number in range(2 * _FULL)]
+        here.sts_fault("slow", seconds=0.3)
+        try:
+            with here.asking():
+                many = [_question(one, "192.0.2.1") for one in texts]
+                asked = [benches.SpopQuestion("one of many", each, ALLOW) for each in many]
+                here.ask_all(asked, window=len(asked), again=False)
+        finally:
+            here.sts_clear()
 
 
 @check("identity.hold.many", "STS-THROTTLE-002", features={"sts"})

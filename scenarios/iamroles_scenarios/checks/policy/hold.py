@@ -53,20 +53,23 @@ def restart(target: Target) -> None:
 def first_world(target: Target) -> None:
     """An agent that cannot use its first world says in its log which key is at fault, and ends.
 
-    The world of a fresh agent has an unknown key.
+    The world of a fresh agent has an unknown key; or a log that nobody can open, which an agent may ignore.
     """
     if not target.agent.runs:
         raise Inapplicable("process of its own")
-    wrong = {"grants": [{"id": "R1", "metods": ["GET"]}]}
-    try:
-        with own_bench(target, "orders", override=wrong, haproxy=False):
-            raise CheckFailed("an agent serves in a world with an unknown key", Evidence(expected="its end"))
-    except StageError as error:
-        if " ended " not in error.message:
-            raise
-        if "metods" not in error.logs["agent"]:
-            said = Evidence(expected="the unknown key, `metods`, in its log", logs=error.logs)
-            raise CheckFailed("an agent ended without a word on what is wrong with its world", said) from None
+    grants = {"grants": [{"id": "R1", "metods": ["GET"]}]}
+    for key, wrong in (("metods", grants), ("audit.path", {"audit": {"path": "/dev/null/log"}})):
+        try:
+            with own_bench(target, "orders", override=wrong, haproxy=False):
+                if key != "audit.path":
+                    said = Evidence(expected="its end")
+                    raise CheckFailed("an agent serves in a world with an unknown key", said)
+        except StageError as error:
+            if " ended " not in error.message:
+                raise
+            if key not in error.logs["agent"]:
+                said = Evidence(expected=f"the key, `{key}`, in its log", logs=error.logs)
+                raise CheckFailed("an agent ended without a word on its world", said) from None
 
 
 @check("policy.hold.in-flight", "RELOAD-INFLIGHT-001", features={"oidc", "reload"})

@@ -35,6 +35,8 @@ sessions are in force: `refresh` and `recheck` are one second here."""
 _SLOW, _REVOKED, _AUDIENCES = 1.0, 4, 3000
 """Seconds that STS takes for a credential that waits while a process dies; revocations in a row; audiences of
 200 octets in a policy."""
+_STALE = 4.0
+"""Seconds, times the scale: `max_stale` where the issuers always answer."""
 _NEW, _SOON, _LONGER = 6, 0.5, 3
 """Connections that are opened while a process hangs; seconds for an answer on each, not times the scale,
 because a late agent has not answered before the process was gone; and how many times as long as all others
@@ -124,9 +126,9 @@ def _waiting(here: Bench) -> Iterator[None]:
 
 
 @contextmanager
-def _world(target: Target, owner: str) -> Iterator[Bench]:
+def _world(target: Target, owner: str, **keys: str) -> Iterator[Bench]:
     """Lend a world in which everything may change."""
-    override: dict[str, Any] = {"keys": {"refresh": "1s", "cooldown": "500ms"}}
+    override: dict[str, Any] = {"keys": {"refresh": "1s", "cooldown": "500ms", **keys}}
     if not target.lacks(["live"]):
         override["live"] = {"revocations": "revocations.toml"}
     if not target.lacks(["sts"]):
@@ -215,10 +217,13 @@ def deaths(here: Bench) -> Iterator[tuple[str, Callable[[], None]]]:
 def changes(target: Target) -> str:
     """Each change is in force in each worker: a policy, a key in, a key out, a revocation, an STS session.
 
-    With two workers; each question is asked over connections to both.
+    With two workers, each of which is asked. At the end no key set has changed for `max_stale`.
     """
-    with _world(target, "policy.workers.changes") as here:
-        return f"{_change_all(here, '')} kinds of change"
+    with _world(target, "policy.workers.changes", max_stale=f"{target.seconds(_STALE):g}s") as here:
+        played = _change_all(here, "")
+        time.sleep(here.seconds(_STALE))
+        here.expect("by keys that did not change", here.token(), ALLOWED, within=_WITHIN)
+        return f"{played} kinds of change"
 
 
 @check("policy.workers.deaths", "WORKERS-DEATH-001", features={"oidc", "workers"}, long=True)

@@ -25,8 +25,8 @@ _OTHERS = ["www.iamroles.test", f"x{_PROXY_NAME}", f"{_PROXY_NAME}.example", "pr
 """Names that are not the proxy's."""
 _TRIED = 10.0
 """Seconds, times the scale, within which a health check reaches an impostor."""
-_ANSWER = 5.0
-"""Seconds, times the scale, for the agent's answer to a HELLO."""
+_ANSWER, _SILENT = 5.0, 1.0
+"""Seconds, times the scale, for the agent's answer to a HELLO, and of `handshake_timeout`."""
 
 
 @contextmanager
@@ -45,7 +45,8 @@ def _proven(target: Target, *names: str) -> Iterator[tuple[FaultBench, Impostor,
             return impostors[0].address
 
         tls = {"certificate": "agent.pem", "ca": AGENT_CA, "names": list(names)}
-        bench = fault_bench(target, override={"agent": {"tls": tls}}, between=between, files=files)
+        limits = {} if target.lacks(["limits"]) else {"handshake_timeout": f"{target.seconds(_SILENT):g}s"}
+        bench = fault_bench(target, override={"agent": {"tls": tls} | limits}, between=between, files=files)
         here = stack.enter_context(bench)
         yield here, impostors[0], authority
 
@@ -80,22 +81,26 @@ def impostor(target: Target) -> str:
         return here.remark
 
 
-@check("proxy.proof.asker", "PROXY-PROOF-002", features={"proof"})
+@check("proxy.proof.asker", "PROXY-PROOF-002", "SPOP-LIFE-008", features={"proof"})
 def asker(target: Target) -> None:
     """The agent answers the proxy alone: a peer without the proxy's certificate gets no AGENT-HELLO.
 
     By its list of names, by the certificates of another authority that took their place, and without names.
+    With the feature `limits` one that never begins its TLS is closed.
     """
     with _proven(target, _PROXY_NAME) as (here, _, authority):
         _must_greet(
             here, authority.issue(_PROXY_NAME), {f"for {name}": authority.issue(name) for name in _OTHERS}
         )
         newer = Authority()
-        here.world.agent.put("agent.pem", newer.issue(AGENT_NAME))
         here.world.agent.put(AGENT_CA, newer.public)
+        _must_greet(here, newer.issue(_PROXY_NAME), {"of before": authority.issue(_PROXY_NAME)})
+        here.world.agent.put("agent.pem", newer.issue(AGENT_NAME))
         _must_greet(here, newer.issue(_PROXY_NAME), {"of before": authority.issue(_PROXY_NAME)})
     with _proven(target) as (here, _, authority):  # any name
         _must_greet(here, authority.issue(_OTHERS[0]), {})
+        if not target.lacks(["limits"]) and not _left(here):
+            raise here.failed(f"a peer that says nothing stays beyond {_SILENT:g} s")
 
 
 def _must_greet(here: FaultBench, good: str, bad: dict[str, str]) -> None:
@@ -108,8 +113,18 @@ def _must_greet(here: FaultBench, good: str, bad: dict[str, str]) -> None:
             raise here.failed(f"a peer with a certificate {kind} got an AGENT-HELLO")
 
 
+def _left(here: FaultBench) -> bool:
+    """Say nothing to the agent, and return whether it closes the connection."""
+    host, _, port = here.world.agent.spop_address.rpartition(":")
+    with socket.create_connection((host, int(port)), here.seconds(_ANSWER)) as line:
+        try:
+            return not line.recv(1)
+        except OSError as error:  # also a reset
+            return not isinstance(error, TimeoutError)
+
+
 def _greeted(here: FaultBench, pem: str | None) -> bool:
-    """Say HELLO to the agent, without TLS for an empty text; return whether it answers with one."""
+    """Say HELLO to the agent, without TLS for None; return whether it answers with one."""
     host, _, port = here.world.agent.spop_address.rpartition(":")
     with suppress(OSError), ExitStack() as stack:
         line = stack.enter_context(socket.create_connection((host, int(port)), here.seconds(_ANSWER)))

@@ -229,6 +229,9 @@ async def extra_and_missing(target: WireTarget) -> None:
             connection.must_deny(ack, "internal_error")
         ack = await connection.ask(question({**probe(target), "authorization": OMIT}))
         connection.must_deny(ack, "internal_error", "no_credentials")
+        for kind in (DataType.INT32, DataType.INT64):
+            negative = question({**probe(target), "authorization-count": Typed(kind, -1)})
+            connection.must_deny(await connection.ask(negative), "internal_error")
 
 
 @check("wire.message.null-token", "SPOP-MSG-006")

@@ -271,6 +271,18 @@ async def sigterm(target: WireTarget) -> None:
             raise connection.fail(f"after SIGTERM the agent {what}", expected="exit 0")
 
 
+@check("wire.life.stopped", "FIRE-PAIR-002", features={"pair"})
+async def stopped(target: WireTarget) -> None:
+    """SIGTERM costs no question in flight: each gets its verdict, a slow one too."""
+    how = {"drain_timeout": f"{target.seconds(10.0):g}s"}
+    async with launched(target, how) as process, session(target, address=process.spop_address) as connection:
+        await connection.send(*_in_flight(target, 5))
+        first = await connection.expect(FrameType.ACK)
+        process.terminate()
+        for ack in (first, *await connection.collect(4, seconds=8.0)):
+            connection.must_judge(ack)
+
+
 async def _accepts(target: WireTarget, address: str, seen: list[str]) -> bool:
     """Tell whether a new connection is served, and not only accepted by a socket without an agent behind it.
 
