@@ -271,7 +271,7 @@ async def sigterm(target: WireTarget) -> None:
             raise connection.fail(f"after SIGTERM the agent {what}", expected="exit 0")
 
 
-@check("wire.life.stopped", "FIRE-PAIR-002", features={"pair"})
+@check("wire.life.stopped", "SPOP-LIFE-009", features={"pair"})
 async def stopped(target: WireTarget) -> None:
     """SIGTERM costs no question in flight: each gets its verdict, a slow one too."""
     how = {"drain_timeout": f"{target.seconds(10.0):g}s"}
