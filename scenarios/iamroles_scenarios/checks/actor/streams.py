@@ -57,23 +57,27 @@ def revoked(target: Target) -> None:
 def policy(target: Target) -> None:
     """A policy whose `actors` no longer permit a stream ends it, and no other.
 
-    First a deny of somebody else; then a deny of `bot`; then a grant for `svc` alone.
+    First a deny of somebody else; then a deny of `bot`, which spares the `bot` of another issuer; then a
+    grant for `svc` alone.
     """
     with live_bench(target, "actor.stream.policy", own=True) as here:
         document = copy.deepcopy(here.loan.policy)
-        bot, person, svc = _open(here, ("ann", "bot"), ("ann", ""), ("ann", "svc"))
+        bot, *others = _open(
+            here, ("ann", "bot"), ("ann", ""), ("ann", f"bot of {_ELSEWHERE}"), ("ann", "svc")
+        )
+        *going, svc = others
         document["denies"] = [{"id": "D1", "roles": ["*"], "path": "/live", "actors": [{"sub": "other"}]}]
         here.must_reload(document, "a deny of another actor")
-        here.must_last([bot, person, svc], "a deny of another actor")
+        here.must_last([bot, *others], "a deny of another actor")
         document["denies"][0]["actors"] = [{"sub": "other"}, {"sub": "bot"}]
         here.must_reload(document, "a deny of `bot`")
         here.must_end([bot], "a deny of its actor")
-        here.must_last([person, svc], "a deny of another actor")
+        here.must_last(others, "a deny of another actor")
         document["grants"][0]["actors"] = [{"sub": "svc"}]
         here.must_reload(document, "a grant for one actor")
-        here.must_end([person], "its grant became one for an actor")
+        here.must_end(going, "its grant became one for an actor")
         here.must_last([svc], "a grant for its actor")
-        for stream, status in ((bot, 403), (person, 403), (svc, 200)):
+        for stream, status in ((bot, 403), *((one, 403) for one in going), (svc, 200)):
             expected = Expectation(status=status)
             here.expect(f"a request with the token of {stream}", stream.token, expected, path="/live/reader")
 

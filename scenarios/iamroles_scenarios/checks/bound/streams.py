@@ -87,9 +87,18 @@ def renew(target: Target) -> None:
         outlive(here, [streams["ann"]], math.inf, "a fresh credential of the same key was seen")
 
 
-@check("bound.stream.revoked", "BOUND-REVOKE-001", lane="gate", features={"live", "dpop", "certificate"})
+@check(
+    "bound.stream.revoked",
+    "BOUND-REVOKE-001",
+    "BOUND-STREAM-001",
+    lane="gate",
+    features={"live", "dpop", "certificate"},
+)
 def revoked(target: Target) -> None:
-    """A revocation by `keys` ends and refuses what is bound to a key or certificate, and nothing else."""
+    """A revocation by `keys` ends and refuses what is bound to a key or certificate, and nothing else.
+
+    Nor does a policy without `dpop` end more than what is bound to a key.
+    """
     with _renewing(target, "bound.stream.revoked", revoking=True) as here, here.asking():
         asking, end = Asking(here), here.end(600)
         mine, *others = (
@@ -106,3 +115,8 @@ def revoked(target: Target) -> None:
             here.ask_all([asking.question(f"a token of the certificate {x5t}", row, answer_of(answer))])
         for sub, owner, status in (("ann", "client", 401), ("ben", "stranger", 200), ("ann", "", 200)):
             _expect(here, sub, owner, status)
+        if not target.lacks(["reload"]):
+            without = {name: value for name, value in here.loan.policy.items() if name != "dpop"}
+            here.must_reload(without, "without the table `dpop`")
+            here.must_end(others[:1], "the reload that asks for no proofs")
+            here.must_last(others[1:], "the reload that asks for no proofs")

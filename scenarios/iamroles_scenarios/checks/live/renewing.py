@@ -27,6 +27,8 @@ _AHEAD = 1.0
 _MOMENT = 0.6
 """Seconds, times the scale, that the judge has to ask in the last moment."""
 SHAPES = (*FEW, UPLOAD)
+_LATE = 0.15
+"""Seconds after a token's end at which an answer begins."""
 _OTHERS, _TIMES, _BESIDE, _PAUSE = ("mia", "ned", "oda"), 5, 1.5, 0.25
 """People whose streams are prolonged beside a reload, how often, and seconds: on each side, between two."""
 
@@ -89,15 +91,16 @@ def _ask_each(here: Bench, tokens: Iterable[str], ended: Event) -> None:
 def prolongs(target: Target) -> None:
     """A fresh credential prolongs streams up to its own expiry; a shorter one changes nothing.
 
-    One question each with a longer and with a shorter credential; for some later another.
+    One question each with a longer and with a shorter credential; for some later another, and for
+    some also one that ends between the two.
     """
     with live_bench(target, "live.renew", WORLD) as here:
         until = here.end(10)
         longer, twice = begun(here, "ann", EVERY), begun(here, "dan", FEW)
         same = begun(here, "ben", SHAPES)
         ask(here, same, token(here, "ben", exp=here.end(1)))
-        for sub in ("ann", "dan"):
-            ask(here, longer, token(here, sub, exp=until))
+        for sub, end in (("ann", here.end(7)), ("ann", until), ("dan", until)):
+            ask(here, longer, token(here, sub, exp=end))
         here.must_expire(same, "its token's end, with a shorter one seen since")
         outlive(here, longer, until, "a fresh credential was seen in time")
         ask(here, (), token(here, "dan", exp=(last := here.end(6))))
@@ -119,6 +122,18 @@ def elsewhere(target: Target) -> None:
         for path in (ENDING, RENEWING):
             ask(here, streams, token(here, "cat", exp="+15m"), path)
         here.must_expire(streams, "its token's end, where nothing is renewed")
+
+
+@check("live.renew.late-answer", "LIVE-EXPIRY-001", features=FEATURES)
+def late(target: Target) -> None:
+    """An answer that begins after its token's end is not passed on, wherever streams are renewed or end."""
+    with live_bench(target, "live.renew", WORLD) as here:
+        for path in (ENDING, RENEWING):
+            end = here.end(1)
+            wait = round(1000 * (end - time.time() + _LATE))
+            seen = here.ask(token(here, "pia", exp=end), path=f"{path}?after={wait}", with_reason=False)
+            if seen.status == 200:
+                raise here.failed(f"{path}: an answer {_LATE} s after its token's end was passed on")
 
 
 @check("live.renew.revoked", "LIVE-RENEW-004", "LIVE-RENEW-005", features=FEATURES)
@@ -148,12 +163,13 @@ def revoked(target: Target) -> None:
         here.must_last(spared, "the revocation of credentials that were issued before its own")
 
 
-@check("live.renew.kept", "LIVE-RENEW-006", features={*FEATURES, "reload"})
+@check("live.renew.kept", "LIVE-RENEW-006", "LIVE-RENEW-002", features={*FEATURES, "reload"})
 def kept(target: Target) -> None:
     """A prolonged stream outlives a reload of the proxy, and a change of the policy after it.
 
     The proxy's old worker may forget which credential prolonged it, and the new worker never saw that. It
     came in the last moment that counts. Streams of others are prolonged before, during and after the reload.
+    Then a policy prolongs no more, by which the agent starts again, and at last one that does.
     """
     with live_bench(target, "live.renew.kept", WORLD, own=True) as here:
         streams = begun(here, "lou", FEW)
@@ -175,6 +191,17 @@ def kept(target: Target) -> None:
         here.must_last(streams, "a reload of the proxy", 2 * AFTER)
         here.must_reload({**here.loan.policy, "groups": []}, "it changes nothing")
         here.must_last(streams, "a reload of the proxy, and of a policy that permits it", 2 * AFTER)
+        backends = [{**backend, "renew": False} for backend in here.loan.policy["backends"]]
+        here.must_reload(changed := {**here.loan.policy, "backends": backends}, "no backend renews")
+        here.world.haproxy.reload(changed)
+        last = begun(here, "pam", FEW)
+        ask(here, last, token(here, "pam", exp="+10m"))
+        here.must_expire(last, "its token's end, after a reload to a backend that does not renew")
+        here.restart_agent()
+        here.must_reload(here.loan.policy, "a backend renews")
+        here.world.haproxy.reload(here.loan.policy)
+        ask(here, last := begun(here, "pat", FEW), token(here, "pat", exp="+10m"))
+        outlive(here, last, math.inf, "its backend renews since a reload")
 
 
 @check("live.renew.restarts", "LIVE-RENEW-001", "LIVE-RENEW-006", features=FEATURES)

@@ -26,6 +26,8 @@ _USUAL, _LONG = 600, 3000
 _SOONER = 9.0
 """Seconds, times the scale: longer than an agent may look at what is new."""
 _PATIENT = {"IAM_TIMEOUT_PROCESSING": "20s"}
+_NEAR = 1.4
+"""Seconds, times the scale: an agent has planned an end so near, and it is later than a cut may be."""
 _FAST_KEYS = {"refresh": "1s", "cooldown": "1s"}
 _KEYS = 1.0 + AFTER
 """Seconds, times the scale: the agent learns of a key within `refresh`."""
@@ -213,6 +215,10 @@ def _revoked(
     with live_bench(target, owner, revoking=True, **tables) as here:
         going, staying = here.two_people(SHAPES)
         between(here)
+        if kind == "principal":  # whose end is near
+            soon = here.open(IDLE_SOCKET, here.token(exp=here.end(2 * _NEAR), sub="alice"))
+            soon.until(soon.expires - here.stretched(_NEAR))
+            going.append(soon)
         here.revoke(reason="stolen", **members)
         here.must_end(going, f"the revocation of its {kind}")
         here.must_last(staying, f"the revocation of another's {kind}")
