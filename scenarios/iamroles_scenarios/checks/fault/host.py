@@ -39,7 +39,7 @@ _PATIENCE = 15.0
 """Seconds, times the scale, for `_DEEP` to come."""
 _HOGS, _CROWD = 4, 32
 _BUSY = "while True: pass"
-_FOREIGN = "This is no log.\n"
+_FOREIGN = "This is not a log.\n"
 
 
 def _has_processes(here: FaultBench) -> None:

@@ -352,7 +352,7 @@ _CHANGES: list[dict[str, Any]] = [
     {"duplicate": {"exp": ["-60s", "+5m"]}}, {"size": 9000},
 ]  # fmt: skip
 _SHORT = "c2hvcnQtYnV0LXdob2xl4.VGhlIHNlY29uZCBwYXJ0Ig.dGhlIHRoaXJkIGFuZCBsYXN0"
-"""Three runs of base64url that are no token of this suite."""
+"""Three runs of base64url, which this suite did not mint."""
 _CREDENTIAL_CHANGES: list[dict[str, Any]] = [
     {}, {"secret": "wrong"}, {"action": "AssumeRole"}, {"date": "-1h"}, {"url_host": "evil.example"},
     {"extra": [["X-Evil", "1"]]}, {"encoding": "padded"},

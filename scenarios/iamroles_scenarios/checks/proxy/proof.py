@@ -86,7 +86,7 @@ def asker(target: Target) -> None:
     """The agent answers the proxy alone: a peer without the proxy's certificate gets no AGENT-HELLO.
 
     By its list of names, by the certificates of another authority that took their place, and without names.
-    With the feature `limits` one that never begins its TLS is closed.
+    With the feature `limits` the agent closes a connection that never begins its TLS.
     """
     with _proven(target, _PROXY_NAME) as (here, _, authority):
         _must_greet(
