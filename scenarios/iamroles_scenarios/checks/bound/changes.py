@@ -25,9 +25,6 @@ _BEFORE, _AFTER = 0.5, 0.05
 """Seconds from minting to asking, times the scale, and beyond an edge."""
 _WINDOW, _KEY = 2.0, "nonce.key"
 """Seconds of a nonce's window, times the scale, and the file of the key."""
-_ISSUER = {"name": "next", "issuer": "https://next.example", "audiences": ["edge"], "algorithms": ["ES256"]}
-_SHADOW = {"version": 1, "issuers": [_ISSUER]}
-"""A policy that another is only compared with."""
 _ALL = {"certificate", "dpop", "reload"}
 
 
@@ -145,7 +142,7 @@ def _reload(here: Bench, window: int = 300, *, key: str = "", file: str = _KEY) 
     if file:
         here.world.agent.put(file, key)
     nonces = {"nonce": True, "nonce_lifetime": f"{window}s", **({"nonce_key": file} if file else {})}
-    here.world.agent.put("next.json", json.dumps(_SHADOW))
+    here.world.agent.put("next.json", json.dumps(table("proofs")["shadow"]))
     policy = {**here.loan.policy, "dpop": {**DPOP, **nonces}}
     if file != _KEY:
         policy["agent"] = {**policy.get("agent", {}), "shadow_policy": "next.json"}

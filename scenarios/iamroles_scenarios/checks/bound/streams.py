@@ -19,6 +19,7 @@ from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.jose.proof import combined, jwk_of, proof, thumbprint
 
 _ORIGIN = "https://gate.example"
+_REVOKING = {"live", "dpop", "certificate"}
 _LIFE, _WITHIN = 5.0, 10.0
 """Seconds, times the scale: of a stream's first credential, and for an answer."""
 
@@ -87,13 +88,7 @@ def renew(target: Target) -> None:
         outlive(here, [streams["ann"]], math.inf, "a fresh credential of the same key was seen")
 
 
-@check(
-    "bound.stream.revoked",
-    "BOUND-REVOKE-001",
-    "BOUND-STREAM-001",
-    lane="gate",
-    features={"live", "dpop", "certificate"},
-)
+@check("bound.stream.revoked", "BOUND-REVOKE-001", "BOUND-STREAM-001", lane="gate", features=_REVOKING)
 def revoked(target: Target) -> None:
     """A revocation by `keys` ends and refuses what is bound to a key or certificate, and nothing else.
 

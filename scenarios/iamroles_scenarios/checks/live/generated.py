@@ -186,34 +186,23 @@ def policy(target: Target) -> str:
         return f"{all_.played} streams"
 
 
-_STRICTER: Mapping[str, Mapping[str, Any]] = {
-    "accounts": {"accounts": ["222222222222"]},
-    "binding_header": {"binding_header": "x-iam-other"},
-    "binding_value": {"binding_value": "edge-other"},
-    "hosts": {"hosts": ["elsewhere.example"]},
-    "": {},
-}
-"""What an STS endpoint is given, by which its credentials are accepted no longer; "": nothing."""
-
-
 @check("live.sts.ends", "LIVE-POLICY-003", "LIVE-KEEP-001", features={"live", "sts", "reload"})
 def endpoints(target: Target) -> str:
     """An STS endpoint by which a pre-signed request would be refused ends its stream, whichever key says so.
 
     One endpoint for each key, and one that stays as it is.
     """
+    stricter: list[Policy] = table("streams")["endpoints"]
     usual = {"endpoint": "{sts}", "binding_value": EDGE, "insecure_http": True}
-    entries = [
-        {"name": f"sts-{n}", "hosts": [f"ends-{n}{{suffix}}.sts.example"], **usual}
-        for n in range(len(_STRICTER))
-    ]
+    hosts = [f"ends-{number}{{suffix}}.sts.example" for number in range(len(stricter))]
+    entries = [{"name": f"sts-{number}", "hosts": [host], **usual} for number, host in enumerate(hosts)]
     with crowd(target, "live.sts.ends", "live", sts=entries) as all_:
         here, policy = all_.here, all_.here.loan.policy
-        for key, entry in zip(_STRICTER, policy["sts"], strict=True):
+        for more, entry in zip(stricter, policy["sts"], strict=True):
             credential = here.credential(here.session(), host=entry["hosts"][0])
-            all_.join(f"an endpoint with another {key}", credential, path=_ROUTE, ends=bool(key))
+            all_.join(f"an endpoint that gets {more}", credential, path=_ROUTE, ends=bool(more))
         all_.must_begin()
-        changed = [{**entry, **more} for entry, more in zip(policy["sts"], _STRICTER.values(), strict=True)]
+        changed = [{**entry, **more} for entry, more in zip(policy["sts"], stricter, strict=True)]
         here.must_reload({**policy, "sts": changed}, "it lets less in")
         all_.must_split("the reload of endpoints")
         return f"{all_.played} streams"
