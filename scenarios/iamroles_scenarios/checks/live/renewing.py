@@ -92,8 +92,7 @@ def _ask_each(here: Bench, tokens: Iterable[str], ended: Event) -> None:
 def prolongs(target: Target) -> None:
     """A fresh credential prolongs streams up to its own expiry; a shorter one changes nothing.
 
-    One question each with a longer and with a shorter credential; for some later another, and for
-    some also one that ends between the two.
+    One question each with a longer and with a shorter credential; for some more of them.
     """
     with live_bench(target, "live.renew", WORLD) as here:
         until = here.end(10)
