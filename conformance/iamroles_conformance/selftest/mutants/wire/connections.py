@@ -174,7 +174,7 @@ def all_or_none(self: Any, event: Any) -> None:
                 peer.abort()
 
 
-@mutant("wire.drops-at-sigterm", "SPOP-LIFE-003", "drops everything at SIGTERM")
+@mutant("wire.drops-at-sigterm", "SPOP-LIFE-003 SPOP-LIFE-009", "drops everything at SIGTERM")
 @around(Server, "drain")
 async def drops_at_sigterm(_sound: Any, self: Any, **_how: Any) -> None:
     self._acceptor.stop()
