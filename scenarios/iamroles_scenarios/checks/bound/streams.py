@@ -92,7 +92,7 @@ def renew(target: Target) -> None:
 def revoked(target: Target) -> None:
     """A revocation by `keys` ends and refuses what is bound to a key or certificate, and nothing else.
 
-    Nor does a policy without `dpop` end more than what is bound to a key.
+    A policy without `dpop` ends what is bound to a key alone.
     """
     with _renewing(target, "bound.stream.revoked", revoking=True) as here, here.asking():
         asking, end = Asking(here), here.end(600)

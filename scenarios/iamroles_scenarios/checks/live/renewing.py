@@ -163,7 +163,7 @@ def kept(target: Target) -> None:
 
     The proxy's old worker may forget which credential prolonged it, and the new worker never saw that. It
     came in the last moment that counts. Streams of others are prolonged before, during and after the reload.
-    Then a policy prolongs no more, by which the agent starts again, and at last one that does.
+    Then a policy without renewal, with which the agent starts again; and at last the first policy.
     """
     with live_bench(target, "live.renew.kept", WORLD, own=True) as here:
         streams = begun(here, "lou", FEW)
