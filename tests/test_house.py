@@ -38,7 +38,7 @@ ROOMS = {
 ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 25_465,
-    "scenarios": 35_284,
+    "scenarios": 35_406,
     "conformance": 11_770,
     "loadtests": 4_962,
     "benchmarks": 4_263,
@@ -46,7 +46,7 @@ LINES = {
 }
 TRUSTED_LINES = 19_117
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 23_338
+DATA_LINES = 23_383
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""

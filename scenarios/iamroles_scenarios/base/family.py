@@ -58,8 +58,8 @@ def holders(pid: int) -> dict[int, int]:
         found: dict[int, int] = {}
         with suppress(OSError):
             for row in (_PROC / str(pid) / "net" / name).read_text().splitlines():
-                if " 01 " in row and (member := held.get(f"socket:[{row.split()[9]}]")):
-                    found[int(row.split()[2].rpartition(":")[2], 16)] = member
+                if " 01 " in row and (holder := held.get(f"socket:[{row.split()[9]}]")):
+                    found[int(row.split()[2].rpartition(":")[2], 16)] = holder
         if found:
             break
     return found

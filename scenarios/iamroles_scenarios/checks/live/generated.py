@@ -190,7 +190,7 @@ def policy(target: Target) -> str:
 def endpoints(target: Target) -> str:
     """An STS endpoint by which a pre-signed request would be refused ends its stream, whichever key says so.
 
-    One endpoint for each key, and one that stays as it is.
+    One endpoint for each key, and an endpoint that stays as it is.
     """
     stricter: list[Policy] = table("streams")["endpoints"]
     usual = {"endpoint": "{sts}", "binding_value": EDGE, "insecure_http": True}
