@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import ssl
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +19,8 @@ from iamroles_agent.base.config import AgentTls
 from iamroles_agent.base.encoding import lower_ascii
 from iamroles_agent.base.errors import StartError
 
-_MAX_BYTES = 4 << 20
+_MAX_BYTES, _PAUSE = 4 << 20, 1.0
+"""Bytes of a file, and seconds after a failure that may pass: strangers' connections must cost little."""
 
 log = logging.getLogger("iamroles.server")
 
@@ -37,18 +39,19 @@ class Tls:
     def __init__(self, settings: AgentTls, beside: Path) -> None:
         self._certificate, self._ca = beside / settings.certificate, beside / settings.ca
         self._names = set(map(lower_ascii, settings.names))
-        self._stamp = self._look()
+        self._stamp, self._again = self._look(), 0.0
         self._context = self._load()
 
     def context(self) -> ssl.SSLContext:
         """Return the context of a new connection, made again if a file has changed and all are good."""
-        if (stamp := self._look()) != self._stamp:
+        if time.monotonic() >= self._again and (stamp := self._look()) != self._stamp:
             try:
                 self._context = self._load()
             except StartError as error:
                 log.error("%s; the certificates before it stay in force", error)
                 if not isinstance(error.__cause__, ssl.SSLError | ValueError):
-                    return self._context  # the files may be good: too few descriptors, or half a change
+                    self._again = time.monotonic() + _PAUSE  # too few descriptors, or half a change
+                    return self._context
             else:
                 log.info("the certificates of agent.tls were read again")
             self._stamp = stamp

@@ -119,6 +119,7 @@ async def test_certificates_rotate_without_a_lost_question(files, caplog, monkey
         successor = Authority()
         files.install(successor)
         with monkeypatch.context() as passing:
+            passing.setattr(tls_module, "_PAUSE", 0.0)
             passing.setattr(tls_module.files, "read", lambda *_: (files.directory / "no").stat())
             await (await served(server, files.client("proxy.test"))).close()
         third = await served(server, files.client("proxy.test", successor))
