@@ -38,15 +38,15 @@ ROOMS = {
 ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 25_468,
-    "scenarios": 35_406,
-    "conformance": 11_770,
+    "scenarios": 35_435,
+    "conformance": 11_778,
     "loadtests": 4_962,
     "benchmarks": 4_263,
     "tests": 34_645,
 }
 TRUSTED_LINES = 19_120
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 23_383
+DATA_LINES = 23_384
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""

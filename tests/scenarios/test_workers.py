@@ -101,7 +101,7 @@ def test_each_worker_is_asked(worlds):
         seen = here.ask(here.token())
         with Spread(here.world.agent, 2, 5.0) as spread:
             pid = here.world.agent.host_pid
-            held = {holders(pid).get(one.port) for one in spread.askers()}
+            held = {holders(pid, [one.port]).get(one.port) for one in spread.askers()}
             assert (len(held), spread.reached, None in held) == (2, 2, False)
             first = spread.askers()[0]
             assert spread.askers()[0] is first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def descriptors(pid: int) -> int:
     return total
 
 
-def holders(pid: int) -> dict[int, int]:
+def holders(pid: int, ports: Iterable[int]) -> dict[int, int]:
     """Return which process of the family holds a TCP connection, by the peer's port; what can be seen."""
     held: dict[str, int] = {}
     for member in family(pid):
@@ -54,13 +55,13 @@ def holders(pid: int) -> dict[int, int]:
             for entry in (_PROC / str(member) / "fd").iterdir():
                 with suppress(FileNotFoundError):  # it was closed meanwhile
                     held[str(entry.readlink())] = member
+    found: dict[int, int] = {}
     for name in ("tcp", "tcp6"):  # the kernel takes milliseconds for each
-        found: dict[int, int] = {}
         with suppress(OSError):
             for row in (_PROC / str(pid) / "net" / name).read_text().splitlines():
                 if " 01 " in row and (holder := held.get(f"socket:[{row.split()[9]}]")):
                     found[int(row.split()[2].rpartition(":")[2], 16)] = holder
-        if found:
+        if found.keys() >= set(ports):
             break
     return found
 

@@ -55,7 +55,7 @@ class Spread:
         while True:
             self._askers += [Asker(address, timeout=self._timeout) for _ in range(_AT_ONCE)]
             ports = {asker.port: asker for asker in self._askers}
-            held = holders(pid) if pid and any(ports) else {}
+            held = holders(pid, ports) if pid and any(ports) else {}
             by_holder = {held[port]: asker for port, asker in ports.items() if port in held}
             if len(by_holder) >= self._workers or len(self._askers) >= (_MOST if by_holder else UNSEEN):
                 break

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Self
 
 from iamroles_scenarios.base import recording
-from iamroles_scenarios.base.errors import Inapplicable, Untestable
+from iamroles_scenarios.base.errors import Inapplicable, StageError, Untestable
 from iamroles_scenarios.base.family import family
 from iamroles_scenarios.checks.fault.fixture import BACK, ONE, FaultBench, fault_bench
 from iamroles_scenarios.checks.proxy.traffic import HttpQuestion
@@ -39,7 +39,7 @@ _PATIENCE = 15.0
 """Seconds, times the scale, for `_DEEP` to come."""
 _HOGS, _CROWD = 4, 32
 _BUSY = "while True: pass"
-_FOREIGN = "This is not a log.\n"
+_FOREIGN = b"This is not a log.\n"
 
 
 def _has_processes(here: FaultBench) -> None:
@@ -275,7 +275,7 @@ def disk(target: Target) -> str:
                 here.must_recover(fault, everywhere=True)
             if seen_here:
                 here.ask_during("a sound disk", 5 * here.people, served=True)  # the next log is shorter
-                with _limited(here, resource.RLIMIT_FSIZE, lambda _pid: path.stat().st_size):
+                with _limited(here, resource.RLIMIT_FSIZE, lambda _pid: _longest(folder)):
                     _nobody_allowed(here, "a full disk")
                     folder.rename(folder.with_suffix(".full"))
                     folder.mkdir()
@@ -284,36 +284,46 @@ def disk(target: Target) -> str:
                     _nobody_allowed(here, "a log whose folder is gone")
                 here.must_recover("a log whose folder is gone", everywhere=True)
                 here.world.agent.stop()
-                path.rename(folder / "log.1")
+                for one in tuple(folder.glob("log*")):
+                    if one.suffix != ".head":
+                        one.rename(folder / f"former-{one.name}")
                 here.world.agent.start()
                 here.must_recover("a stop in which the log was moved away")
                 folder.rename(old := folder.with_suffix(".old"))
                 folder.mkdir()
-                texts = [
-                    folder / one.name for one in old.glob("log*") if one.suffix != ".head"
-                ]  # of each worker
-                for text in texts:
-                    text.write_text(_FOREIGN)
+                texts = [folder / one.name for one in old.glob("log*") if one.suffix != ".head"]
+                for text in texts:  # of each worker
+                    text.write_bytes(_FOREIGN)
                 _nobody_allowed(here, "a text in the log's place", texts)
                 for text in texts:
-                    text.unlink()
+                    text.unlink(missing_ok=True)
                 here.must_recover("a text in the log's place", everywhere=True)
             remark = here.remark
         if seen_here and not target.lacks(["workers"]):
             (full := folder / "full").symlink_to("/dev/full")
             override = {"audit": {**log, "path": str(full)}, "agent": {"workers": 2}}
-            with fault_bench(target, override=override, start=False) as here:
-                here.issuer().wait_for("jwks", 1, here.seconds(BACK))
-                _nobody_allowed(here, "a device that is full")
+            try:
+                with fault_bench(target, override=override, start=False) as here:
+                    here.send(here.people[0])  # an agent may fetch keys only then
+                    here.issuer().wait_for("jwks", 1, here.seconds(BACK))
+                    _nobody_allowed(here, "a device that is full")
+            except StageError as error:  # it may also say so, and end (8.4)
+                if " ended " not in error.message or "audit" not in error.logs["agent"]:
+                    raise
         return remark
+
+
+def _longest(folder: Path) -> int:
+    """Return the size of the longest log: an agent may write a file for each worker."""
+    return max((one.stat().st_size for one in folder.glob("log*")), default=0)
 
 
 def _nobody_allowed(here: FaultBench, fault: str, texts: Sequence[Path] = ()) -> None:
     end = time.monotonic() + here.seconds(BACK)
     # Each worker learns it by a record of its own.
     while (seen := here.ask_each_worker(here.people[0])) and seen.opened:
-        if any(one.read_text() != _FOREIGN for one in texts):  # an agent may write behind them
-            return
+        if any(not one.exists() or one.read_bytes() != _FOREIGN for one in texts):
+            return  # an agent may write behind them, or move them away
         if time.monotonic() > end:
             raise here.failed(f"{fault}: allowed though nothing can be recorded", seen)
     for question in _fresh(here, 2):

@@ -144,9 +144,10 @@ def stale(target: Target) -> None:
         first = time.monotonic()
         while time.monotonic() < first + MAX_STALE:  # what is renewed starts to age again
             _asked(here, keys)
+        soon = time.time() + MAX_STALE / 2
         keys.fault("*", "cut")
         try:
-            soon, seen = time.time() + MAX_STALE / 2, here.ask(known)
+            seen = here.ask(known)
             here.in_time(soon, "a question at the beginning of an outage", seen.at)
             if found := mismatches(ALLOWED, seen, {}):
                 raise here.failed(f"at once, with keys that were renewed: {'; '.join(found)}", seen, ALLOWED)

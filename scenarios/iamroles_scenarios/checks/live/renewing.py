@@ -28,8 +28,8 @@ _AHEAD = 1.0
 _MOMENT = 0.6
 """Seconds, times the scale, that the judge has to ask in the last moment."""
 SHAPES = (*FEW, UPLOAD)
-_LATE = 0.05
-"""Seconds after a token's end at which an answer begins."""
+_LATE = 0.2
+"""Seconds, times the scale, after a token's end at which an answer begins."""
 _OTHERS, _TIMES, _BESIDE, _PAUSE = ("mia", "ned", "oda"), 5, 1.5, 0.25
 """People whose streams are prolonged beside a reload, how often, and seconds: on each side, between two."""
 
@@ -99,7 +99,7 @@ def prolongs(target: Target) -> None:
         longer, twice = begun(here, "ann", EVERY), begun(here, "dan", FEW)
         same = begun(here, "ben", SHAPES)
         ask(here, same, token(here, "ben", exp=here.end(1)))
-        for sub, end in (("ann", here.end(7)), ("ann", until), ("dan", until)):
+        for sub, end in (("ann", until - 2), ("ann", until), ("dan", until)):
             ask(here, longer, token(here, sub, exp=end))
         here.must_expire(same, "its token's end, with a shorter one seen since")
         outlive(here, longer, until, "a fresh credential was seen in time")
@@ -123,11 +123,13 @@ def elsewhere(target: Target) -> None:
             ask(here, streams, token(here, "cat", exp="+15m"), path)
         here.must_expire(streams, "its token's end, where nothing is renewed")
         for path in (ENDING, RENEWING):
-            wait = round(1000 * ((end := here.end(1)) - time.time() + _LATE))
+            late = token(here, "pia", exp=(end := here.end(1)))
+            wait = round(1000 * (end - time.time() + here.seconds(_LATE)))
+            here.in_time(end, "a question before its token's end")
             with suppress(HttpFault):  # the connection may end, too
-                seen = here.ask(token(here, "pia", exp=end), path=f"{path}?after={wait}", with_reason=False)
+                seen = here.ask(late, path=f"{path}?after={wait}", with_reason=False)
                 if seen.status == 200:
-                    raise here.failed(f"{path}: an answer {_LATE} s after its token's end was passed on")
+                    raise here.failed(f"{path}: an answer that began after its token's end was passed on")
 
 
 @check("live.renew.revoked", "LIVE-RENEW-004", "LIVE-RENEW-005", features=FEATURES)

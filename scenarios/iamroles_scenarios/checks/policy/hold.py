@@ -58,10 +58,10 @@ def first_world(target: Target) -> None:
     if not target.agent.runs:
         raise Inapplicable("process of its own")
     grants = {"grants": [{"id": "R1", "metods": ["GET"]}]}
-    for key, wrong in (("metods", grants), ("audit.path", {"audit": {"path": "/dev/null/log"}})):
+    for key, wrong in (("metods", grants), ("audit", {"audit": {"path": "/dev/null/log"}})):
         try:
             with own_bench(target, "orders", override=wrong, haproxy=False):
-                if key != "audit.path":
+                if key != "audit":
                     said = Evidence(expected="its end")
                     raise CheckFailed("an agent serves in a world with an unknown key", said)
         except StageError as error:

@@ -117,10 +117,14 @@ def _left(here: FaultBench) -> bool:
     """Say nothing to the agent, and return whether it closes the connection."""
     host, _, port = here.world.agent.spop_address.rpartition(":")
     with socket.create_connection((host, int(port)), here.seconds(_ANSWER)) as line:
-        try:
-            return not line.recv(1)
-        except OSError as error:  # also a reset
-            return not isinstance(error, TimeoutError)
+        with suppress(ConnectionError):
+            while True:
+                try:
+                    if not line.recv(4096):  # before the end an alert may come (RFC 8446 section 6.1)
+                        break
+                except TimeoutError:
+                    return False
+        return True
 
 
 def _greeted(here: FaultBench, pem: str | None) -> bool:

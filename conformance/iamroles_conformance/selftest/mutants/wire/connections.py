@@ -174,12 +174,20 @@ def all_or_none(self: Any, event: Any) -> None:
                 peer.abort()
 
 
-@mutant("wire.drops-at-sigterm", "SPOP-LIFE-003 SPOP-LIFE-009", "drops everything at SIGTERM")
+@mutant("wire.drops-at-sigterm", "SPOP-LIFE-003", "drops everything at SIGTERM")
 @around(Server, "drain")
 async def drops_at_sigterm(_sound: Any, self: Any, **_how: Any) -> None:
     self._acceptor.stop()
     for peer in tuple(self.peers):
         peer.abort()
+
+
+@mutant("wire.denies-at-sigterm", "SPOP-LIFE-009", "denies at SIGTERM what is in flight")
+@around(Server, "drain")
+async def denies_at_sigterm(sound: Any, self: Any, **how: Any) -> None:
+    for peer in tuple(self.peers):
+        peer.give_up("the agent is stopping")
+    await sound(self, **how)
 
 
 @mutant("wire.short-writes", "SPOP-UNREAD-001", "loses what a full socket does not take")
