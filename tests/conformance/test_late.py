@@ -197,7 +197,7 @@ SHORT = 10
 """Seconds of a life, a bound or a wait below which a busy host may be late."""
 STRETCHED_INSIDE = {"expect", "must_end", "must_refuse", "must_answer_all", "collect", "eventually"}
 """Functions of benches and of the wire lane that multiply their seconds by the scale."""
-BEATS = {"BEAT", "LOOK", "POLL", "EACH", "CANCEL_AGAIN", "CONNECT", "PAUSE", "RECHECK"}
+BEATS = {"BEAT", "LOOK", "POLL", "EACH", "CANCEL_AGAIN", "CONNECT", "PAUSE", "RECHECK", "MAX_STALE"}
 """Constants of loops that look again, of connecting, which the kernel does, and of agents' own bounds."""
 WAITS = ("wait", "settimeout", "join", "wait_for", "sleep", "polls")
 

@@ -305,7 +305,7 @@ def disk(target: Target) -> str:
             try:
                 with fault_bench(target, override=override, start=False) as here:
                     here.send(here.people[0])  # an agent may fetch keys only then
-                    here.issuer().wait_for("jwks", 1, here.seconds(BACK))
+                    here.issuer().wait_for("jwks", at_least=1, deadline=here.seconds(BACK))
                     _nobody_allowed(here, "a device that is full")
             except StageError as error:  # it may also say so, and end (8.4)
                 if " ended " not in error.message or "audit" not in error.logs["agent"]:

@@ -5,6 +5,7 @@ Every check signs for a host of its own, `<flow>.sts.example`, in the shared wor
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -160,9 +161,9 @@ def brief(target: Target) -> None:
     with bench(target, WORLD, flow="brief") as here:
         keys, now = here.session("brief"), int(time.time())
         seen = here.expect("a brief role", here.credential(keys, date=f"-{_BRIEF // 2}s"), ALLOWED)
-        if not now <= int(seen.tags["expires"]) - _BRIEF // 2 <= time.time() + 1:
+        if not now <= int(seen.tags["expires"]) - _BRIEF // 2 <= math.ceil(time.time()):
             raise here.failed("the role's lifetime does not count from the date", seen)
-        here.sts_fault("slow", seconds=_WAIT)
+        here.sts_fault("slow", seconds=here.seconds(_WAIT))
         text = here.credential(keys, date=f"-{_BRIEF - 2}s")
         ended = refused("token_expired", "sts_unavailable", status=[401, 503])
         here.expect("a role that ended meanwhile", text, ended)

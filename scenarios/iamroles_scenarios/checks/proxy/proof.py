@@ -81,7 +81,7 @@ def impostor(target: Target) -> str:
         return here.remark
 
 
-@check("proxy.proof.asker", "PROXY-PROOF-002", "SPOP-LIFE-008", features={"proof"})
+@check("proxy.proof.asker", "PROXY-PROOF-002", features={"proof"})
 def asker(target: Target) -> None:
     """The agent answers the proxy alone: a peer without the proxy's certificate gets no AGENT-HELLO.
 
