@@ -29,8 +29,8 @@ _LONGEST = 3063
 """Bytes of the URL of the longest credential: `iam-sts-v1.` and 4084 letters."""
 OTHER_ACCOUNT = "222222222222"
 REJECTED = refused("sts_rejected")
-_BRIEF, _WAIT = 600, 2.5
-"""Seconds: `max_lifetime` of the role `brief`, and longer than its rest while STS is asked."""
+_BRIEF, _LEFT, _WAIT = 600, 2.0, 2.5
+"""Seconds: `max_lifetime` of the role `brief`; times the scale, what is left of it, and what STS takes."""
 _RECHECK, _ROUNDED, _POLL = 1.0, 0.1, 0.05
 """Seconds, of the world and of no host: an agent that is late has believed no longer for it."""
 
@@ -164,7 +164,9 @@ def brief(target: Target) -> None:
         if not now <= int(seen.tags["expires"]) - _BRIEF // 2 <= math.ceil(time.time()):
             raise here.failed("the role's lifetime does not count from the date", seen)
         here.sts_fault("slow", seconds=here.seconds(_WAIT))
-        text = here.credential(keys, date=f"-{_BRIEF - 2}s")
+        end = time.time() + (left := round(here.seconds(_LEFT)))
+        text = here.credential(keys, date=f"-{_BRIEF - left}s")
+        here.in_time(end, "a question before the end of its role")
         ended = refused("token_expired", "sts_unavailable", status=[401, 503])
         here.expect("a role that ended meanwhile", text, ended)
         here.sts_clear()
