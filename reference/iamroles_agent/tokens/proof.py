@@ -41,7 +41,7 @@ from iamroles_agent.base.identity import Identity, Request
 from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.policy.paths import canonical
 from iamroles_agent.spop.messages import Check
-from iamroles_agent.tokens.jws import FORBIDDEN
+from iamroles_agent.tokens.jws import FORBIDDEN, media
 from iamroles_agent.tokens.keys import ALGORITHMS, Verify, parse_key, problem_of
 
 OWN_KEY = secrets.token_bytes(32)
@@ -163,7 +163,7 @@ class ProofRules:
     def _key_of(self, header: dict[str, Any]) -> tuple[str, tuple[tuple[str, str], ...]]:
         """Return the algorithm, and the members of the key that make its thumbprint."""
         # A media type (RFC 7515 section 4.1.9): without case, and `application/` before it may be left out.
-        if str(header.get("typ")).lower().removeprefix("application/") != "dpop+jwt":
+        if media(str(header.get("typ"))) != "dpop+jwt":
             raise _invalid("typ is not dpop+jwt")
         for name, why in FORBIDDEN:
             if name in header:

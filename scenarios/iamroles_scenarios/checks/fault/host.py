@@ -272,30 +272,7 @@ def disk(target: Target) -> str:
                     _nobody_allowed(here, fault)
                 here.must_recover(fault, everywhere=True)
             if seen_here:
-                here.ask_during("a sound disk", 5 * here.people, served=True)  # the next log is shorter
-                with _limited(here, resource.RLIMIT_FSIZE, lambda _pid: _longest(folder)):
-                    _nobody_allowed(here, "a full disk")
-                    folder.rename(folder.with_suffix(".full"))
-                    folder.mkdir()
-                    here.must_recover("a full disk whose place another one takes")
-                with _gone(folder):
-                    _nobody_allowed(here, "a log whose folder is gone")
-                here.must_recover("a log whose folder is gone", everywhere=True)
-                here.world.agent.stop()
-                for one in tuple(folder.glob("log*")):
-                    if one.suffix != ".head":
-                        one.rename(folder / f"former-{one.name}")
-                here.world.agent.start()
-                here.must_recover("a stop in which the log was moved away")
-                folder.rename(old := folder.with_suffix(".old"))
-                folder.mkdir()
-                texts = [folder / one.name for one in old.glob("log*") if one.suffix != ".head"]
-                for text in texts:  # of each worker
-                    text.write_bytes(_FOREIGN)
-                _nobody_allowed(here, "a text in the log's place", texts)
-                for text in texts:
-                    text.unlink(missing_ok=True)
-                here.must_recover("a text in the log's place", everywhere=True)
+                _replace_log(here, folder)
             remark = here.remark
         if seen_here and not target.lacks(["workers"]):
             (full := folder / "full").symlink_to("/dev/full")
@@ -311,9 +288,37 @@ def disk(target: Target) -> str:
         return remark
 
 
-def _longest(folder: Path) -> int:
-    """Return the size of the longest log: an agent may write a file for each worker."""
-    return max((one.stat().st_size for one in folder.glob("log*")), default=0)
+def _logs(folder: Path) -> list[Path]:
+    """Return the logs there: an agent may write a file for each worker, and the reference agent heads."""
+    return [one for one in folder.glob("log*") if one.suffix != ".head"]
+
+
+def _replace_log(here: FaultBench, folder: Path) -> None:
+    """Put another disk, nothing, a new log and a text in the log's place."""
+    here.ask_during("a sound disk", 5 * here.people, served=True)  # the next log is shorter
+    longest = max((one.stat().st_size for one in _logs(folder)), default=0)
+    with _limited(here, resource.RLIMIT_FSIZE, lambda _pid: longest):
+        _nobody_allowed(here, "a full disk")
+        folder.rename(folder.with_suffix(".full"))
+        folder.mkdir()
+        here.must_recover("a full disk whose place another one takes")
+    with _gone(folder):
+        _nobody_allowed(here, "a log whose folder is gone")
+    here.must_recover("a log whose folder is gone", everywhere=True)
+    here.world.agent.stop()
+    for one in _logs(folder):
+        one.rename(folder / f"former-{one.name}")
+    here.world.agent.start()
+    here.must_recover("a stop in which the log was moved away")
+    folder.rename(old := folder.with_suffix(".old"))
+    folder.mkdir()
+    texts = [folder / one.name for one in _logs(old)]
+    for text in texts:
+        text.write_bytes(_FOREIGN)
+    _nobody_allowed(here, "a text in the log's place", texts)
+    for text in texts:
+        text.unlink(missing_ok=True)
+    here.must_recover("a text in the log's place", everywhere=True)
 
 
 def _nobody_allowed(here: FaultBench, fault: str, texts: Sequence[Path] = ()) -> None:
