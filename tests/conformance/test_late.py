@@ -115,20 +115,20 @@ def test_a_judge_whose_event_loop_stood_still_knows_it_though_its_threads_ran():
 def test_a_starved_process_is_seen_and_a_sleeping_one_is_not():
     lateness.start()
     began = time.monotonic()
-    whole = os.sched_getaffinity(0)
-    one = {min(whole)}
+    one = min(os.sched_getaffinity(0))
     words = [sys.executable, "-S", "-c"]
-    hogs = [subprocess.Popen([*words, "while True: pass"]) for _ in range(3)]
+    # Its second thread waits: the agents of other languages answer by threads.
+    starved = f"import os, _thread as t, time; os.sched_setaffinity(0, [{one}]); os.nice(10)"
+    starved += "; t.start_new_thread(exec, ('while True: pass', {{}})); time.sleep(600)"
+    hog = f"import os; os.sched_setaffinity(0, [{one}])\nwhile True: pass"
+    hogs = [subprocess.Popen([*words, code]) for code in (starved, hog, hog)]
     sleeper = subprocess.Popen([*words, "import time; time.sleep(600)"])
     try:
-        for hog in hogs:
-            os.sched_setaffinity(hog.pid, one)
-        os.setpriority(os.PRIO_PROCESS, hogs[0].pid, 10)
 
         def told_apart():
             seen = lateness._seen()
-            starved = lateness.delay(began, [hogs[0].pid], 1.0, judge=False).share >= 0.4
-            return starved and seen[sleeper.pid].waited < seen[hogs[0].pid].waited / 4
+            late = lateness.delay(began, [hogs[0].pid], 1.0, judge=False).share >= 0.4
+            return late and seen[sleeper.pid].waited < seen[hogs[0].pid].waited / 4
 
         until(told_apart, 60)
     finally:
@@ -159,6 +159,20 @@ def test_a_process_that_was_born_meanwhile_counts_from_its_birth():
     finally:
         child.kill()
         child.wait()
+
+
+def test_what_the_machine_below_takes_and_what_each_process_waits_is_added_up(monkeypatch, tmp_path):
+    lines = ("cpu 9 9 9 9 9 9 9 70 0 0", "cpu0 1 1 1 1 1 1 1 0 0 0", "cpu1 1 1 1 1 1 1 1 70 0 0", "ctxt 1")
+    (tmp_path / "stat").write_text("\n".join(lines))
+    monkeypatch.setattr(lateness, "_PROC", tmp_path)
+    stolen = lateness._stolen()
+    assert stolen == {"cpu0": 0.0, "cpu1": 70 / os.sysconf("SC_CLK_TCK")}
+    pulse = lateness._Pulse()
+    monkeypatch.setattr(pulse, "look", lambda: None)
+    seen = [{1: lateness._Seen(0, 0.0, 0.1 * at), 2: lateness._Seen(1, 0.0, 0.15 * at)} for at in (0, 1)]
+    pulse._looks += [lateness._Look(at, 0, 0, {"cpu0": 0.0, "cpu1": 0.7 * at}, seen[at]) for at in (0, 1)]
+    assert pulse.share(0, [], 1.0, judge=False) == pytest.approx(0.7)
+    assert pulse.share(0, [1], 1.0, judge=False) == pytest.approx(0.95)  # what each waited is added
 
 
 def test_a_check_that_starves_the_agent_itself_does_not_blame_the_host(monkeypatch):

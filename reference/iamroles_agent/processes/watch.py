@@ -1,4 +1,4 @@
-"""The fetcher's watch on the revocations file: it looks four times a second, and puts a change in force
+"""The fetcher's watch on the revocations file: it looks ten times a second, and puts a change in force
 everywhere.
 """
 
@@ -13,7 +13,7 @@ from iamroles_agent.control.document import REVOCATIONS
 from iamroles_agent.live.revocations import NONE, from_part, read, to_part
 from iamroles_agent.processes.link import Body, Link, LinkLost
 
-_PAUSE = 0.25
+_PAUSE = 0.1
 _AGAIN = 2.0
 """Seconds until what failed for another reason than the file's content is tried again."""
 

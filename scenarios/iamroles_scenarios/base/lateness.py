@@ -6,11 +6,12 @@ in that time says little about an agent. Two measures tell:
 - the *gap*: a thread of the judge sleeps `_BEAT` seconds again and again, and keeps each time that took much
   longer, because the process was stopped or starved, or another of its threads did not let go. In the wire
   lane a task of its event loop does the same, because that may stand still alone;
-- the *share* of its time for which a process of the stage, or a thread of the judge, waited for a CPU, or the
-  judge did not run. The kernel counts the waits of each thread (proc(5), `schedstat`); of the stage's
-  processes the first thread is taken, because it answers. An agent that sleeps, or computes for too long,
-  does not wait for a CPU: its own fault is not counted. The time in which all that could have run on this
-  host waited for a disk is added (`/proc/pressure/io`, `full`).
+- the *share* of its time for which the stage's processes, or a thread of the judge, waited for a CPU, or the
+  judge did not run. The kernel counts the waits of each thread (proc(5), `schedstat`). Those of the stage are
+  added up: a change goes from process to process, and waits in each. An agent that sleeps, or computes for
+  too long, does not wait for a CPU: its own fault is not counted. Two times are added: that in which all that
+  could have run on this host waited for a disk (`/proc/pressure/io`, `full`), and that for which the machine
+  below took one of this host's CPUs (`/proc/stat`, `steal`), because no thread is said to wait meanwhile.
 
 The share is the greatest of any span that is as long as the wait in question: a host that starves an agent
 for three seconds of a minute makes it late by three seconds, not by a twentieth.
@@ -34,6 +35,10 @@ from typing import NamedTuple
 
 _PROC = Path("/proc")
 _PRESSURE = _PROC / "pressure/io"
+_STEAL = 8
+"""The column of `/proc/stat` (proc(5))."""
+_THREADS, _BIRTH = 17, 19
+"""Places in what `_fields` returns."""
 _BEAT = 0.02
 _GAP = 0.05
 """Seconds beyond a beat that count as a gap."""
@@ -55,7 +60,7 @@ class Delay:
     gap: float
     """Seconds: the longest time in which the judge did not run."""
     share: float
-    """The greatest part of a span (0 to 1) for which a process waited for a CPU, and all for a disk."""
+    """The greatest part of a span (0 to 1) that waits for a CPU or a disk may have taken."""
 
 
 class _Seen(NamedTuple):
@@ -66,7 +71,7 @@ class _Seen(NamedTuple):
     born: float
     """By the monotonic clock."""
     waited: float
-    """Seconds for which its first thread has waited for a CPU, in all."""
+    """Seconds for which its threads have waited for a CPU, in all."""
 
 
 class _Look(NamedTuple):
@@ -77,6 +82,8 @@ class _Look(NamedTuple):
     """Seconds in which the judge did not run, in all."""
     stalled: float
     """Seconds for which all waited for a disk, in all."""
+    stolen: dict[str, float]
+    """Seconds that each CPU was not this host's, in all."""
     found: dict[int, _Seen]
 
 
@@ -116,26 +123,34 @@ class _Pulse:
 
     def look(self) -> None:
         """See for how long each process has waited by now."""
-        self._looks.append(_Look(time.monotonic(), self._lost, _stalled(), _seen()))
+        self._looks.append(_Look(time.monotonic(), self._lost, _stalled(), _stolen(), _seen()))
 
     def gap(self, since: float) -> float:
         return max((late for ended, late in tuple(self.gaps) if ended > since), default=0.0)
 
     def share(self, since: float, firsts: Iterable[int | None], span: float, *, judge: bool) -> float:
-        """Return the greatest share of a member of these families, of members that have ended too."""
+        """Return the share of these families together, of members that have ended too, or of the judge."""
         self.look()
         looks = tuple(self._looks)
         looks = looks[max(0, bisect_right(looks, since, key=attrgetter("at")) - 1) :]
-        waited: dict[int, list[_Point]] = {}
+        own: dict[int, list[_Point]] = {}
+        stage: dict[int, list[_Point]] = {}
         for look in looks:
-            own = [thread for thread, seen in look.found.items() if judge and seen.parent is None]
-            for pid in [*own, *_families(look.found, firsts)]:
-                seen = look.found[pid]
-                # A process that was born since the last look has waited only since then.
-                waited.setdefault(pid, [(seen.born, 0.0)]).append((look.at, seen.waited))
-        shares = [_part(points, since, span) for points in waited.values()]
+            threads = [thread for thread, seen in look.found.items() if judge and seen.parent is None]
+            for group, members in ((own, threads), (stage, _families(look.found, firsts))):
+                for pid in members:
+                    seen = look.found[pid]
+                    # A process that was born since the last look has waited only since then.
+                    group.setdefault(pid, [(seen.born, 0.0)]).append((look.at, seen.waited))
+        shares = [_part(points, since, span) for points in own.values()]
         shares.append(_part([(look.at, look.lost) for look in looks], since, span) * judge)
-        return min(1.0, max(shares) + _part([(look.at, look.stalled) for look in looks], since, span))
+        shares.append(sum(_part(points, since, span) for points in stage.values()))
+        stolen = [
+            _part([(look.at, look.stolen.get(cpu, 0.0)) for look in looks], since, span)
+            for cpu in looks[-1].stolen
+        ]
+        stalled = _part([(look.at, look.stalled) for look in looks], since, span)
+        return min(1.0, max(shares) + stalled + max(stolen, default=0.0))
 
 
 _Point = tuple[float, float]
@@ -164,6 +179,14 @@ def _stalled() -> float:
     return 0.0
 
 
+def _stolen() -> dict[str, float]:
+    """Return for how many seconds each CPU ran another guest; nothing if the kernel does not say."""
+    with suppress(OSError, ValueError, IndexError):
+        lines = [line.split() for line in (_PROC / "stat").read_text().splitlines()]
+        return {of[0]: int(of[_STEAL]) / _TICKS for of in lines if of[0].startswith("cpu") and of[0] != "cpu"}
+    return {}
+
+
 def _families(found: Mapping[int, _Seen], firsts: Iterable[int | None]) -> list[int]:
     members = [pid for pid in firsts if pid in found]
     for member in members:
@@ -171,18 +194,38 @@ def _families(found: Mapping[int, _Seen], firsts: Iterable[int | None]) -> list[
     return [pid for pid in members if pid is not None]
 
 
+def _fields(folder: Path) -> list[str]:
+    """Return a process's or thread's `stat` from the third field on: the second may hold anything."""
+    return (folder / "stat").read_text().rpartition(")")[2].split()
+
+
+def _waited(folder: Path) -> float:
+    return int((folder / "schedstat").read_text().split()[1]) / 1e9
+
+
+_BORN = int(_fields(_PROC / "self")[_BIRTH])
+_older: set[str] = set()
+"""Processes that were born before the judge, and so belong to no stage: no look reads them again."""
+
+
 def _seen() -> dict[int, _Seen]:
+    """Return the judge's threads, and the processes that were born after it, with what each has waited."""
     found = {}
     booted = time.monotonic() - time.clock_gettime(time.CLOCK_BOOTTIME)
-    for folder, own in ((_PROC, False), (_PROC / "self/task", True)):
-        for entry in folder.iterdir():
-            with suppress(OSError, ValueError, IndexError):
-                if entry.name.isdecimal():
-                    waited = int((entry / "schedstat").read_text().split()[1]) / 1e9
-                    # The second field is the name, in brackets, and may hold anything.
-                    fields = (entry / "stat").read_text().rpartition(")")[2].split()
-                    parent = None if own else int(fields[1])
-                    found[int(entry.name)] = _Seen(parent, booted + int(fields[19]) / _TICKS, waited)
+    names = {entry.name for entry in _PROC.iterdir() if entry.name.isdecimal()}
+    _older.intersection_update(names)
+    for name in names - _older:
+        with suppress(OSError, ValueError, IndexError):
+            fields = _fields(_PROC / name)
+            if (born := int(fields[_BIRTH])) < _BORN:
+                _older.add(name)
+                continue
+            threads = [_PROC / name] if fields[_THREADS] == "1" else (_PROC / name / "task").iterdir()
+            found[int(name)] = _Seen(int(fields[1]), booted + born / _TICKS, sum(map(_waited, threads)))
+    for folder in (_PROC / "self/task").iterdir():
+        with suppress(OSError, ValueError, IndexError):
+            born = int(_fields(folder)[_BIRTH])
+            found[int(folder.name)] = _Seen(None, booted + born / _TICKS, _waited(folder))
     return found
 
 
