@@ -396,7 +396,9 @@ def allowed_again(world):
 
 
 def test_an_agent_that_is_down_costs_nothing_and_comes_back(world):
+    first = world.agent.host_pid
     world.agent.kill()
+    assert world.agent.host_pid == first is not None  # a verdict that comes now says how long it has waited
     assert ask(world).status == 503
     assert world.haproxy.wait_agent(up=False, within=WITHIN)
     records = []

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tarfile
 from contextlib import closing
 from pathlib import Path
 
@@ -172,6 +173,8 @@ def test_an_images_name_follows_its_content():
     assert digest({"a": b"1", "b": b""}, "base") == digest({"b": b"", "a": b"1"}, "base")
     assert len({digest({"a": b"1"}, "x"), digest({"a": b"2"}, "x"), digest({"a": b"1"}, "y")}) == 3
     assert pack({"a": b"1"}) == pack({"a": b"1"})
+    with tarfile.open(fileobj=io.BytesIO(pack({"a": b"1"}, at=1.5))) as archive:
+        assert archive.getmember("a").mtime == 1.5  # two files of the same second differ
 
 
 def test_the_image_has_the_project_and_not_the_suites_tools():

@@ -55,6 +55,21 @@ def read(path: Path, limit: int, *, own: bool = False) -> bytes:
     return content
 
 
+Stamp = tuple[int, int, int, int]
+
+
+def stamp(path: Path) -> Stamp | None:
+    """Return what differs if a file was replaced, written or made readable; None if it is not there.
+
+    Its change time is in it: a copy may keep the modification time, and a new file may get an old number.
+    """
+    try:
+        about = path.stat()
+    except OSError:
+        return None
+    return about.st_mtime_ns, about.st_ctime_ns, about.st_size, about.st_ino
+
+
 def write(path: Path, content: bytes, *, mode: int = 0o644) -> None:
     """Replace a file whole or not at all, durably; a link to it, its owner, group and mode stay.
 

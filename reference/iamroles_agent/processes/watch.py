@@ -9,6 +9,7 @@ import logging
 from pathlib import Path
 
 from iamroles_agent.base.errors import ConfigError
+from iamroles_agent.base.files import Stamp, stamp
 from iamroles_agent.control.document import REVOCATIONS
 from iamroles_agent.live.revocations import NONE, from_part, read, to_part
 from iamroles_agent.processes.link import Body, Link, LinkLost
@@ -18,8 +19,6 @@ _AGAIN = 2.0
 """Seconds until what failed for another reason than the file's content is tried again."""
 
 log = logging.getLogger("iamroles.live")
-
-_Stamp = tuple[int, int, int, int] | None
 
 
 class Watch:
@@ -38,7 +37,7 @@ class Watch:
         """Why the revocations in force are not those of the file; "" if they are, as far as is known."""
         self._ids: tuple[str, list[str]] = ("", [])
         """A part's digest, and the ids of its revocations."""
-        self._seen: _Stamp | str = ""
+        self._seen: Stamp | str | None = ""
         """The file's stamp at the last look."""
         self._taken = False
         """True if the file as last seen is in force in all workers, or is a problem."""
@@ -48,18 +47,18 @@ class Watch:
     async def run(self) -> None:
         """Look, for as long as the fetcher lives."""
         while True:
-            stamp = _stamp(self._path)
-            if stamp != self._seen or self._again:
+            found = stamp(self._path)
+            if found != self._seen or self._again:
                 self._taken = self._again = False
-                known, self.problem = self.problem, await self._take(stamp)
-                self._seen, self._taken = stamp, True
+                known, self.problem = self.problem, await self._take(found)
+                self._seen, self._taken = found, True
                 if self.problem and self.problem != known:
                     log.error("%s\nthe revocations in force stay in force", self.problem)
             await asyncio.sleep(_AGAIN if self._again else _PAUSE)
 
     async def answer(self, question: Body) -> Body:
         """List the revocations in force, or look for an `id`; `settled`: as the file stands now."""
-        settled = self._taken and self._seen == _stamp(self._path)
+        settled = self._taken and self._seen == stamp(self._path)
         part = self._link.document.parts.get(REVOCATIONS)
         if part is not None and part.digest != self._ids[0]:
             self._ids = part.digest, [row.id for row in from_part(part).rows]
@@ -67,10 +66,10 @@ class Watch:
         about = {"listed": question["id"] in listed} if "id" in question else {"in_force": listed}
         return {**about, "settled": settled, "problem": self.problem}
 
-    async def _take(self, stamp: _Stamp) -> str:
+    async def _take(self, seen: Stamp | None) -> str:
         """Put the file in force; the problem, if there is one."""
         try:
-            found = NONE if stamp is None else await asyncio.to_thread(read, self._path)
+            found = NONE if seen is None else await asyncio.to_thread(read, self._path)
         except ConfigError as error:
             self._again = isinstance(error.__cause__, OSError)  # perhaps the disk, or a lack of descriptors
             return str(error)
@@ -87,12 +86,3 @@ class Watch:
             return f"{self._path} could not be put in force: {outcome['error']}"
         log.info("revocations of %s are in force in %s workers", self._path, outcome.get("confirmed"))
         return ""
-
-
-def _stamp(path: Path) -> _Stamp:
-    try:
-        about = path.stat()
-    except OSError:
-        return None
-    # The change time moves with owner and mode too: a file that may be read again is read again.
-    return about.st_mtime_ns, about.st_ctime_ns, about.st_size, about.st_ino

@@ -10,7 +10,6 @@ import logging
 import ssl
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +61,8 @@ class Tls:
         found = (certificate or {}).get("subjectAltName", ())
         return not self._names or any(kind == "DNS" and lower_ascii(n) in self._names for kind, n in found)
 
-    def _look(self) -> list[tuple[int, ...]]:
-        stamp: list[tuple[int, ...]] = []
-        for path in (self._certificate, self._ca):
-            with suppress(OSError):
-                about = path.stat()
-                stamp.append((about.st_ino, about.st_size, about.st_mtime_ns))
-        return stamp
+    def _look(self) -> list[files.Stamp | None]:
+        return [files.stamp(path) for path in (self._certificate, self._ca)]
 
     def _load(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
+from iamroles_agent.base import files
+
 _T = TypeVar("_T")
 _Resolved = tuple[list[Any], ssl.SSLContext | None]
 _IDLE = 64
@@ -174,15 +176,11 @@ class _Connection(asyncio.Protocol):
 def _authorities() -> ssl.SSLContext:
     """Trust the system's authorities (or SSL_CERT_FILE, SSL_CERT_DIR); read them again after a change."""
     paths = ssl.get_default_verify_paths()
-    changed = []
-    for path in filter(None, (paths.cafile, paths.capath)):
-        with contextlib.suppress(FileNotFoundError):
-            changed.append(Path(path).stat().st_mtime_ns)
-    return _trusting(*changed)
+    return _trusting(*(files.stamp(Path(path)) for path in (paths.cafile, paths.capath) if path))
 
 
 @functools.lru_cache(1)
-def _trusting(*_changed: int) -> ssl.SSLContext:
+def _trusting(*_seen: files.Stamp | None) -> ssl.SSLContext:
     return ssl.create_default_context()
 
 

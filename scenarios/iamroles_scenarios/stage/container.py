@@ -13,12 +13,15 @@ import requests
 from docker.errors import APIError, DockerException, NotFound
 
 from iamroles_scenarios.base.errors import StageError
+from iamroles_scenarios.base.polling import polls
 from iamroles_scenarios.stage.images import pack
 from iamroles_scenarios.stage.output import Output, chunked_lines
 from iamroles_scenarios.stage.part import Part
 
 HOME = "/iamroles"
 """The folder in a container for files of the stage."""
+_FREEZES = 5.0
+"""Seconds within which the engine freezes a container."""
 
 
 class Box(Part):
@@ -80,25 +83,24 @@ class Box(Part):
                 for out in (True, False)
             ]
             self._container.start()
+            self._container.reload()
         except DockerException as error:
             raise StageError(f"{name}: the engine cannot start {image}: {_said(error)}") from error
+        pid = int(self._container.attrs["State"]["Pid"])
+        self._pid = pid if pid and Path(f"/proc/{pid}").is_dir() else None
         self.stdout, self.stderr = (Output(name, chunked_lines(_until_gone(stream))) for stream in streams)
         self._code: int | None = None
 
     def put(self, files: Mapping[str, str]) -> None:
         if files:
-            self._container.put_archive(
-                "/", pack({path.lstrip("/"): text.encode() for path, text in files.items()})
-            )
+            contents = {path.lstrip("/"): text.encode() for path, text in files.items()}
+            # With its moment: an agent may see by that alone that a file was replaced.
+            self._container.put_archive("/", pack(contents, at=time.time()))
 
     @property
     def host_pid(self) -> int | None:
-        """See `part.Part`; an engine on another host numbers processes that are not ours."""
-        with suppress(DockerException, KeyError):
-            self._container.reload()
-            pid = int(self._container.attrs["State"]["Pid"])
-            return pid if pid and Path(f"/proc/{pid}").is_dir() else None
-        return None
+        """See `part.Part`; an engine on another host numbers other processes."""
+        return self._pid
 
     @property
     def alive(self) -> bool:
@@ -121,16 +123,21 @@ class Box(Part):
         self._container.exec_run(["sh", "-c", f"kill -{int(number)} {pid}"])
 
     def pause(self) -> None:
-        """Freeze it (cgroup freezer).
+        """Freeze it (cgroup freezer): a busy kernel may give up at first.
 
         Raises:
             StageError: it runs, and the engine did not freeze it.
         """
-        try:
-            self._container.pause()
-        except APIError as error:
-            if self._container.id is not None and self.alive and not self._frozen():
-                raise StageError(f"{self.name} could not be frozen: {error.explanation}") from error
+        for last in polls(_FREEZES):
+            try:
+                self._container.pause()
+            except APIError as error:
+                if self._container.id is None or not self.alive or self._frozen():
+                    return
+                if last:
+                    raise StageError(f"{self.name} could not be frozen: {error.explanation}") from error
+            else:
+                return
 
     def _frozen(self) -> bool:
         self._container.reload()

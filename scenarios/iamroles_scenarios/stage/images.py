@@ -321,12 +321,13 @@ def digest(context: Mapping[str, bytes], *facts: str) -> str:
     return hashlib.sha256("\n".join(facts).encode() + pack(context)).hexdigest()[:16]
 
 
-def pack(contents: Mapping[str, bytes], *, mode: int = 0o644) -> bytes:
-    """Make a tar archive of files."""
+def pack(contents: Mapping[str, bytes], *, mode: int = 0o644, at: float = 0.0) -> bytes:
+    """Make a tar archive of files that were written at a moment, epoch seconds."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for path, content in sorted(contents.items()):
             entry = tarfile.TarInfo(path)
+            entry.mtime = at
             entry.size, entry.mode = len(content), 0o600 if path.endswith(".key") else mode
             archive.addfile(entry, io.BytesIO(content))
     return buffer.getvalue()

@@ -22,7 +22,7 @@ class Part(Protocol):
 
     @property
     def host_pid(self) -> int | None:
-        """Its first process, as this host numbers it; None if it is not to be seen from here."""
+        """Its first process, also if it has ended, as this host numbers it; None if it is not to be seen."""
 
     @property
     def alive(self) -> bool:

@@ -395,9 +395,8 @@ class World:
 
     @property
     def host_pids(self) -> list[int | None]:
-        """The first processes of the agent and HAProxy, as this host numbers them, ended ones too."""
-        runs = [] if self._haproxy is None else self._haproxy.parts
-        return [self.agent.host_pid, *(part.host_pid for part in runs)]
+        """The first processes of agents and HAProxy, as this host numbers them, ended ones too."""
+        return [part.host_pid for _, part in self._parts()]
 
     def logs(self) -> dict[str, str]:
         found = {"agent": self.agent.logs()}
@@ -406,12 +405,14 @@ class World:
         found |= {name: part.log() for name, part in self._composer.echo.items()}
         return found
 
+    def _parts(self) -> Iterator[tuple[str, Part]]:
+        for agent in (self.agent, *self._neighbours):
+            yield from (("agent", part) for part in agent.parts)
+        yield from () if self._haproxy is None else (("HAProxy", part) for part in self._haproxy.parts)
+
     def outputs(self) -> Iterator[tuple[str, Output]]:
         """Yield all that agents and HAProxy wrote, over their restarts, each with the name of its part."""
-        agents = [part for agent in (self.agent, *self._neighbours) for part in agent.parts]
-        parts = [("agent", part) for part in agents]
-        parts += [("HAProxy", part) for part in ([] if self._haproxy is None else self._haproxy.parts)]
-        for name, part in parts:
+        for name, part in self._parts():
             for stream in (part.stdout, part.stderr):
                 if not part.alive:
                     stream.finish()

@@ -1,6 +1,7 @@
 """Mutual TLS on the agent's TCP socket: who may ask, and that certificates rotate while it serves."""
 
 import asyncio
+import os
 import ssl
 
 import pytest
@@ -129,6 +130,15 @@ async def test_certificates_rotate_without_a_lost_question(files, caplog, monkey
             client.send(notify(ids=(2, 1)))
             assert await client.receive() == f"ACK 2/1 FIN {DENIED}"
             await client.close()
+
+
+def test_authorities_of_the_same_size_and_moment_are_read_again(files):
+    where, tls = files.directory / "ca.pem", files.tls()
+    before, moment = tls.context(), where.stat().st_mtime_ns
+    where.write_text(where.read_text())
+    os.utime(where, ns=(moment, moment))  # as `cp -p` and an archive's files without a date have it
+
+    assert tls.context() is not before
 
 
 @pytest.mark.parametrize(
