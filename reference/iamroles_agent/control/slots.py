@@ -270,9 +270,12 @@ class Members:
         slot.backoff = min(2 * slot.backoff, timing.longest_backoff)
 
     def quiet(self, slot: Slot) -> float:
-        """Seconds for which a member could have spoken and did not."""
+        """Seconds for which a member could have spoken and did not.
+
+        A wait for a CPU that still lasts counts from the first look at it, so the looks begin early.
+        """
         quiet = self.fair - slot.heard
-        if quiet <= self.timing.silence:
+        if quiet <= self.timing.silence / 2:
             return quiet
         return quiet - max(0.0, self.waits(slot.index) - slot.waited)
 

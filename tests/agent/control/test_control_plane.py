@@ -5,6 +5,7 @@ old policy, a reload that is half done, a member that never answers, a member th
 """
 
 import random
+from types import SimpleNamespace
 
 import pytest
 from control_bench import THREE, TWO, Bench, without
@@ -208,6 +209,16 @@ def test_a_member_that_waits_for_a_processor_is_not_silent(bench):
         bench.waits[0] = bench.waits.get(0, 0.0) + 0.24
         assert bench.passes(0.25, but=(0,)) == []
     assert bench.passes(1.0, but=(0,))[0].startswith("kill 0: no heartbeat for")
+
+
+def test_a_wait_that_lasts_is_looked_at_before_it_would_be_a_silence(bench):
+    looked = {}
+    # The kernel counts a wait when it is over. Until then a member's wait is known since the first look.
+    bench.waits = SimpleNamespace(
+        get=lambda index, _: index == 0 and bench.now - looked.setdefault(0, bench.now)
+    )
+
+    assert bench.passes(10.0, but=(0,)) == []
 
 
 def test_a_starved_member_misses_no_deadline_of_a_change(bench):

@@ -136,19 +136,21 @@ def _address_space(pid: int) -> int:
 def cpu(target: Target) -> str:
     """An agent without CPU time kills none of its own processes, and serves when it gets some.
 
-    All its threads share one CPU at the lowest priority, and other processes keep that busy.
+    All its threads share one CPU at the lowest priority, and other processes keep that busy; then all but
+    those of its first process.
     """
     recording.starves()
     with fault_bench(target) as here:
         before = _processes(here)
         with _Waits(before) as waits:
-            with _starved(before):
-                began = time.monotonic()
-                for question in cycle(here.people):
-                    here.ask_during("no CPU", [question])
-                    spent = time.monotonic() - began
-                    if spent > here.seconds(_STARVED if waits.deepest >= _DEEP else _PATIENCE):
-                        break
+            for starved in (before, before[1:] or before):  # its first process sees the others wait
+                with _starved(starved):
+                    began = time.monotonic()
+                    for question in cycle(here.people):
+                        here.ask_during("no CPU", [question])
+                        spent = time.monotonic() - began
+                        if spent > here.seconds(_STARVED if waits.deepest >= _DEEP else _PATIENCE):
+                            break
             here.must_recover("no CPU", everywhere=True)
         if waits.deepest < _DEEP:
             raise Untestable("the agent cannot be starved of CPU here")
