@@ -1,8 +1,8 @@
 """The tables of `data/derived/`, from which checks are derived, and the published schema of the policy.
 
 A text of a table may hold markers: `{arn}` is the first part of a role's ARN, `{aws}` the namespace of AWS's
-claims, `{null}` stands for null, `{300 letters}` for a text of this length. The module that reads a table
-fills in others, such as `{n}`, the number of a row.
+claims, `{null}` stands for null, `{300 letters}` for a text of this length, `{300 é}` for one of two bytes a
+letter. The module that reads a table fills in others, such as `{n}`, the number of a row.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 ARN = "arn:aws:iam::111111111111:role/"
 AWS = "https://sts.amazonaws.com/"
 _ALWAYS = {"arn": ARN, "aws": AWS, "null": None}
-_LETTERS = re.compile(r"\{(\d+) letters\}")
+_LETTERS = re.compile(r"\{(\d+) (letters|é)\}")
 
 
 def filled(value: Any, markers: Mapping[str, Any]) -> Any:  # noqa: ANN401 - any JSON
@@ -29,7 +29,7 @@ def filled(value: Any, markers: Mapping[str, Any]) -> Any:  # noqa: ANN401 - any
             return markers[value[1:-1]]
         for name, meant in markers.items():
             value = value.replace(f"{{{name}}}", str(meant))
-        return _LETTERS.sub(lambda found: "x" * int(found[1]), value)
+        return _LETTERS.sub(lambda found: ("é" if found[2] == "é" else "x") * int(found[1]), value)
     if isinstance(value, list):
         return [filled(item, markers) for item in value]
     if isinstance(value, Mapping):
