@@ -92,7 +92,7 @@ def renew(target: Target) -> None:
 def revoked(target: Target) -> None:
     """A revocation by `keys` ends and refuses what is bound to a key or certificate, and nothing else.
 
-    A policy without `dpop` ends what is bound to a key alone.
+    A policy without `dpop` ends what is bound to a key alone, and one with `bound = "required"` a bearer's.
     """
     with _renewing(target, "bound.stream.revoked", revoking=True) as here, here.asking():
         asking, end = Asking(here), here.end(600)
@@ -115,3 +115,7 @@ def revoked(target: Target) -> None:
             here.must_reload(without, "without the table `dpop`")
             here.must_end(others[:1], "the reload that asks for no proofs")
             here.must_last(others[1:], "the reload that asks for no proofs")
+            first, *rest = here.loan.policy["issuers"]
+            required = {**here.loan.policy, "issuers": [{**first, "bound": "required"}, *rest]}
+            here.must_reload(required, "its issuer must bind")
+            here.must_end(others[1:], "the reload by which its issuer must bind")
