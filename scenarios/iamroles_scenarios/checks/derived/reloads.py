@@ -146,6 +146,8 @@ def passes(target: Target) -> str:
 
 # --- refused ----------------------------------------------------------------------------------------------
 
+_LARGE = [{"id": f"large{n}", "roles": ["kiosk"], "path": f"/large/{n}"} for n in range(2000)]
+"""Denies that make a policy of more than 100 kB."""
 _LOOK = 16
 """Policies that the agent turns down between two looks at what is in force."""
 
@@ -216,7 +218,7 @@ def refused(target: Target) -> str:
     """A policy with an unknown, missing or mistyped key, or a name twice, is refused and harmless.
 
     One fault at a time, while nobody answers for the keys: the agent still allows tokens that it never
-    saw before.
+    saw before. Before them a large policy, which is read whole.
     """
     with derived(target, "policy.derived.refused") as here:
         base = whole(here.loan.policy)
@@ -226,6 +228,9 @@ def refused(target: Target) -> str:
         here.issuer().clear()  # of the fault below, if this is played again
         here.wait_for_keys(good)
         here.ask_all(good)
+        here.must_reload({**base, "denies": [*base["denies"], *_LARGE]}, "many denies")
+        last = iam_check(here.token(roles=["kiosk"]), path=_LARGE[-1]["path"])
+        here.ask_all([SpopQuestion("the last of many denies", last, expected("denied_by_rule"))])
         here.issuer().fault("*", "status", status=500)
         count = 0
         for what, key, policy in faults(base):
