@@ -4,7 +4,7 @@
 kind            effect (parameters)
 ==============  ========================================================================================
 ``slow``        the sound answer after `seconds`
-``stall``       no answer until the fault is cleared, then the sound one
+``stall``       no answer until the fault is cleared, then the sound one, or with `status` that of ``status``
 ``drip``        the head of an answer, one byte each `seconds`, and never its end: no read ever times out
 ``hang``        the sound head and half of the body, and then nothing until the fault is cleared
 ``trickle``     the same, and then one blank each `seconds`
@@ -127,12 +127,13 @@ async def answer(fault: Fault | None, request: web.Request, sound: Sound) -> web
         return await sound()
     if fault.kind == "stall":
         await fault.cleared.wait()
-        return await sound()
+        if not fault.status:
+            return await sound()
     if fault.kind == "drip":
         return await _drip(fault, request)
     if fault.kind == "cut":
         return cut(request)
-    if fault.kind == "status":
+    if fault.kind in ("status", "stall"):
         return web.Response(
             status=fault.status or 503, text=_form(fault, request)[0], headers=_headers(fault, request)
         )

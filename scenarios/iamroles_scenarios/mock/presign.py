@@ -17,7 +17,8 @@ sound credential signed now.
 ``headers``          more signed headers, name to value: ``{accept = "application/json"}``
 ``signed_headers``   the text of `X-Amz-SignedHeaders` instead of the true list
 ``drop``             parameters left out of the finished URL, by name
-``order``            ``reversed``; ``case`` ``lower`` or ``upper``: spelling of the parameters' names
+``order``            ``reversed``; ``case`` ``lower`` or ``upper``: spelling of the parameters' names;
+                     ``kelvin``, ``long s``: with U+212A in place of k, U+017F in place of s
 ``secret``           ``wrong``: signs with another secret; ``key_id`` claims another access key
 ``token``            ``drop``, ``wrong``: the security token
 ``signature``        ``flipped``, ``truncated``, ``upper``, ``empty``
@@ -32,7 +33,7 @@ from __future__ import annotations
 import base64
 import datetime as dt
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -56,6 +57,12 @@ _WORDS = frozenset(
 _TAIL = 40
 """Letters at the end of a credential, where its signature stands."""
 _SECRETS = re.compile(r"(?:Signature|Security-Token)=([^&#]*)", re.IGNORECASE)
+_CASES: dict[str, Callable[[str], str]] = {
+    "lower": str.lower,
+    "upper": str.upper,
+    "kelvin": lambda name: name.replace("k", "\u212a"),
+    "long s": lambda name: name.replace("s", "\u017f"),
+}
 Pairs = list[tuple[str, str]]
 
 
@@ -176,8 +183,8 @@ def _written(recipe: Mapping[str, Any], parameters: Pairs) -> str:
     parameters = [pair for pair in parameters if pair[0] not in recipe.get("drop", [])]
     if recipe.get("order") == "reversed":
         parameters.reverse()
-    change = {"lower": str.lower, "upper": str.upper}.get(recipe.get("case", ""), str)
-    query = "&".join(f"{change(name)}={quote(value, safe='-_.~')}" for name, value in parameters)
+    change = _CASES.get(recipe.get("case", ""), str)
+    query = "&".join(f"{quote(change(name))}={quote(value, safe='-_.~')}" for name, value in parameters)
     fragment = f"#{recipe['fragment']}" if "fragment" in recipe else ""
     host = recipe.get("url_host", recipe["host"])
     return f"{recipe.get('scheme', 'https')}://{host}{recipe.get('path', '/')}?{query}{fragment}"

@@ -29,6 +29,8 @@ _LONGEST = 3063
 """Bytes of the URL of the longest credential: `iam-sts-v1.` and 4084 letters."""
 OTHER_ACCOUNT = "222222222222"
 REJECTED = refused("sts_rejected")
+_REFUSED = 20
+"""Credentials that STS confirms and the agent refuses, each shown twice: more than it may ask about."""
 _BRIEF, _LEFT, _WAIT = 600, 2.0, 2.5
 """Seconds: `max_lifetime` of the role `brief`; times the scale, what is left of it, and what STS takes."""
 _RECHECK, _ROUNDED, _POLL = 1.0, 0.1, 0.05
@@ -288,15 +290,17 @@ def end_to_end(target: Target) -> None:
 
 @check("identity.caller.account", "STS-ACCOUNT-001", features={"sts"})
 def account(target: Target) -> None:
-    """A role of an account that this STS may not assert opens nothing.
+    """A role of an account that this STS may not assert opens nothing, and costs others nothing.
 
     Anyone can open an account, create the role and sign perfectly.
     """
     with bench(target, WORLD, flow="accounts") as here:
         here.expect("the right account", here.credential(here.session()), ALLOWED)
-        foreign = here.credential(here.session(account=OTHER_ACCOUNT))
-        for _ in range(2):
+        keys = here.session(account=OTHER_ACCOUNT)
+        for number in range(2 * _REFUSED):
+            foreign = here.credential(keys, expires=100 + number // 2)
             here.expect("another account", foreign, refused("claim_invalid", "sts_rejected"))
+        here.expect("the right account after many", here.credential(here.session()), ALLOWED)
 
 
 @check("identity.caller.same-name", "PRINCIPAL-ACCOUNT-001", "PRINCIPAL-SESSION-001", features={"sts"})

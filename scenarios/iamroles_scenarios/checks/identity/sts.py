@@ -6,16 +6,18 @@ import itertools
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 from iamroles_scenarios.base import recording
-from iamroles_scenarios.base.errors import Untestable
+from iamroles_scenarios.base.errors import Untestable, WaitTimeoutError
+from iamroles_scenarios.base.polling import polls
 from iamroles_scenarios.checks.derived.world import iam_check
 from iamroles_scenarios.checks.identity.caller import WORLD
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation
 from iamroles_scenarios.engine import bench as benches
-from iamroles_scenarios.engine.answers import ALLOW
+from iamroles_scenarios.engine.answers import ALLOW, read
 from iamroles_scenarios.engine.bench import ALLOWED, STS_ACTION, Pending, SpopQuestion, bench, refused
 from iamroles_scenarios.engine.spread import Spread
 from iamroles_scenarios.engine.target import Target
@@ -26,6 +28,8 @@ _NOT_BELIEVED = refused(
 )
 _RECOVERY = 12.0
 """Seconds, times the scale, until the agent asks an STS again that answers again."""
+_AT_ONCE, _CALM = 40, 0.3
+"""Questions at once, and seconds, times the scale, after which the agent makes no more calls for them."""
 _PROMPT, _STALLED = 3.0, 8.0
 """Seconds, times the scale, for an answer beside a stalled STS, and within which no agent gives one up."""
 _READER = {
@@ -71,22 +75,20 @@ _SHAPES: dict[str, Any] = {
     "no user id": _response({name: text for name, text in _READER.items() if name != "UserId"}),
     "a number for the account": _response({**_READER, "Account": 111111111111}),
     "another action's answer": {"AssumeRoleResponse": {"AssumeRoleResult": {"AssumedRoleUser": _READER}}},
+    "the result of another action": {"AssumeRoleResponse": {"GetCallerIdentityResult": _READER}},
+    "another result of the action": {"GetCallerIdentityResponse": {"AssumeRoleResult": _READER}},
 }
 _XML_ALONE = {"a number for the account": _response({**_READER, "Account": {"Id": "111111111111"}})}
 """XML has no numbers, so another fault stands there."""
 
 
-def _xml(shape: Any) -> str:  # noqa: ANN401 - JSON
-    """Write the shape as STS does for callers that do not accept JSON."""
+def _xml(shape: Any, space: str = ' xmlns="https://sts.amazonaws.com/doc/2011-06-15/"') -> str:  # noqa: ANN401 - JSON
+    """Write the shape as STS does for callers that do not accept JSON, its root in STS's namespace."""
     if isinstance(shape, list):
-        return "".join(f"<member>{_xml(one)}</member>" for one in shape)
+        return "".join(f"<member>{_xml(one, space)}</member>" for one in shape)
     if not isinstance(shape, dict):
         return str(shape)
-    space = ' xmlns="https://sts.amazonaws.com/doc/2011-06-15/"'
-    return "".join(
-        f"<{key}{space if key == 'GetCallerIdentityResponse' else ''}>{_xml(one)}</{key}>"
-        for key, one in shape.items()
-    )
+    return "".join(f"<{key}{space}>{_xml(one, '')}</{key}>" for key, one in shape.items())
 
 
 _GOOD = _response(_READER, ResponseMetadata={"RequestId": "x"})
@@ -134,6 +136,9 @@ def answer(target: Target) -> None:
         for what, body in bodies.items():
             here.sts_fault("malformed", body=body, xml=in_xml[what])
             _disbelieved(here, what)
+        for what, body in in_xml.items():  # whatever the agent accepts: what it does not ask for, it may read
+            here.sts_fault("status", status=200, body=body, headers={"Content-Type": "text/xml"})
+            _disbelieved(here, f"{what}, in XML")
         good = json.dumps(_GOOD)
         for status in (201, 203, 206, 400, 403, 500):
             here.sts_fault("status", status=status, body=good, xml=_xml(_GOOD), headers=_JSON)
@@ -195,6 +200,7 @@ def throttled(target: Target) -> None:
 
     As a 400 Throttling, a 429 and a 503. So does a failure with a code of its own. The answer of a proxy
     before STS, and one of another shape, may be a rejection, but is not held against the credential either.
+    Nor does any of them use up a credential that counts once.
     """
     with bench(target, WORLD, flow="throttled") as here:
         for what, (fault, answer) in _NO_VERDICTS.items():
@@ -206,11 +212,27 @@ def throttled(target: Target) -> None:
                 raise Untestable(f"{what}: the agent did not ask STS")
             here.sts_clear()
             here.expect(f"after {what}", text, ALLOWED, within=_RECOVERY)
+    with bench(target, WORLD, flow="throttled-once") as here, here.asking():
+        for what, (fault, _) in _NO_VERDICTS.items():
+            text, before = here.credential(here.reader, expires=_next()), here.sts_calls()
+            asked = [SpopQuestion(f"once, after {what}", iam_check(text, path="/orders/1"), ALLOW)]
+            here.sts_fault(**fault)
+            for _last in polls(here.seconds(_RECOVERY)):  # one worker alone: a signature counts once for all
+                found = here.actions(asked)
+                if here.sts_calls() > before:
+                    here.sts_clear()
+                if read(found[0]).get("allow"):
+                    break
+            here.sts_clear()
+            here.judge(asked, found)
 
 
 @check("identity.sts.backoff", "STS-THROTTLE-003", features={"sts"})
 def backoff(target: Target) -> None:
-    """While STS throttles, requests do not each become a call."""
+    """While STS throttles, requests do not each become a call.
+
+    Nor do those that waited for others when it began: many at once, of which some are asked, and throttled.
+    """
     with bench(target, WORLD, flow="backoff") as here:
         keys = here.session()
         texts = [here.credential(keys, expires=seconds) for seconds in range(100, 160)]
@@ -226,6 +248,34 @@ def backoff(target: Target) -> None:
             )
             raise here.failed(message, expected="at most half as many")
         here.expect("afterwards", here.credential(keys), ALLOWED, within=_RECOVERY)
+        _throttled_at_once(here)
+        here.expect("afterwards", here.credential(keys, expires=61), ALLOWED, within=_RECOVERY)
+
+
+def _throttled_at_once(here: benches.Bench) -> None:
+    """Ask a worker at once from many addresses. STS lets the calls wait, and then throttles all."""
+    keys, before, counted = here.session(), here.sts_calls(), f"{STS_ACTION}@{here.sts_host}"
+    crowd = [
+        (iam_check(here.credential(keys, expires=200 + n), path="/orders/1", src=f"192.0.2.{n}"), None)
+        for n in range(_AT_ONCE)
+    ]
+    here.sts_fault("stall", status=429, body="")
+    try:
+        with here.asking(), ThreadPoolExecutor() as pool:
+            ask = recording.carried(here.spread.askers()[0].actions_of)
+            waiting = pool.submit(ask, crowd, window=_AT_ONCE)
+            here.cloud.wait_for(counted, before + 1, here.seconds(_RECOVERY))
+            with suppress(WaitTimeoutError):  # an agent may make all of them by now
+                while (made := here.sts_calls()) < before + _AT_ONCE:
+                    here.cloud.wait_for(counted, made + 1, here.seconds(_CALM))
+            here.sts_fault("throttle")
+            waiting.result()
+            later = here.sts_calls() - made
+    finally:
+        here.sts_clear()
+    if later > _AT_ONCE // 2:
+        message = f"{later} of {_AT_ONCE} questions became calls after STS throttled the first"
+        raise here.failed(message, expected="at most half of them")
 
 
 @check("identity.sts.redirect", "STS-REDIRECT-001", features={"sts"})
