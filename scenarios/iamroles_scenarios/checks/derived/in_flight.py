@@ -8,7 +8,7 @@ from dataclasses import replace
 from iamroles_scenarios.base import recording
 from iamroles_scenarios.base.errors import SilenceError
 from iamroles_scenarios.checks.derived.key_sets import until_right
-from iamroles_scenarios.checks.derived.waits import CALLS, NOT_YET, issuer_of, started
+from iamroles_scenarios.checks.derived.waits import CALLS, NOT_YET, Call, issuer_of, started
 from iamroles_scenarios.checks.derived.world import edited, iam_check
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine import answers
@@ -35,13 +35,16 @@ def in_flight(target: Target) -> str:
     """A question that waits for an issuer while a reload comes gets one answer, by one policy alone.
 
     A question that need not wait is answered meanwhile, by the new policy once it is confirmed. Then a
-    withdrawn key, and keys in an outage, open nothing within the times of that policy.
+    withdrawn key, and keys in an outage, open nothing within the times of that policy, also if the outage
+    began before the reload.
     """
     suffix = own_suffix()
     rows = {f"f{number}": (what, call) for number, (what, call) in enumerate(CALLS.items())}
     known = {name: call for name, (_, call) in rows.items() if call.known}
     issuers = {name: target.worlds.issuer(f"{name}{suffix}") for name in rows}
-    tables = [issuer_of(name, call) for name, (_, call) in rows.items()]
+    down = target.worlds.issuer(f"down{suffix}")
+    calls = {**{name: call for name, (_, call) in rows.items()}, "down": Call("jwks", known=True)}
+    tables = [issuer_of(name, call) for name, call in calls.items()]
 
     for name, (_, call) in rows.items():
         if name not in known:
@@ -53,7 +56,9 @@ def in_flight(target: Target) -> str:
             return SpopQuestion(what, iam_check(token), expected)
 
         quick = ask("a sound issuer", "corp", "ann", _OLD)
-        here.wait_for_keys([quick, *(ask("keys", name, "ann", ALLOW) for name in known)])
+        ending = ask("an issuer that is down since before the reload", "down", "ann", ALLOW)
+        here.wait_for_keys([quick, ending, *(ask("keys", name, "ann", ALLOW) for name in known)])
+        down.fault("*", "status", status=503)
         marks = {name: issuers[name].counters().get(call.endpoint, 0) for name, call in known.items()}
         for name, call in known.items():
             issuers[name].fault(call.endpoint, "stall")
@@ -91,6 +96,7 @@ def in_flight(target: Target) -> str:
         issuers["f1"].fault("*", "status", status=503)
         ends = (refusal("key_unknown", "signature_invalid"), refusal("keys_unavailable"))
         ended = [replace(each, expected=one) for each, one in zip(waiting, ends, strict=False)]
+        ended += [replace(ending, expected=ends[1])]
         until_right(here, ended)
         here.ask_all(ended, "by the new policy's times: ")
     return f"{len(rows)} calls, {here.asked} questions"
