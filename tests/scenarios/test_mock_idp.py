@@ -2,8 +2,10 @@
 
 import itertools
 import signal
+import socket
 import threading
 import time
+from urllib.parse import urlsplit
 
 import jwt
 import pytest
@@ -162,6 +164,19 @@ def test_faults(issuer):
     assert time.monotonic() - start >= 0.2
     issuer.clear("jwks")
     fetch(url)
+
+
+def test_a_repeated_answer_comes_before_anybody_asks_again_and_the_connection_stays(issuer):
+    server = urlsplit(issuer.url)
+    issuer.fault("jwks", "repeated", times=1)
+
+    with socket.create_connection((server.hostname, server.port), timeout=10) as connection:
+        for page in ("jwks", "no-such-page"):
+            connection.sendall(f"GET {server.path}/{page} HTTP/1.1\r\nHost: {server.netloc}\r\n\r\n".encode())
+        with connection.makefile("rb") as answers:
+            seen = list(itertools.takewhile(lambda line: b" 404 " not in line, answers))
+
+    assert sum(line.endswith(b"HTTP/1.1 200 X\r\n") for line in seen) == 100
 
 
 def test_a_fault_may_be_for_the_next_requests_only(issuer):

@@ -17,6 +17,7 @@ kind            effect (parameters)
 ``content-type``  the sound body as `content_type` (text/html)
 ``oversized``   the sound object with one more member, `size` bytes in all (2 MiB)
 ``ended``       the sound body with blanks, `size` bytes in all, without a length: its connection ends
+``repeated``    the sound answer a hundred times in one piece, on a connection that stays
 ``patch``       the sound object with `members` set (a discovery document's issuer, for example)
 ==============  ========================================================================================
 
@@ -37,13 +38,15 @@ from aiohttp import web
 KINDS = frozenset(
     {
         *("slow", "stall", "drip", "cut", "truncated", "status", "redirect", "malformed", "content-type"),
-        *("oversized", "ended", "patch", "hang", "trickle", "endless"),
+        *("oversized", "ended", "repeated", "patch", "hang", "trickle", "endless"),
     }
 )
 ENDLESS = frozenset({"stall", "drip", "hang", "trickle", "endless"})
 """Those of which no answer ever comes whole, and no end of it."""
 _PIECE = 1 << 16
 """Bytes that `endless` writes at a time."""
+_COPIES = 100
+"""Answers of `repeated`: more than a client asks for while a check lasts."""
 Sound = Callable[[], Awaitable[web.Response]]
 
 
@@ -192,6 +195,18 @@ async def _unending(fault: Fault, request: web.Request, response: web.Response) 
     return cut(request)
 
 
+class _Written(web.Response):
+    """An answer that stands on its connection already, where the next request may follow."""
+
+    keep_alive = True
+
+    async def prepare(self, request: web.BaseRequest) -> None:
+        """Write no head."""
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Write no body."""
+
+
 async def _altered(fault: Fault, request: web.Request, response: web.Response) -> web.StreamResponse:
     text = response.text or ""
     if fault.kind == "content-type":
@@ -209,6 +224,11 @@ async def _altered(fault: Fault, request: web.Request, response: web.Response) -
         request.transport.write((head + text.ljust(fault.size)).encode())
         request.transport.close()
         return response
+    if fault.kind == "repeated" and request.transport is not None:
+        head = f"HTTP/1.1 {response.status} X\r\nContent-Type: {response.content_type}\r\n"
+        whole = f"{head}Content-Length: {len(text.encode())}\r\n\r\n{text}"
+        request.transport.write(whole.encode() * _COPIES)
+        return _Written()
     if not text.startswith("{"):  # XML of the cloud: white space may follow the document
         return web.Response(
             text=text.ljust(fault.size), content_type=response.content_type, status=response.status
