@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _RECOVERY = 12.0
 """Seconds, times the scale, in which the agent takes the keys of an issuer that answers again."""
 _PROMPT = 2.0
-"""Seconds, times the scale: half as long as the agent waits for a dead issuer."""
+"""Seconds, times the scale: half as long as the agent waits for a dead issuer, and twice `keys.refresh`."""
 _ON_ITS_WAY = 0.2
 """Seconds, times the scale, until the agent judges a question that was sent."""
 _ELSEWHERE = "444444444444"
@@ -80,13 +80,17 @@ def first_keys(target: Target) -> None:
 
 @check("identity.cold.isolation", "JWKS-ISOLATION-001", features={"oidc"})
 def isolation(target: Target) -> None:
-    """An issuer that never answers holds up no token of another."""
+    """An issuer that never answers holds up no token of another, and no fetch of another's new key."""
     with _cold(target) as here:
         keys = here.issuer("dead")
         before = keys.counters().get("discovery", 0)
         keys.wait_for("discovery", before + 1, target.seconds(10.0))  # the agent has just tried again
         stuck = [Pending(here.another(), here.token("dead", key="ES256", sub=f"d{n}")) for n in range(5)]
         time.sleep(target.seconds(_ON_ITS_WAY))
+        here.issuer("sound").rotate("ES256")
+        new = here.token("sound", key="ES256", sub="rotated")
+        what = "a new key of a sound issuer beside a dead one"
+        here.expect(what, new, ALLOWED, within=_PROMPT, prompt=_PROMPT)
         for number in range(5):
             token = here.token("sound", key="ES256", sub=f"guest-{number}")
             here.expect("a sound issuer beside a dead one", token, ALLOWED, prompt=_PROMPT)
