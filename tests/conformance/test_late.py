@@ -119,7 +119,7 @@ def test_a_starved_process_is_seen_and_a_sleeping_one_is_not():
     words = [sys.executable, "-S", "-c"]
     # Its second thread waits: the agents of other languages answer by threads.
     starved = f"import os, _thread as t, time; os.sched_setaffinity(0, [{one}]); os.nice(10)"
-    starved += "; t.start_new_thread(exec, ('while True: pass', {{}})); time.sleep(600)"
+    starved += "; t.start_new_thread(exec, ('while True: pass', {})); time.sleep(600)"
     hog = f"import os; os.sched_setaffinity(0, [{one}])\nwhile True: pass"
     hogs = [subprocess.Popen([*words, code]) for code in (starved, hog, hog)]
     sleeper = subprocess.Popen([*words, "import time; time.sleep(600)"])
