@@ -16,7 +16,7 @@ from iamroles_scenarios.base.family import descriptors
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.wire import judge
 from iamroles_scenarios.wire.client import Connection, question
-from iamroles_scenarios.wire.frames import Frame, FrameType, disconnect, encode_kv, prefixed
+from iamroles_scenarios.wire.frames import Frame, FrameType, disconnect, encode_kv, hello, prefixed
 from iamroles_scenarios.wire.judge import DEADLINE, JudgedConnection, connected, must_live, probe, session
 from iamroles_scenarios.wire.target import Process, WireTarget
 
@@ -28,6 +28,8 @@ _AGE, _SPREAD = 2.0, 0.1
 """Seconds, not scaled: `max_connection_age` here, and by how much the ages of twelve must differ."""
 _AGEING = {"max_connection_age": f"{_AGE:g}s"}
 _OLD = f"a connection older than {_AGE:g} s"
+_DRIP = 0.3
+"""Seconds, not scaled, between two bytes of a HELLO: less than `handshake_timeout` here."""
 _CROSSINGS = 3
 """Connections on which a goodbye may cross the first question."""
 
@@ -354,7 +356,8 @@ async def _serves(connection: JudgedConnection) -> bool:
 async def handshake_limit(target: WireTarget) -> str:
     """A connection that says no HELLO is closed once `handshake_timeout` has passed.
 
-    A fresh agent with `handshake_timeout = "1s"`; one connection says nothing, another half a length.
+    A fresh agent with `handshake_timeout = "1s"`; one connection says nothing, another half a length, and on
+    a third a HELLO comes byte by byte.
     """
     async with launched(target, {"handshake_timeout": "1s"}) as process:
         async with connected(target, process.spop_address) as silent:
@@ -362,6 +365,12 @@ async def handshake_limit(target: WireTarget) -> str:
         async with connected(target, process.spop_address) as trickle:
             await trickle.send(b"\x00\x00")
             await trickle.must_end("half a length prefix", *range(14), seconds=4.0)
+        async with connected(target, process.spop_address) as drip:
+            sending = asyncio.ensure_future(drip.send(hello(), piece=1, gap=_DRIP))
+            try:
+                await drip.must_end("a HELLO that took over a second", *range(14), seconds=4.0)
+            finally:
+                sending.cancel()
     return "closed by a timeout of 1 s"
 
 
