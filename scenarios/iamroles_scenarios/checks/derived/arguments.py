@@ -34,19 +34,25 @@ def _one_bit_off(text: str, every: int) -> Values:
 ARGUMENTS: Mapping[str, Values] = table("arguments")["iam-check"]
 CONTEXT: Mapping[str, Sequence[Any]] = table("arguments")["iam-context"]
 _NEIGHBOURS = {"src": (*_one_bit_off(SOURCE, 1), *_one_bit_off("2001:db8::7", 4))}
+_LONG = 3000
+"""Letters that make a token so long that an agent may remember its questions in another way."""
 _TEXTS = ("role", "method", "host", "path")
 
 
-def _questions(here: Bench, name: str, values: Values) -> list[SpopQuestion]:
-    """Make one question for each value; all else, the token included, stays the same."""
+def _questions(here: Bench, name: str, values: Values, length: int = 0) -> list[SpopQuestion]:
+    """Make one question for each value; all else, the token included, stays the same.
+
+    The token is longer by a claim of this length.
+    """
+    padding: dict[str, Any] = {"claims": {"padding": "x" * length}}
     if name == "authorization":
-        tokens = {value: here.token(roles=[value]) for value, _ in values if value}
+        tokens = {value: here.token(roles=[value], **padding) for value, _ in values if value}
         return [
             SpopQuestion(f"authorization of {value}", iam_check(tokens.get(value)), expected(answer))
             for value, answer in values
         ]
     # A question of the argument `role` needs a token with a choice.
-    token = here.token(roles=["kiosk", "clerk"] if name == "role" else ["kiosk"])
+    token = here.token(roles=["kiosk", "clerk"] if name == "role" else ["kiosk"], **padding)
     return [
         SpopQuestion(f"{name} {value!r}", iam_check(token) | {name: value}, expected(answer))
         for value, answer in values
@@ -57,13 +63,15 @@ def _questions(here: Bench, name: str, values: Values) -> list[SpopQuestion]:
 def arguments(target: Target) -> str:
     """Questions that differ in one argument alone get their own answers, in any order.
 
-    Each argument's values in both orders, and letters that wander from one argument to another.
+    Each argument's values in both orders, once with a long token. Then letters wander from one argument to
+    another.
     """
     with derived(target) as here:
         for name, listed in ARGUMENTS.items():
             values = [*listed, *_NEIGHBOURS.get(name, ())]
             here.ask_all(_questions(here, name, values), window=1)
-            here.ask_all(_questions(here, name, values[::-1]), "in the other order: ", window=1)
+            back = _questions(here, name, values[::-1], _LONG)
+            here.ask_all(back, "in the other order, with a long token: ", window=1)
         here.ask_all(_shifted(here), window=1)
     return f"{here.asked} questions about {len(ARGUMENTS)} arguments"
 
