@@ -22,11 +22,12 @@ from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.answers import expected
 from iamroles_scenarios.engine.bench import SpopQuestion, own_bench
 from iamroles_scenarios.engine.target import Target
+from iamroles_scenarios.jose.encoding import b64url
 from iamroles_scenarios.stage.impostor import Impostor
 from iamroles_scenarios.wire.frames import Flags, Frame, FrameType, read_messages
 
 _OWN, _REQUIRED = "https://mcp.example", "dpop_bound_access_tokens_required"
-_CHANGES = {*FEATURES, "reload"}
+_CHANGES, _DPOP = {*FEATURES, "reload"}, {*FEATURES, "dpop"}
 
 
 @check("mcp.policy.refused", "MCP-LOAD-001", features=_CHANGES)
@@ -81,9 +82,12 @@ def sts(target: Target) -> str:
         return f"{here.asked} questions"
 
 
-@check("mcp.proxy.dpop", "MCP-META-002", "MCP-CHALLENGE-002", lane="gate", features={*FEATURES, "dpop"})
+@check("mcp.proxy.dpop", "MCP-META-002", "MCP-CHALLENGE-002", "MCP-AUD-001", lane="gate", features=_DPOP)
 def dpop(target: Target) -> None:
-    """Both challenges say where the metadata is where DPoP counts, and the metadata say so of DPoP."""
+    """Both challenges say where the metadata is where DPoP counts, and the metadata say so of DPoP.
+
+    A token for another server is refused as such, and not for want of a proof (14.5).
+    """
     issuers = [{"name": "corp", "bound": "accepted"}, {"name": "partner", "bound": "required"}]
     with serving(target, dpop={"origins": [_OWN], "replay": "none"}, issuers=issuers) as here:
         for resource, required in ((FILES, False), (f"{FILES}/deep", True), (f"{_OWN}/blunt", False)):
@@ -97,6 +101,12 @@ def dpop(target: Target) -> None:
             algs, must = said.get("dpop_signing_alg_values_supported"), said.get(_REQUIRED, False)
             if algs != ["ES256"] or must is not required:
                 here.note_wrong(f"{path}: its metadata say {algs}, required {must}")
+        thumbprint: dict[str, Any] = {"cnf": {"jkt": b64url(bytes(32))}}
+        for issuer, path, claims in (("corp", "/files/open", thumbprint), ("partner", "/files/deep", {})):
+            token = here.token(issuer, key="ES256", roles=["kiosk"], aud="edge", claims=claims)
+            what = f"{path}: a token for another server, without a proof"
+            asked = {**iam_check(token), **CALL, "path": path}
+            here.ask_all([SpopQuestion(what, asked, expected("audience_mismatch"))])
 
 
 _BACK = 15.0
