@@ -194,6 +194,10 @@ def stricter(target: Target) -> None:
         here.must_last(staying, "a reload that is about other issuers")
 
 
+_OTHERS = [{"id": f"other-{number}", "principals": [f"guest-{number}"]} for number in range(3000)]
+"""Revocations of strangers, so many that an agent reads them for a while."""
+_READS = 0.15
+"""Seconds, times the scale, after which an agent may read a file, and not be done with it."""
 _KINDS: dict[str, dict[str, Any]] = {
     "role": {"roles": ["reader"]},
     "principal": {"principals": ["alice"]},
@@ -225,8 +229,17 @@ def _revoked(
         how = _PLAIN
         here.expect("a request of the revoked", alice, refused("credential_revoked"), within=WITHIN, **how)
         here.expect("a request of another", bob, passes, **how)
+        if not target.lacks(["reload"]):
+            roles = [*here.loan.policy["roles"], {"name": "more", "arn": f"{ARN}more"}]
+            here.must_reload({**here.loan.policy, "roles": roles}, "with a role more")
+            here.expect("a request after a reload", alice, refused("credential_revoked"), **how)
         here.revoke()
         here.expect("a request after the undo", alice, passes, within=WITHIN, **how)
+        here.revoke_all(_OTHERS)
+        time.sleep(_READS * target.scale)
+        here.revoke(**members)
+        gone = refused("credential_revoked")
+        here.expect("a request after two files, one soon after the other", alice, gone, within=WITHIN, **how)
 
 
 for _kind in _KINDS:
@@ -240,7 +253,10 @@ for _kind in _KINDS:
         title=f"A revocation by {_kind} ends its streams, refuses its requests, and leaves others alone",
     )
     def _by_kind(target: Target, kind: str = _kind) -> None:
-        """Streams of two people; the revocation is about one of them."""
+        """Streams of two people; the revocation is about one of them.
+
+        A reload does not lift it, and a file is read too that comes while the agent reads the one before.
+        """
         _revoked(target, f"live.revoke.{kind}", kind)
 
 
