@@ -96,13 +96,16 @@ def binds(settings: Mapping[str, str], plain: str, tls: str) -> dict[str, str]:
 def world_file(document: Mapping[str, Any], spec: AgentSpec, listen: str, master: str) -> str:
     """Return the text of a world file, which says where to listen and where HAProxy's master CLI is.
 
-    A document that is broken on purpose may hold anything in their place. Only an agent that declares `live`
-    gets the master CLI.
+    A document that is broken on purpose may hold anything in their place, and a check may give a list of more
+    addresses, with `{host}` for this one's. Only an agent that declares `live` gets the master CLI.
     """
     world = dict(document)
     settings, live = world.get("agent"), world.get("live", {})
     if settings is None or isinstance(settings, dict):
-        world["agent"] = {**(settings or {}), "listen": listen}
+        settings, host = settings or {}, listen.rpartition(":")[0]
+        more = settings["listen"] if isinstance(settings.get("listen"), list) else []
+        every = [listen, *(str(one).replace("{host}", host) for one in more)]
+        world["agent"] = {**settings, "listen": every if more else listen}
     if master and spec.features.get("live") and isinstance(live, dict):
         world["live"] = {"master_socket": master, **live}
     return json.dumps(world, indent=1)

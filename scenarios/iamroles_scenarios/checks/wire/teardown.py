@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import random
 import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -30,6 +31,8 @@ _AGEING = {"max_connection_age": f"{_AGE:g}s"}
 _OLD = f"a connection older than {_AGE:g} s"
 _DRIP = 0.3
 """Seconds, not scaled, between two bytes of a HELLO: less than `handshake_timeout` here."""
+_PORTS = 20_000, 32_000
+"""Below those that a kernel gives by itself."""
 _CROSSINGS = 3
 """Connections on which a goodbye may cross the first question."""
 
@@ -318,11 +321,20 @@ async def _refuses(target: WireTarget, address: str) -> bool:
 
 @check("wire.life.connection-limit", "SPOP-LIFE-005", features={"limits"})
 async def connection_limit(target: WireTarget) -> str:
-    """Connections above the limit are refused at once, or an idle one ends for them; the rest is served."""
+    """Connections above the limit are refused at once, or an idle one ends for them; the rest is served.
+
+    The agent listens at two addresses. Half of the connections come to each.
+    """
+    port = _free_port()
     limits = {"max_connections": 4, "handshake_timeout": "1h"}  # so that no other limit ends the one above
-    async with launched(target, limits) as process, AsyncExitStack() as stack:
+    async with (
+        launched(target, {**limits, "listen": [f"{{host}}:{port}"]}) as process,
+        AsyncExitStack() as stack,
+    ):
         address = process.spop_address
-        held = [await stack.enter_async_context(session(target, address=address)) for _ in range(4)]
+        second = f"{address.rpartition(':')[0]}:{port}"
+        addresses = (address, second) * 2
+        held = [await stack.enter_async_context(session(target, address=each)) for each in addresses]
         async with connected(target, address) as extra:
             over = None
             try:
@@ -340,6 +352,15 @@ async def connection_limit(target: WireTarget) -> str:
             tried = f"{len(seen)} were tried; the last: {seen[-1] if seen else 'no answer'}"
             raise held[0].fail(f"a connection was freed, but no new one is served ({tried})")
     return ""
+
+
+def _free_port() -> int:
+    """Return a port at which nobody listens here, and which no connection of this host gets by itself."""
+    while True:
+        port = random.randrange(*_PORTS)  # noqa: S311 - no secret
+        with socket.socket() as probe_socket, suppress(OSError):
+            probe_socket.bind(("127.0.0.1", port))
+            return port
 
 
 async def _serves(connection: JudgedConnection) -> bool:
