@@ -16,17 +16,21 @@ from pathlib import Path
 from signal import SIGCONT, SIGSTOP
 from typing import Any
 
+import jwt
+
 from iamroles_scenarios.base import lateness, recording
 from iamroles_scenarios.base.errors import AgentFault, TooSlow, Untestable, WireError
 from iamroles_scenarios.base.family import family
 from iamroles_scenarios.base.polling import polls
+from iamroles_scenarios.checks.derived.world import iam_check
 from iamroles_scenarios.declarations.results import check
-from iamroles_scenarios.engine.bench import ALLOWED, EDGE, Bench, Pending, bench, refused
+from iamroles_scenarios.engine.bench import ALLOWED, EDGE, UNAVAILABLE, Bench, Pending, bench, refused
 from iamroles_scenarios.engine.events import end_process
+from iamroles_scenarios.engine.key_sets import KeySets, signing
 from iamroles_scenarios.engine.observation import mismatches
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.worlds import WORKERS
-from iamroles_scenarios.wire.asker import Asker
+from iamroles_scenarios.wire.asker import Asker, decide
 from iamroles_scenarios.wire.judge import NO_CREDENTIAL
 
 _WITHIN = 10.0
@@ -37,10 +41,14 @@ _SLOW, _REVOKED, _AUDIENCES = 1.0, 4, 3000
 200 octets in a policy."""
 _STALE = 4.0
 """Seconds, times the scale: `max_stale` where the issuers always answer."""
+_OUTAGE, _LATE = 6.0, 2.0
+"""Seconds, times the scale: `max_stale` where an issuer is down, and by how much its end may be late."""
 _NEW, _SOON, _LONGER = 6, 0.5, 3
 """Connections that are opened while a process hangs; seconds for an answer on each, not times the scale,
 because a late agent has not answered before the process was gone; and how many times as long as all others
 a connection takes if it waited for that, since a busy host makes all of them slow."""
+_ROTATE = 3600.0
+"""Seconds that a key signs: longer than a check takes."""
 _GONE = refused("credential_revoked")
 _names = count(1)
 
@@ -126,9 +134,11 @@ def _waiting(here: Bench) -> Iterator[None]:
 
 
 @contextmanager
-def _world(target: Target, owner: str, **keys: str) -> Iterator[Bench]:
-    """Lend a world in which everything may change."""
-    override: dict[str, Any] = {"keys": {"refresh": "1s", "cooldown": "500ms", **keys}}
+def _world(
+    target: Target, owner: str, tables: Mapping[str, Any] | None = None, **keys: str
+) -> Iterator[Bench]:
+    """Lend a world in which everything may change, with more tables of a policy, and more of `keys`."""
+    override = {"keys": {"refresh": "1s", "cooldown": "500ms", **keys}, **(tables or {})}
     if not target.lacks(["live"]):
         override["live"] = {"revocations": "revocations.toml"}
     if not target.lacks(["sts"]):
@@ -251,6 +261,30 @@ def after_deaths(target: Target) -> str:
     return f"{number} deaths, {len(CHANGES)} kinds of change after each"
 
 
+@check("policy.workers.stale", "JWKS-OUTAGE-002", features={"oidc", "workers"})
+def stale(target: Target) -> None:
+    """A process that takes a dead one's place keeps no key set longer than `max_stale`.
+
+    In an outage, all processes but the first die.
+    """
+    longest = target.seconds(_OUTAGE)
+    with _world(target, "policy.workers.stale", max_stale=f"{longest:g}s") as here:
+        token = here.token()
+        here.expect("before an outage", token, ALLOWED, within=_WITHIN)
+        here.issuer().fault("*", "status", status=503)
+        over = time.monotonic() + longest
+        time.sleep(longest / 2)
+        for _what, pid in _processes(here):
+            end_process(pid)
+        for last in polls(here.seconds(_WITHIN)):
+            here.client.close()
+            with suppress(*() if last else (AgentFault,)):
+                here.ask(token)
+                break
+        time.sleep(max(0.0, over - time.monotonic()))
+        here.expect("max_stale after an outage began, and deaths", token, UNAVAILABLE, within=_LATE)
+
+
 @check("fire.worker.number", "FIRE-WORKER-002", lane="gate-spop", features={"oidc", "workers"})
 def number_of_workers(target: Target) -> None:
     """As many workers answer as the world says, and again after the death of each process of the agent."""
@@ -259,6 +293,23 @@ def number_of_workers(target: Target) -> None:
             end()
             if not _must_answer(here, f"after {what}"):
                 raise here.failed(f"{what}: fewer than {WORKERS} workers answer after {_WITHIN:g} s")
+
+
+@check("identity.signed.deaths", "SIGNED-KEY-002", features={"identity", "oidc", "workers"})
+def published(target: Target) -> None:
+    """After the death of each process but the first, the log names where the keys are that sign then."""
+    with _world(target, "identity.signed.deaths", signing(target.stage, _ROTATE)) as here:
+        agent, token = here.world.agent, here.token()
+        for what, pid in _processes(here):
+            end_process(pid)
+            _must_answer(here, f"after the death of {what}")
+        here.expect("after all deaths", token, ALLOWED, within=_WITHIN)
+        signed = decide(agent.spop_address, iam_check(token, path="/orders/1")).get("identity")
+        kid, sets = str(jwt.get_unverified_header(str(signed))["kid"]), KeySets([agent], _ROTATE)
+        for _last in polls(here.seconds(_WITHIN)):
+            if kid in (found := sets.published()):
+                return
+        raise here.failed("the key that signs is at no place that the log names", None, kid, str(found))
 
 
 @check("fire.worker.hangs", "FIRE-WORKER-003", lane="gate-spop", features={"oidc", "workers"})
