@@ -20,10 +20,11 @@ from typing import Any
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from iamroles_scenarios.base.errors import HttpFault, Untestable
+from iamroles_scenarios.base.polling import polls
 from iamroles_scenarios.base.recording import carried
 from iamroles_scenarios.base.sent import note
 from iamroles_scenarios.checks.bound.rows import BASES, DPOP, POLICY, Asking, certificate, key, thumbprints
-from iamroles_scenarios.checks.derived.world import HOST
+from iamroles_scenarios.checks.derived.world import HOST, PATH
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import WorldSpec
 from iamroles_scenarios.declarations.tables import filled, table
@@ -31,6 +32,7 @@ from iamroles_scenarios.engine.bench import Bench, SpopQuestion
 from iamroles_scenarios.engine.certificates import Authority, Certificate
 from iamroles_scenarios.engine.http import Answer, HttpConnection, exchange_h2, request_bytes
 from iamroles_scenarios.engine.target import Target
+from iamroles_scenarios.jose.encoding import b64url
 from iamroles_scenarios.jose.proof import combined
 from iamroles_scenarios.stage.relay import Relay
 from iamroles_scenarios.traffic.tls import ClientTls
@@ -44,6 +46,8 @@ _AT_ONCE, _ROUNDS, _FEW = 64, 3, 20
 _ASKS = "verify optional ca-file clients.pem crt-ignore-err all ca-ignore-err all"
 _TLS = {"IAM_BIND_TLS": f"ssl crt site.pem {_ASKS} alpn h2,http/1.1 allow-0rtt"}
 PROXIED: Mapping[str, Mapping[str, Any]] = table("proofs")["proxied"]
+_NONCE = b64url(b"HTTP/1.1 200 OK\r\nDPoP-Nonce: server\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+"""The answer of a server that has nonces of its own."""
 _REPLAYED = {"DPoP": "invalid_dpop_proof"}
 
 
@@ -199,8 +203,12 @@ def _play(gated: Gate, row: Mapping[str, Any], base: str) -> None:
 
 @check("bound.proxy.nonce", "DPOP-CHALLENGE-001", "DPOP-NONCE-001", lane="gate", features={"dpop"})
 def nonce(target: Target) -> str:
-    """A nonce comes in one field that browsers may read and nobody may store, and opens the next request."""
-    with gate(target, dpop={"nonce": True}) as gated:
+    """A nonce comes in one field that browsers may read and nobody may store, and opens the next request.
+
+    In the window after its own, a fresh one comes in the place of a nonce of the server.
+    """
+    window = round(target.seconds(_AGE)) + 1
+    with gate(target, dpop={"nonce": True, "nonce_lifetime": f"{window}s"}) as gated:
         first = gated.hold("no nonce", gated.ask(gated.sound()), 401, Bearer="", DPoP="use_dpop_nonce")
         found, stored = first.all("dpop-nonce"), ",".join(first.all("cache-control"))
         exposed = ",".join(first.all("access-control-expose-headers")).lower()
@@ -210,6 +218,16 @@ def nonce(target: Target) -> str:
         asked = gated.sound(proof={"claims": {"nonce": (found or [""])[0]}})
         gated.hold("the nonce", gated.ask(asked), 200)
         gated.hold("the nonce, again", gated.ask(asked), 401, **_REPLAYED)
+        own: dict[str, Any] = {
+            "proof": {"claims": {"nonce": (found or [""])[0]}},
+            "ask": {"path": f"{PATH}?raw={_NONCE}"},
+        }
+        for _last in polls(2 * window, window / 10):
+            answer = gated.ask(gated.sound(**own))
+            if answer.status != 200 or {*answer.all("dpop-nonce")} - {"server"}:
+                break
+        if answer.status == 200 and len(given := answer.all("dpop-nonce")) > 1:
+            gated.wrong.append(f"nonces of the gate and of the server: {given}")
         return gated.end()
 
 
