@@ -20,8 +20,10 @@ from iamroles_scenarios.engine.target import Target
 FEATURES = {"live", "renew"}
 WORLD = "live-renew"
 RENEWING, ENDING = "/renewing", "/ending"
-_LIFE = 5.0
-"""Seconds, times the scale."""
+_LIFE, _LATE = 5.0, 16.0
+"""Seconds, times the scale: of most streams, and of those that are prolonged long before their end."""
+_LONG = 2500
+"""Bytes of a path that is too long for a ticket (3.1)."""
 _AHEAD = 1.0
 """Seconds before a stream's end by which what prolongs it must have been seen (9.8)."""
 _MOMENT = 0.6
@@ -89,9 +91,14 @@ def _ask_each(here: Bench, tokens: Iterable[str], ended: Event) -> None:
 def prolongs(target: Target) -> None:
     """A fresh credential prolongs streams up to its own expiry; a shorter one changes nothing.
 
-    One question each with a longer and with a shorter credential; for some more of them.
+    One question each with a longer and with a shorter credential; for some more of them, and for some long
+    before their end. Elsewhere a stream with a long path lasts until its token's end.
     """
-    with live_bench(target, "live.renew", WORLD) as here:
+    # A rule is as long as the path, so no beginning of the path is enough to judge it again.
+    far = {"id": "W4", "roles": ["writer"], "methods": ["*"], "path": f"{ENDING}/{'x' * _LONG}"}
+    with live_bench(target, "live.renew", WORLD, grants=[{**far, "backend": ENDING[1:]}]) as here:
+        early = [here.open(shape, token(here, "eva", exp=here.end(_LATE)), RENEWING) for shape in FEW]
+        ask(here, early, token(here, "eva", exp="+15m"))
         until = here.end(10)
         longer, twice = begun(here, "ann", EVERY), begun(here, "dan", FEW)
         same = begun(here, "ben", SHAPES)
@@ -104,8 +111,12 @@ def prolongs(target: Target) -> None:
         here.in_time(until - _AHEAD, "the last credential")
         for stream in longer:
             here.must_end_at(stream, until, "the end of the credential that prolonged it")
+        # At a change an agent may end it (9.13): the last is long ago.
+        long = here.open(fixture.IDLE_SOCKET, token(here, "fox", exp=here.end()), f"{far['path']}/x")
         for stream in twice:
             here.must_end_at(stream, last, "the end of the last credential that prolonged it")
+        here.must_expire([long], "its token's end")
+        outlive(here, early, math.inf, "a fresh credential was seen long before")
 
 
 @check("live.renew.elsewhere", "LIVE-RENEW-002", features=FEATURES)
@@ -154,7 +165,8 @@ def kept(target: Target) -> None:
 
     The proxy's old worker may forget which credential prolonged it, and the new worker never saw that. It
     came in the last moment that counts. Streams of others are prolonged before, during and after the reload.
-    Then a policy without renewal, with which the agent starts again; and at last the first policy.
+    The agent is killed and started before the change. Then a policy without renewal, with which it starts
+    again; and at last the first policy.
     """
     with live_bench(target, "live.renew.kept", WORLD, own=True) as here:
         streams = begun(here, "lou", FEW)
@@ -174,6 +186,7 @@ def kept(target: Target) -> None:
             here.world.haproxy.reload()
             time.sleep(here.stretched(_BESIDE))
         here.must_last(streams, "a reload of the proxy", 2 * AFTER)
+        here.restart_agent()
         here.must_reload({**here.loan.policy, "groups": []}, "it changes nothing")
         here.must_last(streams, "a reload of the proxy, and of a policy that permits it", 2 * AFTER)
         backends = [{**backend, "renew": False} for backend in here.loan.policy["backends"]]
