@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from itertools import count
@@ -20,7 +21,7 @@ import jwt
 
 from iamroles_scenarios.base import lateness, recording
 from iamroles_scenarios.base.errors import AgentFault, TooSlow, Untestable, WireError
-from iamroles_scenarios.base.family import family
+from iamroles_scenarios.base.family import family, holders
 from iamroles_scenarios.base.polling import polls
 from iamroles_scenarios.checks.derived.world import iam_check
 from iamroles_scenarios.declarations.results import check
@@ -28,6 +29,7 @@ from iamroles_scenarios.engine.bench import ALLOWED, EDGE, UNAVAILABLE, Bench, P
 from iamroles_scenarios.engine.events import end_process
 from iamroles_scenarios.engine.key_sets import KeySets, signing
 from iamroles_scenarios.engine.observation import mismatches
+from iamroles_scenarios.engine.spread import Spread
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.worlds import WORKERS
 from iamroles_scenarios.wire.asker import Asker, decide
@@ -49,6 +51,9 @@ because a late agent has not answered before the process was gone; and how many 
 a connection takes if it waited for that, since a busy host makes all of them slow."""
 _ROTATE = 3600.0
 """Seconds that a key signs: longer than a check takes."""
+_GRANTS, _HELD, _ANSWER = 2000, 2.0, 40.0
+"""Grants of a large policy; seconds, times the scale, for which a process stands before it dies, and in which
+a reload is answered: no clause says how long it may take to read such a policy."""
 _GONE = refused("credential_revoked")
 _names = count(1)
 
@@ -285,6 +290,57 @@ def stale(target: Target) -> None:
         here.expect("max_stale after an outage began, and deaths", token, UNAVAILABLE, within=_LATE)
 
 
+@check(
+    "policy.workers.reloads",
+    *("WORKERS-DEATH-001", "RELOAD-AGAIN-001", "ORACLE-LOAD-001"),
+    features={"oidc", "workers", "reload"},
+    long=True,
+)
+def while_reloading(target: Target) -> str:
+    """A reload is answered although a process dies meanwhile, and a large policy is put in force.
+
+    Each process but the first is stopped, so that the reload waits for it, and then killed; at last a process
+    that the agent makes for a reload. An agent may refuse such a reload, and takes up the next one.
+    """
+    with _world(target, "policy.workers.reloads") as here, ThreadPoolExecutor(1) as pool:
+        policy, token, number = here.loan.policy, here.token(), 0
+        shut = {**policy, "grants": [grant for grant in policy["grants"] if grant["id"] != "R1"]}
+        large = {**shut, "grants": [*shut["grants"], *(_grant(number) for number in range(_GRANTS))]}
+
+        def reload(wanted: Mapping[str, Any]) -> dict[str, Any]:
+            return dict(here.world.agent.reload(wanted, within=here.seconds(_ANSWER)))
+
+        for number, (what, pid) in enumerate(_processes(here), 1):  # noqa: B007 - counted
+            _must_answer(here, f"before the death of {what}")
+            end_process(pid, SIGSTOP)
+            answer = pool.submit(recording.carried(reload), shut)
+            time.sleep(here.seconds(_HELD))
+            end_process(pid)
+            if not answer.result().get("reloaded"):
+                here.must_reload(shut, f"after the death of {what}")
+            here.client.close()
+            here.expect(f"without its grant, {what} died", token, refused("no_grant", status=403))
+            here.must_reload(policy, f"after the death of {what}")
+        known = set(family(here.world.agent.host_pid or 0))
+        answer = pool.submit(recording.carried(reload), large)
+        for _last in polls(here.seconds(_HELD), 0.005):
+            if made := set(family(here.world.agent.host_pid or 0)) - known:
+                end_process(made.pop())
+                break
+        answer.result()
+        if not (said := reload(large)).get("reloaded"):
+            raise here.failed(f"a policy of {_GRANTS} grants was turned down: {said.get('error', said)}")
+        here.client.close()
+        here.expect("by a large policy", token, refused("no_grant", status=403))
+        here.expect("by its last grant", token, ALLOWED, path=f"/many/{_GRANTS - 1}")
+    return f"{number} processes"
+
+
+def _grant(number: int) -> dict[str, Any]:
+    about = {"roles": ["reader"], "methods": ["GET"], "backend": "orders-ro"}
+    return {"id": f"many{number}", "path": f"/many/{number}", **about}
+
+
 @check("fire.worker.number", "FIRE-WORKER-002", lane="gate-spop", features={"oidc", "workers"})
 def number_of_workers(target: Target) -> None:
     """As many workers answer as the world says, and again after the death of each process of the agent."""
@@ -310,6 +366,43 @@ def published(target: Target) -> None:
             if kid in (found := sets.published()):
                 return
         raise here.failed("the key that signs is at no place that the log names", None, kid, str(found))
+
+
+@check("fire.worker.keys", "FIRE-WORKER-002", lane="gate-spop", features={"oidc", "workers"})
+def born(target: Target) -> str | None:
+    """A worker that takes a dead one's place serves by keys as old as they are, while their issuer is down.
+
+    They were renewed a moment ago, and last changed longer ago than `max_stale`.
+    """
+    with (
+        _world(target, "fire.worker.keys", max_stale=f"{target.seconds(_STALE):g}s") as here,
+        ExitStack() as held,
+    ):
+        token, issuer, first = here.token(), here.issuer(), here.world.agent.host_pid
+        here.expect("the first", token, ALLOWED, within=_WITHIN)
+        time.sleep(here.seconds(_STALE))
+        askers = held.enter_context(Spread(here.world.agent, WORKERS, here.seconds(_WITHIN))).askers()
+        held_by = holders(first, ports := [one.port for one in askers]) if first else {}
+        serving = {held_by[port] for port in ports if port in held_by} - {first}
+        if not serving:
+            return "no process but the first serves"
+        issuer.wait_for("jwks-done", issuer.counters().get("jwks-done", 0) + 1, here.seconds(_WITHIN))
+        until = time.time() + here.seconds(_STALE / 2)
+        held.callback(issuer.clear)
+        issuer.fault("*", "status", status=503)
+        end_process(serving.pop())
+        for _last in polls(until - time.time()):
+            here.client.close()
+            try:
+                seen = here.ask(token)
+            except AgentFault:
+                continue  # no clause says how soon there is a successor
+            if wrong := mismatches(ALLOWED, seen, {}):
+                here.in_time(until, "a question after a worker's death")
+                raise here.failed(f"a worker died, its issuer is down: {'; '.join(wrong)}", seen, ALLOWED)
+            if len(seen.others) + 1 >= WORKERS:
+                break
+    return None
 
 
 @check("fire.worker.hangs", "FIRE-WORKER-003", lane="gate-spop", features={"oidc", "workers"})
