@@ -147,7 +147,7 @@ def passes(target: Target) -> str:
 # --- refused ----------------------------------------------------------------------------------------------
 
 _LARGE = [{"id": f"large{n}", "roles": ["kiosk"], "path": f"/large/{n}"} for n in range(2000)]
-"""Denies that make a policy of more than 100 kB."""
+"""Denies that make more than 100 kB of a policy."""
 _LOOK = 16
 """Policies that the agent turns down between two looks at what is in force."""
 
@@ -196,8 +196,10 @@ def faults(base: Policy) -> Iterator[tuple[str, str, dict[str, Any]]]:
         policy = whole(base)
         policy["grants"] += [usual | own for usual, own in zip(GRANTS, meeting, strict=True)]
         yield f"grants that meet: {meeting}", "", policy
-    policy = _with(_with(base, "grants", "backend", "nowhere"), "keys", "refresh", 7)
-    yield "keys.refresh = 7, and a grant to no backend", "refresh backend", policy
+    astray = _with(base, "grants", "backend", "nowhere")
+    for name, key, value in (("keys", "refresh", 7), ("grants", "methods", 3)):
+        what = f"{name}.{key} = {value}, and a grant to no backend"
+        yield what, f"{key} backend", _with(astray, name, key, value)
 
 
 def _with(base: Policy, name: str, key: str, value: object) -> dict[str, Any]:
@@ -228,7 +230,8 @@ def refused(target: Target) -> str:
         here.issuer().clear()  # of the fault below, if this is played again
         here.wait_for_keys(good)
         here.ask_all(good)
-        here.must_reload({**base, "denies": [*base["denies"], *_LARGE]}, "many denies")
+        large = {"denies": [*base["denies"], *_LARGE], "x-other": {"notes": 1200 * ["x" * 1000]}}
+        here.must_reload({**base, **large}, "many denies, and a megabyte of another vendor's (6.1)")
         last = iam_check(here.token(roles=["kiosk"]), path=_LARGE[-1]["path"])
         here.ask_all([SpopQuestion("the last of many denies", last, expected("denied_by_rule"))])
         here.issuer().fault("*", "status", status=500)
