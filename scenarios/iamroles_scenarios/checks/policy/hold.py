@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import threading
@@ -10,6 +11,7 @@ from typing import Any
 
 from iamroles_scenarios.base.errors import CheckFailed, Evidence, Inapplicable, StageError
 from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.declarations.tables import ARN
 from iamroles_scenarios.engine.bench import ALLOWED, Bench, Pending, bench, beside, own_bench, refused
 from iamroles_scenarios.engine.events import EVENT_DEADLINE
 from iamroles_scenarios.engine.target import Target
@@ -71,6 +73,31 @@ def first_world(target: Target) -> None:
             if not re.search(key, error.logs["agent"]):
                 said = Evidence(expected=f"the key in its log: `{key}`", logs=error.logs)
                 raise CheckFailed("an agent ended without a word on its world", said) from None
+
+
+@check("policy.hold.shadow", "SHADOW-GRANT-001", "SHADOW-DENY-001", features={"oidc"})
+def shadow(target: Target) -> None:
+    """A whole policy in shadow (`agent.shadow_policy`) opens nothing and closes nothing.
+
+    It denies what the policy in force allows, and allows what that leaves closed. An agent may ignore it.
+    """
+    issuer = {"name": "corp", "issuer": "urn:corp", "jwks_uri": "https://127.0.0.1:9/keys"}
+    role = {"name": "reader", "arn": f"{ARN}reader"}
+    grant = {"id": "S1", "roles": ["reader"], "methods": ["GET"], "path": "/shut", "backend": "orders-ro"}
+    tried = {
+        "version": 1,
+        "issuers": [{**issuer, "audiences": ["edge"], "algorithms": ["ES256"]}],
+        "roles": [role],
+        "backends": [{"name": "orders-ro", "servers": ["127.0.0.1:9"]}],
+        "grants": [grant],
+        "denies": [{"id": "S2", "roles": ["*"], "path": "/orders"}],
+    }
+    named, files = {"agent": {"shadow_policy": "shadow.json"}}, {"shadow.json": json.dumps(tried)}
+    with own_bench(target, "orders", override=named, files=files, haproxy=False) as here:
+        token = here.token()
+        for again in ("", ", again"):
+            here.expect(f"a path that a policy in shadow denies{again}", token, ALLOWED)
+            here.expect(f"a path that a policy in shadow opens{again}", token, _SHUT, path="/shut")
 
 
 @check("policy.hold.in-flight", "RELOAD-INFLIGHT-001", features={"oidc", "reload"})
