@@ -6,28 +6,34 @@ docs/under-fire.md names the faults that no stage can produce: a clock that step
 
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from itertools import cycle
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from iamroles_scenarios.base import recording
 from iamroles_scenarios.base.errors import Inapplicable, StageError, Untestable
 from iamroles_scenarios.base.family import family
+from iamroles_scenarios.base.polling import polls
 from iamroles_scenarios.checks.fault.fixture import BACK, ONE, FaultBench, fault_bench
 from iamroles_scenarios.checks.proxy.traffic import HttpQuestion
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation
+from iamroles_scenarios.engine import answers
 from iamroles_scenarios.engine.bench import own_suffix
+from iamroles_scenarios.engine.players import check_of
 from iamroles_scenarios.engine.target import Target
 
 _DEEP = 1.5
@@ -40,6 +46,11 @@ _PATIENCE = 15.0
 _HOGS, _CROWD = 4, 32
 _BUSY = "while True: pass"
 _FOREIGN = b"This is not a log.\n"
+_NOTICED = 2.0
+"""Seconds, times the scale, in which an agent sees that its log was moved away, if it looks."""
+_PIPE = 1 << 20
+_CALM, _BESIDE, _MANY = 3, 8, 200
+"""Rounds of many questions, some at a time, of which one must be free of refusals: a disk may be slow."""
 
 
 def _has_processes(here: FaultBench) -> None:
@@ -257,9 +268,9 @@ def _gone(folder: Path) -> Iterator[None]:
 def disk(target: Target) -> str:
     """An agent whose audit log cannot be written refuses, and serves when it can.
 
-    The agent's files cannot grow, as on a full disk, twice; then, where the suite sees the log, its folder
-    is gone, or another one is there; or a text, or a device. A log that was moved away during a stop keeps
-    nobody out. `audit.on_error` is `deny`.
+    The agent's files cannot grow, as on a full disk, twice; then, where the suite sees the log, it is moved
+    away alone; its folder is gone, or another one is there; or a text, a device, a pipe whose reader stops.
+    A log that was moved away during a stop keeps nobody out. `audit.on_error` is `deny`.
     """
     folder = Path(f"/tmp/iamroles{own_suffix()}")  # noqa: S108 - in its own container or on this host
     seen_here = target.stage.kind == "processes"
@@ -278,16 +289,83 @@ def disk(target: Target) -> str:
             remark = here.remark
         if seen_here and not target.lacks(["workers"]):
             (full := folder / "full").symlink_to("/dev/full")
-            override = {"audit": {**log, "path": str(full)}, "agent": {"workers": 2}}
-            try:
-                with fault_bench(target, override=override, start=False) as here:
-                    here.send(here.people[0])  # an agent may fetch keys only then
-                    here.issuer().wait_for("jwks", at_least=1, deadline=here.seconds(BACK))
-                    _nobody_allowed(here, "a device that is full")
-            except StageError as error:  # it may also say so, and end (8.4)
-                if " ended " not in error.message or "audit" not in error.logs["agent"]:
-                    raise
+            _strange_log(target, {"audit": {**log, "path": str(full)}, "agent": {"workers": 2}}, _full_device)
+        for sync in ("100ms", "0s") if seen_here else ():
+            with _PipedLog(folder / f"pipe-{sync}") as pipe:
+                audit = {**log, "path": str(pipe.path), "sync": sync}
+                _strange_log(target, {"audit": audit}, partial(_stuck_log, pipe=pipe))
         return remark
+
+
+def _strange_log(target: Target, override: Mapping[str, Any], play: Callable[[FaultBench], None]) -> None:
+    """Play in a world whose log is not a file; an agent may also say that it cannot use it, and end (8.4)."""
+    try:
+        with fault_bench(target, override=override, start=False) as here, here.asking():
+            play(here)
+    except StageError as error:
+        if " ended " not in error.message or "audit" not in error.logs["agent"]:
+            raise
+
+
+def _full_device(here: FaultBench) -> None:
+    here.send(here.people[0])  # an agent may fetch keys only then
+    here.issuer().wait_for("jwks", at_least=1, deadline=here.seconds(BACK))
+    _nobody_allowed(here, "a device that is full")
+
+
+class _PipedLog:
+    """A pipe and its reader, which can stand still: then the pipe takes nothing, and gives no error."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        os.mkfifo(path)
+        self._end = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+        fcntl.fcntl(self._end, fcntl.F_SETPIPE_SZ, _PIPE)  # questions side by side do not fill it
+        self.reader = subprocess.Popen(["/bin/cat", path], stdout=subprocess.DEVNULL)  # noqa: S603 - our own
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.reader.kill()
+        self.reader.wait()
+        os.close(self._end)
+
+    def stop(self) -> None:
+        """Stop the reader, and fill the pipe to its last byte."""
+        self.reader.send_signal(signal.SIGSTOP)
+        os.waitpid(self.reader.pid, os.WUNTRACED)
+        for size in (1 << 12, 1):
+            with suppress(BlockingIOError):
+                while os.write(self._end, size * b"\n"):
+                    pass
+
+
+def _stuck_log(here: FaultBench, pipe: _PipedLog) -> None:
+    """Ask while the log's reader reads, and while it stands still."""
+    fault = "a log that takes nothing"
+    for last in polls(here.seconds(BACK)):
+        if (seen := here.ask_each_worker(here.people[0])) and seen.allow:
+            break
+        if last:
+            return  # an agent need not take a pipe
+    _ask_side_by_side(here)
+    pipe.stop()
+    _nobody_allowed(here, fault)
+    pipe.reader.send_signal(signal.SIGCONT)
+    here.must_recover(fault, everywhere=True)
+
+
+def _ask_side_by_side(here: FaultBench) -> None:
+    """Ask each worker many questions at a time: none waits for its record until it is refused."""
+    asked = [(check_of(ONE, here.people[0].token), None)] * _MANY
+    for asker in here.spread.askers():
+        for _ in range(_CALM):
+            given = [answers.read(one) for one in asker.actions_of(asked, window=_BESIDE)]
+            if not (refused := [one for one in given if not one.get("allow")]):
+                break
+        else:
+            raise here.failed(f"a sound log: of {_MANY} questions {len(refused)} were refused: {refused[0]}")
 
 
 def _logs(folder: Path) -> list[Path]:
@@ -297,6 +375,14 @@ def _logs(folder: Path) -> list[Path]:
 
 def _replace_log(here: FaultBench, folder: Path) -> None:
     """Put another disk, nothing, a new log and a text in the log's place."""
+    for turn in range(2):
+        for one in _logs(folder):
+            one.rename(folder / f"rotated-{turn}-{one.name}")
+        for _last in polls(here.seconds(_NOTICED)):
+            here.ask_each_worker(here.people[0])
+            if _logs(folder):
+                break
+        here.must_recover("a log that was moved away", everywhere=True)
     here.ask_during("a sound disk", 5 * here.people, served=True)  # the next log is shorter
     longest = max((one.stat().st_size for one in _logs(folder)), default=0)
     with _limited(here, resource.RLIMIT_FSIZE, lambda _pid: longest):
