@@ -6,7 +6,6 @@ docs/under-fire.md names the faults that no stage can produce: a clock that step
 
 from __future__ import annotations
 
-import fcntl
 import os
 import resource
 import shutil
@@ -31,9 +30,7 @@ from iamroles_scenarios.checks.fault.fixture import BACK, ONE, FaultBench, fault
 from iamroles_scenarios.checks.proxy.traffic import HttpQuestion
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation
-from iamroles_scenarios.engine import answers
 from iamroles_scenarios.engine.bench import own_suffix
-from iamroles_scenarios.engine.players import check_of
 from iamroles_scenarios.engine.target import Target
 
 _DEEP = 1.5
@@ -48,9 +45,6 @@ _BUSY = "while True: pass"
 _FOREIGN = b"This is not a log.\n"
 _NOTICED = 2.0
 """Seconds, times the scale, in which an agent sees that its log was moved away, if it looks."""
-_PIPE = 1 << 20
-_CALM, _BESIDE, _MANY = 3, 8, 200
-"""Rounds of many questions, some at a time, of which one must be free of refusals: a disk may be slow."""
 
 
 def _has_processes(here: FaultBench) -> None:
@@ -290,17 +284,17 @@ def disk(target: Target) -> str:
         if seen_here and not target.lacks(["workers"]):
             (full := folder / "full").symlink_to("/dev/full")
             _strange_log(target, {"audit": {**log, "path": str(full)}, "agent": {"workers": 2}}, _full_device)
-        for sync in ("100ms", "0s") if seen_here else ():
-            with _PipedLog(folder / f"pipe-{sync}") as pipe:
-                audit = {**log, "path": str(pipe.path), "sync": sync}
-                _strange_log(target, {"audit": audit}, partial(_stuck_log, pipe=pipe))
+        if seen_here:
+            with _PipedLog(folder / "pipe") as pipe:
+                override = {"audit": {**log, "path": str(pipe.path)}}
+                _strange_log(target, override, partial(_stuck_log, pipe=pipe))
         return remark
 
 
 def _strange_log(target: Target, override: Mapping[str, Any], play: Callable[[FaultBench], None]) -> None:
     """Play in a world whose log is not a file; an agent may also say that it cannot use it, and end (8.4)."""
     try:
-        with fault_bench(target, override=override, start=False) as here, here.asking():
+        with fault_bench(target, override=override, start=False) as here:
             play(here)
     except StageError as error:
         if " ended " not in error.message or "audit" not in error.logs["agent"]:
@@ -320,7 +314,6 @@ class _PipedLog:
         self.path = path
         os.mkfifo(path)
         self._end = os.open(path, os.O_RDWR | os.O_NONBLOCK)
-        fcntl.fcntl(self._end, fcntl.F_SETPIPE_SZ, _PIPE)  # questions side by side do not fill it
         self.reader = subprocess.Popen(["/bin/cat", path], stdout=subprocess.DEVNULL)  # noqa: S603 - our own
 
     def __enter__(self) -> Self:
@@ -349,23 +342,10 @@ def _stuck_log(here: FaultBench, pipe: _PipedLog) -> None:
             break
         if last:
             return  # an agent need not take a pipe
-    _ask_side_by_side(here)
     pipe.stop()
     _nobody_allowed(here, fault)
     pipe.reader.send_signal(signal.SIGCONT)
     here.must_recover(fault, everywhere=True)
-
-
-def _ask_side_by_side(here: FaultBench) -> None:
-    """Ask each worker many questions at a time: none waits for its record until it is refused."""
-    asked = [(check_of(ONE, here.people[0].token), None)] * _MANY
-    for asker in here.spread.askers():
-        for _ in range(_CALM):
-            given = [answers.read(one) for one in asker.actions_of(asked, window=_BESIDE)]
-            if not (refused := [one for one in given if not one.get("allow")]):
-                break
-        else:
-            raise here.failed(f"a sound log: of {_MANY} questions {len(refused)} were refused: {refused[0]}")
 
 
 def _logs(folder: Path) -> list[Path]:
