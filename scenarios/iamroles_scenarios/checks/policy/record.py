@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import secrets
+from base64 import b64encode, urlsafe_b64decode
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from iamroles_scenarios.base.errors import CheckFailed, Evidence, Untestable
-from iamroles_scenarios.base.sent import held
+from iamroles_scenarios.base.sent import held, note
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.tables import table
 from iamroles_scenarios.engine.bench import Bench, bench
@@ -61,8 +64,9 @@ def _compare(row: dict[str, Any], seen: Observation, record: dict[str, Any]) -> 
         raise CheckFailed(f"{row['what']}: {'; '.join(wrong)}", evidence)
 
 
-_SHORT, _MANY = 260, 10
-"""Characters of a credential that is a host too, and how often it stands in a path: 4096 bytes hold that."""
+_SHORT, _MANY, _PART = 260, 10, 150
+"""Characters of a credential that is a host too, and how often it stands in a path: 4096 bytes hold that; and
+of a secret that is a role, which an agent may record cut."""
 _PAGES = ("show info", "show stat", "show table", "show servers state")
 """HAProxy's own pages that say something about requests."""
 
@@ -71,9 +75,12 @@ _PAGES = ("show info", "show stat", "show table", "show servers state")
 def credentials(target: Target) -> str:
     """Nothing that agent and proxy write in a run holds a credential of the run, refused ones included.
 
-    The check sends each kind of credential in each place of a request. Then it searches logs, record, pages
-    and metrics, and the logs of all worlds before it, for every token and pre-signed URL that the run made.
+    The check sends each kind of credential in each place of a request, and then a policy with a password in
+    a URL. Then it searches logs, record, pages and metrics, and the logs of all worlds before it, for the
+    password, and for every token and pre-signed URL that the run made.
     """
+    if not target.lacks(["mcp"]):
+        _name_calls(target)
     sts, leaks = not target.lacks(["sts"]), target.worlds.leaks
     world = ("identity-sts" if sts else "policy", "policy.record.credentials")
     with bench(target, *world, own=True, flow="hosts", metrics=listening(target.stage)) as here:
@@ -84,6 +91,10 @@ def credentials(target: Target) -> str:
         for fault in _TABLE["faults"] if sts else ():
             here.sts_fault(**fault)
             _send(here, here.credential(here.reader))
+        if sts:
+            _send_parts(here, here.credential(here.reader))
+        if not target.lacks(["reload"]):
+            _reload_with_password(here)
         pages = {page: here.world.haproxy.runtime(page) for page in _PAGES}
         pages["the agent's metrics"] = "".join(map(read_page, named([here.world.agent], "metrics")))
     found = [f"{page}: {', '.join(sorted(names))}" for page, text in pages.items() if (names := held(text))]
@@ -93,6 +104,38 @@ def credentials(target: Target) -> str:
         raise Untestable("neither the agent nor HAProxy wrote anything that could be searched")
     missed = f"; {leaks.missed} lines were not kept, and not searched" if leaks.missed else ""
     return f"{leaks.letters} characters written{missed}"
+
+
+def _name_calls(target: Target) -> None:
+    """Send tokens as the name of a call of MCP, as they are and in base64."""
+    with bench(target, "mcp") as here:
+        token = here.token(key="ES256", roles=["kiosk"], aud="https://mcp.example/files")
+        for name in (token, f"=?base64?{b64encode(token.encode()).decode()}?="):
+            fields = [*map(list, _TABLE["call"].items()), ["Mcp-Name", name]]
+            here.ask(
+                token, with_reason=False, method="POST", host="mcp.example", path="/files", headers=fields
+            )
+
+
+def _send_parts(here: Bench, credential: str) -> None:
+    """Send what makes a pre-signed URL a secret as it stands in the URL."""
+    url = urlsafe_b64decode(f"{credential.rpartition('.')[2]}==").decode()
+    for part in urlsplit(url).query.split("&"):
+        name, _, value = part.partition("=")
+        if name in ("X-Amz-Signature", "X-Amz-Security-Token"):
+            run = max(re.findall(r"[\w-]+", value), key=len)  # the part that `held` knows
+            text = f"{name}={run[:_PART]}"
+            for request in ({"role": f"x?{text}"}, {"path": f"/orders/x&{text}"}):
+                here.ask(here.token(), with_reason=False, **request)
+
+
+def _reload_with_password(here: Bench) -> None:
+    """Name an issuer by a URL with a password, which an agent may refuse, or use."""
+    password = note("password", word := secrets.token_urlsafe(32), word)
+    first, *others = here.loan.policy["issuers"]
+    url = f"https://gate:{password}@127.0.0.1:9/keys"
+    here.reload({**here.loan.policy, "issuers": [{**first, "jwks_uri": url}, *others]})
+    _send(here, here.token())
 
 
 def _send(here: Bench, token: str) -> None:
