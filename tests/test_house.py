@@ -38,15 +38,15 @@ ROOMS = {
 ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 25_468,
-    "scenarios": 35_485,
+    "scenarios": 35_994,
     "conformance": 11_778,
     "loadtests": 4_962,
     "benchmarks": 4_263,
-    "tests": 34_685,
+    "tests": 34_719,
 }
 TRUSTED_LINES = 19_120
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 23_385
+DATA_LINES = 23_461
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""

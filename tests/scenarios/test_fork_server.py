@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from contextlib import closing
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from iamroles_conformance.selftest.registry import modules
 from iamroles_scenarios.base.errors import AgentFileError
 from iamroles_scenarios.base.family import children_of
-from iamroles_scenarios.stage.fork_server import ForkServer
+from iamroles_scenarios.stage.fork_server import ForkServer, environ
 from iamroles_scenarios.stage.guard import Guard
 from iamroles_scenarios.stage.process import Child
 
@@ -114,3 +115,21 @@ def test_a_module_that_cannot_be_imported_is_an_error_of_the_start(tmp_path):
         pytest.raises(AgentFileError, match=r"launch\.preload"),
     ):
         Child("agent", _SCRIPT, guard, cwd=tmp_path, popen=server.start)
+
+
+def test_the_environment_is_copied_while_another_thread_changes_it():
+    over = threading.Event()
+    name = "IAMROLES_TEST_NAME"
+
+    def toggle():
+        while not over.is_set():
+            os.environ[name] = "a test"
+            os.environ.pop(name, None)
+
+    thread = threading.Thread(target=toggle)
+    thread.start()
+    try:
+        assert all(environ()["PATH"] == os.environ["PATH"] for _ in range(2000))
+    finally:
+        over.set()
+        thread.join()

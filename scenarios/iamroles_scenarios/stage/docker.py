@@ -31,6 +31,7 @@ def find_engine() -> tuple[docker.DockerClient | None, str]:
     try:
         # testcontainers knows DOCKER_HOST, contexts and ~/.testcontainers.properties.
         client = Discovery(timeout=120, max_pool_size=200).client
+        client.api.trust_env = False  # it is on this host: no proxy stands before it
         info = client.info()
     except (
         DockerException,

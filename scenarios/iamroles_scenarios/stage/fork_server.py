@@ -39,6 +39,11 @@ _PATIENCE, _END = 60.0, 5.0
 """Seconds for the imports and a fork, and for the server's end."""
 
 
+def environ() -> dict[str, str]:
+    """Copy the environment, also while pytest, in another thread, takes the name of its test out of it."""
+    return {name: value for name in list(os.environ) if (value := os.environ.get(name)) is not None}
+
+
 class Forked:
     """A forked agent, as far as the stage uses a `subprocess.Popen` (`stage.process.Started`).
 
@@ -79,7 +84,7 @@ class ForkServer:
             self._process = subprocess.Popen(  # noqa: S603 - this very module
                 [sys.executable, "-P", __file__, str(theirs.fileno()), *preload],
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},  # as the stage starts an agent
+                env={**environ(), "PYTHONUNBUFFERED": "1"},  # as the stage starts an agent
                 pass_fds=[theirs.fileno()],
                 process_group=0,
             )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from iamroles_scenarios.base.errors import AgentFileError
+from iamroles_scenarios.stage.fork_server import environ
 from iamroles_scenarios.stage.guard import Guard
 from iamroles_scenarios.stage.output import Output
 from iamroles_scenarios.stage.part import Part
@@ -75,7 +76,7 @@ class Child(Part):
                 stdin=subprocess.PIPE,  # never written: its end tells a part that the stage has gone
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                env={**os.environ, **_PYTHON, **(env or {})},
+                env={**environ(), **_PYTHON, **(env or {})},
                 pass_fds=fds,
                 cwd=cwd,
                 process_group=0,
