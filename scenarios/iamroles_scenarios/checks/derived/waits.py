@@ -43,6 +43,7 @@ ENDS = {
     "oversized": "identity.keys.*",
     "ended": "identity.keys.*, identity.sts.answer-size",
     "patch": "identity.cold.mix-up",
+    "repeated": "identity.derived.key-sets",
 }
 """Faults after which the caller knows that its call is over, and where they are played."""
 _GIVE_UP = 5.0

@@ -266,14 +266,14 @@ def after_deaths(target: Target) -> str:
     return f"{number} deaths, {len(CHANGES)} kinds of change after each"
 
 
-@check("policy.workers.stale", "JWKS-OUTAGE-002", features={"oidc", "workers"})
+@check("identity.keys.deaths", "JWKS-OUTAGE-002", features={"oidc", "workers"})
 def stale(target: Target) -> None:
     """A process that takes a dead one's place keeps no key set longer than `max_stale`.
 
     In an outage, all processes but the first die.
     """
     longest = target.seconds(_OUTAGE)
-    with _world(target, "policy.workers.stale", max_stale=f"{longest:g}s") as here:
+    with _world(target, "identity.keys.deaths", max_stale=f"{longest:g}s") as here:
         token = here.token()
         here.expect("before an outage", token, ALLOWED, within=_WITHIN)
         here.issuer().fault("*", "status", status=503)
