@@ -38,7 +38,7 @@ ROOMS = {
 ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 25_468,
-    "scenarios": 35_995,
+    "scenarios": 36_003,
     "conformance": 11_778,
     "loadtests": 4_962,
     "benchmarks": 4_263,

@@ -82,14 +82,16 @@ def sts(target: Target) -> str:
         return f"{here.asked} questions"
 
 
-@check("mcp.proxy.dpop", "MCP-META-002", "MCP-CHALLENGE-002", "MCP-AUD-001", lane="gate", features=_DPOP)
-def dpop(target: Target) -> None:
-    """Both challenges say where the metadata is where DPoP counts, and the metadata say so of DPoP.
+_BOUND: dict[str, Any] = {
+    "dpop": {"origins": [_OWN], "replay": "none"},
+    "issuers": [{"name": "corp", "bound": "accepted"}, {"name": "partner", "bound": "required"}],
+}
 
-    A token for another server is refused as such, and not for want of a proof (14.5).
-    """
-    issuers = [{"name": "corp", "bound": "accepted"}, {"name": "partner", "bound": "required"}]
-    with serving(target, dpop={"origins": [_OWN], "replay": "none"}, issuers=issuers) as here:
+
+@check("mcp.proxy.dpop", "MCP-META-002", "MCP-CHALLENGE-002", lane="gate", features=_DPOP)
+def dpop(target: Target) -> None:
+    """Both challenges say where the metadata is where DPoP counts, and the metadata say so of DPoP."""
+    with serving(target, **_BOUND) as here:
         for resource, required in ((FILES, False), (f"{FILES}/deep", True), (f"{_OWN}/blunt", False)):
             path = resource.removeprefix(_OWN)
             found = challenges(exchange(here, "GET", path, [("Host", "mcp.example")]))
@@ -101,6 +103,12 @@ def dpop(target: Target) -> None:
             algs, must = said.get("dpop_signing_alg_values_supported"), said.get(_REQUIRED, False)
             if algs != ["ES256"] or must is not required:
                 here.note_wrong(f"{path}: its metadata say {algs}, required {must}")
+
+
+@check("mcp.audience.proof", "MCP-AUD-001", features=_DPOP)
+def unproven(target: Target) -> None:
+    """A token for another server is refused as such, and not for want of a proof (14.5)."""
+    with serving(target, **_BOUND) as here:
         thumbprint: dict[str, Any] = {"cnf": {"jkt": b64url(bytes(32))}}
         for issuer, path, claims in (("corp", "/files/open", thumbprint), ("partner", "/files/deep", {})):
             token = here.token(issuer, key="ES256", roles=["kiosk"], aud="edge", claims=claims)
