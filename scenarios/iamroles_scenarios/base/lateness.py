@@ -25,7 +25,7 @@ import threading
 import time
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
@@ -37,8 +37,8 @@ _PROC = Path("/proc")
 _PRESSURE = _PROC / "pressure/io"
 _STEAL = 8
 """The column of `/proc/stat` (proc(5))."""
-_THREADS, _BIRTH = 17, 19
-"""Places in what `_fields` returns."""
+_NUMBER, _BIRTH = 17, 19
+"""Places in what `_fields` returns: of the number of threads, and of the start."""
 _BEAT = 0.02
 _GAP = 0.05
 """Seconds beyond a beat that count as a gap."""
@@ -133,24 +133,24 @@ class _Pulse:
         self.look()
         looks = tuple(self._looks)
         looks = looks[max(0, bisect_right(looks, since, key=attrgetter("at")) - 1) :]
-        own: dict[int, list[_Point]] = {}
-        stage: dict[int, list[_Point]] = {}
-        for look in looks:
-            threads = [thread for thread, seen in look.found.items() if judge and seen.parent is None]
-            for group, members in ((own, threads), (stage, _families(look.found, firsts))):
-                for pid in members:
+
+        def part(seconds: Callable[[_Look], float]) -> float:
+            return _part([(look.at, seconds(look)) for look in looks], since, span)
+
+        def parts(members: Callable[[Mapping[int, _Seen]], Iterable[int]]) -> list[float]:
+            waited: dict[int, list[_Point]] = {}
+            for look in looks:
+                for pid in members(look.found):
                     seen = look.found[pid]
                     # A process that was born since the last look has waited only since then.
-                    group.setdefault(pid, [(seen.born, 0.0)]).append((look.at, seen.waited))
-        shares = [_part(points, since, span) for points in own.values()]
-        shares.append(_part([(look.at, look.lost) for look in looks], since, span) * judge)
-        shares.append(sum(_part(points, since, span) for points in stage.values()))
-        stolen = [
-            _part([(look.at, look.stolen.get(cpu, 0.0)) for look in looks], since, span)
-            for cpu in looks[-1].stolen
-        ]
-        stalled = _part([(look.at, look.stalled) for look in looks], since, span)
-        return min(1.0, max(shares) + stalled + max(stolen, default=0.0))
+                    waited.setdefault(pid, [(seen.born, 0.0)]).append((look.at, seen.waited))
+            return [_part(points, since, span) for points in waited.values()]
+
+        shares = [sum(parts(lambda found: _families(found, firsts)))]
+        if judge:
+            shares += [part(lambda look: look.lost), *parts(_threads)]
+        stolen = [part(lambda look: look.stolen.get(cpu, 0.0)) for cpu in looks[-1].stolen]  # noqa: B023 - used at once
+        return min(1.0, max(shares) + part(lambda look: look.stalled) + max(stolen, default=0.0))
 
 
 _Point = tuple[float, float]
@@ -187,6 +187,10 @@ def _stolen() -> dict[str, float]:
     return {}
 
 
+def _threads(found: Mapping[int, _Seen]) -> list[int]:
+    return [thread for thread, seen in found.items() if seen.parent is None]
+
+
 def _families(found: Mapping[int, _Seen], firsts: Iterable[int | None]) -> list[int]:
     members = [pid for pid in firsts if pid in found]
     for member in members:
@@ -214,13 +218,13 @@ def _seen() -> dict[int, _Seen]:
     booted = time.monotonic() - time.clock_gettime(time.CLOCK_BOOTTIME)
     names = {entry.name for entry in _PROC.iterdir() if entry.name.isdecimal()}
     _older.intersection_update(names)
-    for name in names - _older:
+    for name in names - _older - {str(os.getpid())}:
         with suppress(OSError, ValueError, IndexError):
             fields = _fields(_PROC / name)
             if (born := int(fields[_BIRTH])) < _BORN:
                 _older.add(name)
                 continue
-            threads = [_PROC / name] if fields[_THREADS] == "1" else (_PROC / name / "task").iterdir()
+            threads = [_PROC / name] if fields[_NUMBER] == "1" else (_PROC / name / "task").iterdir()
             found[int(name)] = _Seen(int(fields[1]), booted + born / _TICKS, sum(map(_waited, threads)))
     for folder in (_PROC / "self/task").iterdir():
         with suppress(OSError, ValueError, IndexError):

@@ -256,7 +256,7 @@ for _kind in _KINDS:
     def _by_kind(target: Target, kind: str = _kind) -> None:
         """Streams of two people; the revocation is about one of them.
 
-        A reload does not lift it, and a file is read too that comes while the agent reads the one before.
+        A reload does not lift it. That of a session comes once more, while the agent may read another file.
         """
         _revoked(target, f"live.revoke.{kind}", kind)
 
