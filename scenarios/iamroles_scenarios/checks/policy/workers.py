@@ -369,7 +369,7 @@ def published(target: Target) -> None:
 
 
 @check("fire.worker.keys", "FIRE-WORKER-002", lane="gate-spop", features={"oidc", "workers"})
-def born(target: Target) -> str | None:
+def born(target: Target) -> None:
     """A worker that takes a dead one's place serves by keys as old as they are, while their issuer is down.
 
     They were renewed a moment ago, and last changed longer ago than `max_stale`.
@@ -378,19 +378,18 @@ def born(target: Target) -> str | None:
         _world(target, "fire.worker.keys", max_stale=f"{target.seconds(_STALE):g}s") as here,
         ExitStack() as held,
     ):
-        token, issuer, first = here.token(), here.issuer(), here.world.agent.host_pid
+        token, issuer = here.token(), here.issuer()
         here.expect("the first", token, ALLOWED, within=_WITHIN)
+        children = [pid for _what, pid in _processes(here)]
         time.sleep(here.seconds(_STALE))
         askers = held.enter_context(Spread(here.world.agent, WORKERS, here.seconds(_WITHIN))).askers()
-        held_by = holders(first, ports := [one.port for one in askers]) if first else {}
-        serving = {held_by[port] for port in ports if port in held_by} - {first}
-        if not serving:
-            return "no process but the first serves"
+        held_by = holders(here.world.agent.host_pid or 0, ports := [one.port for one in askers])
+        serving = [pid for port in ports if (pid := held_by.get(port)) in children]
         issuer.wait_for("jwks-done", issuer.counters().get("jwks-done", 0) + 1, here.seconds(_WITHIN))
         until = time.time() + here.seconds(_STALE / 2)
         held.callback(issuer.clear)
         issuer.fault("*", "status", status=503)
-        end_process(serving.pop())
+        end_process((serving or children)[0])  # the first process may hold the connections of all
         for _last in polls(until - time.time()):
             here.client.close()
             try:
@@ -402,7 +401,6 @@ def born(target: Target) -> str | None:
                 raise here.failed(f"a worker died, its issuer is down: {'; '.join(wrong)}", seen, ALLOWED)
             if len(seen.others) + 1 >= WORKERS:
                 break
-    return None
 
 
 @check("fire.worker.hangs", "FIRE-WORKER-003", lane="gate-spop", features={"oidc", "workers"})
