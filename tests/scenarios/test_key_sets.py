@@ -10,6 +10,15 @@ from tokens_support import EC_KEY, Server, public_jwk
 from iamroles_scenarios.engine.key_sets import Answered, KeySets
 
 
+def _signed(at):
+    """An answer's identity, signed by the key `one` at a moment."""
+    claims = {"iss": "https://gate.example.com", "aud": "orders", "sub": "ann", "role": "r", "session": ""}
+    claims |= {"idp": "corp", "iat": at // 10**9, "exp": at // 10**9 + 5}
+    token = jwt.encode(claims, EC_KEY, "ES256", {"kid": "one", "typ": "iam-identity+jwt"})
+    tags = {"principal": "ann", "role": "r", "issuer": "corp"}
+    return SimpleNamespace(allow=True, headers=[("x-iam-identity", token)], backend="orders", tags=tags)
+
+
 @pytest.mark.parametrize("dead", [0, -1], ids=["first", "last"])
 def test_the_address_of_a_dead_worker_hides_no_other(dead):
     servers = sorted((Server() for _ in range(2)), key=lambda server: server.url)
@@ -20,16 +29,27 @@ def test_the_address_of_a_dead_worker_hides_no_other(dead):
     agent = SimpleNamespace(spop_address="127.0.0.1:1", lines=lambda: lines)
     sets = KeySets([agent], 10.0)
     at = time.time_ns()
-    claims = {"iss": "https://gate.example.com", "aud": "orders", "sub": "ann", "role": "r", "session": ""}
-    claims |= {"idp": "corp", "iat": at // 10**9, "exp": at // 10**9 + 5}
-    token = jwt.encode(claims, EC_KEY, "ES256", {"kid": "one", "typ": "iam-identity+jwt"})
-    tags = {"principal": "ann", "role": "r", "issuer": "corp"}
-    seen = SimpleNamespace(allow=True, headers=[("x-iam-identity", token)], backend="orders", tags=tags)
 
     with sets.fetched():
-        answer = Answered(seen, at, time.time_ns())
+        answer = Answered(_signed(at), at, time.time_ns())
     servers[0].close()
 
     assert sets.unverified(answer, every=True) == ""
     assert sets.signed == {"one"}
     assert "refused" in sets.fault
+
+
+@pytest.mark.parametrize(("ago", "why"), [(0, "its key 'one' is not among those published"), (11, "")])
+def test_a_set_accuses_nobody_that_a_late_judge_fetched(ago, why):
+    server = Server()
+    server.json("/identity/jwks", {"keys": [public_jwk(EC_KEY, "two")]})
+    agent = SimpleNamespace(spop_address="127.0.0.1:1", lines=lambda: [f"keys at {server.url}/identity/jwks"])
+    sets = KeySets([agent], 10.0)
+    at = time.time_ns() - ago * 10**9
+
+    with sets.fetched():
+        answer = Answered(_signed(at), at, time.time_ns())
+    server.close()
+
+    assert sets.unverified(answer, every=True).startswith(why)
+    assert bool(sets.unverified(answer, every=True)) is bool(why)

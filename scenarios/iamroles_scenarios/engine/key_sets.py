@@ -156,12 +156,16 @@ class KeySets:
         keys = {kid: key for *_, found in self._found for kid, key in found.items()}
         return [f"{name} of {kid}" for kid, key in keys.items() for name in sorted(PRIVATE & key.keys())]
 
-    def _held(self, at: int) -> list[Keys]:
-        """Return the sets that a backend may hold at a moment, and those that it would fetch then."""
+    def _held(self, entry: Entry | Answered) -> list[Keys]:
+        """Return the sets that a backend may hold when an answer comes, and those that it would fetch then.
+
+        A set that a late judge fetched proves nothing: its key may have been replaced right after it signed, and
+        has to be published for `rotate` from then on (SPEC.md 10.9).
+        """
         held: list[Keys] = []
-        next_round = NEVER
+        at, next_round = entry.received, NEVER
         for around, begun, ended, keys in self._found:
-            if around > next_round:
+            if around > next_round or ended > entry.sent + self._rotate * NANO:
                 break
             if around >= at:
                 next_round = around
@@ -178,7 +182,9 @@ class KeySets:
         """
         if not entry.seen.allow:
             return ""
-        whys = [why_not(entry, keys, self._lifetime) for keys in self._held(entry.received)] or [self.fault]
+        whys = [why_not(entry, keys, self._lifetime) for keys in self._held(entry)]
+        if not whys:
+            return self.fault
         if not all(whys):
             self.signed.add(kid_of(entry))
         return next(filter(None, whys), "") if every or all(whys) else ""

@@ -108,7 +108,7 @@ def credentials(target: Target) -> str:
 
 def _name_calls(target: Target) -> None:
     """Send tokens as the name of a call of MCP, as they are and in base64."""
-    with bench(target, "mcp") as here:
+    with bench(target, "mcp", changes=False) as here:
         token = here.token(key="ES256", roles=["kiosk"], aud="https://mcp.example/files")
         for name in (token, f"=?base64?{b64encode(token.encode()).decode()}?="):
             fields = [*map(list, _TABLE["call"].items()), ["Mcp-Name", name]]
