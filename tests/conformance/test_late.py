@@ -52,7 +52,7 @@ def test_a_failure_alone_is_late_if_the_host_was_later_than_the_stretch_makes_up
 
 def _attempted(*results, **how):
     """Return the result of a check with these results in turn, and scale and namespace of each playing."""
-    worlds, played = Worlds(None, None), []
+    worlds, played = Worlds(None, AgentSpec.load(default_agent_toml())), []
     worlds._slots["its"] = SimpleNamespace(fault=StageError("not started in time"))
     worlds._lent["its"] = 0
 
@@ -75,6 +75,22 @@ def test_what_was_late_is_played_again_with_longer_times_in_other_worlds_and_say
 def test_what_failed_in_time_and_a_mutants_failure_count_at_once(failure, how):
     result, scales, _ = _attempted(failure, **how)
     assert (result.verdict, result.again, scales) == (Verdict.FAIL, (), (1,))
+
+
+def test_a_failure_in_time_stands_though_a_late_check_beside_it_is_played_again():
+    worlds, other = Worlds(None, AgentSpec.load(default_agent_toml())), replace(LATE, check="another")
+    playings = iter([[other, FAILED], [replace(PASSED, check="another"), PASSED]])
+
+    results = attempted(Target("gate", None, None, worlds), lambda _: next(playings))
+
+    assert [result.verdict for result in results] == [Verdict.PASS, Verdict.FAIL]
+
+
+def test_a_wait_of_no_time_leaves_the_bound_before_it():
+    with recording.recorded() as found:
+        recording.timed(2.0)
+        Target("gate", None, None, None).seconds(0.0)
+    assert (found.timed, found.bound) == (True, 2.0)
 
 
 def test_what_stays_late_is_untestable_and_no_failure():

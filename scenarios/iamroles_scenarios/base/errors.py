@@ -134,7 +134,12 @@ class StageError(SuiteError):
 
     Attributes:
         world: the world file that the agent was given, JSON; "" where none bears on it.
+        began, pid: of a part that was not ready in time: since when it was waited for, by the monotonic
+            clock, or 0.0, and its process, as this host numbers it.
     """
+
+    began = 0.0
+    pid: int | None = None
 
     def __init__(self, message: str, logs: dict[str, str] | None = None, cause: str = "") -> None:
         super().__init__(message)

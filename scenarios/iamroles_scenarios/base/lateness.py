@@ -218,7 +218,7 @@ def _waited(folder: str) -> float:
 
 
 def _tasks(folder: str) -> list[str]:
-    return [f"{folder}/task/{name}" for name in os.listdir(f"{folder}/task")]
+    return [f"{folder}/task/{name}" for name in os.listdir(f"{folder}/task")]  # noqa: PTH208 - names, quickly
 
 
 _BORN = int(_fields(f"{_PROC}/self")[_BIRTH])
@@ -230,7 +230,7 @@ def _seen() -> dict[int, _Seen]:
     """Return the judge's threads, and the processes that were born after it, with what each has waited."""
     found = {}
     booted = time.monotonic() - time.clock_gettime(time.CLOCK_BOOTTIME)
-    names = {name for name in os.listdir(_PROC) if name.isdecimal()}
+    names = {name for name in os.listdir(_PROC) if name.isdecimal()}  # noqa: PTH208 - as above
     _older.intersection_update(names)
     for name in names - _older - {str(os.getpid())}:
         with suppress(OSError, ValueError, IndexError):

@@ -170,11 +170,11 @@ def timed(bound: float | None = None) -> None:
     """Note that time decides here: if the host was late meanwhile, a failure proves nothing.
 
     Args:
-        bound: seconds of a life, a bound or a wait that begins; None: of the one before.
+        bound: seconds of a life, a bound or a wait that begins; None or 0: of the one before.
     """
     if (found := _current.get()) is not None:
         found.timed = True
-        found.bound = found.bound if bound is None else bound
+        found.bound = bound or found.bound
 
 
 def starves() -> None:

@@ -38,11 +38,16 @@ def attempted(target: Target, play: Callable[[Target], list[CheckResult]]) -> li
         play: plays all of it, and judges it (`verdicts.judged`).
     """
     again: list[str] = []
+    stand: dict[tuple[str, str], CheckResult] = {}
     for stretch in STRETCHES:
         playing = target.stretched(stretch)
         results = play(playing)
         if playing.worlds is not target.worlds:
             playing.worlds.close()
+        # What is played again beside a late check may pass then: a failure in time stands.
+        results = [stand.get((result.check, result.lane), result) for result in results]
+        failed = [result for result in results if result.verdict is Verdict.FAIL and not result.late]
+        stand |= {(result.check, result.lane): result for result in failed}
         late = next((result.late for result in results if result.late), "")
         if not target.replays and any(result.verdict is Verdict.FAIL for result in results):
             return results

@@ -96,6 +96,10 @@ class Events:
             if action != "start" or isinstance(error, AgentFileError):
                 raise
             raise AgentFault(f"the agent did not start again: {error.message}") from error
+        if action == "start" and self._place.second is not None:  # the next step may take the other one away
+            self._place.world.haproxy.wait_agent(
+                up=True, within=self._target.seconds(EVENT_DEADLINE), each=True
+            )
 
     def _certificate(self, step: scenario.CertificateStep) -> None:
         world, certificates = self._place.world, self._place.certificates

@@ -46,7 +46,7 @@ GRACE = NANO // 10
 """Nanoseconds, times the scale, after a part was killed in which its neighbours may still write to it."""
 _LEAST = 10
 """Answers that a window needs of each flow, to say anything."""
-_FLOOR = 0.5
+FLOOR = 0.5
 """Seconds, times the scale: a 99th percentile of no more is always allowed."""
 
 _ANY = Right(status=0)
@@ -290,7 +290,7 @@ class JudgedTraffic:
             )
         if window.p99 is not None:
             found.quiet = p99(self.ledger.between(self.steps[BEGIN].begin, self._first(), window.flows))
-            if found.p99 > max(window.p99 * found.quiet, _FLOOR * self._scale):
+            if found.p99 > max(window.p99 * found.quiet, FLOOR * self._scale):
                 found.problems.append(
                     f"p99 was {found.p99 * 1000:.0f} ms, more than {window.p99:g} times the quiet "
                     f"{found.quiet * 1000:.1f} ms"

@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 
 import jwt
@@ -122,7 +123,7 @@ class KeySets:
             try:
                 keys = {key["kid"]: key for key in json.loads(read_page(place))["keys"]}
                 self._found.append((around, begun, now(), keys))
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except (OSError, HTTPException, ValueError, KeyError, TypeError) as error:
                 fault = f"the keys cannot be fetched: {error}"
         self.fault = fault
 
@@ -159,8 +160,8 @@ class KeySets:
     def _held(self, entry: Entry | Answered) -> list[Keys]:
         """Return the sets that a backend may hold when an answer comes, and those that it would fetch then.
 
-        A set that a late judge fetched proves nothing: its key may have been replaced right after it signed, and
-        has to be published for `rotate` from then on (SPEC.md 10.9).
+        A set that a late judge fetched proves nothing: its key may have been replaced right after it signed,
+        and has to be published for `rotate` from then on (SPEC.md 10.9).
         """
         held: list[Keys] = []
         at, next_round = entry.received, NEVER
@@ -184,7 +185,7 @@ class KeySets:
             return ""
         whys = [why_not(entry, keys, self._lifetime) for keys in self._held(entry)]
         if not whys:
-            return self.fault
+            return self.fault or "no set of keys was fetched in time for it"
         if not all(whys):
             self.signed.add(kid_of(entry))
         return next(filter(None, whys), "") if every or all(whys) else ""

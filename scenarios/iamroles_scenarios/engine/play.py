@@ -23,7 +23,7 @@ from iamroles_scenarios.engine.attempts import attempted
 from iamroles_scenarios.engine.certificates import proxy_fault
 from iamroles_scenarios.engine.credentials import readable
 from iamroles_scenarios.engine.events import Events
-from iamroles_scenarios.engine.judged_traffic import JudgedTraffic
+from iamroles_scenarios.engine.judged_traffic import FLOOR, JudgedTraffic
 from iamroles_scenarios.engine.ledger import Finding, Kind
 from iamroles_scenarios.engine.observation import Observation, describe, falsely_allowed, mismatches
 from iamroles_scenarios.engine.players import Player, asked_for, player_for
@@ -33,6 +33,7 @@ from iamroles_scenarios.engine.timeline import Timeline
 from iamroles_scenarios.engine.tokens import Mint, Minted
 from iamroles_scenarios.engine.verdicts import blamed, judged, lacking, passed
 from iamroles_scenarios.engine.worlds import Loan
+from iamroles_scenarios.stage.rendering import PROCESSING
 from iamroles_scenarios.traffic.polling import NANO
 
 _VARIANT = 80
@@ -169,7 +170,7 @@ class _Playing:
             if self._target.lane in self._scenario.checks[name].lanes
         }
         patience = max((item.within or 0.0 for item in expectations.values()), default=0.0)
-        bound = self._target.seconds(patience) if patience else 0.0
+        bound = self._target.seconds(patience)
         began = time.monotonic()
         with_reason = any(item.reason is not None for item in expectations.values())
         ask = partial(player.ask, request, token.text if token else "", with_reason=with_reason)
@@ -235,6 +236,9 @@ class _Playing:
             self._timeline.step(step.name or f"step {number}", step, act)
 
     def _judge_windows(self, traffic: JudgedTraffic) -> None:
+        decide = [step.settles for step in self._scenario.steps]
+        decide += [FLOOR if window.p99 else window.recovers for window in self._scenario.windows]
+        self._target.seconds(min(filter(None, decide), default=PROCESSING))
         for window in self._scenario.windows:
             found = traffic.judge(window)
             self._proven[window.check] += 1

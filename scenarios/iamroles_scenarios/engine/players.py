@@ -21,6 +21,7 @@ from iamroles_scenarios.declarations.scenario import Lane, RequestSpec
 from iamroles_scenarios.engine.http import Answer, HttpConnection, redacted, request_bytes
 from iamroles_scenarios.engine.observation import TAGS, Observation
 from iamroles_scenarios.engine.spread import Spread
+from iamroles_scenarios.stage.rendering import PROCESSING
 
 if TYPE_CHECKING:
     from iamroles_scenarios.stage import World
@@ -148,6 +149,7 @@ class ProxyPlayer:
         """By a connection's port: lines of HAProxy's log when it was opened, because ports come again."""
 
     def ask(self, request: RequestSpec, token: str, *, with_reason: bool) -> Observation:
+        recording.timed(PROCESSING * self._scale)  # then HAProxy answers in the agent's place
         raw = raw_request(request, token, keep=bool(request.connection))
         answer = self._exchange(request, raw)
         line = self._log_line(answer.port) if with_reason else None
@@ -235,6 +237,7 @@ class SpopPlayer:
         self._count = 0
 
     def ask(self, request: RequestSpec, token: str, *, with_reason: bool) -> Observation:  # noqa: ARG002
+        recording.timed(self._timeout)
         check = check_of(request, token)
         self._count += 1
         context = {"request-id": f"{id(self):x}-{self._count}", "src-port": 40000 + self._count % 20000}

@@ -180,7 +180,11 @@ class _Soak:
                 self._traffic.wait(50)
                 while (now() - begin) / NANO < seconds:
                     self._wait(self._chance.uniform(0.3, 1.2))
-                    event = self._move(found, begin)
+                    try:
+                        event = self._move(found, begin)
+                    except Untestable:  # another user's process cannot be killed
+                        found.events.pop()
+                        continue
                     on_event(f"{event.at:7.1f} s  {event.name}, {event.took:.2f} s")
                     before = now() - round((PATIENCE + _JUDGED) * self._scale * NANO)
                     self._judge(found, before)
@@ -190,7 +194,10 @@ class _Soak:
                 for world in self._place.worlds:
                     world.agent.start()
             except AgentFault as fault:
-                found.problems.append(fault.message)
+                if late := self._late(self._judged_at):
+                    found.late = f"{late}: {fault.message}"
+                else:
+                    found.problems.append(fault.message)
         self._judge(found, now())
         found.keys = 0 if sets is None else len(sets.signed)
         _judge(found)
@@ -203,18 +210,20 @@ class _Soak:
     def _judge(self, found: SoakResult, before: int) -> None:
         """Judge answers; what is not right while the host was late proves nothing, but for a false allow."""
         outcomes, known = found.outcomes, found.outcomes.bad.copy()
-        since = self._judged_at - (PATIENCE + _JUDGED) * self._scale
+        since, self._judged_at = self._judged_at, time.monotonic()
         outcomes.judge(before)
-        self._judged_at = time.monotonic()
         new = outcomes.bad - known
         del new[Kind.FALSE_ALLOW]
-        if new:
-            pids = [pid for world in self._place.worlds for pid in world.host_pids]
-            late = too_late(lateness.delay(since, pids, RECOVERS * self._scale), self._scale)
-            if late:
-                found.late = late
-                outcomes.bad -= new
-                outcomes.held += new
+        if new and (late := self._late(since)):
+            found.late = late
+            outcomes.bad -= new
+            outcomes.held += new
+
+    def _late(self, since: float) -> str:
+        """Return why the host was late for what was judged since a moment; "" if it was not."""
+        since -= (PATIENCE + _JUDGED) * self._scale
+        pids = [pid for world in self._place.worlds for pid in world.host_pids]
+        return too_late(lateness.delay(since, pids, RECOVERS * self._scale), self._scale)
 
     # --- what happens --------------------------------------------------------------------------------------
 
@@ -262,11 +271,9 @@ class _Soak:
             if revocations is not None:
                 for world in self._place.worlds:
                     world.agent.put("revocations.toml", revocations)
-            with suppress(Untestable):  # another user's process cannot be killed
-                self._events.act(step)
-            if step.agent == "start":
-                within = EVENT_DEADLINE * self._scale
-                self._place.world.haproxy.wait_agent(up=True, within=within)
+            self._events.act(step)
+            if step.agent == "start" and self._place.second is None:
+                self._place.world.haproxy.wait_agent(up=True, within=EVENT_DEADLINE * self._scale)
 
         self._timeline.step(name, step, act)
 
@@ -306,9 +313,9 @@ def _judge(found: SoakResult) -> None:
         late = [at - happened.at for at in outcomes.late if happened.at <= at < end]
         happened.recovered = max(late, default=0.0)
     found.problems += [f"{count} answers: {kind}" for kind, count in outcomes.bad.items()]
-    if outcomes.answers < LEAST_ANSWERS:
+    if outcomes.answers < LEAST_ANSWERS and not found.late:
         found.problems.append(f"{outcomes.answers} answers, fewer than {LEAST_ANSWERS}: nothing was shown")
-    if len(found.events) < LEAST_EVENTS:
+    if len(found.events) < LEAST_EVENTS and not found.late:
         found.problems.append(f"{len(found.events)} events, fewer than {LEAST_EVENTS}: nothing was shown")
     if found.seconds < _FLAT_FROM:
         return

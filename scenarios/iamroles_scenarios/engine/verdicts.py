@@ -58,10 +58,13 @@ def judged(
     lateness.start()
     began = time.monotonic()
     with recording.recorded(keeps=True) as found, watched() as worlds:
+        pids: list[int | None] = []
         try:
             results = play()
         except Exception as error:  # noqa: BLE001 - `blamed` says whose fault it is
             results = [blamed(check, error) for check in checks]
+            if isinstance(error, StageError) and error.began:  # perhaps an earlier check waited for it
+                pids, began = [error.pid], min(began, error.began)
         failed = any(result.verdict is Verdict.FAIL for result in results)
         if (ending := ended(worlds, ENDING if failed else 0.0)) is not None:
             results = [explained(result, ending) for result in results]
@@ -69,7 +72,7 @@ def judged(
             if worlds and (log := worlds[-1].agent.logs()):  # may say why a connection was closed
                 for result in (one for one in results if one.verdict is Verdict.FAIL):
                     result.evidence.logs.update(tails({_AGENT: log}) | result.evidence.logs)
-            pids = [pid for world in worlds for pid in world.host_pids]
+            pids += [pid for world in worlds for pid in world.host_pids]
             results = unless_late(results, found, began, pids, scale)
     seconds = time.monotonic() - began
     return [recorded(result, found, seconds, transcripts=transcripts) for result in results]

@@ -29,7 +29,7 @@ from iamroles_scenarios.engine.certificates import ProxyCertificates
 from iamroles_scenarios.engine.key_sets import KeySets, signing
 from iamroles_scenarios.engine.leaks import Leaks
 from iamroles_scenarios.engine.setups import ENDING, answers, ended, uses
-from iamroles_scenarios.stage.rendering import SHIPPED
+from iamroles_scenarios.stage.rendering import PROCESSING, SHIPPED
 from iamroles_scenarios.stage.spec import declares
 
 if TYPE_CHECKING:
@@ -138,7 +138,8 @@ class Worlds:
     def for_another_playing(self, factor: float) -> Worlds:
         """Return worlds in which a check is played again: stretched, and without what happened before."""
         name, scale = f"{self.namespace}-{next(_playings)}", self._scale * factor
-        found = Worlds(self._stage, self._agent, haproxy=self._haproxy, namespace=name, scale=scale)
+        agent = replace(self._agent, ready_within=self._agent.ready_within * factor)
+        found = Worlds(self._stage, agent, haproxy=self._haproxy, namespace=name, scale=scale)
         found.leaks, found.on_shared, found.on_release = self.leaks, self.on_shared, self.on_release
         return found
 
@@ -278,9 +279,9 @@ class Worlds:
         return self.start(spec, f"{self.namespace}-{_slug(owner)}", **how)
 
     def _stretch(self, policy: dict[str, Any], settings: dict[str, str]) -> None:
-        """Stretch what agents wait for, and HAProxy if the world says how long: else health checks end it."""
+        """Stretch what agents wait for, and HAProxy."""
         waits = [
-            *((settings, key, "") for key in settings if key == "IAM_TIMEOUT_PROCESSING"),
+            (settings, "IAM_TIMEOUT_PROCESSING", f"{PROCESSING:g}s"),
             (policy.setdefault("agent", {}), "decision_timeout", "10s"),
             (policy.setdefault("keys", {}), "timeout", "5s"),
             *((sts, "timeout", "10s") for sts in policy.get("sts", ())),

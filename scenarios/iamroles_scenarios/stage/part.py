@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from typing import Any, Protocol
 
 from iamroles_scenarios.base.errors import StageError
@@ -52,20 +53,21 @@ class Part(Protocol):
         Raises:
             StageError: the part ended, or the deadline passed.
         """
+        began = time.monotonic()
         line = self.stdout.wait(lambda text: json_with(text, key) is not None, within=within, since=since)
         found = None if line is None else json_with(line, key)
         if found is not None:
             return found
         code = self.wait(_ENDING)
-        if code is None:
-            why = f'printed no line with "{key}" on standard output within {within:g} s'
-        else:
+        if code is not None:
             self.stderr.finish()
             how = f"with exit code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
-            why = f"ended {how} before " + (
-                "it was ready" if key == "ready" else f'it printed a line with "{key}"'
-            )
-        raise StageError(f"{self.name} {why}.", {self.name: self.log()})
+            what = "it was ready" if key == "ready" else f'it printed a line with "{key}"'
+            raise StageError(f"{self.name} ended {how} before {what}.", {self.name: self.log()})
+        why = f'printed no line with "{key}" on standard output within {within:g} s'
+        error = StageError(f"{self.name} {why}.", {self.name: self.log()})
+        error.began, error.pid = began, self.host_pid
+        raise error
 
     def stop(self, within: float = 3.0) -> int:
         """SIGTERM, then SIGKILL after `within` seconds; returns the exit code (negative: the signal)."""

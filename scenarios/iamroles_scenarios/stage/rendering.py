@@ -23,6 +23,8 @@ is not known yet while it runs; IAM_AGENT_1 brings it when HAProxy starts."""
 AGENT_CA, AGENT_NAME, PROXY_CERTIFICATE = "agent-ca.pem", "agent.iamroles.test", "proxy.pem"
 """In a world with `agent.tls`: files beside HAProxy's own, and the name in the agent's certificate."""
 _PROVEN = ("--agent-ca", AGENT_CA, "--agent-name", AGENT_NAME, "--agent-certificate", PROXY_CERTIFICATE)
+PROCESSING = 2.0
+"""Seconds that HAProxy waits for a verdict where a world does not say (docs/haproxy.md)."""
 ENTRY = ("haproxy.cfg", "iam-routes.cfg")
 """The files HAProxy is started on, in this order; the second may be absent."""
 

@@ -185,20 +185,21 @@ class HaproxyHandle:
         """
         return self._runs[-1].runtime(command)
 
-    def agent_is_up(self) -> bool:
-        """Return whether HAProxy's health check holds the agent for good."""
+    def agent_is_up(self, each: bool = False) -> bool:
+        """Return whether HAProxy's health check holds an agent for good, or `each` that it has."""
         rows = [
             line.split(",") for line in self.runtime("show stat iam-agents 4 -1").splitlines() if "," in line
         ]
         if len(rows) < 2:
             return False
         status = rows[0].index("status")
-        return any(row[status].startswith(("UP", "no check")) for row in rows[1:])
+        held = [row[status].startswith(("UP", "no check")) for row in rows[1:]]
+        return all(held) if each else any(held)
 
-    def wait_agent(self, up: bool, within: float = 10.0) -> bool:
+    def wait_agent(self, up: bool, within: float = 10.0, *, each: bool = False) -> bool:
         """Wait until the health check says so; returns whether it did by the deadline."""
         began = time.monotonic()
-        if not any(self.agent_is_up() == up for _last in polls(within, _POLL)):
+        if not any(self.agent_is_up(each) == up for _last in polls(within, _POLL)):
             return False
         recording.note(f"HAProxy holds the agent for {'up' if up else 'down'}")
         recording.waited("a health check", time.monotonic() - began, within)
