@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iamroles_scenarios.base.errors import StageError
+from iamroles_scenarios.checks.fault.host import ends_by
 from iamroles_scenarios.checks.plan import plan
 from iamroles_scenarios.stage import AgentSpec, haproxies, images
 from iamroles_scenarios.stage.composer import Composer
@@ -255,3 +256,12 @@ def test_a_build_says_when_it_starts_and_ends(capsys):
         assert "Building the image iamroles/parts from debian:trixie-slim" in capsys.readouterr().err
 
     assert re.search(r"^Built the image iamroles/parts in \d+ s$", capsys.readouterr().err, re.MULTILINE)
+
+
+def test_a_process_that_ends_by_a_signal_neither_ignores_nor_catches_it():
+    assert not ends_by(os.getpid(), signal.SIGXFSZ), "Python ignores it"
+    with subprocess.Popen(["/bin/sleep", "60"]) as plain:
+        assert ends_by(plain.pid, signal.SIGXFSZ)
+        plain.kill()
+        os.waitid(os.P_PID, plain.pid, os.WEXITED | os.WNOWAIT)
+        assert not ends_by(plain.pid, signal.SIGXFSZ), "it has ended"

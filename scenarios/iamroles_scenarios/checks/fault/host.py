@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from itertools import cycle
@@ -81,6 +81,32 @@ def _limited(here: FaultBench, what: int, to: Callable[[int], int]) -> Iterator[
             with suppress(ProcessLookupError):
                 _, hard = resource.prlimit(pid, what)
                 resource.prlimit(pid, what, (hard, hard))
+
+
+@contextmanager
+def _full_disk(here: FaultBench, size: int = 0) -> Iterator[None]:
+    """Let no file of the agent's grow beyond this while the block runs.
+
+    Raises:
+        Untestable: that ended a process by SIGXFSZ, which a disk that is full sends to none.
+    """
+    with _limited(here, resource.RLIMIT_FSIZE, lambda _pid: size):
+        exposed = [pid for pid in _processes(here) if ends_by(pid, signal.SIGXFSZ)]
+        yield
+        if not all(ends_by(pid, signal.SIGXFSZ) for pid in exposed):
+            here.world.agent.kill()  # so that its end is the check's doing
+            raise Untestable("SIGXFSZ, which no full disk sends, ended a process: start it with that ignored")
+
+
+def ends_by(pid: int, number: signal.Signals) -> bool:
+    """Return whether a process lives that this signal ends: it neither ignores nor catches it (proc(5))."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return False
+    said = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
+    handled = int(said["SigIgn"][0], 16) | int(said["SigCgt"][0], 16)
+    return said["State"][0] != "Z" and not handled >> number - 1 & 1
 
 
 def _fresh(here: FaultBench, count: int) -> list[HttpQuestion]:
@@ -149,7 +175,7 @@ def cpu(target: Target) -> str:
         before = _processes(here)
         with _Waits(before) as waits:
             for starved in (before, before[1:] or before):  # its first process sees the others wait
-                with _starved(starved):
+                with _starved(here, starved):
                     began = time.monotonic()
                     for question in cycle(here.people):
                         here.ask_during("no CPU", [question])
@@ -159,7 +185,7 @@ def cpu(target: Target) -> str:
             here.must_recover("no CPU", everywhere=True)
         if waits.deepest < _DEEP:
             raise Untestable("the agent cannot be starved of CPU here")
-        if (after := _processes(here)) != before:
+        if set(before) - set(after := _processes(here)):
             raise here.failed(f"its processes were {before}, and are {after}: it killed its own")
         return here.remark
 
@@ -203,16 +229,19 @@ class _Waits:
 
 
 @contextmanager
-def _starved(pids: list[int]) -> Iterator[None]:
-    """Let other processes keep the one CPU busy that these may use, and come first there."""
-    threads = [int(one.name) for pid in pids for one in Path(f"/proc/{pid}/task").iterdir()]
+def _starved(here: FaultBench, pids: list[int]) -> Iterator[None]:
+    """Let other processes keep the one CPU busy that these may use, and come first there.
+
+    What the agent starts meanwhile inherits that, so at the end all its threads are freed.
+    """
     whole = os.sched_getaffinity(pids[0])
     one = {min(whole)}
     hogs: list[subprocess.Popen[bytes]] = []
     try:
-        for tid in threads:
-            os.sched_setaffinity(tid, one)
-            os.sched_setscheduler(tid, os.SCHED_IDLE, os.sched_param(0))
+        for tid in _threads(pids):
+            with suppress(ProcessLookupError):
+                os.sched_setaffinity(tid, one)
+                os.sched_setscheduler(tid, os.SCHED_IDLE, os.sched_param(0))
         for _ in range(_HOGS):
             hogs.append(subprocess.Popen([sys.executable, "-S", "-c", _BUSY]))  # noqa: S603 - our own
             os.sched_setaffinity(hogs[-1].pid, one)
@@ -224,10 +253,19 @@ def _starved(pids: list[int]) -> Iterator[None]:
         for hog in hogs:
             hog.kill()
             hog.wait()
-        for tid in threads:
-            with suppress(OSError):
-                os.sched_setscheduler(tid, os.SCHED_OTHER, os.sched_param(0))
-                os.sched_setaffinity(tid, whole)
+        for _twice in range(2):  # a thread may start another before it is freed itself
+            for tid in _threads(_processes(here)):
+                with suppress(OSError):
+                    os.sched_setscheduler(tid, os.SCHED_OTHER, os.sched_param(0))
+                    os.sched_setaffinity(tid, whole)
+
+
+def _threads(pids: Iterable[int]) -> list[int]:
+    found = []
+    for pid in pids:
+        with suppress(OSError):
+            found += [int(one.name) for one in Path(f"/proc/{pid}/task").iterdir()]
+    return found
 
 
 def _beside(pid: int, other: int) -> None:
@@ -275,7 +313,7 @@ def disk(target: Target) -> str:
             folder.mkdir()
         with fault_bench(target, override={"audit": log}) as here:
             for fault in ("a full disk", "a disk that is full again"):
-                with _limited(here, resource.RLIMIT_FSIZE, lambda _pid: 0):
+                with _full_disk(here):
                     _nobody_allowed(here, fault)
                 here.must_recover(fault, everywhere=True)
             if seen_here:
@@ -365,7 +403,7 @@ def _replace_log(here: FaultBench, folder: Path) -> None:
         here.must_recover("a log that was moved away", everywhere=True)
     here.ask_during("a sound disk", 5 * here.people, served=True)  # the next log is shorter
     longest = max((one.stat().st_size for one in _logs(folder)), default=0)
-    with _limited(here, resource.RLIMIT_FSIZE, lambda _pid: longest):
+    with _full_disk(here, longest):
         _nobody_allowed(here, "a full disk")
         folder.rename(folder.with_suffix(".full"))
         folder.mkdir()
