@@ -80,6 +80,8 @@ def _credential(here: Bench, recipe: Mapping[str, Any] | None) -> str:
 PASSES: dict[str, Policy] = {reason: row["passes"] for reason, row in ROWS.items() if "passes" in row}
 """By reason: an issuer of its own, whose token is refused for this reason until these keys, or the policy,
 change. With `untrusted`, the issuer is missing before."""
+_BEGINS = 50
+"""Seconds to the `nbf` of the row `token_not_yet_valid`; the row `token_expired` has a second more."""
 
 
 def _passing_issuer(number: int, row: Policy, *, ended: bool) -> dict[str, Any] | None:
@@ -131,6 +133,7 @@ def passes(target: Target) -> str:
     The same bytes are asked while every cause is there, when all have ended, and when they are back.
     """
     with derived(target, "identity.derived.passes") as here:
+        begin = here.now() + _BEGINS
         checks = [_passing(here, number, row) for number, row in enumerate(PASSES.values())]
         for number, when in enumerate(("", "its cause has ended: ", "its cause is back: ")):
             ended = number == 1
@@ -141,6 +144,7 @@ def passes(target: Target) -> str:
             ]
             here.wait_for_keys(questions)
             here.ask_all(questions, when)
+            here.in_time(begin, "questions before the `nbf` of a token")
     return f"{here.asked} questions about {len(PASSES)} reasons"
 
 
@@ -226,7 +230,8 @@ def refused(target: Target) -> str:
         base = whole(here.loan.policy)
         here.must_reload({"$schema": "https://iam.example/policy.json", **base}, "$schema is ignored: 6.1")
         here.must_reload({**base, "x-other": {"grants": [1]}}, "another vendor's table is ignored: 6.1")
-        good = [SpopQuestion("before", iam_check(here.token(roles=["kiosk"])), ALLOW)]
+        kept = here.token(roles=["kiosk"], exp="+55m")  # a reload may take seconds
+        good = [SpopQuestion("before", iam_check(kept), ALLOW)]
         here.issuer().clear()  # of the fault below, if this is played again
         here.wait_for_keys(good)
         here.ask_all(good)

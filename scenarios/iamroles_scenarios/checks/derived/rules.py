@@ -24,6 +24,8 @@ from iamroles_scenarios.engine.target import Target
 
 _LIVES = 1800
 """Seconds that each token lives."""
+_EDGE = 150
+"""Seconds to the nearest moment at which an answer changes: data/derived/rules.toml, `roles.max_lifetime`."""
 _TABLE = filled(table("rules"), table("rules")["names"])
 Row = Mapping[str, Any]
 Tables = dict[str, list[Row]]
@@ -132,7 +134,7 @@ class _Rules:
     """The questions of all edges, with tokens that stay the same under every policy."""
 
     def __init__(self, here: Bench, added: Sequence[Edge]) -> None:
-        self._now = now = here.now()
+        self.now = now = here.now()
         self._asked: list[tuple[Edge, str, dict[str, Any], dict[str, Any]]] = []
         tokens: dict[str, str] = {}
         for edge in added:
@@ -151,7 +153,7 @@ class _Rules:
         for edge, what, claims, asked in self._asked:
             if edge.room not in rooms:
                 rooms[edge.room] = policy_with(base, [edge], without=without)
-            found.append(SpopQuestion(what, asked, wanted(judge(rooms[edge.room], claims, asked, self._now))))
+            found.append(SpopQuestion(what, asked, wanted(judge(rooms[edge.room], claims, asked, self.now))))
         return found
 
 
@@ -174,4 +176,5 @@ def keys_of_rules(target: Target) -> str:
         for without, when in ((False, ""), (True, "without it: "), (False, "again with it: ")):
             here.must_reload(longer(policy_with(base, added, without=without)), "the keys of rules")
             here.ask_all(asked.questions(base, without=without), when, again=not when)
+            here.in_time(asked.now + _EDGE, "questions before the nearest end of a role")
     return f"{here.asked} questions about {len(added)} values"
