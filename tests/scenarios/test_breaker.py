@@ -48,6 +48,9 @@ def test_what_only_delays_loses_nothing(breaker, fault):
         breaker.breaks(fault)
     with connected(breaker) as sock:
         assert told(sock, b"abc" * 500) == b"abc" * 500
+    assert (breaker.longest > 0) is (fault == "drip"), "the suite's own time, of a drip alone"
+    breaker.mends()
+    assert breaker.longest == 0
 
 
 def test_a_reset_is_a_reset_in_the_middle(breaker):

@@ -232,6 +232,9 @@ def test_recovery_is_measured_and_bounded(fire, answers):
     assert (found.problems, found.recovered) == ([], 1.5)
 
     assert kinds(judged(fire, between=["kill", "end"], recovers="500ms")) == [Kind.FAULT]
+    fire.steps["kill"].end = at(4.6)
+    assert kinds(judged(fire, between=["kill", "end"], recovers="500ms")) == [], "counted from the step's end"
+    assert kinds(judged(fire, between=[4.0, "end"], recovers="500ms")) == [Kind.FAULT]
 
 
 def test_a_slow_window_is_held_against_the_quiet_one(fire, answers):

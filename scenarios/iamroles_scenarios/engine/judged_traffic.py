@@ -261,12 +261,14 @@ class JudgedTraffic:
         Raises:
             TooSlow: hardly anything was asked in it.
         """
+        first = window.between[0]
         begin, end = (self._at(moment) for moment in window.between)
         entries = self.ledger.between(begin, end, window.flows)
         self._enough(window, entries)
         names = [one if isinstance(one, str) else f"{one:g} s" for one in window.between]
         found = Finding((names[0], names[1]), len(entries), p99=p99(entries))
-        excuse = begin + round(window.recovers * self._scale * NANO)
+        over = self.steps[first].end if isinstance(first, str) else begin
+        excuse = over + round(window.recovers * self._scale * NANO)
         killed = [self.steps[name] for name in window.in_flight]
         under_way = 0
         for entry in entries:

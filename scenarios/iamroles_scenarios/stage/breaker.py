@@ -24,6 +24,7 @@ import random
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any, Self
@@ -51,6 +52,8 @@ class Breaker:
         self.to = to
         self._chance = random.Random(seed)  # noqa: S311 - a fault, not a secret
         self._fault = ""
+        self.longest = 0.0
+        """Seconds that this process took to pass a piece byte by byte, since the fault is in force."""
         # Held while nobody listens, so that no connection of this host gets the port meanwhile.
         self._port = socket.socket()
         self._port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -116,7 +119,7 @@ class Breaker:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(_PATIENCE)
 
     async def _become(self, fault: str) -> None:
-        self._fault = fault
+        self._fault, self.longest = fault, 0.0
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
         if fault == "refused":
@@ -201,10 +204,12 @@ class Breaker:
                 await asyncio.sleep(_LATE * self._chance.uniform(0.5, 1.5))
                 writer.write(data)
             case "drip":
+                began = time.monotonic()
                 for at in range(len(data)):
                     writer.write(data[at : at + 1])  # asyncio sends each write at once, without Nagle's delay
                     await writer.drain()
                     await asyncio.sleep(0)
+                    self.longest = max(self.longest, time.monotonic() - began)
             case _:
                 writer.write(data)
         await writer.drain()

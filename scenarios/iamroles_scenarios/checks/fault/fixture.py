@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import Any
 
 from iamroles_scenarios.base import recording
-from iamroles_scenarios.base.errors import AgentFault, HttpFault, StageError
+from iamroles_scenarios.base.errors import AgentFault, HttpFault, StageError, TooSlow
 from iamroles_scenarios.base.polling import polls
 from iamroles_scenarios.checks.proxy.traffic import HttpQuestion, person
 from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec
@@ -26,11 +26,15 @@ from iamroles_scenarios.engine.observation import Observation
 from iamroles_scenarios.engine.players import observed, player_for, raw_request
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.worlds import Loan
+from iamroles_scenarios.stage.breaker import Breaker
 
 BACK = 20.0
 """Seconds, times the scale, within which callers are served when a fault is over."""
 _ANSWER = 10.0
 """Seconds, times the scale, that a client waits for an answer."""
+_GIVES_UP = 1.0
+"""Seconds, times the scale, that the agent waits for keys or STS; HAProxy waits longer. A question and its
+answer are two pieces or more."""
 ONE = RequestSpec(path="/orders/1")
 SERVED = Expectation(status=200, backend="orders-ro")
 """The answer to `ONE` for readers."""
@@ -40,6 +44,9 @@ FAULTY = (500, 502, 503, 504)
 
 class FaultBench(Bench):
     """A world of its own, its callers, and how soon they were served after each fault."""
+
+    breaker: Breaker | None = None
+    """Stands between two parts, of which the one that asks gives up after `_GIVES_UP` at the soonest."""
 
     def __init__(self, target: Target, loan: Loan, flow: str) -> None:
         super().__init__(target, loan, flow)
@@ -96,11 +103,14 @@ class FaultBench(Bench):
 
         Raises:
             CheckFailed: an answer that the policy does not give.
+            TooSlow: none, and the breaker passed the bytes so late that a part may have given up.
         """
         for question in self.people if questions is None else questions:
             seen = self.send(question)
             if seen is None or seen.status in FAULTY:
                 if served:
+                    if self.breaker is not None and self.breaker.longest > self.seconds(_GIVES_UP) / 4:
+                        raise TooSlow(f"{fault}: the suite took {self.breaker.longest:.1f} s for its bytes")
                     raise self.failed(f"{fault}: not served", seen, question.expected)
                 if seen is not None and seen.allow:
                     raise self.failed(f"{fault}: a backend was reached all the same", seen, question.expected)

@@ -55,6 +55,7 @@ def agent(target: Target) -> str:
             return breakers[0].address
 
         with fault_bench(target, between=between) as here:
+            here.breaker = breakers[0]
             for fault in FAULTS:
                 breakers[0].breaks(fault)
                 here.ask_during(fault, served=fault in _DELAYS)
@@ -91,6 +92,7 @@ def sts(target: Target) -> str:
         Breaker(target.stage.host, urlsplit(target.stage.urls["sts"]).netloc) as breaker,
         fault_bench(target, sts=f"http://{breaker.address}") as here,
     ):
+        here.breaker = breaker
         for fault in FAULTS:
             breaker.breaks(fault)
             here.ask_during(fault, [here.caller(SERVED)], served=fault == "drip")
