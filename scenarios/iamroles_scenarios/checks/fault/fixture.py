@@ -93,7 +93,7 @@ class FaultBench(Bench):
 
     def ask_during(
         self, fault: str, questions: Sequence[HttpQuestion] | None = None, *, served: bool = False
-    ) -> None:
+    ) -> int:
         """Ask while something is broken.
 
         Args:
@@ -101,13 +101,18 @@ class FaultBench(Bench):
             questions: and what the policy gives them; None: `people`.
             served: whether the right answer must come; if not, a 5xx or no answer passes too.
 
+        Returns:
+            How many got a 5xx or no answer.
+
         Raises:
             CheckFailed: an answer that the policy does not give.
             TooSlow: none, and the breaker passed the bytes so late that a part may have given up.
         """
+        lost = 0
         for question in self.people if questions is None else questions:
             seen = self.send(question)
             if seen is None or seen.status in FAULTY:
+                lost += 1
                 if served:
                     if self.breaker is not None and self.breaker.longest > self.seconds(_GIVES_UP) / 4:
                         raise TooSlow(f"{fault}: the suite took {self.breaker.longest:.1f} s for its bytes")
@@ -116,6 +121,7 @@ class FaultBench(Bench):
                     raise self.failed(f"{fault}: a backend was reached all the same", seen, question.expected)
             elif question.wrong(seen):
                 raise self.failed(f"{fault}: the answer is wrong", seen, question.expected)
+        return lost
 
     def ask_unknown(self, fault: str, question: HttpQuestion) -> None:
         """Ask during an outage: accept the right answer, a refusal, or no answer.

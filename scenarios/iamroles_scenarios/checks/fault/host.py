@@ -126,7 +126,7 @@ def descriptors(target: Target) -> str:
     """An agent without a free descriptor gives no wrong verdict, and serves when it has some again.
 
     Others take those that are left. Then HAProxy is reloaded, so that it needs connections that the agent
-    cannot take.
+    cannot take. The remark says how many questions were not served: none, if HAProxy got its connections.
     """
     with fault_bench(target) as here:
         with _limited(here, resource.RLIMIT_NOFILE, _descriptors), ExitStack() as others:
@@ -135,9 +135,9 @@ def descriptors(target: Target) -> str:
                 for _ in range(0 if host == "unix" else _CROWD):
                     others.enter_context(socket.create_connection((host.strip("[]"), int(port)), _DEEP))
             here.world.haproxy.reload()
-            here.ask_during("no descriptors")
+            lost = here.ask_during("no descriptors")
         here.must_recover("no descriptors", everywhere=True)
-        return here.remark
+        return f"{here.remark}; not served meanwhile: {lost} of {len(here.people)}"
 
 
 def _descriptors(pid: int) -> int:
@@ -149,14 +149,16 @@ def _descriptors(pid: int) -> int:
 def memory(target: Target) -> str:
     """An agent that gets no more memory gives no wrong verdict, and serves when it gets some again.
 
-    Its address space may not grow; questions that it has never seen need some.
+    Its address space may not grow; questions that it has never seen may need some. The remark says how many
+    it could not answer: none, if it had enough.
     """
     with fault_bench(target) as here:
+        asked = _fresh(here, 20) + here.people
         with _limited(here, resource.RLIMIT_AS, _address_space):
             here.world.haproxy.reload()
-            here.ask_during("no memory", _fresh(here, 20) + here.people)
+            lost = here.ask_during("no memory", asked)
         here.must_recover("no memory", everywhere=True)
-        return here.remark
+        return f"{here.remark}; not served meanwhile: {lost} of {len(asked)}"
 
 
 def _address_space(pid: int) -> int:
@@ -183,10 +185,10 @@ def cpu(target: Target) -> str:
                         if spent > here.seconds(_STARVED if waits.deepest >= _DEEP else _PATIENCE):
                             break
             here.must_recover("no CPU", everywhere=True)
-        if waits.deepest < _DEEP:
-            raise Untestable("the agent cannot be starved of CPU here")
         if set(before) - set(after := _processes(here)):
             raise here.failed(f"its processes were {before}, and are {after}: it killed its own")
+        if waits.deepest < _DEEP:
+            raise Untestable("the agent cannot be starved of CPU here")
         return here.remark
 
 
@@ -234,7 +236,8 @@ def _starved(here: FaultBench, pids: list[int]) -> Iterator[None]:
 
     What the agent starts meanwhile inherits that, so at the end all its threads are freed.
     """
-    whole = os.sched_getaffinity(pids[0])
+    first = _processes(here)[0]  # others may have ended since
+    whole = os.sched_getaffinity(first)
     one = {min(whole)}
     hogs: list[subprocess.Popen[bytes]] = []
     try:
@@ -245,7 +248,7 @@ def _starved(here: FaultBench, pids: list[int]) -> Iterator[None]:
         for _ in range(_HOGS):
             hogs.append(subprocess.Popen([sys.executable, "-S", "-c", _BUSY]))  # noqa: S603 - our own
             os.sched_setaffinity(hogs[-1].pid, one)
-            _beside(hogs[-1].pid, pids[0])
+            _beside(hogs[-1].pid, first)
         yield
     except PermissionError:
         raise Untestable("this user may not starve the agent's processes: run as root") from None
