@@ -46,7 +46,7 @@ class FaultBench(Bench):
     """A world of its own, its callers, and how soon they were served after each fault."""
 
     breaker: Breaker | None = None
-    """Stands between two parts, of which the one that asks gives up after `_GIVES_UP` at the soonest."""
+    """Stands between two parts, and the asking part gives up after `_GIVES_UP` at the soonest."""
 
     def __init__(self, target: Target, loan: Loan, flow: str) -> None:
         super().__init__(target, loan, flow)
@@ -106,7 +106,7 @@ class FaultBench(Bench):
 
         Raises:
             CheckFailed: an answer that the policy does not give.
-            TooSlow: none, and the breaker passed the bytes so late that a part may have given up.
+            TooSlow: it must, but the breaker passed the bytes so late that a part may have given up.
         """
         lost = 0
         for question in self.people if questions is None else questions:

@@ -88,14 +88,16 @@ def _full_disk(here: FaultBench, size: int = 0) -> Iterator[None]:
     """Let no file of the agent's grow beyond this while the block runs.
 
     Raises:
-        Untestable: that ended a process by SIGXFSZ, which a disk that is full sends to none.
+        Untestable: that ended a process by SIGXFSZ, a signal that a full disk does not send.
     """
     with _limited(here, resource.RLIMIT_FSIZE, lambda _pid: size):
         exposed = [pid for pid in _processes(here) if ends_by(pid, signal.SIGXFSZ)]
         yield
         if not all(ends_by(pid, signal.SIGXFSZ) for pid in exposed):
             here.world.agent.kill()  # so that its end is the check's doing
-            raise Untestable("SIGXFSZ, which no full disk sends, ended a process: start it with that ignored")
+            raise Untestable(
+                "the limit in place of a full disk ended a process by SIGXFSZ: docs/under-fire.md"
+            )
 
 
 def ends_by(pid: int, number: signal.Signals) -> bool:
