@@ -22,7 +22,7 @@ from benchmarks.schedules.world import (
 from iamroles_agent.base import files
 from iamroles_agent.base.errors import ConfigError, StartError
 from iamroles_agent.control.channel import Frames, message
-from iamroles_agent.control.document import KEYS, Document
+from iamroles_agent.control.document import KEYS, POLICY, Document
 from iamroles_agent.control.slots import FETCHER
 from iamroles_agent.control.store import Restored, Store
 from iamroles_agent.live import revocations
@@ -62,6 +62,12 @@ class Disk(Store):
         if self.full:
             raise OSError(28, "No space left on device")
         self.kept = Restored(document, died=running)
+
+    def disown(self, document: Document) -> str:
+        if self.kept is not None and self.kept.document.policy != document.policy:
+            kept = self.kept.document
+            self.kept = Restored(kept.edited({POLICY: None}, kept.version), died=False)
+        return ""
 
 
 class File:

@@ -7,8 +7,10 @@ does not start on a directory that fails the check: it must not forget a revocat
 
 `running` in the index tells a death from an orderly end. After a death the policy in force is the accepted
 one, whatever the file says by then; after an orderly end the file is read as at a first start. Key sets
-and all other parts come back in both cases. Stamps are epoch seconds on disk, because the monotonic clock
-does not outlive a reboot; an age below zero counts as unknown, and such a part is stale.
+and all other parts come back in both cases. If a version cannot be saved, the policy that it replaced is
+removed (`disown`): it must not come back, so the file decides after a death too. Stamps are epoch seconds on
+disk, because the monotonic clock does not outlive a reboot; an age below zero counts as unknown, and such a
+part is stale.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from typing import Any
 
 from iamroles_agent.base import files
 from iamroles_agent.base.errors import StartError
-from iamroles_agent.control.document import Document, Part
+from iamroles_agent.control.document import POLICY, Document, Part
 
 _INDEX = "in-force.json"
 LOCK = "lock"
@@ -47,7 +49,7 @@ class Restored:
 
     document: Document
     died: bool
-    """True if the previous agent did not end in an orderly way."""
+    """True if the previous agent did not end in an orderly way, and the policy that it accepted is here."""
 
 
 class Store:
@@ -132,7 +134,8 @@ class Store:
         """
         try:
             index = json.loads(self._read(_INDEX, _MAX_INDEX))
-            return Restored(self._document(index), died=bool(index["running"]))
+            document = self._document(index)
+            return Restored(document, died=bool(index["running"]) and POLICY in document.parts)
         except FileNotFoundError as error:
             if str(error.filename).endswith(_INDEX):
                 return None
@@ -145,7 +148,13 @@ class Store:
     def _document(self, index: dict[str, Any]) -> Document:
         if index["format"] != _FORMAT:
             raise ValueError(f"format {index['format']}, this agent reads {_FORMAT}")
-        parts = {name: self._part(about) for name, about in index["parts"].items()}
+        parts: dict[str, Part] = {}
+        for name, about in index["parts"].items():
+            try:
+                parts[name] = self._part(about)
+            except FileNotFoundError:
+                if name != POLICY:
+                    raise
         version = index["version"]
         if type(version) is not int or version < 1:
             raise ValueError(f"version {version}")
@@ -176,8 +185,7 @@ class Store:
         now, mono = time.time(), time.monotonic()
         parts: dict[str, Any] = {}
         for name, part in document.parts.items():
-            content = b"".join(_LENGTH.pack(len(piece)) + piece for piece in part.pieces)
-            file = f"part-{hashlib.sha256(content).hexdigest()}"
+            file, content = _packed(part)
             if not (self.directory / file).exists():
                 files.write(self.directory / file, content, mode=0o600)
             parts[name] = {"file": file, "digest": part.digest, "stamp": now - (mono - part.stamp)}
@@ -186,6 +194,26 @@ class Store:
         wanted = {part["file"] for part in parts.values()}
         self._written = {_INDEX, *wanted}
         self._sweep(wanted)
+
+    def disown(self, document: Document) -> str:
+        """Remove the saved policy if it is not this document's; that takes no room on the disk.
+
+        Returns:
+            Why it may still be there; "" if it is not.
+        """
+        try:
+            kept = self.read()
+            former = None if kept is None else kept.document.parts.get(POLICY)
+            if former is not None and former.digest != document.policy:
+                (self.directory / _packed(former)[0]).unlink(missing_ok=True)
+                held = os.open(self.directory, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    os.fsync(held)
+                finally:
+                    os.close(held)
+        except (OSError, StartError) as error:
+            return f"; the policy saved last may come back after a death: {error}"
+        return ""
 
     def missing(self) -> str:
         """Return a file that was saved and is not there now; "" if all are."""
@@ -197,6 +225,11 @@ class Store:
             if _FILE.fullmatch(path.name) and path.name not in wanted:
                 with contextlib.suppress(OSError):
                     path.unlink()
+
+
+def _packed(part: Part) -> tuple[str, bytes]:
+    content = b"".join(_LENGTH.pack(len(piece)) + piece for piece in part.pieces)
+    return f"part-{hashlib.sha256(content).hexdigest()}", content
 
 
 def _unpack(content: bytes) -> Iterator[bytes]:

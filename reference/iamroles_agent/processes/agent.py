@@ -89,7 +89,7 @@ class Agent:
         try:
             config, part = _read(path)
         except ConfigError as error:
-            if restored is None or not restored.died or POLICY not in restored.document.parts:
+            if restored is None or not restored.died:
                 raise
             log.error("%s\nthe policy that was accepted last is in force", error)
             part = restored.document.parts[POLICY]
@@ -270,7 +270,9 @@ def _at_start(restored: Restored | None, part: Part) -> Document:
     if restored is None:
         return Document(1, {POLICY: part})
     kept = restored.document
-    if not restored.died or POLICY not in kept.parts:
+    if not restored.died:
+        if POLICY not in kept.parts:
+            log.warning("the agent before could not save the policy that it had accepted: the file decides")
         return kept if kept.parts.get(POLICY) == part else kept.edited({POLICY: part}, kept.version + 1)
     accepted = kept.parts[POLICY]
     try:

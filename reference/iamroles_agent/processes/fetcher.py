@@ -38,6 +38,8 @@ from iamroles_agent.tokens.transport import Transport
 
 _PARENT = 3.0
 """Seconds for the parent to answer."""
+_DISK = 2.0
+"""Seconds after which what is in force counts as not saved; the parent reports it after 3 s."""
 _SAVE_AGAIN = 5.0
 """Seconds after which saving is tried again."""
 
@@ -195,10 +197,14 @@ class Fetcher:
             error = ""
             async with self._saving:
                 document = self.link.document
+                writing = asyncio.ensure_future(asyncio.to_thread(store.write, document))
+                done, _ = await asyncio.wait((writing,), timeout=_DISK)
+                unsaved = not done or writing.exception() is not None
+                kept = await asyncio.to_thread(store.disown, document) if unsaved else ""
                 try:
-                    await asyncio.to_thread(store.write, document)
+                    await writing
                 except OSError as failed:
-                    error = failed.strerror or str(failed)
+                    error = (failed.strerror or str(failed)) + kept
                     log.error("what is in force cannot be saved: %s", error)
                     asyncio.get_running_loop().call_later(_SAVE_AGAIN, self._unsaved.set)
             self._report_saved(document.version, error)

@@ -38,6 +38,22 @@ def test_what_does_not_fit_leaves_its_room_to_what_comes_next(store):
     assert store.read().document.policy == SMALL.policy
 
 
+def test_a_policy_that_cannot_be_replaced_on_the_disk_does_not_come_back(store):
+    keys = {"keys/a": Part.of((b"keys",))}
+    store.write(Document(1, {**SMALL.parts, **keys}))
+
+    assert store.disown(SMALL) == ""
+    assert store.read().died
+    assert [store.disown(LARGE), store.disown(LARGE)] == ["", ""]
+    assert (store.read().died, set(store.read().document.parts)) == (False, {"keys/a"})
+
+    store.write(SMALL)
+    assert store.read().document.policy == SMALL.policy
+    (store.directory / "in-force.json").unlink()
+    (store.directory / "in-force.json").mkdir()
+    assert "may come back" in store.disown(LARGE)
+
+
 def test_what_a_dead_writer_left_half_done_is_removed_at_the_next_start(store):
     store.write(SMALL)
     store.let_go()

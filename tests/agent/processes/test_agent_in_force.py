@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -157,6 +158,24 @@ def test_what_was_accepted_outlives_the_agent(agent, server):
     agent.write(grants=[grant("R2", "reader", "GET", "/orders", "orders")])
     agent.start()
     assert agent.all_say(token) == {"allow"}  # after an orderly end the file counts
+
+
+def test_a_replaced_policy_stays_replaced_though_the_next_one_did_not_fit_on_the_disk(tmp_path, server):
+    with running(tmp_path, server, 1) as agent:
+        token = token_of(server.url)
+        assert agent.ask(token) == "allow"
+        [fetcher] = agent.children("iamroles-fetch")
+        resource.prlimit(fetcher, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+        line = agent.reload(grants=[])
+        assert (line["reloaded"], line["saved"], line["save_error"]) == (True, False, "File too large")
+        members = agent.children()
+        agent.ended(signal.SIGKILL)
+        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in members))
+        server.replies["/jwks"] = lambda _: (500, {}, b"")
+        agent.start()
+
+        assert agent.ask(token) == "no_grant"  # of the file; and by the keys that were kept
+        assert agent.reload(grants=[])["saved"] is True
 
 
 class Asker(threading.Thread):
