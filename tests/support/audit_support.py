@@ -73,5 +73,5 @@ def child(path, *programs):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent), "MALLOC_ARENA_MAX": "1"},
     )

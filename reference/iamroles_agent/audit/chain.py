@@ -138,9 +138,8 @@ def seal(lines: bytearray, head: Head, writer: bytes, already: bytes = b"") -> H
     return Head(seq, digest.hexdigest(), head.tree.grown(digest.digest()))
 
 
-def batches(lines: bytearray, limit: int) -> Iterable[bytearray]:
-    """Cut lines into batches of at most `limit` bytes; a longer line is a batch of its own."""
-    begin = 0
+def batches(lines: bytearray, limit: int, begin: int = 0) -> Iterable[bytearray]:
+    """Cut lines, from a byte on, into batches of at most `limit` bytes; a longer line is a batch."""
     while begin < len(lines):
         end = len(lines)
         if end - begin > limit:

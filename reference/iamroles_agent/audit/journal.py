@@ -7,13 +7,19 @@ continues across files.
 
 A new file begins with a `start` record that states the tree of all batches before it. Its number must be
 taken together with the old file's `end`, so that no decision comes between them, but the tree is known only
-after the old file's last batch is sealed. So the line is made with a `GAP`, which is filled afterwards.
+after the old file's last batch is sealed. So the line is made with a `GAP`, which is filled when the line is
+sealed.
+
+Any step may end with an error, also because memory is short. Lines that were taken stay in `_lines` until
+their batch is sealed; the next attempt seals the rest.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from iamroles_agent.audit.chain import batches, seal
@@ -30,6 +36,8 @@ _log = logging.getLogger("iamroles.audit")
 
 _SEALED = 1 << 18
 """Most bytes of a batch in a file: a proof of a line holds its whole batch."""
+_START = 128
+"""Bytes in which a `GAP` may be."""
 _UNBROKEN = 4096 - 256
 """Most bytes of a batch in a stream, without its seal: Linux writes up to 4,096 bytes (PIPE_BUF) into a
 pipe without interleaving those of other writers."""
@@ -58,7 +66,8 @@ class Journal:
         """True if the log is within its budget; None: not checked yet."""
         self._head = file.last
         self._unwritten: deque[tuple[bytes, Head]] = deque()
-        self._opening = b""
+        self._lines, self._sealed = bytearray(), 0
+        """Lines that were taken, and how many of their bytes are sealed."""
         self._already = file.unsealed
 
     def flush(self, *, closing: bool) -> None:
@@ -68,7 +77,7 @@ class Journal:
             OSError, StartError: the caller must try again.
         """
         if self._already:  # lines that a crash left are sealed in their own file
-            self._seal(self._audit.take())
+            self._take(self._audit.take)
             self._write()
         if self.file.emptied():
             self._audit.restart("truncated", self.file, self.written)
@@ -81,19 +90,31 @@ class Journal:
             self._write()
         if moved:
             self._rotate()
-        self._seal(self._audit.take("end", "stopped") if closing else self._audit.take())
+        self._take(partial(self._audit.take, "end", "stopped") if closing else self._audit.take)
         self._write()
         if self._keep is not None and not closing:
             self._budget(self._keep)
 
-    def _seal(self, lines: bytearray) -> None:
-        lines[:0] = self._opening
-        self._opening = b""
-        for batch in batches(lines, _SEALED if self.file.regular else _UNBROKEN):
-            self._head = seal(batch, self._head, self._writer, self._already)
-            self._already = b""
-            self._unwritten.append((bytes(batch), self._head))
-            self.unwritten_bytes += len(batch)
+    def _take(self, take: Callable[[], bytearray]) -> None:
+        """Take lines, and seal them after those that an attempt took before memory ended."""
+        self._seal()
+        self._lines = take()
+        self._seal()
+
+    def _seal(self) -> None:
+        if self._lines.find(GAP, 0, _START) >= 0:
+            start = self._audit.start_members("rotated", self.file, self._head)
+            self._lines = self._lines.replace(GAP, start.encode(), 1)
+        for batch in batches(self._lines, _SEALED if self.file.regular else _UNBROKEN, self._sealed):
+            end = self._sealed + len(batch)
+            head = seal(batch, self._head, self._writer, self._already)
+            waiting = self.unwritten_bytes + len(batch)
+            self._unwritten.append((bytes(batch), head))
+            # Nothing below takes memory: a batch is sealed once, or not at all.
+            self._head, self._already = head, b""
+            self._sealed, self.unwritten_bytes = end, waiting
+        self._lines = bytearray()
+        self._sealed = 0
 
     def _write(self) -> None:
         while self._unwritten:
@@ -114,13 +135,9 @@ class Journal:
         """End the file, open the file that the path names now, and link it to the last record."""
         new = self.file.follow()
         try:
-            lines, opening = self._audit.rotate()
-            self._seal(lines)
-            self._opening = opening.replace(
-                GAP, self._audit.start_members("rotated", new, self._head).encode()
-            )
+            self._take(self._audit.rotate)
             self._write()
-        except OSError:
+        except BaseException:
             new.close()
             raise
         old, self.file = self.file, new
@@ -148,5 +165,5 @@ class Journal:
             self._audit.event("removed", {"file": path.name, "bytes": size, "why": "audit.keep"})
         if file.moved():
             self._rotate()
-            self._seal(self._audit.take())
+            self._take(self._audit.take)
             self._write()

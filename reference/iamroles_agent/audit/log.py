@@ -215,7 +215,12 @@ class Audit:
                 return outage.admit
             in_file = prepared.file is self._file_token
             body = prepared.use if in_file else self._first_use(prepared)
-            self._append(body, (request_id, src_port, stream))
+            try:
+                self._append(body, (request_id, src_port, stream))
+            except MemoryError:  # its number goes to another record
+                prepared.file = None
+                self._known.pop(prepared.body, None)
+                raise
         return True
 
     def confirmed(self) -> Awaitable[bool]:
@@ -321,20 +326,21 @@ class Audit:
         pending = self._pending
         if not pending:
             self._wake.set()
-        pending += self._line(body, origin)
+        seq = self._seq + 1
+        pending += self._line(seq, body, origin)
+        self._seq = seq  # not before: memory may end
         if len(pending) >= _BATCH:
             self._hurry.set()
             if self._buffered >= LIMIT:
                 self._outage.begin(f"the disk is slower than the load: {LIMIT >> 20} MiB wait to be written")
 
-    def _line(self, body: str, origin: Origin = NO_ORIGIN) -> bytes:
+    def _line(self, seq: int, body: str, origin: Origin = NO_ORIGIN) -> bytes:
         request_id, src_port, stream = origin
         now = self._clock()
         millisecond = int(now * 1000)
         if millisecond != self._millisecond:
             self._millisecond = millisecond
             self._prefix = f'{{"time":"{timestamp(now)}","seq":'
-        self._seq = seq = self._seq + 1
         if request_id is not None and src_port is not None and stream is not None:  # the usual case
             request = request_member(request_id)
             return (
@@ -365,18 +371,21 @@ class Audit:
     def take(self, kind: str = "", reason: str = "") -> bytearray:
         """Take all lines that wait, and a last line of this kind if one is given."""
         with self._lock:
+            rest = bytearray()
             if kind:
                 self._append(members({"kind": kind, "reason": reason}))
-            lines, self._pending = self._pending, bytearray()
+            lines, self._pending = self._pending, rest
             return lines
 
-    def rotate(self) -> tuple[bytearray, bytes]:
-        """Take all lines that wait and an `end`, and the `start` that follows, with a `GAP` in it."""
+    def rotate(self) -> bytearray:
+        """Take all lines that wait and an `end`; the `start` that follows, with a `GAP` in it, waits then."""
         with self._lock:
-            self._append(members({"kind": "end", "reason": "rotated"}))
-            lines, self._pending = self._pending, bytearray()
             self._forget_uses()
-            return lines, self._line(GAP.decode())
+            seq = self._seq + 2
+            start = bytearray(self._line(seq, GAP.decode()))
+            self._pending += self._line(seq - 1, members({"kind": "end", "reason": "rotated"}))
+            lines, self._pending, self._seq = self._pending, start, seq
+            return lines
 
     def restart(self, reason: str, file: LogFile, after: Head) -> None:
         """Make a `start` record in the middle of a file: which record its first one follows."""
@@ -454,15 +463,15 @@ class Audit:
         self._outage.writing_since = time.monotonic()
         try:
             self._journal.flush(closing=closing)
-        except Exception as error:  # noqa: BLE001 - after any error decisions must not stay unrecorded
-            self._failures += 1
-            with self._lock:
-                self._outage.begin(getattr(error, "strerror", None) or f"{type(error).__name__}: {error}")
-            return False
-        else:
             with self._lock:
                 if gap := self._outage.end():
                     self._append(gap)
+        except Exception as error:  # noqa: BLE001 - after any error decisions must not stay unrecorded
+            self._failures += 1
+            with self._lock, contextlib.suppress(MemoryError):  # of its message; the writer lives on
+                self._outage.begin(getattr(error, "strerror", None) or f"{type(error).__name__}: {error}")
+            return False
+        else:
             return True
         finally:
             self._outage.writing_since = 0.0

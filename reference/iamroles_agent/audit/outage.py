@@ -84,17 +84,14 @@ class Outage:
         if not self.why:
             return ""
         _log.error("audit: %s is written again; %d decisions are not on record", self._name(), self._lost)
-        why, lost, overruled = self.why, self._lost, self._overruled
+        gap = {
+            "kind": "gap",
+            "lost": self._lost,
+            "since": timestamp(self._since),
+            "overruled": self._overruled,
+            "answered": "allow" if self.admit else "deny",
+            "detail": self.why,
+        }
+        text = "" if not self._lost and self._overruled is None else members(gap)
         self.why, self._lost, self._overruled = "", 0, None
-        if not lost and overruled is None:
-            return ""
-        return members(
-            {
-                "kind": "gap",
-                "lost": lost,
-                "since": timestamp(self._since),
-                "overruled": overruled,
-                "answered": "allow" if self.admit else "deny",
-                "detail": why,
-            }
-        )
+        return text

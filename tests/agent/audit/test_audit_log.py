@@ -252,6 +252,36 @@ class TestFullDisk:
         assert overruled["request"] == f"before-{len(told['before']) - 1}"
 
 
+def test_records_outlive_an_end_of_memory(path):
+    """Wherever memory ends, in a request or in the writer: what was acknowledged is on record, in order."""
+    body = """
+        log, deadline, answers = opened(path, sync="1s"), time.monotonic() + 60, []
+        confirmed(log, "first", path="/" + "x" * 900)
+        held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (held + (700 << 10), resource.RLIM_INFINITY))
+        while not log.state().failing and time.monotonic() < deadline:
+            try:
+                answers.append(confirmed(log, f"r{len(answers)}", path=f"/{len(answers)}" + "x" * 900))
+            except MemoryError:
+                answers.append(False)
+                time.sleep(0.01)
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        while log.state().failing and time.monotonic() < deadline:
+            time.sleep(0.001)
+        confirmed(log, "last")
+        log.close()
+        print(json.dumps({"answers": answers, "failures": log.state().failures}))
+    """
+    out, err = child(path, CHILD, body).communicate(timeout=90)
+    assert out, err
+    said = json.loads(out)
+    expected = [f"r{number}" for number, answer in enumerate(said["answers"]) if answer]
+
+    assert said["failures"], err
+    assert verify([path]).whole
+    assert requests(path) == ["first", *expected, "last"]
+
+
 class TestKill:
     def test_at_most_the_declared_window_is_lost(self, path):
         window, body = (
