@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import json
+import time
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from urllib.parse import parse_qsl, quote, urlsplit
@@ -89,7 +90,7 @@ def error_xml(code):
 
 
 @contextmanager
-def playing(clock=None, **changes):
+def playing(clock=None, monotonic=time.monotonic, **changes):
     """An honest STS and an agent that asks it; `changes` go into its entry of the policy."""
     with serving() as server:
         server.replies["/"] = honest
@@ -98,7 +99,7 @@ def playing(clock=None, **changes):
             "insecure_http": True, "timeout": "2s",
         }  # fmt: skip
         config = Config.model_validate({"version": 1, "sts": [entry | changes]})
-        yield server, Authenticator(config, clock=clock or Clock())
+        yield server, Authenticator(config, clock=clock or Clock(), monotonic=monotonic)
 
 
 GOOD = presign()

@@ -186,6 +186,8 @@ class Worker:
         stats: Body = {"connections": self.connections.open, "pending": self.connections.pending}
         if self.gate is None:
             return stats
+        if self.authenticator is not None:  # four times a second is often enough
+            self.authenticator.watch_clock()
         numbers, audit = self.metrics, self.audit.state()
         if self.index == 0:  # the fetcher's numbers must count once when Prometheus sums all workers
             self.remote.learn(self.link.summary.get("fetcher", {}))

@@ -29,6 +29,8 @@ from iamroles_agent.tokens.transport import Transport
 
 MAX_IDENTITIES = 100_000
 MAX_IDENTITY_BYTES = 128 << 20
+_STEP = 1.0
+"""Seconds by which the clock may go back without being set, as NTP slews it."""
 
 
 class Prover(Protocol):
@@ -129,12 +131,13 @@ class Authenticator:
         max_identity_bytes: int = MAX_IDENTITY_BYTES,
     ) -> None:
         self.generation = 0
-        """Grows when a key is lost or changed, when the first keys of an issuer come, and when the
-        configuration changes."""
+        """Grows when a key is lost or changed, when the first keys of an issuer come, when the
+        configuration changes, and when the clock was set back."""
         self.on_change: list[Callable[[], None]] = []
         """Called on the event loop after `generation` grew."""
         self._clock, self._monotonic = clock, monotonic
         self._outside: Outside = outside or _Itself(clock, monotonic)
+        self._offset = clock() - monotonic()
         self._cache = IdentityCache(clock, max_identities, max_identity_bytes)
         self._started = False
         self._epoch = 0
@@ -210,6 +213,16 @@ class Authenticator:
         former, self._former = self._former, []
         for keys in former:
             await keys.close()
+
+    def watch_clock(self) -> None:
+        """Forget what is remembered if the clock was set back, because its end would come too late."""
+        offset = self._clock() - self._monotonic()
+        if offset < self._offset - _STEP:
+            self._offset = offset
+            self._epoch += 1
+            self._cache.clear()
+            self._changed()
+        self._offset = max(self._offset, offset)
 
     def _changed(self) -> None:
         self.generation += 1

@@ -333,6 +333,21 @@ async def test_a_session_that_ends_dies_within_the_recheck_remembered_verdicts_i
         assert first["expires"] == NOW + 900
 
 
+async def test_a_clock_that_is_set_back_does_not_lengthen_the_recheck():
+    clock = Clock()
+
+    with playing(clock, monotonic=Clock(0.0)) as (_server, agent):
+        gate = gate_of(OPEN, agent, clock)
+        await gate.judge(CHECK, Context(), b"key")
+        clock.now = NOW - 0.9  # as NTP slews it
+        agent.watch_clock()
+        assert gate.recall(b"key", Context()) is not None
+        clock.now = NOW - 600
+        agent.watch_clock()
+        assert gate.recall(b"key", Context()) is None
+        assert agent.recall(credential(GOOD)) is None
+
+
 @pytest.mark.parametrize(
     ("once", "accounts", "expected"),
     [(False, ["999999999999"], "claim_invalid"), (True, [], ""), (True, ["999999999999"], "sts_rejected")],
