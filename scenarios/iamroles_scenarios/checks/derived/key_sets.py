@@ -140,13 +140,14 @@ def _until_asked(here: Bench, rows: list[_Row]) -> None:
 
 
 def until_right(here: Bench, asked: list[SpopQuestion]) -> None:
-    """Ask without judging until all answers are right, or the agent has had time enough."""
-    left = asked
-    for _last in polls(here.seconds(_TAKEN)):
-        found = [{**answers.UNSET, **answers.read(actions)} for actions in here.actions(left)]
-        left = [each for each, seen in zip(left, found, strict=True) if differences(each.expected, seen)]
-        if not left:
-            return
+    """Ask each worker without judging until all its answers are right, or it has had time enough."""
+    for worker in here.spread.askers():
+        left = asked
+        for _last in polls(here.seconds(_TAKEN)):
+            found = [{**answers.UNSET, **answers.read(each)} for each in here.actions(left, of=worker)]
+            left = [each for each, seen in zip(left, found, strict=True) if differences(each.expected, seen)]
+            if not left:
+                break
 
 
 @check("identity.derived.key-sets", "DERIVED-KEYS-001", features={"oidc"}, long=True)

@@ -1,10 +1,10 @@
 """Every call that an agent makes, and each way in which its answer never ends.
 
-The *first* call of each row meets a fault that lasts; the second gets a sound answer. So an agent that waits
-for ever shows twice: it answers a question late, and it never accepts a credential although a second call
-would do. All rows are played at once, each with an issuer, or a host of STS, of its own; beside them the
-checks ask about a sound issuer and a sound host, which must not be slower. `tests/scenarios/test_derived.py`
-holds the ways against the faults that the mocks can make.
+As many first calls of each row as the agent has workers meet a fault that lasts; the next one gets a sound
+answer. So an agent that waits for ever shows twice: it answers a question late, and it never accepts a
+credential although a later call would do. All rows are played at once, each with an issuer, or a host of STS,
+of its own; beside them the checks ask about a sound issuer and a sound host, which must not be slower.
+`tests/scenarios/test_derived.py` holds the ways against the faults that the mocks can make.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import count
+from itertools import chain, count
 from typing import Any
 
 from iamroles_scenarios.base.errors import SilenceError
@@ -23,6 +23,7 @@ from iamroles_scenarios.engine import answers
 from iamroles_scenarios.engine.answers import ALLOW, Expected, refusal
 from iamroles_scenarios.engine.bench import EDGE, STS_ACTION, Bench, SpopQuestion, own_bench, own_suffix
 from iamroles_scenarios.engine.target import Target
+from iamroles_scenarios.engine.worlds import WORKERS
 
 WAYS = {
     "stall": "the request is read, and nothing comes",
@@ -108,25 +109,27 @@ def started(
 def _until_accepted(
     here: Bench, hanging: list[SpopQuestion], beside: list[SpopQuestion], meanwhile: Expected
 ) -> None:
-    """Ask all at once, beside others that must not be late, until the agent accepts all that hang."""
+    """Ask each worker all at once, beside others that must not be late, until it accepts all that hang."""
+    left = dict.fromkeys(here.spread.askers(), hanging)
     for _last in polls(here.seconds(_RECOVERY)):
-        try:
-            found = here.actions([*hanging, *beside], window=len(hanging) + len(beside))
-        except SilenceError:
-            waiting = "; ".join(question.what for question in hanging)
-            here.note_wrong(f"no answer within {_GIVE_UP:g} s while these calls hang: {waiting}")
+        for worker, asked in left.items():
+            try:
+                found = here.actions([*asked, *beside], window=len(asked) + len(beside), of=worker)
+            except SilenceError:
+                waiting = "; ".join(question.what for question in asked)
+                here.note_wrong(f"no answer within {_GIVE_UP:g} s while these calls hang: {waiting}")
+                return
+            here.judge(beside, found[len(asked) :])
+            left[worker] = []
+            for question, actions in zip(asked, found, strict=False):
+                good = answers.read(actions).get("allow") is True
+                what, expected = f"{question.what}, which hangs", ALLOW if good else meanwhile
+                here.judge([SpopQuestion(what, question.check, expected)], [actions])
+                left[worker] += [] if good else [question]
+        left = {worker: asked for worker, asked in left.items() if asked}
+        if not left:
             return
-        here.judge(beside, found[len(hanging) :])
-        left = []
-        for question, actions in zip(hanging, found, strict=False):
-            good = answers.read(actions).get("allow") is True
-            expected = ALLOW if good else meanwhile
-            here.judge([SpopQuestion(f"{question.what}, which hangs", question.check, expected)], [actions])
-            left += [] if good else [question]
-        hanging = left
-        if not hanging:
-            return
-    for question in hanging:
+    for question in chain.from_iterable(left.values()):
         here.note_wrong(f"{question.what}: still refused after {_RECOVERY:g} s, though a new call is sound")
 
 
@@ -137,11 +140,11 @@ def waits(target: Target) -> str:
     Discovery and key sets, before any keys and for a new one.
     """
     suffix = own_suffix()
-    rows = list(_rows())
+    rows, workers = list(_rows()), 1 if target.lacks(["workers"]) else WORKERS
     issuers = {name: target.worlds.issuer(f"{name}{suffix}") for name, _, _ in rows}
     for name, call, way in rows:
         if not call.known:
-            issuers[name].fault(call.endpoint, way, times=1, seconds=0.2)
+            issuers[name].fault(call.endpoint, way, times=workers, seconds=0.2)
     tables = [issuer_of(name, call) for name, call, _ in rows]
     with started(target, suffix, keys=_KEYS, issuers=tables) as here:
 
@@ -155,7 +158,7 @@ def waits(target: Target) -> str:
         here.ask_all(known, "before its call hangs: ", again=False)
         for name, call, way in rows:
             if call.known:
-                issuers[name].fault(call.endpoint, way, times=1, seconds=0.2)
+                issuers[name].fault(call.endpoint, way, times=workers, seconds=0.2)
                 issuers[name].rotate("ES256")
         shown = {call: what for what, call in CALLS.items()}
         hanging = [ask(f"{shown[call]}: {WAYS[way]}", name, "bob") for name, call, way in rows]
@@ -190,7 +193,7 @@ def sts_waits(target: Target) -> str:
         before = [ask(way) for way in hosts]
         here.ask_all(before, "before: ", again=False)
         for way in WAYS:
-            cloud.fault(f"{STS_ACTION}@{hosts[way]}", way, times=1, seconds=0.2)
+            cloud.fault(f"{STS_ACTION}@{hosts[way]}", way, times=here.loan.workers, seconds=0.2)
         try:
             _until_accepted(here, [ask(way) for way in WAYS], [ask("sound")], NO_STS)
         finally:
