@@ -7,6 +7,7 @@ from listening import listening, nowhere
 
 from iamroles_scenarios.base.errors import HttpFault
 from iamroles_scenarios.engine.http import HttpConnection, redacted, request_bytes
+from iamroles_scenarios.engine.players import challenges
 
 
 @contextmanager
@@ -54,6 +55,32 @@ def test_a_connection_is_kept():
     assert (first.body, second.body) == (b"one", b"two")
     assert first.port == second.port
     assert first.all("www-authenticate") == ["Bearer"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "found"),
+    [
+        (['Bearer realm="iam", error="x"', "DPoP algs=ES256"], {"Bearer": "iam x", "DPoP": "ES256"}),
+        (
+            ['bearer Realm="iam",error=x , dPoP\talgs="ES256 ES384"'],
+            {"Bearer": "iam x", "DPoP": "ES256 ES384"},
+        ),
+        (
+            ['Bearer,Negotiate a/b==, ,Basic realm = "a, \\"b\\"=c"'],
+            {"Bearer": "", "Negotiate": "", "Basic": 'a, "b"=c'},
+        ),
+        (['realm="of none"', "Bearer", 'Bearer error="x"'], {"Bearer": "x"}),
+        ([], {}),
+    ],
+)
+def test_a_challenge_is_read_in_each_spelling_that_the_rfc_permits(fields, found):
+    head = "".join(f"WWW-Authenticate: {field}\r\n" for field in fields)
+    with _server(f"HTTP/1.1 401 X\r\n{head}Content-Length: 0\r\n\r\n".encode()) as (address, _):
+        connection = HttpConnection(address, 5)
+        read = challenges(connection.exchange("GET", request_bytes("GET", "/", [])))
+        connection.close()
+
+    assert {scheme: " ".join(named.values()) for scheme, named in read.items()} == found
 
 
 @pytest.mark.parametrize(

@@ -215,16 +215,30 @@ def _echo(answer: Answer) -> dict[str, Any]:
     return echo if isinstance(echo, dict) and "backend" in echo else {}
 
 
+_NAME = r"([\w!#$%&'*+.^`|~-]++)"
+_CHALLENGE = re.compile(
+    rf'(?:^|,)[ \t,]*(?:{_NAME}(?![ \t]*=))?[ \t]*(?:{_NAME}[ \t]*=[ \t]*(?:"((?:\\.|[^"\\])*)"|{_NAME}))?',
+    re.ASCII,
+)
+"""A scheme, a parameter or both: an element of a field's list (RFC 9110 sections 5.6.1 and 11.6.1)."""
+
+
+def challenges(answer: Answer) -> dict[str, dict[str, str]]:
+    """Return the parameters of each challenge by its scheme, spelled `Bearer`, `DPoP`, `Basic`."""
+    found: dict[str, dict[str, str]] = {}
+    for value in answer.all("www-authenticate"):
+        parameters: dict[str, str] = {}
+        for scheme, name, quoted, text in _CHALLENGE.findall(value):
+            if scheme:
+                parameters = found.setdefault({"dpop": "DPoP"}.get(scheme.lower(), scheme.capitalize()), {})
+            if name:
+                parameters[name.lower()] = re.sub(r"\\(.)", r"\1", quoted) or text
+    return found
+
+
 def _challenge(answer: Answer) -> dict[str, str]:
     """Return the parameters of the Bearer challenge (RFC 6750 section 3); empty if there is none."""
-    found: dict[str, str] = {}
-    for value in answer.all("www-authenticate"):
-        scheme, _, parameters = value.partition(" ")
-        if scheme.lower() == "bearer":
-            for parameter in parameters.split(","):
-                name, _, text = parameter.strip().partition("=")
-                found[name.lower()] = text.strip('"')
-    return found
+    return challenges(answer).get("Bearer", {})
 
 
 class SpopPlayer:

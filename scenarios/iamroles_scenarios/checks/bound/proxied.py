@@ -31,6 +31,7 @@ from iamroles_scenarios.declarations.tables import filled, table
 from iamroles_scenarios.engine.bench import Bench, SpopQuestion
 from iamroles_scenarios.engine.certificates import Authority, Certificate
 from iamroles_scenarios.engine.http import Answer, HttpConnection, exchange_h2, request_bytes
+from iamroles_scenarios.engine.players import challenges
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.jose.encoding import b64url
 from iamroles_scenarios.jose.proof import combined
@@ -109,16 +110,6 @@ def _request(asked: SpopQuestion, *more: Sequence[str]) -> tuple[str, str, list[
     fields = [*((name, said[key]) for name, key in named.items()), *more]
     present = [(name, str(value)) for name, value in fields if value is not None]
     return str(said["method"]), str(said["path"]), present
-
-
-def challenges(answer: Answer) -> dict[str, dict[str, str]]:
-    """Read the challenges of an answer by scheme, each in a field of its own."""
-    found = {}
-    for value in answer.all("www-authenticate"):
-        scheme, _, rest = value.partition(" ")
-        pairs = (part.strip().partition("=") for part in rest.split(", "))
-        found[scheme] = {name: text.strip('"') for name, _, text in pairs}
-    return found
 
 
 @contextmanager

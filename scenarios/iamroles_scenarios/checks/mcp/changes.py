@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from iamroles_scenarios.base.polling import polls
-from iamroles_scenarios.checks.bound.proxied import challenges
 from iamroles_scenarios.checks.derived.world import edited, iam_check
 from iamroles_scenarios.checks.live.fixture import live_bench
 from iamroles_scenarios.checks.live.stream import Stream, StreamShape
@@ -21,6 +20,7 @@ from iamroles_scenarios.checks.proxy.misbehaving import actions
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.answers import expected
 from iamroles_scenarios.engine.bench import SpopQuestion, own_bench
+from iamroles_scenarios.engine.players import challenges
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.jose.encoding import b64url
 from iamroles_scenarios.stage.impostor import Impostor

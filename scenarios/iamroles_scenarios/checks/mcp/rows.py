@@ -14,13 +14,13 @@ from functools import partial
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from iamroles_scenarios.checks.bound.proxied import challenges
 from iamroles_scenarios.checks.derived.world import SOURCE, iam_check
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.tables import table
 from iamroles_scenarios.engine.answers import REASONS, read
 from iamroles_scenarios.engine.bench import Bench, SpopQuestion, bench
 from iamroles_scenarios.engine.http import Answer, HttpConnection, request_bytes
+from iamroles_scenarios.engine.players import challenges
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.jose.proof import combined
 
