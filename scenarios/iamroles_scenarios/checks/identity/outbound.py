@@ -10,7 +10,7 @@ from iamroles_scenarios.declarations.scenario import Expectation
 from iamroles_scenarios.engine.bench import bench, refused
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.jose.encoding import part
-from iamroles_scenarios.jose.shapes import AWS_NAMESPACE
+from iamroles_scenarios.jose.shapes import AWS_NAMESPACE, iso
 
 _DEPLOYS = "/deploys/7"
 _OPEN = Expectation(
@@ -47,7 +47,7 @@ def session_end(target: Target) -> None:
             token = here.token(
                 "outbound",
                 shape="aws",
-                merge={AWS_NAMESPACE: {"original_session_exp": f"{{iso+{60 * minutes}}}"}},
+                merge={AWS_NAMESPACE: {"original_session_exp": iso(end)}},
                 sub=secrets.token_hex(4),
             )
             seen = here.ask(token)
