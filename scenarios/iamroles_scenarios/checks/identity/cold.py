@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+from iamroles_scenarios.base.errors import Untestable
+from iamroles_scenarios.base.polling import polls
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.bench import ALLOWED, UNAVAILABLE, Bench, Pending, bench, refused
 from iamroles_scenarios.engine.target import Target
@@ -125,10 +127,17 @@ def redirect(target: Target) -> None:
     with _cold(target) as here:
         evil = _elsewhere(target)
         before = evil.counters()
-        for name in ("led", "moved"):
+        answer = refused("keys_unavailable", "key_unknown", status=[401, 503])
+        for name, endpoint in (("led", "jwks"), ("moved", "discovery")):
             keys = here.issuer(name)
-            answer = refused("keys_unavailable", "key_unknown", status=[401, 503])
-            here.expect(f"{name}: keys behind a redirect", _forged(evil, keys), answer)
+            mark = keys.counters().get(endpoint, 0)
+            for _last in polls(target.seconds(_RECOVERY)):
+                here.expect(f"{name}: keys behind a redirect", _forged(evil, keys), answer)
+                # When a worker calls again, its call before has shown where it leads.
+                if keys.counters().get(endpoint, 0) > mark + here.loan.workers:
+                    break
+            else:
+                raise Untestable(f"{name}: the agent does not ask for keys again")
         after = evil.counters()
         if after != before:
             raise here.failed(f"the agent followed a redirect to another host: {after}", expected=f"{before}")
