@@ -362,9 +362,13 @@ def stalled_proxy(target: Target) -> None:
     The proxy or the agent may give up first.
     """
     with bench(target, WORLD, flow="stalled-proxy") as here:
-        text = here.credential(here.session())
+        keys = here.session()
+        here.expect("before", here.credential(keys), ALLOWED, within=_RECOVERY)
+        before, text = here.sts_calls(), here.credential(keys, expires=_next())
         here.sts_fault("stall")
         try:
             here.expect("a stalled STS", text, Expectation(status=503, allow=False, backend=""))
+            if here.sts_calls() == before:
+                raise Untestable("the agent did not ask STS")
         finally:
             here.sts_clear()
