@@ -11,14 +11,18 @@ import pytest
 
 from iamroles_scenarios import checks
 from iamroles_scenarios.base.family import holders
+from iamroles_scenarios.checks.derived.key_sets import until_right
 from iamroles_scenarios.checks.policy.workers import CHANGES
 from iamroles_scenarios.declarations.scenario import Expectation, Step, WorldSpec, scenarios
-from iamroles_scenarios.engine.bench import CHANGING, bench
+from iamroles_scenarios.engine.answers import ALLOW
+from iamroles_scenarios.engine.bench import CHANGING, SpopQuestion, bench
 from iamroles_scenarios.engine.observation import Observation, mismatches
 from iamroles_scenarios.engine.spread import UNSEEN, Spread
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.worlds import Worlds
 from iamroles_scenarios.stage.reference import reference_agent
+from iamroles_scenarios.wire.codec import Typed
+from iamroles_scenarios.wire.frames import Action, Scope
 
 ROOT = Path(checks.__path__[0])
 CHANGE = {"reload", "must_reload", "take_grant", "revoke", "rotate", "adopt", "announce", "remove", "publish"}
@@ -109,6 +113,20 @@ def test_each_worker_is_asked(worlds):
             assert first not in spread.askers()
 
     assert [one.allow for one in (seen, *seen.others)] == [True, True]
+
+
+def test_each_worker_is_waited_for_until_it_is_right():
+    wrong = {"first": 1, "second": 2}
+
+    def actions(asked, of):
+        wrong[of] -= 1
+        return [[Action(Scope.txn, "allow", Typed.of(wrong[of] < 0))] for _ in asked]
+
+    spread = SimpleNamespace(askers=lambda: list(wrong))
+    here = SimpleNamespace(spread=spread, actions=actions, seconds=float)
+    until_right(here, [SpopQuestion("a token", {}, ALLOW)])
+
+    assert wrong == {"first": -1, "second": -1}
 
 
 def test_where_no_process_is_seen_many_connections_are_asked(worlds):
