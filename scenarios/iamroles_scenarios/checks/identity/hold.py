@@ -31,7 +31,7 @@ _FORGED, _GOOD = 120, 12
 _CROWD, _FULL, _SLOW, _PROMPT = 60, 8, 5.0, 15.0
 """Forged credentials at once, calls that then wait for STS, seconds of STS for each, and seconds, times the
 scale, in which the caller must be served: those of a few calls."""
-_MANY, _FEWEST, _LONGEST = 4200, 1000, 15.0
+_MANY, _FEWEST, _LONGEST = 4200, 1000, 30.0
 """Questions to one worker, more than any table of those on their way should hold; those that say something;
 and seconds, times the scale, after which no more are asked."""
 _FLOODS = (
@@ -95,7 +95,7 @@ def forged(target: Target) -> None:
 
 @check("identity.hold.many", "STS-THROTTLE-002", features={"sts"})
 def many(target: Target) -> str:
-    """A credential passes once STS answers, after a thousand questions and more that STS throttled.
+    """A credential passes once STS answers, after more than a thousand questions that STS throttled.
 
     One worker gets them all. What counts questions on their way must also count those that came back.
     """
