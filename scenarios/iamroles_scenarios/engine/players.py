@@ -237,7 +237,7 @@ def challenges(answer: Answer) -> dict[str, dict[str, str]]:
 
 
 def _challenge(answer: Answer) -> dict[str, str]:
-    """Return the parameters of the Bearer challenge (RFC 6750 section 3); empty if there is none."""
+    """Return the parameters of the Bearer challenge (RFC 6750 section 3), empty without one."""
     return challenges(answer).get("Bearer", {})
 
 
