@@ -97,7 +97,8 @@ def observed(
         line: HAProxy's log line.
     """
     echo = _echo(answer)
-    challenge = _challenge(answer)
+    given = challenges(answer)
+    challenge = given.get("Bearer", {})
     headers = tuple((str(name).lower(), str(value)) for name, value in echo.get("headers", []))
     return Observation(
         status=answer.status,
@@ -105,7 +106,7 @@ def observed(
         error=challenge.get("error", ""),
         backend=str(echo.get("backend", "")),
         reason=None if line is None else str(line.get("reason", "")),
-        challenge=any(value.lower().startswith("bearer") for value in answer.all("www-authenticate")),
+        challenge="Bearer" in given,
         talkative=tuple(sorted(challenge.keys() - _SILENT)),
         tags={name: value for name in TAGS for key, value in headers if key == f"x-iam-{name}"},
         headers=headers,
@@ -234,11 +235,6 @@ def challenges(answer: Answer) -> dict[str, dict[str, str]]:
             if name:
                 parameters[name.lower()] = re.sub(r"\\(.)", r"\1", quoted) or text
     return found
-
-
-def _challenge(answer: Answer) -> dict[str, str]:
-    """Return the parameters of the Bearer challenge (RFC 6750 section 3), empty without one."""
-    return challenges(answer).get("Bearer", {})
 
 
 class SpopPlayer:
