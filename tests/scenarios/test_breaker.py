@@ -2,13 +2,16 @@
 
 import socket
 import ssl
+from types import SimpleNamespace
 
 import pytest
 from listening import listening
 
 from iamroles_scenarios.checks.derived.certificates import ROWS, shown
-from iamroles_scenarios.engine.certificates import Authority
+from iamroles_scenarios.checks.proxy import proof
+from iamroles_scenarios.engine.certificates import Authority, context
 from iamroles_scenarios.stage.breaker import FAULTS, Breaker
+from iamroles_scenarios.wire.frames import Frame, FrameType
 
 
 @pytest.fixture
@@ -133,3 +136,17 @@ def test_a_client_believes_the_sound_certificate_alone(breaker, row):
     breaker.shows(shown({}, AUTHORITY, "127.0.0.1"))
     with connected(breaker) as sock, CLIENT.wrap_socket(sock, server_hostname="127.0.0.1") as line:
         assert told(line, b"abc" * 500) == b"abc" * 500
+
+
+def test_a_hello_that_comes_in_two_records_of_tls_is_a_hello():
+    def greets(sock):
+        with context(ssl.PROTOCOL_TLS_SERVER, AUTHORITY.issue("agent")).wrap_socket(sock, True) as line:
+            line.recv(4096)
+            said = Frame(FrameType.AGENT_HELLO).encode()
+            for piece in (said[:4], said[4:]):
+                line.sendall(piece)
+
+    with listening(greets) as address:
+        agent = SimpleNamespace(spop_address=address)
+        here = SimpleNamespace(world=SimpleNamespace(agent=agent), seconds=float)
+        assert proof._greeted(here, AUTHORITY.issue("proxy"))

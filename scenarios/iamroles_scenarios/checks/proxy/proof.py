@@ -135,5 +135,6 @@ def _greeted(here: FaultBench, pem: str | None) -> bool:
         if pem is not None:
             line = stack.enter_context(context(ssl.PROTOCOL_TLS_CLIENT, pem).wrap_socket(line))
         line.sendall(hello().encode())
-        return line.recv(5)[4:] == bytes((FrameType.AGENT_HELLO,))
+        said = stack.enter_context(line.makefile("rb")).read(5)  # in however many records of TLS it comes
+        return said[4:] == bytes((FrameType.AGENT_HELLO,))
     return False
