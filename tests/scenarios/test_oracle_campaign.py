@@ -3,11 +3,12 @@
 import sys
 from contextlib import closing
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
-from iamroles_scenarios.base.errors import CheckFailed
-from iamroles_scenarios.checks.oracle.campaign import campaign
+from iamroles_scenarios.base.errors import CheckFailed, StageError
+from iamroles_scenarios.checks.oracle.campaign import _Restarting, campaign
 from iamroles_scenarios.checks.oracle.generate import draw
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.worlds import Worlds
@@ -44,6 +45,17 @@ def test_an_agent_that_cannot_reload_is_started_for_each_world(stage):
     report = play(stage, spec, [0, CONFLICT, 1], 10, name="fresh")
 
     assert (report.worlds, report.refused, report.cases) == (2, 1, 20)
+
+
+def test_an_agent_refuses_a_policy_by_its_end_alone_and_by_its_own_words(stage):
+    def taken(code, within):
+        spec = replace(SPEC, command=(sys.executable, "-c", code), env={}, preload=(), ready_within=within)
+        world, target = SimpleNamespace(agent=None), SimpleNamespace(stage=stage, agent=spec)
+        return _Restarting(SimpleNamespace(world=world, target=target)).take({"grants": [{"id": "G7"}]})
+
+    with pytest.raises(StageError, match="no line"):
+        taken("import time; time.sleep(600)", 0.1)
+    assert taken("raise SystemExit('no')", 60) == {"reloaded": False, "error": "no"}
 
 
 def test_a_disagreement_is_made_small_and_says_how_to_see_it_again(stage):
