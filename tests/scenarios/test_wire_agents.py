@@ -6,15 +6,18 @@ import sys
 import time
 from contextlib import contextmanager
 from itertools import islice
+from types import SimpleNamespace
 
 import pytest
 from mock_process import running
 
 from iamroles_scenarios.base import lateness
-from iamroles_scenarios.base.errors import SilenceError, UnreachableError, WireError
+from iamroles_scenarios.base.errors import CheckFailed, SilenceError, UnreachableError, WireError
 from iamroles_scenarios.checks.plan import plan
+from iamroles_scenarios.checks.wire.teardown import launched
 from iamroles_scenarios.declarations.results import Check, Verdict
 from iamroles_scenarios.declarations.scenario import PlannedCheck
+from iamroles_scenarios.engine import setups
 from iamroles_scenarios.engine import wire_lane as lane
 from iamroles_scenarios.wire import fuzz, fuzz_inputs
 from iamroles_scenarios.wire.asker import Asker, decide
@@ -144,6 +147,28 @@ def test_silence_is_judged_again_if_the_judge_was_late_and_only_then(gap, scales
     assert calls == scales
     assert result.verdict is (Verdict.PASS if gap else Verdict.FAIL)
     assert (len(result.again), seen) == (len(scales) - 1, [result])
+
+
+def test_the_start_of_an_agent_has_a_time_of_its_own_and_its_processes_are_looked_at(monkeypatch):
+    firsts = []
+
+    @contextmanager
+    def launch(settings, within):
+        setups.uses(SimpleNamespace(host_pids=[7]))
+        yield within
+
+    async def fails(target):
+        async with launched(target, {}) as within:
+            raise CheckFailed(f"ready within {within:g} s")
+
+    quiet = lateness.Delay(0.0, 0.0)
+    monkeypatch.setattr(lane, "CHECK_DEADLINE", 0.0)
+    monkeypatch.setattr(lateness, "delay", lambda _, pids, *__: firsts.extend(pids) or quiet)
+    target = WireTarget("127.0.0.1:1", 2.0, pid=6, launch=launch, ready_within=60)
+    [result] = lane.run(target, [planned(fails)])
+
+    assert "(ready within 120 s)" in result.message
+    assert firsts == [6, 7]
 
 
 # --- the fuzzer -------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -22,7 +23,7 @@ from iamroles_scenarios.base.errors import Evidence, SilenceError
 from iamroles_scenarios.declarations.results import CheckResult, Verdict, tails
 from iamroles_scenarios.declarations.scenario import PlannedCheck
 from iamroles_scenarios.engine.attempts import STRETCHES, settled
-from iamroles_scenarios.engine.setups import Ending, in_words, refuses
+from iamroles_scenarios.engine.setups import Ending, in_words, refuses, watched
 from iamroles_scenarios.engine.verdicts import blamed, explained, lacking, passed, recorded, unless_late
 from iamroles_scenarios.wire.client import Connection
 from iamroles_scenarios.wire.judge import opened
@@ -31,7 +32,8 @@ from iamroles_scenarios.wire.target import WireTarget
 _CONCURRENCY, _NEARLY_ALONE = 16, 4
 """Checks side by side; and of those that are judged again."""
 CHECK_DEADLINE = 25.0
-"""Seconds, before scaling, after which a check that still runs is a failure of the agent."""
+"""Seconds, before scaling and beside the start of an agent, after which a check that still runs is a failure
+of the agent."""
 _CANCEL_AGAIN = 1.0
 """Seconds until a check that has not ended is cancelled again: a library may lose a cancellation."""
 
@@ -77,6 +79,8 @@ class _WireLane:
     async def run(self, chosen: Sequence[PlannedCheck], stretches: Sequence[float]) -> list[CheckResult]:
         again: dict[str, list[str]] = {check.id: [] for check in chosen}
         late = list(chosen)
+        # A thread for each check: none waits for the start of another's agent.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_CONCURRENCY))
         beats = asyncio.create_task(lateness.watched_loop())
 
         async def one(check: PlannedCheck) -> None:
@@ -127,14 +131,15 @@ class _WireLane:
         connections: list[Connection] = []
         opened.set(connections)
         began = time.monotonic()
-        with recording.recorded(keeps=self.transcripts) as found:
+        with recording.recorded(keeps=self.transcripts) as found, watched() as worlds:
             try:
                 # Not by `seconds`: this bound alone does not let time decide in a check.
-                limit = CHECK_DEADLINE * target.time_scale
+                limit = (CHECK_DEADLINE + target.ready_within) * target.time_scale
                 result = passed(check, await _within(limit, check.function.run(target)))
             except Exception as error:  # noqa: BLE001 - `blamed` says whose fault it is
                 result = blamed(check, error, _evidence(connections, target))
-        [result] = unless_late([result], found, began, [target.pid], target.time_scale)
+        pids = [target.pid, *(pid for world in worlds for pid in world.host_pids)]
+        [result] = unless_late([result], found, began, pids, target.time_scale)
         return recorded(result, found, time.monotonic() - began, transcripts=self.transcripts)
 
 

@@ -9,10 +9,12 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from iamroles_scenarios.declarations.scenario import WorldSpec, merged
+from iamroles_scenarios.engine.setups import uses
 from iamroles_scenarios.jose import mint_for
 from iamroles_scenarios.wire.target import Process, WireTarget
 
@@ -95,10 +97,11 @@ def wire_target(target: Target) -> Iterator[WireTarget]:
             slow=partial(_slow_sts if by_sts else _slow, target, loan),
             crowded=None if by_sts else _question(_token(target, loan, _CROWD), "/c"),
             features=frozenset(name for name, value in target.agent.features.items() if value),
-            pid=agent.pid,
+            pid=agent.host_pid,
             logs=agent.logs,
             ended=lambda: agent.ended(_ENDING),
-            launch=lambda settings: _launched(target, loan, settings),
+            launch=partial(_launched, target, loan),
+            ready_within=target.agent.ready_within / target.scale,
         )
 
 
@@ -141,7 +144,9 @@ def _slow_sts(target: Target, loan: Loan, scale: float) -> Mapping[str, Any]:
 
 
 @contextmanager
-def _launched(target: Target, loan: Loan, settings: Mapping[str, Any]) -> Iterator[Process]:
+def _launched(target: Target, loan: Loan, settings: Mapping[str, Any], within: float) -> Iterator[Process]:
     policy = merged(loan.policy, {"agent": dict(settings)} if settings else {})
-    with target.stage.world(target.agent, policy, haproxy=False) as world:
+    agent = replace(target.agent, ready_within=within)
+    with target.stage.world(agent, policy, haproxy=False) as world:
+        uses(world)
         yield world.agent

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
-from iamroles_scenarios.base.errors import CheckFailed, WideVarint, WireError, WireFormatError
+from iamroles_scenarios.base.errors import CheckFailed, TooSlow, WideVarint, WireError, WireFormatError
 from iamroles_scenarios.base.family import resident
 from iamroles_scenarios.wire.client import Ended, question
 from iamroles_scenarios.wire.frames import HELLO, FrameType, variables
@@ -88,7 +88,12 @@ def finishes(raw: bytes) -> bool:
 
 
 async def fuzz(
-    target: WireTarget, *, seed: int = SEED, count: int = 10_000, concurrency: int = 6
+    target: WireTarget,
+    *,
+    seed: int = SEED,
+    count: int = 10_000,
+    concurrency: int = 6,
+    drawn_within: float | None = None,
 ) -> FuzzReport:
     """Send generated inputs; stops at the first failure.
 
@@ -97,9 +102,17 @@ async def fuzz(
         seed: of the inputs.
         count: how many.
         concurrency: connections side by side.
+        drawn_within: seconds in which the first inputs must be drawn, before anything is sent.
+
+    Raises:
+        TooSlow: they were not.
     """
     source = inputs(seed, count)
-    first = await asyncio.to_thread(next, source)
+    try:
+        async with asyncio.timeout(drawn_within):
+            first = await asyncio.to_thread(next, source)
+    except TimeoutError:
+        raise TooSlow(f"the suite's own inputs were not drawn within {drawn_within:g} s") from None
     return await _Fuzzer(target, FuzzReport(seed)).run(chain([first], source), concurrency)
 
 

@@ -13,7 +13,7 @@ from iamroles_scenarios.base import recording
 class Process(Protocol):
     """A freshly started agent that a check may end: its own process, its own port, the same policy.
 
-    `spop_address`: as `WireTarget.address`. `pid`: of the process itself, None for a container. `terminate()`
+    `spop_address`, `host_pid`: as `WireTarget.address` and `pid`. `terminate()`
     sends SIGTERM and returns at once. `wait(seconds)` gives the exit status, None while it still runs.
     `logs()` gives standard error so far.
     """
@@ -21,14 +21,15 @@ class Process(Protocol):
     @property
     def spop_address(self) -> str: ...
     @property
-    def pid(self) -> int | None: ...
+    def host_pid(self) -> int | None: ...
     def terminate(self) -> None: ...
     def wait(self, within: float) -> int | None: ...
     def logs(self) -> str: ...
 
 
-Launcher = Callable[[Mapping[str, Any]], AbstractContextManager[Process]]
-"""Starts a fresh agent; the mapping is merged into the world's `agent` table: `{"max_connections": 4}`."""
+Launcher = Callable[[Mapping[str, Any], float], AbstractContextManager[Process]]
+"""Starts a fresh agent, which must be ready within these seconds. The mapping is merged into the world's
+`agent` table: `{"max_connections": 4}`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +52,13 @@ class WireTarget:
             a frame of the question's own size; None: dropping tags is not judged.
         features: what `agent.toml` declares. `limits`: the agent takes `max_connections` (a number) and
             `handshake_timeout` (a duration) in the world's `agent` table.
-        pid: the agent's process, where it runs on this host: memory and descriptors are then watched.
+        pid: the agent's first process as this host numbers it, in a container too: its memory and descriptors
+            are watched. None where it is not to be seen.
         logs: gives the agent's log so far.
         ended: gives the agent's exit code, None while it runs or where nobody knows.
         launch: starts a fresh agent for checks that end one (SIGTERM, connection limits); they are
             untestable without.
+        ready_within: seconds, before scaling, in which such an agent must be ready.
     """
 
     address: str
@@ -69,6 +72,7 @@ class WireTarget:
     logs: Callable[[], str] | None = None
     ended: Callable[[], int | None] = lambda: None
     launch: Launcher | None = None
+    ready_within: float = 0.0
 
     def seconds(self, seconds: float) -> float:
         recording.timed(seconds * self.time_scale)

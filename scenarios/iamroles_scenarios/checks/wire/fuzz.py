@@ -13,6 +13,8 @@ from iamroles_scenarios.wire.fuzz import SEED, FuzzReport, fuzz
 from iamroles_scenarios.wire.target import WireTarget
 
 _COUNT = 1200
+_DRAWN = 10.0
+"""Seconds, times the scale, in which the suite must have drawn its inputs; it takes two."""
 
 
 @check("wire.fuzz.survives", "SPOP-FUZZ-001")
@@ -22,10 +24,10 @@ async def survives(target: WireTarget) -> str:
     On an agent of its own where the suite can start one: a crash must not blame other checks.
     """
     if target.launch is None:
-        return _judged(await fuzz(target, count=_COUNT))
+        return _judged(await fuzz(target, count=_COUNT, drawn_within=target.seconds(_DRAWN)))
     async with launched(target, {}) as process:
-        alone = replace(target, address=process.spop_address, pid=process.pid, logs=process.logs)
-        return _judged(await fuzz(alone, count=_COUNT))
+        alone = replace(target, address=process.spop_address, pid=process.host_pid, logs=process.logs)
+        return _judged(await fuzz(alone, count=_COUNT, drawn_within=target.seconds(_DRAWN)))
 
 
 def _judged(report: FuzzReport) -> str:

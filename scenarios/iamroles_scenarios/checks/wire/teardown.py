@@ -186,7 +186,7 @@ async def no_leak(target: WireTarget) -> str:
         # Other checks hold connections meanwhile, so the bound is wide.
         return await _descriptors_back(target, target.address, target.pid, asked, count, slack=count // 2)
     async with launched(target, {}) as process:
-        return await _descriptors_back(target, process.spop_address, process.pid, asked, count, slack=10)
+        return await _descriptors_back(target, process.spop_address, process.host_pid, asked, count, slack=10)
 
 
 async def _descriptors_back(
@@ -549,7 +549,7 @@ async def launched(target: WireTarget, settings: Mapping[str, Any]) -> AsyncIter
     """Start a fresh agent for a check that ends or limits it."""
     if target.launch is None:
         raise Untestable("takes an agent that the suite starts itself: give its agent.toml with a `command`")
-    manager = target.launch(settings)
+    manager = target.launch(settings, target.seconds(target.ready_within))
     process = await asyncio.to_thread(manager.__enter__)
     try:
         yield process
