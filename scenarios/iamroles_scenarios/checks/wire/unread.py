@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from iamroles_scenarios.base.errors import CheckFailed, Evidence, WireFormatError
+from iamroles_scenarios.base.errors import CheckFailed, Evidence, Untestable, WireFormatError
 from iamroles_scenarios.checks.wire.teardown import launched
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.wire.client import question
@@ -22,12 +22,14 @@ from iamroles_scenarios.wire.target import WireTarget
 
 _WINDOW, _SEGMENT = 4096, 536
 """Bytes of the peer's receive buffer and of its segments; an agent's kernel then holds some ten thousand."""
-_STUCK = 0.5
-"""Seconds, times the scale, without a byte taken: the agent has stopped reading."""
+_STUCK = 3.0
+"""Seconds, times the scale, without a byte taken: the agent has stopped reading, and does not only pause."""
 _UNREAD = 4 << 20
 """Bytes of unread answers at which an agent must have stopped reading."""
 _FEW = 1 << 20
 """Bytes of answers that are more than both kernels hold here."""
+_OWED = 1 << 14
+"""Bytes of answers that a peer must leave unread, or it has not read late: kernels hold some of them."""
 _SIP = 1024
 """Bytes that a slow reader takes at a time."""
 _ENDS = 15.0
@@ -148,9 +150,9 @@ async def whole(target: WireTarget) -> str:
     Questions until the answers fill every buffer; others are served; then the peer reads in sips. An
     agent may close the connection instead (8.8).
     """
-    count = _FEW // await _length(target) + 1
+    length = await _length(target)
     async with session(target) as other, _peer(target, target.address) as peer:
-        all_taken = await peer.asks(_wordy(target), count, target.seconds(_STUCK))
+        all_taken = await peer.asks(_wordy(target), _FEW // length + 1, target.seconds(_STUCK))
         await other.must_serve()
         owed, rest = peer.owed, asyncio.ensure_future(peer.goes_on())
         acks: list[Frame] = []
@@ -167,6 +169,8 @@ async def whole(target: WireTarget) -> str:
             ) from None
         finally:
             rest.cancel()
+    if owed * length < _OWED:
+        raise Untestable(f"the agent stopped reading after {owed} questions, whose answers the kernel holds")
     async with session(target) as connection:
         asked = [question(_wordy(target), stream_id=number) for number in range(1, owed + 1)]
         connection.must_answer_each(asked, acks)
