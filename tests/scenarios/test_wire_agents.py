@@ -9,6 +9,7 @@ from itertools import islice
 from types import SimpleNamespace
 
 import pytest
+from listening import listening
 from mock_process import running
 
 from iamroles_scenarios.base import lateness
@@ -23,6 +24,7 @@ from iamroles_scenarios.wire import fuzz, fuzz_inputs
 from iamroles_scenarios.wire.asker import Asker, decide
 from iamroles_scenarios.wire.blunt import BEHAVIOURS
 from iamroles_scenarios.wire.fuzz_inputs import Input, inputs
+from iamroles_scenarios.wire.judge import connected
 from iamroles_scenarios.wire.target import WireTarget
 
 
@@ -169,6 +171,18 @@ def test_the_start_of_an_agent_has_a_time_of_its_own_and_its_processes_are_looke
 
     assert "(ready within 120 s)" in result.message
     assert firsts == [6, 7]
+
+
+def test_a_second_answer_that_is_no_frame_is_not_quiet():
+    async def waits(address):
+        async with connected(WireTarget(address)) as connection:
+            await connection.must_be_quiet("all was answered")
+
+    with (
+        listening(lambda sock: sock.sendall(bytes(4)) or sock.recv(1)) as address,
+        pytest.raises(WireError, match="a frame length of 0"),
+    ):
+        asyncio.run(waits(address))
 
 
 # --- the fuzzer -------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
-from iamroles_scenarios.base.errors import CheckFailed, Evidence, WireError
+from iamroles_scenarios.base.errors import CheckFailed, Evidence, Untestable, WireError
 from iamroles_scenarios.base.family import resident
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.wire import frames as wire_frames
@@ -163,7 +163,7 @@ async def garbage(target: WireTarget) -> str:
             await connection.must_end("garbage after HELLO")
     await must_live(target, "garbage")
     if target.pid is None or before is None:
-        return "memory not watched: the agent's process is not on this host"
+        raise Untestable("memory not watched: the agent's process is not on this host")
     grown = (resident(target.pid) or before) - before
     if grown > 64 << 20:
         why = f"garbage made the agent grow by {grown >> 20} MiB"
