@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from iamroles_scenarios.base.polling import polls
-from iamroles_scenarios.checks.proxy.traffic import HttpQuestion, gate, person
+from iamroles_scenarios.checks.proxy.traffic import HttpQuestion, gate, must_be_right, person
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.bench import Bench
 from iamroles_scenarios.engine.observation import Observation, differences
@@ -44,8 +44,7 @@ def nothing_leaks(target: Target) -> None:
 
 
 def _answer(here: Bench, question: HttpQuestion, seen: Observation) -> None:
-    if question.wrong(seen):
-        raise here.failed("the answer on a shared connection is wrong", seen, question.expected)
+    must_be_right(here, question, seen, "on a shared connection")
     bearer = "invalid_token" if question.token else ""
     error = {403: {"", "insufficient_scope"}, 401: bearer}.get(seen.status or 0, "")
     if found := differences({"error": error}, seen.shown):

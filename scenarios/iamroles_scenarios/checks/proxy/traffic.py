@@ -106,8 +106,14 @@ def gate(
 
 def must_answer(here: Bench, question: HttpQuestion, when: str) -> None:
     """Ask on a client's connection, and hold the answer to be right."""
-    seen = here.client.ask(question.request, question.token, with_reason=False)
+    must_be_right(here, question, here.client.ask(question.request, question.token, with_reason=False), when)
+
+
+def must_be_right(here: Bench, question: HttpQuestion, seen: Observation, when: str) -> None:
+    """Hold an answer to be right; a 5xx may be all that a late host made of it."""
     if question.wrong(seen):
+        if (seen.status or 0) >= 500:
+            here.seconds(PROCESSING)
         raise here.failed(f"the answer {when} is wrong", seen, question.expected)
 
 
@@ -152,6 +158,8 @@ def traffic(
         message = f"{outcomes} {when}: {why}"
         if set(outcomes.bad) == {Kind.LOST} and not lossless:
             raise HarnessFault(message)
+        if {Kind.FAULT, Kind.LOST}.issuperset(outcomes.bad):
+            here.seconds(PROCESSING)
         raise here.failed(message, entry.seen if entry.status else None, entry.right[0])
 
 
@@ -168,6 +176,7 @@ def at_once(here: Bench, questions: Sequence[HttpQuestion], when: str) -> Iterat
             try:
                 must_answer(client, question, when)
             except HttpFault as error:
+                here.seconds(PROCESSING)
                 raise here.failed(f"a request {when} was lost: {error}") from error
 
     with ThreadPoolExecutor(len(questions), thread_name_prefix="client") as pool:
