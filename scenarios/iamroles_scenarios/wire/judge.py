@@ -13,14 +13,8 @@ from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from iamroles_scenarios.base.errors import (
-    CheckFailed,
-    Evidence,
-    SilenceError,
-    Untestable,
-    WireError,
-    WireFormatError,
-)
+from iamroles_scenarios.base import errors
+from iamroles_scenarios.base.errors import CheckFailed, Evidence, Untestable, WireError, WireFormatError
 from iamroles_scenarios.wire.client import Connection, question
 from iamroles_scenarios.wire.codec import Typed, Value
 from iamroles_scenarios.wire.frames import Frame, FrameType, read_actions, read_kv, variables
@@ -152,7 +146,7 @@ class JudgedConnection(Connection):
         """Nothing more comes for a moment."""
         try:
             answer = await self.receive(self.target.seconds(QUIET))
-        except SilenceError:
+        except errors.SilenceError:
             return
         raise self.fail(f"{what}: got another {getattr(answer, 'name', answer)}")
 

@@ -458,7 +458,7 @@ async def _one_by_one(target: WireTarget, waiting: JudgedConnection, slow: Frame
 
 
 def _at_once(target: WireTarget) -> str:
-    """Return why it is no fault that the slow question was answered at once: this agent fetches nothing.
+    """Return why the slow question may be answered at once: this agent fetches nothing.
 
     Raises:
         Untestable: it does.
