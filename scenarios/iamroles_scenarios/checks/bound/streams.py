@@ -43,7 +43,7 @@ def _token(here: LiveBench, sub: str, owner: str, exp: object = "+10m") -> str:
     return here.token(sub=sub, claims={"sid": f"session of {sub}", **cnf}, key="ES256", exp=exp)
 
 
-def _open(here: LiveBench, sub: str, owner: str, end: int) -> Stream:
+def _open(here: LiveBench, sub: str, owner: str, end: object) -> Stream:
     return here.open(_Proven("websocket", owner=owner), _token(here, sub, owner, end), RENEWING)
 
 
@@ -106,9 +106,9 @@ def revoked(target: Target) -> None:
     A policy without `dpop` ends what is bound to a key alone, and one with `bound = "required"` a bearer's.
     """
     with _renewing(target, "bound.stream.revoked", revoking=True) as here, here.asking():
-        asking, end = Asking(here), here.end(600)
+        asking = Asking(here)
         mine, *others = (
-            _open(here, *who, end) for who in (("ann", "client"), ("ben", "stranger"), ("cat", ""))
+            _open(here, *who, "+15m") for who in (("ann", "client"), ("ben", "stranger"), ("cat", ""))
         )
         here.revoke(keys=["x" * 43, thumbprint(jwk_of(key("client"))), thumbprints()["x5t"]])
         here.must_end([mine], "the revocation of its key")
