@@ -136,7 +136,7 @@ def away(target: Target) -> None:
 
     The agent is killed, the key replaced, and the agent started again.
     """
-    with live_bench(target, "live.away", own=True) as here:
+    with live_bench(target, "live.away", own=True, keys=_FAST_KEYS) as here:
         issuer = here.issuer()
         first = issuer.keys[0]
         going = here.open_all(fixture.FEW, here.token(exp="+15m"))
