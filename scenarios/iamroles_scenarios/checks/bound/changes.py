@@ -197,7 +197,7 @@ def nonce_window(target: Target) -> str:
         asking, window = Asking(here), round(_WINDOW * target.scale) + 1
         _reload(here, window)
         given, nonce, renewed = time.time(), _given(here, asking), 0.0
-        known = time.time()
+        known, allowed = time.time(), given
         here.world.agent.kill()
         here.world.agent.start()
         here.wait_for_keys([asking.question("keys", BASES["plain"])])
@@ -208,7 +208,10 @@ def nonce_window(target: Target) -> str:
             if not seen.get("allow"):
                 if time.time() < given + window:
                     here.judge([asked], [actions])
+                if not renewed:
+                    here.in_time(allowed + window, "a question in a nonce's second window")
                 break
+            allowed = began
             if began > min(known + 2 * window, (renewed or known + window) + window):
                 here.note_wrong("a nonce passes after the window that follows its own", asked, seen)
             renewed = renewed or (time.time() if seen.get("nonce") else 0.0)
