@@ -200,6 +200,7 @@ def nonce(target: Target) -> str:
     """
     window = round(target.seconds(_AGE)) + 1
     with gate(target, dpop={"nonce": True, "nonce_lifetime": f"{window}s"}) as gated:
+        allowed = time.time()
         first = gated.hold("no nonce", gated.ask(gated.sound()), 401, Bearer="", DPoP="use_dpop_nonce")
         found, stored = first.all("dpop-nonce"), ",".join(first.all("cache-control"))
         exposed = ",".join(first.all("access-control-expose-headers")).lower()
@@ -209,16 +210,21 @@ def nonce(target: Target) -> str:
         asked = gated.sound(proof={"claims": {"nonce": (found or [""])[0]}})
         gated.hold("the nonce", gated.ask(asked), 200)
         gated.hold("the nonce, again", gated.ask(asked), 401, **_REPLAYED)
+        gated.here.in_time(allowed + window, "two uses of a nonce")
         own: dict[str, Any] = {
             "proof": {"claims": {"nonce": (found or [""])[0]}},
             "ask": {"path": f"{PATH}?raw={_NONCE}"},
         }
         for _last in polls(2 * window, window / 10):
-            answer = gated.ask(gated.sound(**own))
+            began, answer = time.time(), gated.ask(gated.sound(**own))
             if answer.status != 200 or {*answer.all("dpop-nonce")} - {"server"}:
                 break
-        if answer.status == 200 and len(given := answer.all("dpop-nonce")) > 1:
-            gated.wrong.append(f"nonces of the gate and of the server: {given}")
+            allowed = began
+        if answer.status != 200:
+            gated.here.in_time(allowed + window, "a question in a nonce's second window")
+        given = answer.all("dpop-nonce")
+        if answer.status != 200 or len(given) != 1 or "server" in given:
+            gated.wrong.append(f"no fresh nonce in a nonce's second window: status {answer.status}, {given}")
         return gated.end()
 
 
