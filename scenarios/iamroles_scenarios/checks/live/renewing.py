@@ -14,7 +14,7 @@ from iamroles_scenarios.checks.live.fixture import AFTER, EVERY, FEW, UPLOAD, Li
 from iamroles_scenarios.checks.live.stream import Stream, StreamShape, expiry_of
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation
-from iamroles_scenarios.engine.bench import Bench, beside
+from iamroles_scenarios.engine.bench import EARLY, Bench, beside
 from iamroles_scenarios.engine.target import Target
 
 FEATURES = {"live", "renew"}
@@ -147,10 +147,13 @@ def revoked(target: Target) -> None:
             ask(here, found, token(here, sub, exp="+10m", **then))
             return found
 
-        before = pair("fay", new, old)
+        before, began = pair("fay", new, old), time.time()
         here.revoke(principals=["fay"], issued_before=bound)
+        due = time.time() + here.seconds(AFTER)
         here.in_time(min(stream.expires for stream in before) - _AHEAD, "a revocation before a stream's end")
-        here.must_expire(before, "its token's end: what was to prolong it is revoked")
+        # An agent that prolonged them at once ends them by the revocation of what prolonged them (9.9).
+        others = [stream for stream in before if not stream.until(due) or stream.ended < began]
+        here.must_expire(others, "its token's end: what was to prolong it is revoked")
         opening, prolonging, spared = pair("gus", old, new), pair("hal", new, old), pair("ida", new, new)
         outlive(here, (*opening, *prolonging, *spared), math.inf, "a fresh credential was seen in time")
         here.revoke(principals=["gus", "hal", "ida"], issued_before=bound)
@@ -221,6 +224,7 @@ def over(target: Target) -> None:
         [alone] = streams = begun(here, "kim", FEW[:1])
         ask(here, streams, token(here, "kim", exp=later))
         here.world.agent.kill()
+        alone.until(later + here.seconds(AFTER))
         # The agent may have renewed it at once.
-        due = alone.expires if alone.until(alone.expires + here.seconds(AFTER)) else later
+        due = alone.expires if alone.ended < later - EARLY else later
         here.must_end_at(alone, due, "its token's end, or that of the one seen since, without an agent")
