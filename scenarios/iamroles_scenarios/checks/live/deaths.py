@@ -22,11 +22,12 @@ def ends(target: Target) -> str:
         for number, (what, end) in enumerate(deaths(here), 1):
             name = f"alice-{number}"
             going = here.open_all(FEW, here.token(exp="+15m", sub=name))
-            short = here.open_short([IDLE_SOCKET], _LIFE)
+            [short] = here.open_short([IDLE_SOCKET], _LIFE)
+            here.in_time(short.expires, what)
             end()
             here.world.haproxy.wait_agent(up=True, within=here.seconds(15.0))
             here.revoke(principals=[name])
             here.must_end(going, f"a revocation after {what}", _WITHIN)
-            here.must_expire(short, f"its token's end after {what}")
+            here.must_expire([short], f"its token's end after {what}")
             here.must_last([staying], f"{what}, and the revocation of another", 0.0)
     return f"{number} deaths"

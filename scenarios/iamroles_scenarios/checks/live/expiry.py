@@ -24,8 +24,8 @@ _FROZEN = 7.0
 """Seconds that a worker stands after a change: an agent may look at what is new for some seconds only."""
 HALT = 2.0
 """Seconds, times the scale, for which the proxy is frozen: more than `AFTER`."""
-_SOON = 0.3
-"""Seconds from the halt to the end of another stream."""
+_SOON = 0.5
+"""Seconds, times the scale, from the halt to the end of another stream."""
 _MOMENTS, _LATE = range(5), 2 / 3
 """Seconds at which streams end, and the part of them that may be late by the host alone (9.17)."""
 
@@ -85,6 +85,7 @@ def alone(target: Target) -> None:
         lasting = here.open(SOCKET, here.token(exp="+15m"))
         short = here.open_short(EVERY, LIFE)
         here.world.agent.kill()
+        here.in_time(min(stream.expires for stream in short), "the kill of the agent")
         here.must_expire(short, "its token's end, without an agent")
         here.must_last([lasting], "the loss of the agent")
 
@@ -100,23 +101,24 @@ def halted(target: Target) -> None:
         lasting = here.open(SOCKET, here.token(exp="+15m"))
         halt = here.seconds(HALT)  # more than the stretched time in which streams must be over
 
-        def frozen_before(ends: Iterable[Stream]) -> None:
-            here.in_time(min(stream.expires for stream in ends) - halt, "the halt of the proxy")
+        def frozen_before(due: float, ends: Iterable[Stream]) -> None:
             here.world.haproxy.send_to(worker, signal.SIGSTOP)
+            stood = time.time()
             time.sleep(halt)
             here.world.haproxy.send_to(worker, signal.SIGCONT)
+            here.in_time(due, "the halt of the proxy", stood)
             here.must_expire(ends)
 
         worker, short = here.world.haproxy.worker, here.open_short(EVERY, LIFE)
-        frozen_before(short)
+        frozen_before(min(stream.expires for stream in short) - halt, short)
         [first] = here.open_short([SOCKET], LIFE)
         later = [
             here.open(shape, here.token(exp=first.expires + math.ceil(2 * halt)))
             for shape in (SOCKET, EVENTS)
         ]
         here.world.agent.kill()
-        first.until(first.expires - _SOON)
-        frozen_before(later)
+        first.until(first.expires - here.stretched(_SOON))
+        frozen_before(first.expires, later)
         here.must_last([lasting], "the end of others")
 
 
@@ -151,6 +153,7 @@ def agents(target: Target) -> None:
         going, staying = here.two_people(FEW)
         short = here.open(fixture.IDLE_DOWNLOAD, here.token(exp=here.end(LIFE)), "/plain/a")
         here.world.agent.kill()
+        here.in_time(short.expires, "the kill of the agent")
         here.must_expire([short], "its token's end, its agent lost")
         here.revoke(principals=["alice"])
         here.revoke(neighbour, principals=["alice"])

@@ -218,6 +218,7 @@ def over(target: Target) -> None:
         ask(here, streams, token(here, "jon", exp=until))
         outlive(here, streams, until, "a fresh credential was seen after the reload")
         here.restart_agent()
+        here.in_time(until, "the restart of the agent")
         for stream in streams:
             here.must_end_at(stream, until, "the end of the credential that prolonged it")
         later = here.end(12)

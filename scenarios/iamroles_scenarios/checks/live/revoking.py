@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from iamroles_scenarios.base.errors import Untestable
+from iamroles_scenarios.base.errors import TooSlow, Untestable
 from iamroles_scenarios.checks.live import fixture
 from iamroles_scenarios.checks.live.fixture import AFTER, IDLE_SOCKET, SHAPES, SOCKET, WITHIN, live_bench
 from iamroles_scenarios.checks.live.generated import hash_of
@@ -69,9 +69,11 @@ def under_way(target: Target) -> None:
         here.revoke(principals=["alice"])
         grants = [grant for grant in here.loan.policy["grants"] if grant["id"] != "L2"]
         here.must_reload({**here.loan.policy, "grants": grants}, "without the writer's grant")
-        time.sleep(here.seconds(AFTER))
+        time.sleep(here.stretched(AFTER))
         here.frames.release()
         here.must_end(late, "its verdict, after a change that no longer permits it")
+        if any(stream.status >= 400 for stream in late):
+            raise TooSlow("the proxy waited no longer for the verdicts")
 
 
 @check("live.policy.sooner", "LIVE-POLICY-005", "LIVE-KEEP-001", features={"live", "reload"})
