@@ -17,6 +17,7 @@ from iamroles_scenarios.checks.live.stream import BEAT, ObservedStream, StreamSh
 from iamroles_scenarios.engine.bench import Bench
 
 _CONNECT = 5.0
+_PIECE = 65536
 
 
 class Multiplexed(ObservedStream):
@@ -113,8 +114,9 @@ class H2Client:
         fed = 0.0
         try:
             while not self.over.is_set():
+                began = time.time()
                 try:
-                    piece = self._sock.recv(65536)
+                    piece = self._sock.recv(_PIECE)
                 except TimeoutError:
                     piece = None
                 if piece == b"":
@@ -122,6 +124,9 @@ class H2Client:
                     break
                 if piece:
                     self._take(piece)
+                if piece is None or len(piece) < _PIECE:
+                    for stream in list(self._streams.values()):
+                        stream.looked = began
                 if time.monotonic() - fed >= BEAT:
                     fed = time.monotonic()
                     self._feed()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import math
 import os
 import re
 import socket
@@ -119,7 +118,7 @@ class ObservedStream:
         """Epoch seconds of the last piece that was sent."""
         self.ended = 0.0
         """Epoch seconds of its end; 0: it lives."""
-        self.looked = math.inf
+        self.looked = 0.0
         """Epoch seconds up to which it was surely open: all that had come by then has been read."""
         self.over = threading.Event()
         self._answered = threading.Event()
@@ -188,7 +187,6 @@ class Stream(ObservedStream):
         self._sock = self._connected(here)
         self._sock.settimeout(BEAT)
         self._sock.setsockopt(socket.SOL_SOCKET, STAMPS, 1)
-        self.looked = 0.0
         self._sock.sendall(preamble + shape.head(path, token))
         recording.note(shape.head(path, token))
         self._thread = threading.Thread(target=self._run, daemon=True)

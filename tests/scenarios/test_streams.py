@@ -1,0 +1,28 @@
+"""The client of live streams: what it has seen, and up to when."""
+
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from types import SimpleNamespace
+
+from iamroles_scenarios.checks.live.fixture import SOCKET
+from iamroles_scenarios.checks.live.multiplexed import H2Client
+from iamroles_scenarios.jose.encoding import b64url
+
+RESET = b"\0\0\4\3\0\0\0\0\1\0\0\0\x08"
+"""RST_STREAM (RFC 9113, section 6.4) of the first stream."""
+
+
+def test_a_late_reader_of_http_2_still_sees_an_end_that_came_in_time():
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
+        host, port = server.getsockname()
+        proxy = SimpleNamespace(host=host, port=port)
+        here = SimpleNamespace(world=SimpleNamespace(proxy=proxy), seconds=lambda _: 0)
+        with closing(H2Client(here)) as client, closing(server.accept()[0]) as line:
+            stream = client.stream(SOCKET, "/", "e30." + b64url(b'{"exp": 1}') + ".")
+            with client._lock:  # the reader stands
+                line.sendall(RESET)
+                ended = pool.submit(stream.until, time.time())
+            assert ended.result()
+            assert not client.fault
