@@ -1,7 +1,8 @@
 """Idle connections: the longest idle gives its place to another when all are taken, and none idles for ever.
 
 Nothing is noted while questions are answered. A look once in a while compares each connection's number of
-questions with the number at the look before.
+questions with the number at the look before. A connection that sent half a frame, or takes no answers, counts
+as idle once it was found so for `IDLE`.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ class Idle:
         self._loop = asyncio.get_running_loop()
         self._found: list[_Peer] = []
         """Idle at the last look, the longest last."""
+        self._stuck: dict[_Peer, float] = {}
+        """Those that are stuck, and the time of the look that first found them so."""
         self._looked = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._look()
@@ -42,9 +45,17 @@ class Idle:
             self._look()
         while self._found:
             peer = self._found.pop()
-            if peer in self._peers and peer.idle_since(peer.seen):
-                peer.say_goodbye("another connection needs the place")
+            if peer in self._peers and self._ended(peer, "another connection needs the place"):
                 return True
+        return False
+
+    def _ended(self, peer: _Peer, why: str) -> bool:
+        """End a connection that is idle, or was found stuck for long; return whether it was ended."""
+        now = self._loop.time()
+        stuck = now - self._stuck.get(peer, now) >= min(IDLE, self._longest) and peer.stuck_since(peer.seen)
+        if stuck or peer.idle_since(peer.seen):
+            peer.say_goodbye(why)
+            return True
         return False
 
     def stop(self) -> None:
@@ -54,6 +65,7 @@ class Idle:
     def _look(self) -> None:
         """Note which are idle, and end those that are idle for too long."""
         self._looked = now = self._loop.time()
+        self._stuck = {p: self._stuck.get(p, now) for p in self._peers if p.stuck_since(p.seen)}
         for peer in self._peers:
             if peer.asked != peer.seen:
                 peer.seen, peer.since = peer.asked, now
@@ -61,7 +73,6 @@ class Idle:
         self._found = sorted(idle, key=lambda peer: peer.since, reverse=True)
         while self._found and now - self._found[-1].since >= self._longest:
             peer = self._found.pop()
-            if peer.idle_since(peer.seen):
-                peer.say_goodbye("nothing was asked for long")
+            self._ended(peer, "nothing was asked for long")
         self.stop()
         self._timer = self._loop.call_later(min(_LOOK, self._longest / 10), self._look)

@@ -313,11 +313,16 @@ class _Peer(asyncio.Protocol):
 
     def idle_since(self, asked: int) -> bool:
         """Look whether no question came since `asked` was this number, and none is under way or unread."""
+        return not (self.asked != asked or self._pending or self._connection.inside_frame or self._unread())
+
+    def stuck_since(self, asked: int) -> bool:
+        """Look whether no question came since `asked` was this number, and only HAProxy can go on: it owes
+        the rest of a frame, or takes no answers.
+        """
         return (
             self.asked == asked
             and not self._pending
-            and not self._connection.inside_frame
-            and not self._unread()
+            and (self._connection.inside_frame or self._writing_paused)
         )
 
     def _unread(self) -> bool:
@@ -337,11 +342,15 @@ class _Peer(asyncio.Protocol):
             self._life, self._busy_until = _Life.LEAVING, self._loop.time() + GENTLY
 
     def _is_old(self, asked: int = -1) -> None:
-        """End the connection after the next answer, or once it is idle: no question since it was `asked`."""
+        """End the connection after the next answer, or once it is idle: no question since it was `asked`.
+
+        A connection that is stuck for `GENTLY` ends too: half a frame asks nothing.
+        """
         if self._life is _SERVING:
             self._why = "the connection is old"
         self.leave()
-        if self.idle_since(asked):
+        late = self._loop.time() >= self._busy_until
+        if self.idle_since(asked) or (late and self.stuck_since(asked)):
             self.say_goodbye(self._why)
         else:
             self._ageing = self._loop.call_later(_MOMENT, self._is_old, self.asked)
@@ -482,8 +491,9 @@ class _Peer(asyncio.Protocol):
         """
         if self._pending or self._life is _OVER:
             return
-        leaves = self._life is _Life.LEAVING and self.asked and not self._connection.inside_frame
-        if leaves and self._unread() and self._loop.time() < self._busy_until:
+        leaves = self._life is _Life.LEAVING and self.asked
+        may_wait = leaves and not self._half_closed and self._loop.time() < self._busy_until
+        if may_wait and (self._connection.inside_frame or self._unread()):
             return  # another question is here already
         if leaves or self._life is _Life.DRAINING:
             self.say_goodbye(self._why)

@@ -82,6 +82,26 @@ class TestLimits:
             for one in (client, other):
                 await one.close()
 
+    async def test_halves_of_frames_hold_no_places(self, monkeypatch):
+        monkeypatch.setattr(idle, "IDLE", 0.05)
+        async with serving(DictatedGate(), max_connections=2) as server:
+            stuck = [await Client.connect(server.address) for _ in range(2)]
+            for client in stuck:
+                client.send(notify()[:9])
+            told = ""
+            while not told.startswith("AGENT-HELLO"):
+                other = await Client.connect(server.address, greet=False)
+                other.send(hello())
+                told = await other.receive()
+                await other.close()
+            assert await stuck[0].receive_all() == [bye("another connection needs the place")]
+
+            server.idle._longest = 0.1
+            server.idle._look()
+            assert await stuck[1].receive_all() == [bye("nothing was asked for long")]
+            for client in stuck:
+                await client.close()
+
     async def test_a_burst_of_connections(self):
         async with serving(DictatedGate()) as server:
             clients = await asyncio.gather(*(Client.connect(server.address) for _ in range(150)))
@@ -239,6 +259,25 @@ class TestAge:
             client.send(half[9:])
 
             assert await client.receive_all() == [f"ACK 1/1 FIN {DENIED}", self.OLD]
+
+    @pytest.mark.parametrize("asked", [b"", notify()], ids=["alone", "after another"])
+    async def test_half_a_question_is_not_waited_for_without_end(self, monkeypatch, asked):
+        monkeypatch.setattr(server_module, "GENTLY", 0.1)
+        async with talking(DictatedGate(), max_connection_age="1s") as (_server, client):
+            client.send(asked, notify()[:9])
+
+            assert (await client.receive_all())[-1] == self.OLD
+
+    async def test_a_peer_that_takes_no_answers_is_not_waited_for_without_end(self, monkeypatch, tmp_path):
+        monkeypatch.setattr(server_module, "GENTLY", 0.1)
+        gate, listen = DictatedGate(memory=KNOWN), f"unix:{tmp_path}/agent.sock"
+        async with serving(gate, max_connection_age="1s", listen=listen) as server:
+            client = await Client.connect(server.address)
+            (peer,) = server.peers
+            client.send(notify() * 30_000)
+            await until(lambda: peer._writing_paused)
+            await until(lambda: server.stats.open == 0)
+            client.vanish()
 
 
 class TestDrain:
