@@ -27,6 +27,8 @@ KEYS, STS = "keys", "sts"
 _BOUNDS = {"calls": 64, "kept": 16, "per_flow": 8}
 """Bounds on a worker's questions about one STS. For a source as in the fetcher, for all of them more than its
 calls, so that it chooses among the sources."""
+_KIDS = 32
+"""Most questions of a worker about one issuer's keys: an issuer that hangs takes no room of the others."""
 
 
 class RemoteKeys(Keyring):
@@ -36,6 +38,7 @@ class RemoteKeys(Keyring):
         super().__init__(issuer, settings, **more)
         self._remote = remote
         self._pause_until = 0.0
+        self._flights = Flights()
 
     async def close(self) -> None:
         self._remote.forget(self)
@@ -52,9 +55,20 @@ class RemoteKeys(Keyring):
             self._remote.bring_back(self)
 
     async def want(self, kid: str | None) -> None:
-        """Ask for a fetch, unless the fetcher said that it cannot fetch yet."""
-        if not self.stale() and self._monotonic() < self._pause_until:
-            return
+        """Ask for a fetch, unless the fetcher said that it cannot fetch yet.
+
+        All that wait for the first set share a question, and so do all that wait for a kid. Anyone can write
+        a kid, so above `_KIDS` of them a caller waits for the oldest question, and looks again.
+        """
+        while self.stale() or self._monotonic() >= self._pause_until:
+            name = None if self.stale() else kid
+            under_way = self._flights.names
+            full = name not in under_way and len(under_way) >= _KIDS
+            await self._flights.join(next(iter(under_way)) if full else name, lambda: self._ask(kid))
+            if not full or (kid is not None and self.known(kid)):
+                return
+
+    async def _ask(self, kid: str | None) -> None:
         try:
             answer = await self._remote.link.ask(KEYS, {"source": source_of(self.issuer), "kid": kid})
         except LinkLost as error:

@@ -21,7 +21,7 @@ import logging
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Hashable, Mapping
+from collections.abc import Callable, Collection, Coroutine, Hashable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar, cast
@@ -203,6 +203,11 @@ class Flights:
 
     def __init__(self) -> None:
         self._flights: dict[Hashable, asyncio.Task[Any]] = {}
+
+    @property
+    def names(self) -> Collection[Hashable]:
+        """The questions that are under way, the oldest first."""
+        return self._flights.keys()
 
     async def join(self, ticket: Hashable, ask: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
         """Return the answer to the question of this name, which is asked unless it is under way.

@@ -1,4 +1,4 @@
-"""A worker's questions to the fetcher about STS: shared, and bounded for each source."""
+"""A worker's questions to the fetcher about keys and STS: shared, and bounded for each source."""
 
 import asyncio
 
@@ -105,6 +105,21 @@ async def test_a_shorter_cooldown_ends_the_pause_before_it_and_bounds_the_next()
             clock.now += seconds
             await ring.want("new")
         assert len(link.asked) == asked
+
+
+async def test_an_issuer_that_hangs_holds_few_questions_of_a_worker():
+    ring = Remote(link := Link()).keyring(issuer(), KeySettings(), print, Clock())
+    waiting = [asyncio.create_task(ring.want(f"first-{n}")) for n in range(100)]
+    await until(lambda: len(link.asked) == 1)
+    ring.stale = bool
+    waiting += [asyncio.create_task(ring.want(f"k{n % 100}")) for n in range(200)]
+    await until(lambda: len(link.asked) == 32)
+    await asyncio.sleep(0)
+    assert len(link.asked) == 32
+
+    link.release.set()
+    await asyncio.gather(*waiting)
+    assert len(link.asked) == 32  # the others heard of the pause
 
 
 async def test_the_end_of_a_worker_ends_its_questions():

@@ -1,6 +1,8 @@
 """Strangers against the agent as it is run: workers, fetcher, sockets, an STS that strangers keep busy."""
 
+import json
 import re
+import secrets
 import signal
 import threading
 import time
@@ -12,7 +14,7 @@ from programs import running, world
 from spop_client import Client, until
 from spop_transcript import check_message, context_message, notify
 from sts_support import EDGE, HOST, KEY_ID, as_json, credential, error_xml, presign
-from tokens_support import serving
+from tokens_support import EC_KEY, encode_base64url, public_jwk, serving, token_of
 
 from iamroles_agent.spop.values import DataType
 
@@ -90,6 +92,42 @@ async def test_forged_credentials_leave_a_good_caller_its_turn(tmp_path, workers
                 assert len(answers) == FORGED
         finally:
             busy.release.set()
+
+
+async def test_an_issuer_that_hangs_keeps_no_other_issuer_waiting(tmp_path):
+    """Forged kids of one issuer once took all room that a worker has for questions to the fetcher."""
+    release = threading.Event()
+    with serving() as server:
+        a, b = f"{server.url}/a", f"{server.url}/b"
+        server.json("/a/jwks", {"keys": [public_jwk(EC_KEY, "k1")]})
+        server.json("/b/jwks", {"keys": [public_jwk(EC_KEY, "k1")]})
+        issuers = [
+            world(url)["issuers"][0] | {"name": name, "issuer": url} for name, url in (("a", a), ("b", b))
+        ]
+        agent = {"listen": "127.0.0.1:0", "decision_timeout": "30s"}
+        config = world(issuers=issuers, keys={"timeout": "30s"}, agent=agent)
+        try:
+            with running(tmp_path, config) as agent:
+                good, *bad = [await Client.connect(agent.ready["address"]) for _ in range(6)]
+                for number, url in enumerate((a, b), 1):
+                    good.send(question(f"Bearer {token_of(url)}", "198.51.100.7", number))
+                    assert "allow=True" in await good.receive()
+                server.replies["/a/jwks"] = lambda _: release.wait(30) and None
+                server.json("/b/jwks", {"keys": [public_jwk(EC_KEY, kid) for kid in ("k1", "k2")]})
+
+                _, payload, signature = token_of(a).split(".")
+                for client in bad:
+                    heads = [{"alg": "ES256", "typ": "JWT", "kid": secrets.token_hex(8)} for _ in range(900)]
+                    forged = [f"{encode_base64url(json.dumps(head).encode())}.{payload}" for head in heads]
+                    headers = [f"Bearer {each}.{signature}" for each in forged] + ["Bearer a.b.c"]
+                    client.send(*(question(each, "192.0.2.1", n) for n, each in enumerate(headers, 1)))
+                for client in bad:  # so all before it were taken
+                    assert "token_malformed" in await client.receive()
+
+                good.send(question(f"Bearer {token_of(b, kid='k2')}", "198.51.100.7", 3))
+                assert "allow=True" in await good.receive()
+        finally:
+            release.set()
 
 
 async def test_a_good_client_is_answered_between_hostile_requests(tmp_path):
