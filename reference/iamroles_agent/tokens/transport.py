@@ -19,6 +19,7 @@ import select
 import socket
 import ssl
 import threading
+from asyncio.staggered import staggered_race
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ _IDLE = 64
 _KEPT = 30.0
 """Seconds since its opening in which a connection is kept: so a name's new address and a withdrawn authority
 count soon, and networks that forget silent connections do no harm."""
+_NEXT = 0.25
+"""Seconds for a server's address to accept, before its next address is tried too."""
 _MAX_HEAD = 65536
 """Bytes of a status line with its headers, and of all lines around chunks with the trailers."""
 _MAX_INTERIM, _MAX_CHUNKS = 8, 4096
@@ -255,7 +258,8 @@ class Transport:
         return answer
 
     async def _connect(self, origin: str) -> _Connection:
-        """Connect to the first address of a server that accepts.
+        """Connect to the address of a server that accepts first; each is tried `_NEXT` after the one before
+        it, or when that one has failed (RFC 8305 section 5).
 
         Raises:
             TransportError: nothing accepts there.
@@ -267,14 +271,18 @@ class Transport:
             addresses, context = await self._resolve(origin, parts.hostname or "", parts.port, tls=tls)
         except (OSError, UnicodeError):  # no such name, or no name at all
             raise TransportError("cannot connect") from None
-        for address in addresses:
+        while addresses:
+            sock, at, _ = await staggered_race([functools.partial(_reach, *one) for one in addresses], _NEXT)
+            if sock is None or at is None:
+                break
             try:
                 _, connection = await asyncio.get_running_loop().create_connection(
-                    _Connection, *address[:2], ssl=context, server_hostname=parts.hostname if tls else None
+                    _Connection, sock=sock, ssl=context, server_hostname=parts.hostname if tls else None
                 )
             except ssl.SSLError:
                 raise
             except OSError:
+                addresses = addresses[:at] + addresses[at + 1 :]
                 continue
             return connection
         raise TransportError("cannot connect")
@@ -284,7 +292,7 @@ class Transport:
 
         def resolve() -> _Resolved:
             found = socket.getaddrinfo(host, port or (443 if tls else 80), type=socket.SOCK_STREAM)
-            return [address for *_, address in found], _authorities() if tls else None
+            return [(family, address) for family, *_, address in found], _authorities() if tls else None
 
         def ended(one: asyncio.Task[_Resolved]) -> None:
             if self._resolving.get(origin) is one:
@@ -321,6 +329,17 @@ class Transport:
 
     def close(self) -> None:
         self._drop()
+
+
+async def _reach(family: int, address: Any) -> socket.socket:  # noqa: ANN401 - as each family has it
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 async def _read_head(connection: _Connection) -> tuple[bool, int, dict[bytes, bytes]]:

@@ -307,6 +307,24 @@ async def test_calls_that_wait_for_a_name_share_a_thread_until_their_deadline(tr
     hang.set()
 
 
+async def test_an_address_that_answers_nothing_keeps_none_of_the_others_waiting(transport, monkeypatch):
+    """A listener whose queue is full drops what comes, as a host that is gone."""
+    server = Server(OK)
+    with contextlib.ExitStack() as stack:
+        full = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        silent, refused = full.getsockname(), ("127.0.0.1", 1)
+        found = [
+            (socket.AF_INET, 1, 6, "", address) for address in (refused, silent, server.sock.getsockname())
+        ]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+
+        assert (await get(transport, server, seconds=15)).body == b"{}"
+
+
 async def test_kept_connections_are_bounded(transport, monkeypatch):
     monkeypatch.setattr(module, "_IDLE", 2)
     servers = [Server(OK, OK) for _ in range(3)]
