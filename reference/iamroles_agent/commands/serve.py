@@ -6,6 +6,7 @@ import gc
 import json
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -55,6 +56,9 @@ def run(config: Path, state_dir: Path | None, log_level: str, *, take_over: bool
     agent cannot start (a busy port, an audit file that cannot be opened).
     """
     log_to_stderr(log_level.upper())
+    # Held back until the supervisor reads the file again for it: by default it would end the process.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         made = Agent.read(config, state_dir, take_over=take_over)
     except StartError as error:
@@ -62,6 +66,8 @@ def run(config: Path, state_dir: Path | None, log_level: str, *, take_over: bool
     except ConfigError as error:
         count = "1 error" if len(error.problems) == 1 else f"{len(error.problems)} errors"
         end(2, f"{error}\niamroles agent: {count} in {config}; nothing was started")
+    # From here on an end is the supervisor's too, because what is saved must say that it was orderly.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     # Loaded objects live as long as the process: keep the collector, and forks, from touching them.
     gc.freeze()
     # Fetches, STS calls and the audit's writer are threads. By default Python lets a thread delay the event

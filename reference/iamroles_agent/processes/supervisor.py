@@ -160,6 +160,7 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number, lambda *_: None)
         signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})  # see `commands.serve`
         self._selector.register(wake, selectors.EVENT_READ, lambda _: self._signalled(wake.recv(4096)))
         try:
             self.plane.start()
@@ -225,6 +226,7 @@ class Supervisor:
                 "in_force": self.plane.document.version,
             }
             self._on_ready()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # the first line is printed first
             self._remove(address for address in self._inherited if address not in self._addresses)
         self._service.refused = line.get("error", "")
         self._out.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")

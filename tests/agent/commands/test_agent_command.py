@@ -48,6 +48,38 @@ def test_it_says_where_it_serves_reloads_unless_the_file_is_bad_and_drains(tmp_p
         assert agent.ended(signal.SIGTERM) == 0
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGHUP, 3)])
+def test_a_signal_before_it_serves_does_not_kill_it(tmp_path, number, status):
+    """It waits for an agent that is to hand over, and cannot start when that one hangs up."""
+    write(tmp_path / "world.json", agent={"listen": "127.0.0.1:0", "state_dir": "."})
+    with (
+        socket.socket(socket.AF_UNIX) as former,
+        closing(Program(tmp_path, *IAMROLES, "agent", "run")) as agent,
+    ):
+        former.bind(str(tmp_path / "agent.sock"))
+        former.listen()
+        agent.start("--take-over", "--config", str(tmp_path / "world.json"))
+        conversation, _ = former.accept()
+        with conversation:
+            agent.process.send_signal(number)
+            if number is signal.SIGTERM:
+                assert agent.ended() == status
+        assert agent.ended() == status
+
+
+def test_sighup_before_it_serves_reads_the_policy_again(tmp_path):
+    def signalled():
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+        os.kill(os.getpid(), signal.SIGHUP)
+
+    path = write(tmp_path / "world.json")
+    with closing(Program(tmp_path, *IAMROLES, "agent", "run", "--config", str(path))) as agent:
+        agent.start(preexec_fn=signalled)
+        assert agent.line()["ready"] is True
+        assert agent.line()["reloaded"] is True
+        assert agent.ended(signal.SIGTERM) == 0
+
+
 @pytest.mark.parametrize("also", [[], ["IAMROLES_POLICY"]])
 def test_the_former_name_of_the_variable_works_and_says_so(tmp_path, also):
     with running(write(tmp_path / "world.json"), "IAMROLES_WORLD", *also) as (agent, _):
