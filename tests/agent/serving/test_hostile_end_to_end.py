@@ -95,7 +95,7 @@ async def test_forged_credentials_leave_a_good_caller_its_turn(tmp_path, workers
 
 
 async def test_an_issuer_that_hangs_keeps_no_other_issuer_waiting(tmp_path):
-    """Forged kids of one issuer once took all room that a worker has for questions to the fetcher."""
+    """Its forged kids once took all room that a worker has for questions to the fetcher."""
     release = threading.Event()
     with serving() as server:
         a, b = f"{server.url}/a", f"{server.url}/b"
