@@ -303,7 +303,7 @@ def while_reloading(target: Target) -> str:
     that the agent makes for a reload. An agent may refuse such a reload, and takes up the next one.
     """
     with _world(target, "policy.workers.reloads") as here, ThreadPoolExecutor(1) as pool:
-        policy, token, number = here.loan.policy, here.token(exp="+6h"), 0
+        policy, token, number = here.loan.policy, here.token(exp="+55m"), 0
         shut = {**policy, "grants": [grant for grant in policy["grants"] if grant["id"] != "R1"]}
         large = {**shut, "grants": [*shut["grants"], *(_grant(number) for number in range(_GRANTS))]}
 
@@ -355,7 +355,7 @@ def number_of_workers(target: Target) -> None:
 def published(target: Target) -> None:
     """After the death of each process but the first, the log names where the keys are that sign then."""
     with _world(target, "identity.signed.deaths", signing(target.stage, _ROTATE)) as here:
-        agent, token = here.world.agent, here.token(exp="+6h")
+        agent, token = here.world.agent, here.token(exp="+55m")
         for what, pid in _processes(here):
             end_process(pid)
             _must_answer(here, f"after the death of {what}")

@@ -13,7 +13,7 @@ from iamroles_scenarios.wire.fuzz import SEED, FuzzReport, fuzz
 from iamroles_scenarios.wire.target import WireTarget
 
 _COUNT = 1200
-_DRAWN = 10.0
+_DRAWN = 20.0
 """Seconds, times the scale, in which the suite must have drawn its inputs; it takes two."""
 
 
