@@ -5,6 +5,8 @@ sockets. The sockets themselves travel (SCM_RIGHTS), so what waits in their queu
 the local socket and the lock of the state directory. The next agent reads what is in force from the state
 directory, where the running agent has just saved it. When it is ready it says `taken`; only then does the
 running agent drain. If the next agent dies before that, the running one goes on as if nothing had happened.
+If the conversation ends before that while the running agent lives, it goes on too, and the next one ends: two
+agents must not decide.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import asyncio
 import contextlib
 import json
 import os
+import select
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,16 +44,35 @@ class Inheritance:
     local: socket.socket
     lock: int
     _connection: socket.socket
+    _running: int | None = None
+    """A pidfd of the running agent's parent; None: it is gone, or of a release that does not say."""
 
     def taken(self) -> None:
-        """Tell the running agent to go."""
-        with contextlib.suppress(OSError):
+        """Tell the running agent to go.
+
+        Raises:
+            StartError: it ended the conversation, and goes on or was stopped meanwhile.
+        """
+        try:
             self._connection.sendall(_TAKEN)
-        self._connection.close()
+        except OSError:
+            if self._running is not None and not select.select([self._running], [], [], 0)[0]:
+                raise StartError("the running agent ended the hand-over, and goes on: start again") from None
+            for address in map(listening.address_of, self.listeners):
+                if (
+                    address.startswith(listening.UNIX)
+                    and not Path(address.removeprefix(listening.UNIX)).exists()
+                ):
+                    raise StartError(f"the running agent removed {address} and ended: start again") from None
+        finally:
+            self.forget()
 
     def forget(self) -> None:
         """Close the connection in a child: only the parent may say `taken`."""
         self._connection.close()
+        if self._running is not None:
+            os.close(self._running)
+            self._running = None
 
 
 def take(path: Path, addresses: Sequence[str]) -> Inheritance | None:
@@ -96,7 +118,13 @@ def take(path: Path, addresses: Sequence[str]) -> Inheritance | None:
         os.close(lock)
         where = f"it listens on {', '.join(found)}, but this agent must listen on {', '.join(addresses)}"
         raise _no(path, f"{where}: keep one of them until HAProxy asks at another")
-    return Inheritance(listeners, local, lock, connection)
+    return Inheritance(listeners, local, lock, connection, _pidfd(answer.get("pid")))
+
+
+def _pidfd(pid: object) -> int | None:
+    with contextlib.suppress(OSError):
+        return os.pidfd_open(pid) if isinstance(pid, int) and pid > 0 else None
+    return None
 
 
 def _no(path: Path, why: str) -> StartError:
@@ -118,7 +146,8 @@ async def give(
     # A descriptor of our own: the stream's socket is not made for sending descriptors.
     with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as sock:
         first, *others = (listener.fileno() for listener in listeners)
-        socket.send_fds(sock, [b"{}"], [first, local.fileno(), lock, *others])
+        said = json.dumps({"pid": os.getppid()}).encode()
+        socket.send_fds(sock, [said], [first, local.fileno(), lock, *others])
     try:
         async with asyncio.timeout(_LONGEST):
             return await reader.readline() == _TAKEN

@@ -137,7 +137,7 @@ class Supervisor:
         self._stop_at: float | None = None
         """Monotonic time at which members that still live are killed."""
         self._failure = ""
-        self._killed = False
+        self._killed = self._is_ready = False
         self._out = output(1)
 
     def run(self) -> int:
@@ -171,7 +171,7 @@ class Supervisor:
             self._selector.close()
             os.close(self._build_lock)
             if not self.plane.left:  # before they are closed: then the path may be the next agent's
-                kept = () if self.plane.members.served else self._inherited
+                kept = () if self._is_ready else self._inherited
                 self._remove(address for address in self._addresses if address not in kept)
             for sock in (wake, waker, *self._listeners):
                 sock.close()
@@ -226,6 +226,7 @@ class Supervisor:
                 "in_force": self.plane.document.version,
             }
             self._on_ready()
+            self._is_ready = True
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # the first line is printed first
             self._remove(address for address in self._inherited if address not in self._addresses)
         self._service.refused = line.get("error", "")

@@ -286,6 +286,29 @@ def test_a_new_agent_that_does_not_get_ready_changes_nothing(tmp_path, server):
         assert (line["confirmed"], line["saved"]) == (2, True)
 
 
+def test_a_new_agent_ends_if_the_hand_over_ended_and_the_running_one_goes_on(tmp_path, server):
+    with running(tmp_path, server, 2) as agent, ThreadPoolExecutor() as pool, ExitStack() as held:
+        token, between = token_of(server.url), tmp_path / "state" / "agent.sock"
+        there = between.rename(between.with_name("moved.sock"))
+        relay, asking = (held.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(2))
+        relay.bind(str(between))
+        relay.listen()
+        done = pool.submit(agent.command, "run", "--take-over")
+        asked = relay.accept()[0]
+        asking.connect(str(there))
+        asking.sendall(asked.recv(1 << 16))
+        line, descriptors, _, _ = socket.recv_fds(asking, 1 << 16, 16)
+        socket.send_fds(asked, [line], descriptors)
+        asked.close()
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+        assert done.result().returncode == 3
+        assert "goes on" in done.result().stderr
+        assert agent.ask(token) == "allow"
+        assert agent.process.poll() is None
+
+
 def test_while_another_agent_gets_ready_nothing_is_saved_and_that_is_said(tmp_path, server):
     with running(tmp_path, server, 2) as agent:
         with socket.socket(socket.AF_UNIX) as other:  # it takes what it is given, and never gets ready
