@@ -48,6 +48,7 @@ PASSED = CheckResult("a.check", ("A-001",), Verdict.PASS)
 def test_a_failure_alone_is_late_if_the_host_was_later_than_the_stretch_makes_up_for(about, scale, late):
     assert bool(held_late(FAILED, about, scale).late) is late
     assert held_late(PASSED, about, scale).late == ""
+    assert bool(held_late(replace(FAILED, verdict=Verdict.HARNESS_ERROR), about, scale).late) is late
 
 
 def _attempted(*results, **how):

@@ -1,9 +1,10 @@
 """Playing again what the host was late for, and nothing else.
 
-A failure is played again only if `verdicts.held_late` says that the host kept the judge, the agent or HAProxy
-from running meanwhile, or the judge missed a moment of its own (`TooSlow`). Each time all lives, bounds and
-waits are twice as long. What is still late at the last time is UNTESTABLE, and never a failure. A failure
-that the host was in time for stands at once: nothing is played again because it failed.
+A failure, or an error of the suite, is played again only if `verdicts.held_late` says that the host kept the
+judge, the agent or HAProxy from running meanwhile, or the judge missed a moment of its own (`TooSlow`). Each
+time all lives, bounds and waits are twice as long. What is still late at the last time is UNTESTABLE, and
+never a failure. A failure that the host was in time for stands at once: nothing is played again because it
+failed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import replace
 from iamroles_scenarios.base import lateness
 from iamroles_scenarios.declarations.results import CheckResult, Verdict
 from iamroles_scenarios.engine.target import Target
+from iamroles_scenarios.engine.verdicts import DOUBTFUL
 
 STRETCHES = (1, 2, 4, 8)
 """Factors on all times: of the first playing, and of each other."""
@@ -46,7 +48,7 @@ def attempted(target: Target, play: Callable[[Target], list[CheckResult]]) -> li
             playing.worlds.close()
         # What is played again beside a late check may pass then: a failure in time stands.
         results = [stand.get((result.check, result.lane), result) for result in results]
-        failed = [result for result in results if result.verdict is Verdict.FAIL and not result.late]
+        failed = [result for result in results if result.verdict in DOUBTFUL and not result.late]
         stand |= {(result.check, result.lane): result for result in failed}
         late = next((result.late for result in results if result.late), "")
         if not target.replays and any(result.verdict is Verdict.FAIL for result in results):

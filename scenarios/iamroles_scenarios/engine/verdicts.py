@@ -5,7 +5,8 @@
    gives the agent's log and no other. Everything else that goes wrong is a HARNESS_ERROR of the suite.
 2. `explained`: the agent or HAProxy ended by itself meanwhile, which is the cause of all that was judged.
 3. `unless_late`: did the host keep the judge, the agent or HAProxy from running, more than the stretched
-   times allow for? Then a failure in which time counted proves nothing yet (`attempts` plays it again).
+   times allow for? Then a failure in which time counted, or an error of the suite, proves nothing yet
+   (`attempts` plays it again).
 4. `recorded`: how long it took, how near a wait came to its bound, what was sent and seen.
 5. `reported`: what the result is for this vendor. Of an agent that already runs, UNTESTABLE does not apply;
    a failure of a SHOULD is a warning, of `strict` alone a departure, unless the agent let somebody in
@@ -34,6 +35,8 @@ _AGENT, _PROXY = "agent", "haproxy"
 """Their parts in the stage's logs."""
 _GAP, _SHARE = 0.1, 0.05
 """Seconds, and part of the time, for which even times that are not stretched leave room."""
+DOUBTFUL = (Verdict.FAIL, Verdict.HARNESS_ERROR)
+"""Verdicts that prove nothing if the host was late: what the suite starts or asks may be late as well."""
 _SHORTEST = 0.5
 """Seconds of the shortest bound of a check."""
 _TRACE = 60
@@ -65,7 +68,7 @@ def judged(
             results = [blamed(check, error) for check in checks]
             if isinstance(error, StageError) and error.began:  # perhaps an earlier check waited for it
                 pids, began = [error.pid], min(began, error.began)
-        failed = any(result.verdict is Verdict.FAIL for result in results)
+        failed = any(result.verdict in DOUBTFUL for result in results)
         if (ending := ended(worlds, ENDING if failed else 0.0)) is not None:
             results = [explained(result, ending) for result in results]
         elif failed:
@@ -119,10 +122,10 @@ def blamed(check: PlannedCheck, error: Exception, beside: Evidence | None = None
             return replace(_result(check, Verdict.UNTESTABLE, str(error)), late=str(error))
         case StageError():
             evidence = Evidence(sent=f"world file: {error.world}" * bool(error.world), logs=error.logs)
+            recording.timed()  # it was not ready in time
             if set(error.logs) != {_AGENT} and not isinstance(error, errors.ProxyFileError):
                 proxy = error.message if set(error.logs) == {_PROXY} else ""
                 return _result(check, Verdict.HARNESS_ERROR, error.message, evidence, proxy)
-            recording.timed()  # it was not ready in time
             return _result(check, Verdict.FAIL, error.message, evidence, error.cause)
         case _:
             trace = "".join(traceback.format_exception(error)[-6:])
@@ -181,7 +184,7 @@ def unless_late(
         firsts: the processes of the stage that this host sees.
         scale: by which times were stretched.
     """
-    if not found.timed or all(result.verdict is not Verdict.FAIL for result in results):
+    if not found.timed or all(result.verdict not in DOUBTFUL for result in results):
         return results
     about = lateness.delay(began, () if found.starves else firsts, found.bound)
     return [held_late(result, about, scale) for result in results]
@@ -189,7 +192,7 @@ def unless_late(
 
 def held_late(result: CheckResult, about: lateness.Delay, scale: float) -> CheckResult:
     """Return a failure with why the host was too late for it, if it was."""
-    return replace(result, late=too_late(about, scale)) if result.verdict is Verdict.FAIL else result
+    return replace(result, late=too_late(about, scale)) if result.verdict in DOUBTFUL else result
 
 
 def too_late(about: lateness.Delay, scale: float) -> str:
