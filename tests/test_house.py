@@ -37,14 +37,14 @@ ROOMS = {
 }
 ARROWS = {"iamroles_agent": 40}
 LINES = {
-    "reference": 25_643,
+    "reference": 25_649,
     "scenarios": 36_266,
     "conformance": 11_778,
     "loadtests": 4_962,
     "benchmarks": 4_269,
-    "tests": 35_172,
+    "tests": 35_195,
 }
-TRUSTED_LINES = 19_295
+TRUSTED_LINES = 19_305
 """Of the agent: what an auditor must trust."""
 DATA_LINES = 23_461
 """Of TOML and JSON: code must not hide as data."""

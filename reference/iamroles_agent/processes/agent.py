@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import time
 from dataclasses import replace
@@ -11,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 
 from iamroles_agent import __version__
+from iamroles_agent.base import files
 from iamroles_agent.base.config import Config
 from iamroles_agent.base.errors import ConfigError, StartError
 from iamroles_agent.control import policy_part
@@ -61,9 +63,10 @@ class Agent:
         inherited: Inheritance | None = None,
         *,
         died: bool = False,
+        stamp: files.Stamp | None = None,
     ) -> None:
         self.path, self.config = path, config
-        self._inherited, self._died = inherited, died
+        self._inherited, self._died, self._stamp = inherited, died, stamp
         self._document, self._store = document, store
         self._local: socket.socket | None = None
         self._began = time.time()
@@ -84,6 +87,7 @@ class Agent:
             StartError: what was kept cannot be trusted, or cannot be taken over.
         """
         store = restored = inherited = None
+        stamp = files.stamp(path)
         if not take_over:
             store, restored = _opened(state_dir)
         try:
@@ -112,7 +116,7 @@ class Agent:
         document = identity_keys.at_start(config.identity_header, _at_start(restored, part), time.time())
         document = revocations.at_start(_beside(path, config.live.revocations), document)
         died = restored is not None and restored.died
-        return cls(path, config, document, store, inherited, died=died)
+        return cls(path, config, document, store, inherited, died=died, stamp=stamp)
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT; the exit status.
@@ -170,6 +174,8 @@ class Agent:
     def _ready(self) -> None:
         if self._inherited is not None:
             self._inherited.taken()
+            if self._stamp != files.stamp(self.path):  # the agent before may have taken up what changed
+                os.kill(os.getpid(), signal.SIGHUP)
 
     def _save(self, document: Document, *, running: bool) -> None:
         assert self._store is not None  # noqa: S101 - only called with one

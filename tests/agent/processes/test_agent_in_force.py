@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -286,22 +287,44 @@ def test_a_new_agent_that_does_not_get_ready_changes_nothing(tmp_path, server):
         assert (line["confirmed"], line["saved"]) == (2, True)
 
 
-def test_a_new_agent_ends_if_the_hand_over_ended_and_the_running_one_goes_on(tmp_path, server):
-    with running(tmp_path, server, 2) as agent, ThreadPoolExecutor() as pool, ExitStack() as held:
-        token, between = token_of(server.url), tmp_path / "state" / "agent.sock"
-        there = between.rename(between.with_name("moved.sock"))
-        relay, asking = (held.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(2))
-        relay.bind(str(between))
+@contextmanager
+def handing_over(local, take):
+    """The future of `take`, and both ends of its conversation, which has got as far as the sockets."""
+    there = local.rename(local.with_name("moved.sock"))
+    with socket.socket(socket.AF_UNIX) as relay, socket.socket(socket.AF_UNIX) as old:
+        relay.bind(str(local))
         relay.listen()
-        done = pool.submit(agent.command, "run", "--take-over")
-        asked = relay.accept()[0]
-        asking.connect(str(there))
-        asking.sendall(asked.recv(1 << 16))
-        line, descriptors, _, _ = socket.recv_fds(asking, 1 << 16, 16)
-        socket.send_fds(asked, [line], descriptors)
-        asked.close()
-        for descriptor in descriptors:
-            os.close(descriptor)
+        with ThreadPoolExecutor() as pool:
+            done = pool.submit(take)
+            new = relay.accept()[0]
+            old.connect(str(there))
+            old.sendall(new.recv(1 << 16))
+            line, descriptors, _, _ = socket.recv_fds(old, 1 << 16, 16)
+            with new:
+                yield done, old, new, partial(socket.send_fds, new, [line], descriptors)
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+
+def test_a_new_agent_takes_up_what_changed_in_its_file_while_it_got_ready(tmp_path, server):
+    with running(tmp_path, server, 1) as agent:
+        token, local, before = token_of(server.url), tmp_path / "state" / "agent.sock", agent.process
+        with handing_over(local, partial(agent.start, "--take-over")) as (done, old, new, hand):
+            agent.write(grants=[])
+            hand()
+            old.sendall(new.recv(16))
+            done.result()
+        assert before.wait(PATIENCE) == 0
+        before.stdout.close()
+        until(lambda: agent.all_say(token) == {"no_grant"})
+
+
+def test_a_new_agent_ends_if_the_hand_over_ended_and_the_running_one_goes_on(tmp_path, server):
+    with running(tmp_path, server, 2) as agent:
+        token, local = token_of(server.url), tmp_path / "state" / "agent.sock"
+        with handing_over(local, partial(agent.command, "run", "--take-over")) as (done, _old, new, hand):
+            hand()
+            new.close()
 
         assert done.result().returncode == 3
         assert "goes on" in done.result().stderr
