@@ -42,7 +42,7 @@ LINES = {
     "conformance": 11_778,
     "loadtests": 4_962,
     "benchmarks": 4_269,
-    "tests": 35_195,
+    "tests": 35_196,
 }
 TRUSTED_LINES = 19_305
 """Of the agent: what an auditor must trust."""

@@ -75,8 +75,8 @@ def uses_a_version_again_that_was_given_up(sound, changes, error):
 
 
 @mutant(Fetcher, "_propose")
-def proposes_in_the_next_turn_of_its_loop(sound, fetcher, edits):
-    asyncio.get_running_loop().call_soon(sound, fetcher, edits)
+def proposes_a_moment_later(sound, fetcher, edits):
+    asyncio.get_running_loop().call_later(0.01, sound, fetcher, edits)
 
 
 @mutant(Reloads, "load")

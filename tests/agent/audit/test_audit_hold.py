@@ -461,6 +461,7 @@ def test_a_disk_that_does_not_answer_within_the_window_is_an_error(
     while not log.flush(0):
         text += drained(reader)
     log.close()
+    text += drained(reader)
     assert b"has not answered for" in text if on_error == "deny" else b"gap" not in text
 
 
