@@ -68,7 +68,7 @@ def outlive(here: LiveBench, streams: Iterable[Stream], until: float, what: str)
     The judge must look before the end of the credential that prolonged them.
     """
     for stream in streams:
-        if stream.until(stream.expires + here.seconds(AFTER)):
+        if stream.until(stream.expires + here.stretched(AFTER)):
             here.in_time(until, f"{stream} after its first credential's end")
             raise here.failed(
                 f"{stream}: ended {stream.ended - stream.expires:+.2f} s from its first credential's end "
