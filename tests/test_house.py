@@ -39,7 +39,7 @@ ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 25_649,
     "scenarios": 36_266,
-    "conformance": 11_778,
+    "conformance": 11_787,
     "loadtests": 4_962,
     "benchmarks": 4_269,
     "tests": 35_196,

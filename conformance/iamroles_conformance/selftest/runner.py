@@ -127,9 +127,16 @@ class Selftest:
         return [check for check in self._planned if wanted & set(check.requirements)]
 
     def baseline(self, chosen: Sequence[Mutant]) -> list[CheckResult]:
-        """Play the sound agent. Return the results that are not PASS; these checks will kill nothing."""
+        """Play the sound agent. Return the results that are not PASS; these checks will kill nothing.
+
+        What is untestable beside all the others is judged by itself, as mutants are.
+        """
         checks = self._and(set(ALIVE), self.checks_for({name for found in chosen for name in found.kills}))
         red = self._failing(self._mutated([]), checks, (Verdict.PASS,))
+        if late := {result.check for result in red if result.verdict is Verdict.UNTESTABLE}:
+            alone = [check for check in checks if check.id in late]
+            red = [result for result in red if result.check not in late]
+            red += self._failing(self._mutated([]), alone, (Verdict.PASS,))
         self._unsound = {result.check for result in red}
         return red
 

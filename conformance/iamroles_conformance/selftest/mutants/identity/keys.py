@@ -12,6 +12,7 @@ from typing import Any
 
 from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.policy import checks
+from iamroles_agent.processes.remote import RemoteKeys
 from iamroles_agent.tokens import jwks, keys, transport
 from iamroles_agent.tokens.authenticator import Authenticator
 from iamroles_agent.tokens.jwks import KeySource
@@ -175,7 +176,8 @@ async def tls_or_plain(sound: Any, self: Any, scheme: str, *asked: Any) -> Any:
 
 mutant("identity.never-asks", "JWKS-FETCH-001", "waits for the renewal where a kid is unknown")(asks_nothing)
 mutant("identity.herd", "JWKS-FETCH-002", "fetches once for each token that waits")(
-    around(KeySource, "_shared")(lambda _sound, self, **_how: self._fetch())
+    around(KeySource, "_shared")(lambda _sound, self, **_how: self._fetch()),
+    around(RemoteKeys, "want")(lambda _sound, self, kid: self._ask(kid)),
 )
 mutant("identity.storm", "JWKS-STORM-001", "fetches for each unknown kid")(
     around(KeySource, "_ask")(lambda _sound, self, _kid: self._shared(asking=True))
