@@ -66,16 +66,17 @@ def credential_hash(credential: str) -> str:
 def redacted(text: str) -> str:
     """Replace each part of a text that looks like a credential by a hash that names it.
 
-    A text whose credential shows only when it is decoded is given back decoded.
+    A text whose credential shows only when it is decoded is given back decoded; each decoding begins with
+    what is left of the one before it, so nothing that was found once is searched for its end again.
     """
-    struck, plain = _struck(text), text
+    safe = plain = _struck(text)
     for _ in range(_DEEP):
         encoded, plain = plain, unquote(plain, "latin-1") if "%" in plain else plain
         if plain == encoded:
             break
-        if (found := _struck(plain)) != plain:
-            return found
-    return struck
+        if (struck := _struck(plain)) != plain:
+            safe = plain = struck
+    return safe
 
 
 def _struck(text: str) -> str:
@@ -113,5 +114,8 @@ def shown(text: str, limit: int) -> str:
 
 
 def _without(pattern: re.Pattern[str], text: str) -> str:
-    text, found = pattern.subn(lambda match: f"[redacted {credential_hash(match[0])}]", text, count=_NAMED)
-    return text if found < _NAMED else pattern.sub("[redacted]", text)
+    def named(found: re.Match[str]) -> str:
+        return f"[redacted {credential_hash(unquote(found[0], 'latin-1'))}]"
+
+    text, count = pattern.subn(named, text, count=_NAMED)
+    return text if count < _NAMED else pattern.sub("[redacted]", text)

@@ -93,7 +93,7 @@ def judge(
         return Ends(0, UNKNOWN, str(error))
     identity = found.identity
     if (revocation := revocations.match(identity, policy.name_of)) is not None:
-        return Ends(0, REVOKED, f"revocation {revocation.id}")
+        return Ends(0, REVOKED, f"revocation {revocation.id[:100]}")
     if fresh:
         try:
             successor = Ticket.decode(fresh)
@@ -103,7 +103,7 @@ def judge(
             return Ends(0, POLICY_CHANGED, "its credential has run out, and nothing renews it")
         identity = successor.identity
         if (revocation := revocations.match(identity, policy.name_of)) is not None:
-            return Ends(0, REVOKED, f"revocation {revocation.id} of the credential that prolonged it")
+            return Ends(0, REVOKED, f"revocation {revocation.id[:100]} of the credential that prolonged it")
     if before is not None and before.cause == EXPIRED:
         return before
     if (

@@ -18,7 +18,7 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,8 +45,11 @@ _AT_LINE = re.compile(r"\(at line (\d+),")
 
 def _moment(value: object) -> float:
     if isinstance(value, str):
+        text = value.upper()  # RFC 3339 section 5.6: `t` and `z` too
+        leap = text[16:19] == ":60"  # section 5.7
         try:
-            value = datetime.fromisoformat(value)
+            value = datetime.fromisoformat(text[:16] + ":59" + text[19:] if leap else text)
+            value += timedelta(seconds=leap)
         except ValueError:
             raise ValueError(
                 'a moment is RFC 3339 such as "2026-01-31T12:00:00Z", or epoch seconds'
@@ -76,7 +79,7 @@ def _role(text: str) -> str:
 class Revocation(Model):
     """One `[[revocations]]`."""
 
-    id: str = Field(min_length=1, max_length=100)
+    id: str = Field(min_length=1)
     """Names it in the audit log, and for `iamroles revoke undo`."""
     roles: list[Annotated[str, AfterValidator(_role)]] = Field(default_factory=list)
     """Names in the policy, or role ARNs: credentials that hold any of them."""
@@ -96,7 +99,7 @@ class Revocation(Model):
     """Spare tokens that were issued at this moment or later; no STS credential is spared."""
     added: Moment | None = None
     """When `iamroles revoke` added it."""
-    reason: str = Field(default="", max_length=500)
+    reason: str = ""
     """A note for readers of the audit."""
 
     @model_validator(mode="after")
@@ -192,11 +195,11 @@ NONE = Revocations()
 
 def revoked(identity: Identity, revocation: Revocation) -> Decision:
     """The refusal of a revoked credential; it names no caller whose key is not proven."""
-    why = f": {revocation.reason}" if revocation.reason else ""
+    why = f": {revocation.reason[:500]}" if revocation.reason else ""
     base = Decision(
         allow=False,
         reason=Reason.CREDENTIAL_REVOKED,
-        detail=f"revocation {revocation.id}{why}",
+        detail=f"revocation {revocation.id[:100]}{why}",
         credential=identity.credential,
     )
     if identity.binding is not None:

@@ -7,7 +7,7 @@ unwise is not refused: `policy.lint` of the tools reports it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_network
@@ -85,16 +85,15 @@ def _check(sound: Sound) -> Iterator[Fault]:
     for key, backend in sound.backends:
         yield from _backend(key, backend)
     yield from _roles(sound)
-    regions_faulty = False
+    faulty: set[str] = set()
     for key, rule in (*sound.rules, *sound.scopes):
         for fault in _region(key, rule):
-            regions_faulty = True
+            faulty.add(key)
             yield fault
     yield from _groups(sound)
     yield from _references(sound)
     yield from _resources(sound)
-    if not regions_faulty:
-        yield from _conflicts(sound)
+    yield from _conflicts(sound, faulty)
     if sound.whole is not None:
         yield from _whole(sound.whole)
 
@@ -481,8 +480,10 @@ def _known(key: str, kind: str, name: str, known: frozenset[str], table: str) ->
         yield Fault(key, f"no {kind} is called {name!r}", remedy)
 
 
-def _conflicts(sound: Sound) -> Iterator[Fault]:
+def _conflicts(sound: Sound, faulty: Collection[str]) -> Iterator[Fault]:
     """Find equal grants that could match one request and name different backends (POLICY-CONFLICT-001).
+
+    The keys of `faulty` are of grants whose region cannot be read.
 
     Both match one request, so equal specificity means the same path and match: only such pairs are compared.
     """
@@ -491,7 +492,7 @@ def _conflicts(sound: Sound) -> Iterator[Fault]:
     issuers = {issuer.issuer for _, issuer in sound.issuers}
     for key, grant in sound.grants:
         mended = any(name.startswith(f"{key}.") for name in sound.stand_ins)
-        if not grant.shadow and not mended:
+        if not grant.shadow and not mended and key not in faulty:
             rule = compile_rule(spelled_out(grant, members))
             same_path.setdefault((rule.region.path, rule.region.exact), []).append((key, rule))
     for rules in same_path.values():

@@ -235,12 +235,10 @@ class ClaimRules:
             raise Refusal(Reason.AUDIENCE_MISMATCH, "aud is missing, or not a string or array of strings")
         if self._audiences.isdisjoint(names):
             raise Refusal(Reason.AUDIENCE_MISMATCH, "aud names none of the audiences of this issuer")
-        names = sorted(names, key=lambda name: name not in self._audiences)
-        grounds = tuple(ground("aud", name) for name in names[:MOST_AUDIENCES])
-        if self.resources:
-            mine = sorted(self.resources.intersection(names))
-            grounds += tuple(map(resource_ground, mine[:MOST_AUDIENCES]))
-        return grounds
+        ours = sorted(self._audiences.intersection(names))
+        names = [*ours, *[name for name in names if name not in self._audiences][:MOST_AUDIENCES]]
+        grounds = tuple(ground("aud", name) for name in names)
+        return (*grounds, *map(resource_ground, sorted(self.resources.intersection(names))))
 
     def _check_client(self, payload: Payload) -> tuple[str, ...]:
         client = payload.get("client_id")
@@ -382,7 +380,8 @@ def _check_rfc9068(payload: Payload, iat: int | None) -> None:
     if iat is None:
         raise Refusal(Reason.CLAIM_INVALID, "iat is missing (RFC 9068)")
     for name in ("sub", "client_id", "jti"):
-        _label(payload.get(name), name)
+        if not payload.get(name) or not isinstance(payload[name], str):
+            raise Refusal(Reason.CLAIM_INVALID, f"{name} is missing (RFC 9068)")
 
 
 def _outer_end(nested: Payload) -> int | None:

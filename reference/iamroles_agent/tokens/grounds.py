@@ -24,7 +24,7 @@ from iamroles_agent.tokens.jws import media
 from iamroles_agent.tokens.keys import Key
 
 MOST_AUDIENCES = 8
-"""Most audiences of a token that are kept."""
+"""Most audiences of a token that are kept though no policy names them: a reload may."""
 AGAIN, HASHED, APART = "judged again", "hashed", "judges no credential"
 FIELDS: dict[type[Model], dict[str, str]] = {
     Issuer: {

@@ -90,6 +90,18 @@ def test_other_forms_of_a_secret_go(text):
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "/a/iam%2Dsts%2Dv1.AAAAAAAA/b/iam%252Dsts%252Dv1%252EBBBBSECRET",
+        "/a/iam-sts-v1.AAAA%2BSECRET",
+        "/a/iam-sts-v1%2EAAAA%26SECRET/b",
+    ],
+)
+def test_what_was_found_encoded_once_hides_no_more(text):
+    assert "SECRET" not in redacted(text)
+
+
+@pytest.mark.parametrize(
     "unit",
     [
         *("eyJ", "eyJ.", "/eyJabcdef.", "a.", "-%2ea%2", "%2e", "aaaaaaaaaaaaaaaa.", "eyJaaaaaa%2E"),

@@ -314,6 +314,8 @@ async def test_streams_of_another_gate_are_left_alone(proxy, caplog):
         ({"roles": ["staff"], "issued_before": 1000}, False),
         ({"roles": ["staff"], "issued_before": 1001}, True),
         ({"roles": ["staff"], "issued_before": "1970-01-01T00:16:41Z"}, True),
+        ({"roles": ["staff"], "issued_before": "1970-01-01t00:16:41z", "reason": "x" * 501}, True),
+        ({"roles": ["staff"], "issued_before": "1970-01-01T00:15:60Z"}, False),  # 00:16:00
     ],
 )
 def test_whom_a_revocation_is_about(members, fits):

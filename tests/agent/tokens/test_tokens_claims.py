@@ -130,6 +130,13 @@ def test_client_id_stands_for_a_missing_audience_only():
     assert reason(claims(aud=..., client_id="app")) == "audience_mismatch"
 
 
+def test_each_audience_of_ours_is_kept_for_open_streams():
+    names = [f"edge-{number}" for number in range(12)]
+    found = judge(claims(aud=["other", *names]), audiences=names).grounds
+
+    assert {ground("aud", name) for name in ("other", *names)} <= set(found)
+
+
 def test_an_issuer_without_audiences_accepts_nothing():
     assert reason(claims(), audiences=[]) == "audience_mismatch"
     assert reason(claims(aud=...), audiences=[]) == "audience_mismatch"

@@ -181,7 +181,7 @@ for _name, _kills, _title, _override in (
     ("always-tagged", "ACTOR-TAG-001", "names an empty actor", edit.replaced(_TAG, "")),
     ("transaction-token", "ACTOR-TAG-001", "passes Txn-Token on", edit.replaced("|txn[^a-z0-9]token", "")),
     ("forged", "ACTOR-TAG-001", "removes the tags that it has known for long alone", edit.replaced(
-        "^x[^a-z0-9]iam([^a-z0-9]|$)",
+        "^x[^a-z0-9]+iam([^a-z0-9]|$)",
         "^x[^a-z0-9]iam[^a-z0-9](role|principal|session|issuer|rule|expires|request[^a-z0-9]id|identity)$")),
 ):  # fmt: skip
     mutant(f"actor.{_name}", _kills, _title)(_override)

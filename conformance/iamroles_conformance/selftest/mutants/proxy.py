@@ -79,7 +79,7 @@ for _name, (_what, _old, _new) in _VERDICTS.items():
 
 # --- HAProxy's configuration before requests of other shapes
 
-_IAM, _OWN = "^x[^a-z0-9]iam([^a-z0-9]|$) -m reg", "http-request del-header Authorization"
+_IAM, _OWN = "^x[^a-z0-9]+iam([^a-z0-9]|$) -m reg", "http-request del-header Authorization"
 _WHO = "%[var(txn.iam.principal)]\n"
 _401 = 'string "Unauthorized\\n" hdr WWW-Authenticate "%[var(txn.iam_challenge)]"'
 _CHALLENGE = '    http-request set-var-fmt(txn.iam_challenge) "Bearer realm=\\"${IAM_REALM}\\"" if'
