@@ -206,8 +206,8 @@ class Flights:
 
     @property
     def names(self) -> Collection[Hashable]:
-        """The questions that are under way, the oldest first."""
-        return self._flights.keys()
+        """The questions that are under way, the oldest first; to join one of these lets the loop turn."""
+        return [name for name, flight in self._flights.items() if not flight.done()]
 
     async def join(self, ticket: Hashable, ask: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
         """Return the answer to the question of this name, which is asked unless it is under way.

@@ -22,7 +22,7 @@ class Link:
     """A link whose fetcher answers when a test says so, and a sound key at once."""
 
     def __init__(self):
-        self.asked, self.release = [], asyncio.Event()
+        self.asked, self.release, self.pause = [], asyncio.Event(), 59.0
 
     async def ask(self, _topic, body):
         self.asked.append(body["source"])
@@ -31,7 +31,7 @@ class Link:
         await self.release.wait()
         if body["source"] == "lost":
             raise LinkLost("the parent is gone")
-        return {"reason": "sts_rejected", "detail": "", "pause": 59.0}
+        return {"reason": "sts_rejected", "detail": "", "pause": self.pause}
 
 
 def prover(link, remote=None, former=None, **more):
@@ -120,6 +120,19 @@ async def test_an_issuer_that_hangs_holds_few_questions_of_a_worker():
     link.release.set()
     await asyncio.gather(*waiting)
     assert len(link.asked) == 32  # the others heard of the pause
+
+
+async def test_an_answer_in_the_moment_in_which_another_kid_comes_does_not_stop_the_worker():
+    """That caller once joined an ended question, and again, and never let the event loop turn."""
+    looks = iter(range(200))
+    ring = Remote(link := Link()).keyring(issuer(), KeySettings(), print, lambda: float(next(looks)))
+    ring.stale, link.pause = bool, 0.0
+    waiting = [asyncio.create_task(ring.want(f"k{n}")) for n in range(32)]
+    await until(lambda: len(link.asked) == 32)
+
+    link.release.set()
+    await asyncio.gather(*waiting, *(asyncio.create_task(ring.want(f"late-{n}")) for n in range(3)))
+    assert len(link.asked) == 35
 
 
 async def test_the_end_of_a_worker_ends_its_questions():
