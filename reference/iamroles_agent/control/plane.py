@@ -231,7 +231,7 @@ class Plane:
 
     def _look_served(self) -> None:
         members = self.members
-        if not members.served and all(slot.serving for slot in members.slots.values()):
+        if not (members.served or members.stopping) and all(slot.serving for slot in members.slots.values()):
             members.served = True
             members.emit(Print({"ready": True}))
         self.changes.proceed()

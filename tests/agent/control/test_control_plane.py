@@ -39,6 +39,17 @@ def test_from_the_first_fork_to_the_ready_line():
     assert bench.hears(1, "serving") == ["say {'ready': True}"]
 
 
+def test_an_agent_that_is_stopped_before_all_serve_is_not_ready():
+    """Else it tells the agent that it takes over from to end, and ends too."""
+    bench = Bench(1)
+    bench.plane.start()
+    bench.did()
+    bench.hears(FETCHER, "up", version=1)
+    assert bench.hears(0, "up", version=1) == ["0 < serve"]
+    bench.plane.stop()
+    assert bench.hears(0, "serving") == ["0 < drain"]
+
+
 def test_a_member_that_cannot_start_ends_the_start():
     bench = Bench(2)
     bench.plane.start()
