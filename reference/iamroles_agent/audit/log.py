@@ -214,8 +214,8 @@ class Audit:
             if busy and outage.lasts() and not outage.admits(len(self._pending)):
                 return outage.admit
             in_file = prepared.file is self._file_token
-            body = prepared.use if in_file else self._first_use(prepared)
             try:
+                body = prepared.use if in_file else self._first_use(prepared)
                 self._append(body, (request_id, src_port, stream))
             except MemoryError:  # its number goes to another record
                 prepared.file = None

@@ -4,11 +4,13 @@ import json
 import logging
 import os
 import time
+from unittest import mock
 
 import pytest
-from audit_support import child, confirmed, lines, opened, records, requests, written
+from audit_support import ALICE, ASKED, child, confirmed, lines, opened, records, requests, written
 from waiting import until
 
+from iamroles_agent.audit.record import prepare
 from iamroles_agent.base.errors import StartError
 from iamroles_tools.audit.verify import verify
 
@@ -250,6 +252,24 @@ class TestFullDisk:
         [gap] = records(path, kind="gap")
         overruled = next(found for found in records(path) if found["seq"] == gap["overruled"])
         assert overruled["request"] == f"before-{len(told['before']) - 1}"
+
+
+def test_a_verdict_whose_first_use_ended_in_want_of_memory_is_written_in_full(path, old, log):
+    """It once named a record of the file before."""
+    known = prepare(ALICE, **ASKED)
+    log.record(known, "a")
+    assert log.flush()
+    path.rename(old)
+    log.reopen()
+    until(path.exists)
+    full = mock.MagicMock(get=mock.Mock(side_effect=MemoryError))
+    with mock.patch.object(log, "_known", full), pytest.raises(MemoryError):
+        log.record(known, "lost")
+    log.record(known, "b")
+    log.close()
+
+    assert verify([path, old]).whole
+    assert records(path, kind="decision")[0]["principal"] == "alice"
 
 
 def test_records_outlive_an_end_of_memory(path):
