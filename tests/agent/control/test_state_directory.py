@@ -44,6 +44,10 @@ def test_a_policy_that_cannot_be_replaced_on_the_disk_does_not_come_back(store):
 
     assert store.disown(SMALL) == ""
     assert store.read().died
+    sharper = Part.of((b"small", b"shadow"), digest=SMALL.policy)
+    assert store.disown(Document(2, {**keys, POLICY: sharper})) == ""
+    assert not store.read().died
+    store.write(Document(1, {**SMALL.parts, **keys}))
     assert [store.disown(LARGE), store.disown(LARGE)] == ["", ""]
     assert (store.read().died, set(store.read().document.parts)) == (False, {"keys/a"})
 
