@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from math import inf
 from pathlib import Path
+from time import monotonic
 
 from iamroles_agent.base.errors import ConfigError
 from iamroles_agent.base.files import Stamp, stamp
@@ -41,20 +43,20 @@ class Watch:
         """The file's stamp at the last look."""
         self._taken = False
         """True if the file as last seen is in force in all workers, or is a problem."""
-        self._again = False
-        """True if the problem may go without another file."""
+        self._again = inf
+        """Monotonic time of the next look at the same file, if its problem may go without another file."""
 
     async def run(self) -> None:
         """Look, for as long as the fetcher lives."""
         while True:
             found = stamp(self._path)
-            if found != self._seen or self._again:
-                self._taken = self._again = False
+            if found != self._seen or monotonic() >= self._again:
+                self._taken, self._again = False, inf
                 known, self.problem = self.problem, await self._take(found)
                 self._seen, self._taken = found, True
                 if self.problem and self.problem != known:
                     log.error("%s\nthe revocations in force stay in force", self.problem)
-            await asyncio.sleep(_AGAIN if self._again else _PAUSE)
+            await asyncio.sleep(_PAUSE)
 
     async def answer(self, question: Body) -> Body:
         """List the revocations in force, or look for an `id`; `settled`: as the file stands now."""
@@ -70,9 +72,10 @@ class Watch:
         """Put the file in force; the problem, if there is one."""
         try:
             found = NONE if seen is None else await asyncio.to_thread(read, self._path)
-        except ConfigError as error:
-            self._again = isinstance(error.__cause__, OSError)  # perhaps the disk, or a lack of descriptors
-            return str(error)
+        except (ConfigError, MemoryError, RuntimeError) as error:
+            if not isinstance(error, ConfigError) or isinstance(error.__cause__, OSError):
+                self._again = monotonic() + _AGAIN  # perhaps the disk, or a lack of descriptors or threads
+            return str(error) or f"{self._path} cannot be read: no memory"
         if found is NONE:  # also if it went between the look and the reading: that lifts no revocation
             return "" if REVOCATIONS not in self._link.document.parts else f"{self._path} is gone"
         # Also if the document has it already: a fetcher that is born in the middle of a change has what some
@@ -82,7 +85,7 @@ class Watch:
         except LinkLost:
             return ""
         if not outcome["done"]:
-            self._again = True
+            self._again = monotonic() + _AGAIN
             return f"{self._path} could not be put in force: {outcome['error']}"
         log.info("revocations of %s are in force in %s workers", self._path, outcome.get("confirmed"))
         return ""

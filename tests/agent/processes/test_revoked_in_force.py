@@ -217,19 +217,33 @@ def test_only_a_socket_that_is_absent_or_refuses_is_no_agent(tmp_path, kind):
     assert "eve" in (tmp_path / "r.toml").read_text()
 
 
-async def test_what_failed_for_another_reason_than_the_file_is_tried_again(tmp_path, monkeypatch):
+@pytest.mark.parametrize("fault", [OSError(errno.EMFILE, "Too many open files"), MemoryError()])
+async def test_what_failed_for_another_reason_than_the_file_is_tried_again(tmp_path, monkeypatch, fault):
     """A lack of descriptors at the moment of the look once kept a revocation out until the next edit."""
     path, link = tmp_path / "r.toml", FakeLink()
     monkeypatch.setattr(watch, "_AGAIN", 0.01)
     revocations.write(path, revocations.Revocations((revocations.Revocation(id="a", roles=["a"]),)))
-    faults = [OSError(errno.EMFILE, "Too many open files")]
-    read = mock.Mock(side_effect=chain(faults, repeat(path.read_bytes())))
+    read = mock.Mock(side_effect=chain([fault], repeat(path.read_bytes())))
     monkeypatch.setattr(revocations, "files", SimpleNamespace(read=read))
     task = asyncio.get_running_loop().create_task(watch.Watch(path, link).run())
     await asyncio.wait_for(link.done.wait(), PATIENCE)
     task.cancel()
 
     assert (link.outcomes, read.call_count > 1) == ([], True)
+
+
+async def test_a_file_in_the_place_of_one_that_could_not_be_read_is_read_at_once(tmp_path, monkeypatch):
+    path, link = tmp_path / "r.toml", FakeLink()
+    monkeypatch.setattr(watch, "_AGAIN", 1e9)
+    os.mkfifo(path)
+    task = asyncio.get_running_loop().create_task((watching := watch.Watch(path, link)).run())
+    while not watching.problem:  # noqa: ASYNC110 - it does not say when it has looked
+        await asyncio.sleep(0.01)
+    path.unlink()
+    revocations.write(path, revocations.Revocations())
+    while len(link.outcomes) == 2:  # noqa: ASYNC110 - as above
+        await asyncio.sleep(0.01)
+    task.cancel()
 
 
 class FakeLink:
