@@ -194,17 +194,19 @@ class Fetcher:
             if self._leaving:  # until that agent is ready, or has failed
                 self._report_saved(self.link.document.version, "another agent is about to take over")
                 continue
-            error = ""
+            error = kept = ""
             async with self._saving:
                 document = self.link.document
                 writing = asyncio.ensure_future(asyncio.to_thread(store.write, document))
-                done, _ = await asyncio.wait((writing,), timeout=_DISK)
-                unsaved = not done or writing.exception() is not None
-                kept = await asyncio.to_thread(store.disown, document) if unsaved else ""
                 try:
-                    await writing
-                except OSError as failed:
-                    error = (failed.strerror or str(failed)) + kept
+                    done, _ = await asyncio.wait((writing,), timeout=_DISK)
+                    try:
+                        if not done or writing.exception() is not None:
+                            kept = await asyncio.to_thread(store.disown, document)
+                    finally:
+                        await writing
+                except Exception as failed:  # noqa: BLE001 - also a lack of memory, or of threads
+                    error = (getattr(failed, "strerror", "") or str(failed) or type(failed).__name__) + kept
                     log.error("what is in force cannot be saved: %s", error)
                     asyncio.get_running_loop().call_later(_SAVE_AGAIN, self._unsaved.set)
             self._report_saved(document.version, error)

@@ -1,14 +1,19 @@
 """The state directory under stress: a full disk, a writer that died, an invalid index."""
 
+import asyncio
 import errno
 import os
+from itertools import chain, repeat
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
+from spop_client import until
 
 from iamroles_agent.base.errors import StartError
 from iamroles_agent.control.document import POLICY, Document, Part
 from iamroles_agent.control.store import Store
+from iamroles_agent.processes import fetcher
 
 SMALL = Document(1, {POLICY: Part.of((b"small",))})
 LARGE = Document(2, {POLICY: Part.of((b"large" * 1000,))})
@@ -56,6 +61,24 @@ def test_a_policy_that_cannot_be_replaced_on_the_disk_does_not_come_back(store):
     (store.directory / "in-force.json").unlink()
     (store.directory / "in-force.json").mkdir()
     assert "may come back" in store.disown(LARGE)
+
+
+@pytest.mark.parametrize("broken", [["write"], ["write", "disown"]])
+async def test_an_end_of_memory_ends_no_saving(store, monkeypatch, broken):
+    monkeypatch.setattr(fetcher, "_SAVE_AGAIN", 0.0)
+    saver, said = fetcher.Fetcher(None, SimpleNamespace(channel=None, document=SMALL)), []
+    saver.link.send = lambda message: said.append((message.head["error"], saver._save_error))
+    for name in broken:
+        faults = mock.Mock(side_effect=chain([MemoryError], repeat(mock.DEFAULT)), wraps=getattr(store, name))
+        monkeypatch.setattr(store, name, faults)
+
+    saver._unsaved.set()
+    task = asyncio.create_task(saver._keep_saved(store))
+    await until(lambda: len(said) == 2 or task.done())
+    task.cancel()
+
+    assert said == [("MemoryError", "MemoryError"), ("", "")]
+    assert store.read().document.policy == SMALL.policy
 
 
 def test_what_a_dead_writer_left_half_done_is_removed_at_the_next_start(store):
