@@ -76,7 +76,7 @@ class Fetcher:
         """Key sets that are in force, or are to be, by `source_of`."""
         self._unsaved = asyncio.Event()
         self._saving = asyncio.Lock()
-        self._leaving = False
+        self._leaving = self._handed = False
         self._save_error = ""
         """Why the document in force is not saved; "" if it is saved, or about to be."""
 
@@ -108,6 +108,8 @@ class Fetcher:
             for work in self.beside:
                 self.spawn(work())
             await self.link.drained.wait()
+            if self._handed:  # stopped meanwhile: what the next agent has is left to it
+                self.link.send(message("leave"))
         finally:
             await self._close()
 
@@ -175,14 +177,16 @@ class Fetcher:
                 await asyncio.to_thread(self._store.write, self.link.document)
                 log.info("handing over to another agent")
                 sockets = self.startup.listeners, self.local_socket.sock, self._store.descriptor
+                self._handed = True
                 gone = await handover.give(reader, writer, *sockets)
                 if gone:
                     self.link.send(message("leave"))
+                    writer.write(handover.LEAVES)
                     self.local_socket.close()
                     await self.link.drained.wait()
         finally:
-            if not gone:
-                self._leaving = False
+            if not (gone or self.link.drained.is_set()):
+                self._leaving = self._handed = False
                 self._unsaved.set()
                 log.warning("the agent that was to take over did not get ready: this one goes on")
 

@@ -313,23 +313,53 @@ def test_a_new_agent_takes_up_what_changed_in_its_file_while_it_got_ready(tmp_pa
             agent.write(grants=[])
             hand()
             old.sendall(new.recv(16))
+            new.sendall(old.recv(16))
             done.result()
         assert before.wait(PATIENCE) == 0
         before.stdout.close()
         until(lambda: agent.all_say(token) == {"no_grant"})
 
 
-def test_a_new_agent_ends_if_the_hand_over_ended_and_the_running_one_goes_on(tmp_path, server):
+@pytest.mark.parametrize("unread", [b"", b"taken\n"])
+def test_a_new_agent_ends_if_the_hand_over_ended_and_the_running_one_goes_on(tmp_path, server, unread):
     with running(tmp_path, server, 2) as agent:
         token, local = token_of(server.url), tmp_path / "state" / "agent.sock"
         with handing_over(local, partial(agent.command, "run", "--take-over")) as (done, _old, new, hand):
             hand()
+            if unread:
+                assert new.recv(16, socket.MSG_PEEK) == unread
             new.close()
 
         assert done.result().returncode == 3
         assert "goes on" in done.result().stderr
         assert agent.ask(token) == "allow"
         assert agent.process.poll() is None
+
+
+def test_an_agent_that_is_stopped_while_another_gets_ready_leaves_it_what_it_took(tmp_path, server):
+    """It once removed the sockets and parts of what is in force, and the next agent ended or lacked them."""
+    spop = tmp_path / "spop.sock"
+    with running(tmp_path, server, 2) as agent:
+        token, local, before = token_of(server.url), tmp_path / "state" / "agent.sock", agent.process
+        agent.write(agent={**agent.world["agent"], "listen": [f"unix:{spop}", agent.address]})
+        agent.start("--take-over")
+        before.wait(PATIENCE)
+        before.stdout.close()
+        before = agent.process
+        agent.write(agent={**agent.world["agent"], "listen": f"unix:{spop}"}, grants=[])
+        with handing_over(local, partial(agent.start, "--take-over")) as (done, _old, new, hand):
+            local.with_name("moved.sock").rename(local)
+            before.send_signal(signal.SIGTERM)
+            assert before.wait(PATIENCE) == 0
+            hand()
+            assert new.recv(16) == b"taken\n"
+            new.close()
+            assert done.result()["address"] == f"unix:{spop}"
+        before.stdout.close()
+        assert "did not get ready" not in agent.log()
+        assert agent.all_say(token) == {"no_grant"}
+        assert agent.status()["save_error"] == ""
+        assert json.loads((tmp_path / "state" / "in-force.json").read_text())["running"] is True
 
 
 def test_while_another_agent_gets_ready_nothing_is_saved_and_that_is_said(tmp_path, server):
@@ -372,6 +402,18 @@ def test_an_agent_that_hangs_up_cannot_be_taken_over_from(tmp_path):
             with pytest.raises(StartError, match="it ended the conversation; it may be stopping, try again"):
                 taken.result(PATIENCE)
             connection.close()
+
+
+def test_the_pid_of_a_running_agent_in_another_container_is_not_believed(tmp_path, server, monkeypatch):
+    with running(tmp_path, server, 1) as agent:
+        for namespace, believed in ((handover._namespace(), True), ("pid:[1]", False)):
+            monkeypatch.setattr(handover, "_namespace", lambda name=namespace: name)
+            taken = handover.take(tmp_path / "state" / "agent.sock", [agent.address])
+            assert (taken._running is not None) is believed
+            taken.forget()
+            os.close(taken.lock)
+            for sock in (taken.local, *taken.listeners):
+                sock.close()
 
 
 @as_root
