@@ -53,10 +53,7 @@ class Idle:
         """End a connection that is idle, or was found stuck for long; return whether it was ended."""
         now = self._loop.time()
         stuck = now - self._stuck.get(peer, now) >= min(IDLE, self._longest) and peer.stuck_since(peer.seen)
-        if stuck or peer.idle_since(peer.seen):
-            peer.say_goodbye(why)
-            return True
-        return False
+        return (stuck or peer.idle_since(peer.seen)) and peer.say_goodbye(why)
 
     def stop(self) -> None:
         if self._timer is not None:

@@ -40,6 +40,7 @@ class ConnectionStats:
     """Counters since the start; `open` and `pending` are numbers of this moment."""
 
     open: int = 0
+    """Without those that got their goodbye, and that HAProxy has not closed yet."""
     pending: int = 0
     """Decisions under way."""
     accepted: int = 0

@@ -98,7 +98,8 @@ class Server:
         self._coming, self._handshakes = Bounded(sys.maxsize), Bounded(MAX_COMING)
         self._emptied = asyncio.Event()
         self.idle: Idle
-        self.most = min(settings.max_connections, room())
+        self.room = room()
+        self.most = min(settings.max_connections, self.room)
 
     async def start(self) -> str:
         """Listen.
@@ -190,11 +191,9 @@ class Server:
 
     def forget(self, peer: _Peer) -> None:
         self._acceptor.closed()
-        if peer in self.peers:
-            self.stats.open -= 1
-            self.peers.remove(peer)
-            if not self.peers:
-                self._emptied.set()
+        self.peers.discard(peer)
+        if not self.peers:
+            self._emptied.set()
 
 
 class _Life(IntEnum):
@@ -249,14 +248,16 @@ class _Peer(asyncio.Protocol):
                 log.warning("refused %s: its certificate carries no name of agent.tls.names", self._name)
                 self._refuse("unknown certificate")
                 return
-        peers, most = self._server.peers, self._server.most
-        if len(peers) >= most and not self._server.idle.make_room():
-            log.warning("refused %s: %d connections are open, agent.max_connections", self._name, len(peers))
+        server, opened = self._server, self._stats.open
+        # A connection that got its goodbye, and that HAProxy has not closed yet, takes only a descriptor.
+        full = opened >= server.most or len(server.peers) >= server.room
+        if full and not server.idle.make_room():
+            log.warning("refused %s: %d connections are open, agent.max_connections", self._name, opened)
             self._refuse("too many connections")
             return
-        self._server.peers.add(self)
+        server.peers.add(self)
         self._stats.open += 1
-        self._handshake = self._loop.call_later(self._server.settings.handshake_timeout, self._no_handshake)
+        self._handshake = self._loop.call_later(server.settings.handshake_timeout, self._no_handshake)
 
     def _refuse(self, why: str) -> None:
         self._stats.refused += 1
@@ -299,6 +300,7 @@ class _Peer(asyncio.Protocol):
         if exc is not None:
             log.debug("%s is gone: %s", self._name, exc)
         self._stop_timers()
+        self._stats.open -= self._life is not _OVER
         if self._pending:
             log.info("%s vanished with %d decisions under way", self._name, len(self._pending))
         self._life = _OVER
@@ -500,19 +502,21 @@ class _Peer(asyncio.Protocol):
         elif self._half_closed:
             self._end()
 
-    def say_goodbye(self, why: str = "the agent is stopping") -> None:
-        """End the connection from this side."""
+    def say_goodbye(self, why: str = "the agent is stopping") -> bool:
+        """End the connection from this side; return False if it was over."""
         if self._life is _OVER:
-            return
+            return False
         self._connection.disconnect(Status.NORMAL, why)
         self._end()
         self._flush()
+        return True
 
     def _end(self) -> None:
         """The connection is over; `_flush` writes the last frames and closes our half."""
         if self._life is _OVER:
             return
         self._life = _OVER
+        self._stats.open -= 1
         self._forget_pending()
         self._stop_timers()
         self._regulate()

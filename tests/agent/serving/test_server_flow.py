@@ -47,6 +47,29 @@ class TestLimits:
             for client in clients:
                 await client.close()
 
+    async def test_a_connection_that_got_its_goodbye_takes_and_gives_no_place(self, monkeypatch):
+        """Though HAProxy holds it open, however long it is idle; but it takes a descriptor."""
+        monkeypatch.setattr(idle, "IDLE", 0.0)
+        gate = HeldGate()
+        async with serving(gate, max_connections=1) as server:
+            clients = [await Client.connect(server.address)]
+            clients[0].send(hello())
+            assert "AGENT-DISCONNECT" in await clients[0].receive()
+            clients.append(await Client.connect(server.address))
+            clients[1].send(notify())
+            await until(lambda: gate.asked)
+            server.idle._look()
+            clients.append(await Client.connect(server.address, greet=False))
+            assert await clients[2].receive_all() == [bye("too many connections", 13)]
+            gate.gone_on.set()
+            monkeypatch.setattr(idle, "IDLE", 60.0)
+            server.idle._look()
+            server.most, server.room = 2, len(server.peers)
+            clients.append(await Client.connect(server.address, greet=False))
+            assert await clients[3].receive_all() == [bye("too many connections", 13)]
+            for client in clients:
+                await client.close()
+
     async def test_when_all_are_taken_the_longest_idle_gives_its_place(self, monkeypatch):
         monkeypatch.setattr(idle, "IDLE", 0.0)
         gate = DictatedGate()
