@@ -13,8 +13,9 @@ from listening import listening
 from mock_process import running
 
 from iamroles_scenarios.base import lateness
-from iamroles_scenarios.base.errors import CheckFailed, SilenceError, UnreachableError, WireError
+from iamroles_scenarios.base.errors import CheckFailed, SilenceError, UnreachableError, Untestable, WireError
 from iamroles_scenarios.checks.plan import plan
+from iamroles_scenarios.checks.wire import notify
 from iamroles_scenarios.checks.wire.teardown import launched
 from iamroles_scenarios.declarations.results import Check, Verdict
 from iamroles_scenarios.declarations.scenario import PlannedCheck
@@ -149,6 +150,17 @@ def test_silence_is_judged_again_if_the_judge_was_late_and_only_then(gap, scales
     assert calls == scales
     assert result.verdict is (Verdict.PASS if gap else Verdict.FAIL)
     assert (len(result.again), seen) == (len(scales) - 1, [result])
+
+
+def test_a_slow_question_that_was_answered_at_once_is_followed_by_another():
+    asked = []
+    with blunt("allow-after-timeout", "--delay", "0") as address:
+        slow = lambda _scale: asked.append({}) or {}  # noqa: E731
+        target = WireTarget(address, 0.1, allowed={}, slow=slow, features=frozenset({"oidc"}))
+        with pytest.raises(Untestable, match="answered at once"):
+            asyncio.run(notify.pipeline(target))
+
+    assert len(asked) == 3
 
 
 def test_the_start_of_an_agent_has_a_time_of_its_own_and_its_processes_are_looked_at(monkeypatch):
