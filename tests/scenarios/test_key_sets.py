@@ -1,12 +1,15 @@
 """The published keys of the signed identity, as the judge fetches them."""
 
 import time
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import jwt
 import pytest
 from tokens_support import EC_KEY, Server, public_jwk
 
+from iamroles_scenarios.base.errors import TooSlow
+from iamroles_scenarios.checks.identity import signed
 from iamroles_scenarios.engine.key_sets import Answered, KeySets
 
 
@@ -39,8 +42,10 @@ def test_the_address_of_a_dead_worker_hides_no_other(dead):
     assert "refused" in sets.fault
 
 
-@pytest.mark.parametrize(("ago", "why"), [(0, "its key 'one' is not among those published"), (11, "no set")])
-def test_a_set_that_a_late_judge_fetched_counts_for_nothing(ago, why):
+@pytest.mark.parametrize(
+    ("ago", "why", "unseen"), [(0, "its key 'one' is not among those published", 0), (11, "", 1)]
+)
+def test_a_set_that_a_late_judge_fetched_counts_for_nothing(ago, why, unseen):
     server = Server()
     server.json("/identity/jwks", {"keys": [public_jwk(EC_KEY, "two")]})
     agent = SimpleNamespace(spop_address="127.0.0.1:1", lines=lambda: [f"keys at {server.url}/identity/jwks"])
@@ -51,4 +56,17 @@ def test_a_set_that_a_late_judge_fetched_counts_for_nothing(ago, why):
         answer = Answered(_signed(at), at, time.time_ns())
     server.close()
 
-    assert sets.unverified(answer, every=True).startswith(why)
+    found = sets.unverified(answer, every=True)
+    assert (found[: len(why)], bool(found), sets.unseen) == (why, bool(why), unseen)
+    with pytest.raises(TooSlow, match="by 0 verified, not by 1"):
+        sets.must_have_verified(1)
+
+
+def test_identities_for_which_no_keys_were_fetched_prove_nothing(monkeypatch):
+    here, sets = SimpleNamespace(now=int, seconds=float, token=lambda **_: ""), KeySets([], 10.0)
+    sets.fault, at = "", time.time_ns()
+    monkeypatch.setattr(signed, "_signed", lambda _target: nullcontext((here, sets)))
+    monkeypatch.setattr(signed, "_ask", lambda *_: Answered(_signed(at), at, at))
+
+    with pytest.raises(TooSlow, match="no keys in time for 10 identities"):
+        signed.fields(None)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import jwt
 
-from iamroles_scenarios.base.errors import AgentFault
+from iamroles_scenarios.base.errors import AgentFault, TooSlow
 from iamroles_scenarios.engine.ledger import NEVER
 from iamroles_scenarios.traffic.polling import NANO, now
 
@@ -116,6 +116,8 @@ class KeySets:
         """Why there are no keys at an address that was asked in the last round; "" if there are at all."""
         self.signed: set[str] = set()
         """Names of keys whose headers verified."""
+        self.unseen = 0
+        """Answers for which the judge fetched no set in time: nothing is known of their headers."""
 
     def _fetch(self) -> None:
         """Fetch from all addresses: that of a worker that was killed must not hide those after it."""
@@ -179,7 +181,7 @@ class KeySets:
         return held
 
     def unverified(self, entry: Entry | Answered, *, every: bool) -> str:
-        """Return why a backend cannot verify an answer's identity; "" if it can, or on a refusal.
+        """Return why a backend cannot verify an answer's identity; "" if it can, on a refusal, or `unseen`.
 
         By `every` set that it may hold; else one suffices, as when each agent has keys of its own.
         """
@@ -187,10 +189,20 @@ class KeySets:
             return ""
         whys = [why_not(entry, keys, self._lifetime) for keys in self._held(entry)]
         if not whys:
-            return self.fault or "no set of keys was fetched in time for it"
+            self.unseen += not self.fault
+            return self.fault
         if not all(whys):
             self.signed.add(kid_of(entry))
         return next(filter(None, whys), "") if every or all(whys) else ""
+
+    def must_have_verified(self, keys: int) -> None:
+        """Hold the judge to having seen headers of this many keys that verify.
+
+        Raises:
+            TooSlow: it fetched the sets too late for some.
+        """
+        if (seen := len(self.signed)) < keys:
+            raise TooSlow(f"the judge fetched keys too late: identities by {seen} verified, not by {keys}")
 
     def await_next(self, traffic: JudgedTraffic) -> None:
         """Wait until another key signs.

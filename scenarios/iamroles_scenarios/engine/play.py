@@ -146,6 +146,8 @@ class _Playing:
                     self._running.close()
                     self._watcher.asked(traffic)
                     self._judge_windows(traffic)
+                    if self.loan.sets is not None:  # one key after another signed
+                        self.loan.sets.must_have_verified(2)
             except (AgentFault, HarnessFault) as error:
                 self.fault = error
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import jwt
 
-from iamroles_scenarios.base.errors import Inapplicable, Untestable
+from iamroles_scenarios.base.errors import Inapplicable, TooSlow
 from iamroles_scenarios.base.polling import polls
 from iamroles_scenarios.checks.derived.world import iam_check
 from iamroles_scenarios.declarations.results import check
@@ -111,6 +111,8 @@ def _judge(target: Target, rows: _Rows) -> str:
         for (recipe, _), answer in zip([*rows, *reversed(rows)], answers, strict=True):
             if rows is _ACTORS and (why := _wrong_actor(here, recipe, answer)):
                 raise here.failed(f"a backend must refuse the signed identity: {why}", answer.seen)
+        if sets.unseen:
+            raise TooSlow(f"the judge fetched no keys in time for {sets.unseen} identities")
     return f"{len(answers)} identities"
 
 
@@ -157,8 +159,7 @@ def keys(target: Target) -> str:
         if len(set(map(kid_of, answers))) < 3:
             rotate = here.loan.policy["identity_header"]["rotate"]
             raise here.failed(f"no third key signed within {within:g} s; `rotate` is {rotate}")
-    if len(sets.signed) < 3:
-        raise Untestable("the judge was late for the sets of a key: that it is published before was not seen")
+    sets.must_have_verified(3)
     return f"{len(answers)} identities, {len(sets.signed)} keys"
 
 
