@@ -13,7 +13,14 @@ from listening import listening
 from mock_process import running
 
 from iamroles_scenarios.base import lateness
-from iamroles_scenarios.base.errors import CheckFailed, SilenceError, UnreachableError, Untestable, WireError
+from iamroles_scenarios.base.errors import (
+    CheckFailed,
+    SilenceError,
+    StageError,
+    UnreachableError,
+    Untestable,
+    WireError,
+)
 from iamroles_scenarios.checks.plan import plan
 from iamroles_scenarios.checks.wire import notify
 from iamroles_scenarios.checks.wire.teardown import launched
@@ -183,6 +190,19 @@ def test_the_start_of_an_agent_has_a_time_of_its_own_and_its_processes_are_looke
 
     assert "(ready within 120 s)" in result.message
     assert firsts == [6, 7]
+
+
+def test_the_process_of_an_agent_that_was_not_ready_in_time_is_looked_at(monkeypatch):
+    async def fails(_target):
+        error = StageError("not ready in time", {"agent": ""})
+        error.pid = 7
+        raise error
+
+    late = lambda _, pids, *__: lateness.Delay(0.0, 0.9 * (7 in pids))  # noqa: E731
+    monkeypatch.setattr(lateness, "delay", late)
+    [result] = lane.run(WireTarget("127.0.0.1:1", pid=6), [planned(fails)])
+
+    assert result.verdict is Verdict.UNTESTABLE
 
 
 def test_a_second_answer_that_is_no_frame_is_not_quiet():

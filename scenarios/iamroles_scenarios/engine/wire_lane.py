@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from iamroles_scenarios.base import lateness, recording
-from iamroles_scenarios.base.errors import Evidence, SilenceError
+from iamroles_scenarios.base.errors import Evidence, SilenceError, StageError
 from iamroles_scenarios.declarations.results import CheckResult, Verdict, tails
 from iamroles_scenarios.declarations.scenario import PlannedCheck
 from iamroles_scenarios.engine.attempts import STRETCHES, settled
@@ -132,13 +132,15 @@ class _WireLane:
         opened.set(connections)
         began = time.monotonic()
         with recording.recorded(keeps=self.transcripts) as found, watched() as worlds:
+            pids = [target.pid]
             try:
                 # Not by `seconds`: this bound alone does not let time decide in a check.
                 limit = (CHECK_DEADLINE + target.ready_within) * target.time_scale
                 result = passed(check, await _within(limit, check.function.run(target)))
             except Exception as error:  # noqa: BLE001 - `blamed` says whose fault it is
                 result = blamed(check, error, _evidence(connections, target))
-        pids = [target.pid, *(pid for world in worlds for pid in world.host_pids)]
+                pids += [error.pid] if isinstance(error, StageError) else []
+        pids += [pid for world in worlds for pid in world.host_pids]
         [result] = unless_late([result], found, began, pids, target.time_scale)
         return recorded(result, found, time.monotonic() - began, transcripts=self.transcripts)
 
