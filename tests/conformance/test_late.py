@@ -103,10 +103,15 @@ def test_what_stays_late_is_untestable_and_no_failure():
 def test_agent_and_haproxy_wait_longer_in_stretched_worlds():
     given = {"keys": {"timeout": "500ms"}, "sts": [{"name": "a"}, {"timeout": "1m"}]}
     settings = {"IAM_TIMEOUT_PROCESSING": "2s", "IAM_THREADS": "2"}
-    Worlds(None, AgentSpec.load(default_agent_toml()), scale=4)._stretch(given, settings)
+    agent = AgentSpec.load(default_agent_toml())
+    Worlds(None, agent, scale=4)._stretch(given, settings)
     assert (given["keys"], given["agent"]) == ({"timeout": "2000ms"}, {"decision_timeout": "40000ms"})
     assert given["sts"] == [{"name": "a", "timeout": "40000ms"}, {"timeout": "240000ms"}]
     assert settings == {"IAM_TIMEOUT_PROCESSING": "8000ms", "IAM_THREADS": "2"}
+    for declared, stretched in {"10s": "40000ms", "1500": "6000ms"}.items():
+        agent = replace(agent, haproxy={"settings": {"IAM_TIMEOUT_PROCESSING": declared}})
+        Worlds(None, agent, scale=4)._stretch({}, settings := {})
+        assert settings == {"IAM_TIMEOUT_PROCESSING": stretched}
 
 
 def test_a_stopped_judge_knows_how_long_it_was_stopped():

@@ -143,6 +143,7 @@ class ProxyPlayer:
     def __init__(self, world: World, scale: float) -> None:
         self._world = world
         self._scale = scale
+        self._patience = min(PROCESSING * scale, world.haproxy.processing)
         self._address = (world.proxy.host, world.proxy.port)
         self._connections: dict[str, HttpConnection] = {}
         self._asked: dict[int, int] = {}
@@ -150,7 +151,7 @@ class ProxyPlayer:
         """By a connection's port: lines of HAProxy's log when it was opened, because ports come again."""
 
     def ask(self, request: RequestSpec, token: str, *, with_reason: bool) -> Observation:
-        recording.timed(PROCESSING * self._scale)  # then HAProxy answers in the agent's place
+        recording.timed(self._patience)  # then HAProxy answers in the agent's place
         raw = raw_request(request, token, keep=bool(request.connection))
         answer = self._exchange(request, raw)
         line = self._log_line(answer.port) if with_reason else None

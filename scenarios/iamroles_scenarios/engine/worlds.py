@@ -29,7 +29,7 @@ from iamroles_scenarios.engine.certificates import ProxyCertificates
 from iamroles_scenarios.engine.key_sets import KeySets, signing
 from iamroles_scenarios.engine.leaks import Leaks
 from iamroles_scenarios.engine.setups import ENDING, answers, ended, uses
-from iamroles_scenarios.stage.rendering import PROCESSING, SHIPPED
+from iamroles_scenarios.stage.rendering import SHIPPED, processing
 from iamroles_scenarios.stage.spec import declares
 
 if TYPE_CHECKING:
@@ -280,8 +280,9 @@ class Worlds:
 
     def _stretch(self, policy: dict[str, Any], settings: dict[str, str]) -> None:
         """Stretch what agents wait for, and HAProxy."""
+        vendor = self._agent.haproxy.get("settings", {})
         waits = [
-            (settings, "IAM_TIMEOUT_PROCESSING", f"{PROCESSING:g}s"),
+            (settings, "IAM_TIMEOUT_PROCESSING", f"{processing(vendor):g}s"),
             (policy.setdefault("agent", {}), "decision_timeout", "10s"),
             (policy.setdefault("keys", {}), "timeout", "5s"),
             *((sts, "timeout", "10s") for sts in policy.get("sts", ())),

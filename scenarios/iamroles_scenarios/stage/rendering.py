@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from iamroles_scenarios.base.durations import seconds
 from iamroles_scenarios.base.errors import ProxyFileError, StageError
 from iamroles_scenarios.stage.spec import AgentSpec, find_program
 
@@ -62,6 +63,12 @@ def _bound(document: Mapping[str, Any]) -> list[Any]:
     listed = [one for one in issuers if isinstance(one, dict)] if isinstance(issuers, list) else []
     found = [one["bound"] for one in listed if "bound" in one]
     return [found, document.get("dpop"), document.get("client_certificate")]
+
+
+def processing(settings: Mapping[str, str]) -> float:
+    """Return for how many seconds a HAProxy with these settings waits for a verdict."""
+    value = settings.get("IAM_TIMEOUT_PROCESSING", f"{PROCESSING:g}s")
+    return seconds(f"{value}ms" if value.isdecimal() else value)  # as HAProxy reads it
 
 
 class Renderer:

@@ -20,7 +20,7 @@ from iamroles_scenarios.stage.composer import Composer
 from iamroles_scenarios.stage.kind import HaproxyPlace, HaproxyRun, StageKind
 from iamroles_scenarios.stage.output import Output
 from iamroles_scenarios.stage.part import Part
-from iamroles_scenarios.stage.rendering import Renderer, refusal
+from iamroles_scenarios.stage.rendering import Renderer, processing, refusal
 from iamroles_scenarios.stage.spec import AgentSpec
 
 _POLL = 0.005
@@ -69,6 +69,11 @@ class HaproxyHandle:
     def master(self) -> str:
         """The master CLI, as an agent reaches it."""
         return self.place.master
+
+    @property
+    def processing(self) -> float:
+        """Return for how many seconds it waits for a verdict."""
+        return processing(self._settings)
 
     def put(self, name: str, text: str) -> None:
         """Put a file beside the rendered ones, for the next start or reload."""
