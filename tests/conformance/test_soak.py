@@ -4,6 +4,7 @@ import json
 import os
 import xml.etree.ElementTree as ET
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,9 @@ from invoking import said
 
 from iamroles_conformance.reports import soak_page
 from iamroles_scenarios.base import lateness
+from iamroles_scenarios.base.errors import AgentFault
 from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec
+from iamroles_scenarios.declarations.timeline import BEGIN
 from iamroles_scenarios.declarations.walk import walk
 from iamroles_scenarios.engine.ledger import Flow, FlowQuestion, Kind, Ledger, Outcomes
 from iamroles_scenarios.engine.soak import Sample, SoakEvent, SoakResult, _judge, _Soak, used
@@ -123,6 +126,27 @@ def test_what_the_host_was_late_for_proves_nothing_but_a_false_allow_does(asked,
     assert outcomes.bad == {Kind.FALSE_ALLOW: 1} | ({} if late else {Kind.FAULT: 1})
     assert outcomes.held == ({Kind.FAULT: 1} if late else {})
     assert any("untestable" in one for one in soak_page.document(found, "", "", "")["problems"]) is late
+
+
+def test_an_agent_that_does_not_come_back_to_a_late_host_passes_nothing(asked, monkeypatch):
+    def gone():
+        raise AgentFault("the agent did not start again")
+
+    monkeypatch.setattr(lateness, "delay", lambda *_: lateness.Delay(0.7, 0.0))
+    world = SimpleNamespace(proxy=SimpleNamespace(host="127.0.0.1", port=9), host_pids=[])
+    world.agent = SimpleNamespace(start=gone)
+    loan = SimpleNamespace(world=world, worlds=[world], sets=None, certificates=None)
+    soak = _Soak(SimpleNamespace(agent=SimpleNamespace(features={}), scale=1.0), loan, seed=1, rate=1)
+    begin = SimpleNamespace(begin=0)
+    soak._traffic = SimpleNamespace(wait=lambda _: None, steps={BEGIN: begin}, ledger=asked[1].ledger)
+    soak._timeline, soak._step = nullcontext(), lambda *_: None
+
+    result = soak_page.document(soak.run(0.0, print), "", "", "")
+
+    assert result["passed"] is False
+    wanted = ("the agent did not start again", "0 answers, fewer than 1000", "0 events, fewer than 20")
+    problems = zip(result["problems"], wanted, strict=True)
+    assert all(one.startswith(f"untestable, {why}") for one, why in problems)
 
 
 def test_a_seed_gives_the_same_walk_and_every_move_comes():

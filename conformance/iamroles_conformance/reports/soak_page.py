@@ -19,7 +19,8 @@ _LEGEND = ("", "d", "w", "u")
 def document(found: SoakResult, product: str, stage: str, again: str) -> Document:
     """The result as JSON can hold it; times in seconds, memory in bytes. It holds no token."""
     outcomes = found.outcomes
-    held = [f"untestable, {count} answers: {kind}: {found.late}" for kind, count in outcomes.held.items()]
+    held = [f"{count} answers: {kind}" for kind, count in outcomes.held.items()] + found.held
+    held = [f"untestable, {one}: {found.late}" for one in held]
     return {
         "product": product,
         "stage": stage,

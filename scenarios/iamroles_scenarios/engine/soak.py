@@ -90,7 +90,9 @@ class SoakResult:
     problems: list[str] = field(default_factory=list)
     """Why it failed; empty if it did not."""
     late: str = ""
-    """How the host was late for answers that prove nothing therefore; "" if it never was."""
+    """How the host was first late for what proves nothing therefore; "" if it never was."""
+    held: list[str] = field(default_factory=list)
+    """What would be problems if it had not been."""
 
 
 def soak(
@@ -194,12 +196,15 @@ class _Soak:
                 for world in self._place.worlds:
                     world.agent.start()
             except AgentFault as fault:
-                if late := self._late(self._judged_at):
-                    found.late = f"{late}: {fault.message}"
-                else:
-                    found.problems.append(fault.message)
+                late = self._late(self._judged_at)
+                found.late = found.late or late
+                (found.held if late else found.problems).append(fault.message)
         self._judge(found, now())
-        found.keys = 0 if sets is None else len(sets.signed)
+        if sets is not None:
+            found.keys = len(sets.signed)
+            if sets.unseen and not found.keys:
+                found.late = found.late or "the judge fetched keys too late"
+                found.held.append("no signed identity was verified")
         _judge(found)
         return found
 
@@ -215,7 +220,7 @@ class _Soak:
         new = outcomes.bad - known
         del new[Kind.FALSE_ALLOW]
         if new and (late := self._late(since)):
-            found.late = late
+            found.late = found.late or late
             outcomes.bad -= new
             outcomes.held += new
 
@@ -308,15 +313,16 @@ def used(pid: int) -> tuple[int, int]:
 
 def _judge(found: SoakResult) -> None:
     outcomes = found.outcomes
-    for happened, later in zip(found.events, [*found.events[1:], None], strict=True):
+    for happened, later in zip(found.events, [*found.events, None][1:], strict=True):
         end = found.seconds + 60.0 if later is None else later.at
         late = [at - happened.at for at in outcomes.late if happened.at <= at < end]
         happened.recovered = max(late, default=0.0)
     found.problems += [f"{count} answers: {kind}" for kind, count in outcomes.bad.items()]
-    if outcomes.answers < LEAST_ANSWERS and not found.late:
-        found.problems.append(f"{outcomes.answers} answers, fewer than {LEAST_ANSWERS}: nothing was shown")
-    if len(found.events) < LEAST_EVENTS and not found.late:
-        found.problems.append(f"{len(found.events)} events, fewer than {LEAST_EVENTS}: nothing was shown")
+    unless_late = found.held if found.late else found.problems
+    if outcomes.answers < LEAST_ANSWERS:
+        unless_late.append(f"{outcomes.answers} answers, fewer than {LEAST_ANSWERS}: nothing was shown")
+    if len(found.events) < LEAST_EVENTS:
+        unless_late.append(f"{len(found.events)} events, fewer than {LEAST_EVENTS}: nothing was shown")
     if found.seconds < _FLAT_FROM:
         return
     found.problems += [
