@@ -3,9 +3,14 @@
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, nullcontext
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
+import pytest
+
+from iamroles_scenarios.base.errors import TooSlow
+from iamroles_scenarios.checks.live import revoking
 from iamroles_scenarios.checks.live.fixture import SOCKET
 from iamroles_scenarios.checks.live.multiplexed import H2Client
 from iamroles_scenarios.jose.encoding import b64url
@@ -26,3 +31,15 @@ def test_a_late_reader_of_http_2_still_sees_an_end_that_came_in_time():
                 ended = pool.submit(stream.until, time.time())
             assert ended.result()
             assert not client.fault
+
+
+@pytest.mark.parametrize(
+    ("status", "patience", "late"), [(503, -1, True), (503, 600, False), (403, -1, False)]
+)
+def test_a_stream_that_was_refused_is_over_unless_the_proxy_gave_up(monkeypatch, status, patience, late):
+    here = MagicMock(begin=lambda *_: SimpleNamespace(status=status), stretched=lambda _: 0)
+    here.world.haproxy.processing = patience
+    monkeypatch.setattr(revoking, "live_bench", lambda *_, **__: nullcontext(here))
+
+    with pytest.raises(TooSlow) if late else nullcontext():
+        revoking.under_way(None)
