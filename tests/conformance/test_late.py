@@ -8,11 +8,12 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from math import inf
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 import stopped_judge
@@ -22,6 +23,7 @@ from iamroles_conformance.subject import default_agent_toml
 from iamroles_scenarios.base import lateness, recording
 from iamroles_scenarios.base.errors import SilenceError, StageError, TooSlow
 from iamroles_scenarios.base.lateness import Delay
+from iamroles_scenarios.checks.identity import hold
 from iamroles_scenarios.declarations.results import CheckResult, Verdict
 from iamroles_scenarios.engine import wire_lane
 from iamroles_scenarios.engine.attempts import STRETCHES, attempted
@@ -48,7 +50,10 @@ PASSED = CheckResult("a.check", ("A-001",), Verdict.PASS)
 def test_a_failure_alone_is_late_if_the_host_was_later_than_the_stretch_makes_up_for(about, scale, late):
     assert bool(held_late(FAILED, about, scale).late) is late
     assert held_late(PASSED, about, scale).late == ""
-    assert bool(held_late(replace(FAILED, verdict=Verdict.HARNESS_ERROR), about, scale).late) is late
+    for verdict in (Verdict.HARNESS_ERROR, Verdict.UNTESTABLE):
+        assert bool(held_late(replace(FAILED, verdict=verdict), about, scale).late) is late
+    missed = replace(FAILED, verdict=Verdict.UNTESTABLE, late="a moment was missed")
+    assert held_late(missed, about, scale) == missed
 
 
 def _attempted(*results, **how):
@@ -225,6 +230,13 @@ def test_a_check_that_overhears_a_cancellation_ends_all_the_same(monkeypatch):
 def test_a_moment_that_the_judge_missed_is_late():
     with pytest.raises(TooSlow, match=r"the judge was \d\.\d s late for the echo"):
         Bench.in_time(time.time() - 0.7, "the echo")
+
+
+def test_too_few_questions_to_tell_are_asked_again_with_longer_times(monkeypatch):
+    here = MagicMock(seconds=lambda _: 0.0)
+    monkeypatch.setattr(hold, "bench", lambda *_, **__: nullcontext(here))
+    with pytest.raises(TooSlow, match="only 0 questions were answered"):
+        hold.many(None)
 
 
 # --- times that no scale stretches

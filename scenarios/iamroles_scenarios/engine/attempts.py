@@ -1,10 +1,10 @@
 """Playing again what the host was late for, and nothing else.
 
-A failure, or an error of the suite, is played again only if `verdicts.held_late` says that the host kept the
-judge, the agent or HAProxy from running meanwhile, or the judge missed a moment of its own (`TooSlow`). Each
-time all lives, bounds and waits are twice as long. What is still late at the last time is UNTESTABLE, and
-never a failure. A failure that the host was in time for stands at once: nothing is played again because it
-failed.
+A failure, an error of the suite, or an UNTESTABLE is played again only if `verdicts.held_late` says that the
+host kept the judge, the agent or HAProxy from running meanwhile, or if the judge missed a moment of its own
+(`TooSlow`). Each time all lives, bounds and waits are twice as long. What is still late at the last time is
+UNTESTABLE, and never a failure. A failure that the host was in time for stands at once: nothing is played
+again because it failed.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
    gives the agent's log and no other. Everything else that goes wrong is a HARNESS_ERROR of the suite.
 2. `explained`: the agent or HAProxy ended by itself meanwhile, which is the cause of all that was judged.
 3. `unless_late`: did the host keep the judge, the agent or HAProxy from running, more than the stretched
-   times allow for? Then a failure in which time counted, or an error of the suite, proves nothing yet
-   (`attempts` plays it again).
+   times allow for? Then a failure in which time counted, an error of the suite, or what could not be tested,
+   proves nothing yet (`attempts` plays it again).
 4. `recorded`: how long it took, how near a wait came to its bound, what was sent and seen.
 5. `reported`: what the result is for this vendor. Of an agent that already runs, UNTESTABLE does not apply;
    a failure of a SHOULD is a warning, of `strict` alone a departure, unless the agent let somebody in
@@ -35,7 +35,7 @@ _AGENT, _PROXY = "agent", "haproxy"
 """Their parts in the stage's logs."""
 _GAP, _SHARE = 0.1, 0.05
 """Seconds, and part of the time, for which even times that are not stretched leave room."""
-DOUBTFUL = (Verdict.FAIL, Verdict.HARNESS_ERROR)
+DOUBTFUL = (Verdict.FAIL, Verdict.HARNESS_ERROR, Verdict.UNTESTABLE)
 """Verdicts that prove nothing if the host was late: what the suite starts or asks may be late as well."""
 _SHORTEST = 0.5
 """Seconds of the shortest bound of a check."""
@@ -192,7 +192,8 @@ def unless_late(
 
 def held_late(result: CheckResult, about: lateness.Delay, scale: float) -> CheckResult:
     """Return a failure with why the host was too late for it, if it was."""
-    return replace(result, late=too_late(about, scale)) if result.verdict in DOUBTFUL else result
+    doubtful = result.verdict in DOUBTFUL and not result.late
+    return replace(result, late=too_late(about, scale)) if doubtful else result
 
 
 def too_late(about: lateness.Delay, scale: float) -> str:

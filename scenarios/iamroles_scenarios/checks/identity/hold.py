@@ -7,7 +7,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from iamroles_scenarios.base.errors import Untestable
+from iamroles_scenarios.base.errors import TooSlow
 from iamroles_scenarios.base.polling import polls
 from iamroles_scenarios.checks.derived.world import iam_check
 from iamroles_scenarios.checks.identity.caller import WORLD
@@ -111,7 +111,8 @@ def many(target: Target) -> str:
             here.sts_clear()
         here.expect("one of them once STS answers", texts[0], ALLOWED, within=_RECOVERY)
         if asked < _FEWEST:
-            raise Untestable(f"only {asked} questions were answered in {_LONGEST:g} s: too few to tell")
+            within = here.seconds(_LONGEST)
+            raise TooSlow(f"only {asked} questions were answered in {within:g} s: too few to tell")
         return f"after {asked} questions"
 
 
