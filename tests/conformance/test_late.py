@@ -25,13 +25,16 @@ from iamroles_scenarios.base.errors import SilenceError, StageError, TooSlow
 from iamroles_scenarios.base.lateness import Delay
 from iamroles_scenarios.checks.identity import hold
 from iamroles_scenarios.declarations.results import CheckResult, Verdict
+from iamroles_scenarios.declarations.scenario import Step
 from iamroles_scenarios.engine import wire_lane
 from iamroles_scenarios.engine.attempts import STRETCHES, attempted
 from iamroles_scenarios.engine.bench import Bench
+from iamroles_scenarios.engine.events import Events
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.verdicts import held_late, unless_late
 from iamroles_scenarios.engine.worlds import Worlds
 from iamroles_scenarios.stage import AgentSpec
+from iamroles_scenarios.stage.world import HaproxyHandle
 
 FAILED = CheckResult("a.check", ("A-001",), Verdict.FAIL, "it came too late")
 QUIET = Delay(gap=0.02, share=0.01)
@@ -237,6 +240,17 @@ def test_too_few_questions_to_tell_are_asked_again_with_longer_times(monkeypatch
     monkeypatch.setattr(hold, "bench", lambda *_, **__: nullcontext(here))
     with pytest.raises(TooSlow, match="only 0 questions were answered"):
         hold.many(None)
+
+
+@pytest.mark.parametrize("states", [["UP", "DOWN", "MAINT"], ["DOWN", "UP", "no check"]])
+def test_an_agent_that_haproxy_does_not_yet_ask_is_late_and_a_spare_one_is_not_waited_for(states):
+    proxy, world = HaproxyHandle.__new__(HaproxyHandle), MagicMock()
+    proxy.runtime = lambda _: "\n".join(["# svname,status,", *(f"a,{state}," for state in states)])
+    world.haproxy = proxy
+    loan = SimpleNamespace(world=world, second=world, worlds=(world, world))
+    events = Events(SimpleNamespace(seconds=lambda _: 0.0), loan, MagicMock(), None)
+    with pytest.raises(TooSlow, match="for up within") if states[0] == "UP" else nullcontext():
+        events.act(Step(agent="start"))
 
 
 # --- times that no scale stretches

@@ -13,7 +13,7 @@ from invoking import said
 
 from iamroles_conformance.reports import soak_page
 from iamroles_scenarios.base import lateness
-from iamroles_scenarios.base.errors import AgentFault
+from iamroles_scenarios.base.errors import AgentFault, TooSlow
 from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec
 from iamroles_scenarios.declarations.timeline import BEGIN
 from iamroles_scenarios.declarations.walk import walk
@@ -128,9 +128,10 @@ def test_what_the_host_was_late_for_proves_nothing_but_a_false_allow_does(asked,
     assert any("untestable" in one for one in soak_page.document(found, "", "", "")["problems"]) is late
 
 
-def test_an_agent_that_does_not_come_back_to_a_late_host_passes_nothing(asked, monkeypatch):
+@pytest.mark.parametrize("fault", [AgentFault("the agent is gone"), TooSlow("the agent is gone")])
+def test_an_agent_that_does_not_come_back_to_a_late_host_passes_nothing(asked, monkeypatch, fault):
     def gone():
-        raise AgentFault("the agent did not start again")
+        raise fault
 
     monkeypatch.setattr(lateness, "delay", lambda *_: lateness.Delay(0.7, 0.0))
     world = SimpleNamespace(proxy=SimpleNamespace(host="127.0.0.1", port=9), host_pids=[])
@@ -144,7 +145,7 @@ def test_an_agent_that_does_not_come_back_to_a_late_host_passes_nothing(asked, m
     result = soak_page.document(soak.run(0.0, print), "", "", "")
 
     assert result["passed"] is False
-    wanted = ("the agent did not start again", "0 answers, fewer than 1000", "0 events, fewer than 20")
+    wanted = ("the agent is gone", "0 answers, fewer than 1000", "0 events, fewer than 20")
     problems = zip(result["problems"], wanted, strict=True)
     assert all(one.startswith(f"untestable, {why}") for one, why in problems)
 

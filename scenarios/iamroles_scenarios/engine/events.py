@@ -17,6 +17,7 @@ from iamroles_scenarios.base.errors import (
     AgentFileError,
     HarnessFault,
     StageError,
+    TooSlow,
     Untestable,
     WaitTimeoutError,
 )
@@ -64,6 +65,7 @@ class Events:
 
         Raises:
             AgentFault: the agent did not take it as it must.
+            TooSlow: HAProxy does not ask an agent that started.
         """
         acts: tuple[tuple[Any, Callable[[Any], None]], ...] = (
             (step.agent, lambda action: self._agent(action, step.nth)),
@@ -97,9 +99,9 @@ class Events:
                 raise
             raise AgentFault(f"the agent did not start again: {error.message}") from error
         if action == "start" and self._place.second is not None:  # the next step may take the other one away
-            self._place.world.haproxy.wait_agent(
-                up=True, within=self._target.seconds(EVENT_DEADLINE), each=True
-            )
+            within = self._target.seconds(EVENT_DEADLINE)
+            if not self._place.world.haproxy.wait_agent(True, within, len(self._place.worlds)):
+                raise TooSlow(f"HAProxy did not hold each started agent for up within {within:g} s")
 
     def _certificate(self, step: scenario.CertificateStep) -> None:
         world, certificates = self._place.world, self._place.certificates

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iamroles_scenarios.base import lateness
-from iamroles_scenarios.base.errors import AgentFault, Untestable
+from iamroles_scenarios.base.errors import AgentFault, TooSlow, Untestable
 from iamroles_scenarios.base.family import descriptors, resident
 from iamroles_scenarios.declarations.scenario import Step, merged
 from iamroles_scenarios.declarations.timeline import BEGIN
@@ -195,10 +195,11 @@ class _Soak:
                     self._measure(found, begin)
                 for world in self._place.worlds:
                     world.agent.start()
-            except AgentFault as fault:
-                late = self._late(self._judged_at)
+            except (AgentFault, TooSlow) as fault:
+                why = str(getattr(fault, "message", fault))
+                late = why if isinstance(fault, TooSlow) else self._late(self._judged_at)
                 found.late = found.late or late
-                (found.held if late else found.problems).append(fault.message)
+                (found.held if late else found.problems).append(why)
         self._judge(found, now())
         if sets is not None:
             found.keys = len(sets.signed)

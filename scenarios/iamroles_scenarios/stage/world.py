@@ -190,21 +190,20 @@ class HaproxyHandle:
         """
         return self._runs[-1].runtime(command)
 
-    def agent_is_up(self, each: bool = False) -> bool:
-        """Return whether HAProxy's health check holds an agent for good, or `each` that it has."""
+    def agent_is_up(self, agents: int = 1) -> bool:
+        """Return whether HAProxy's health check holds this many agents for good; it may know spare ones."""
         rows = [
             line.split(",") for line in self.runtime("show stat iam-agents 4 -1").splitlines() if "," in line
         ]
         if len(rows) < 2:
             return False
         status = rows[0].index("status")
-        held = [row[status].startswith(("UP", "no check")) for row in rows[1:]]
-        return all(held) if each else any(held)
+        return sum(row[status].startswith(("UP", "no check")) for row in rows[1:]) >= agents
 
-    def wait_agent(self, up: bool, within: float = 10.0, *, each: bool = False) -> bool:
+    def wait_agent(self, up: bool, within: float = 10.0, agents: int = 1) -> bool:
         """Wait until the health check says so; returns whether it did by the deadline."""
         began = time.monotonic()
-        if not any(self.agent_is_up(each) == up for _last in polls(within, _POLL)):
+        if not any(self.agent_is_up(agents) == up for _last in polls(within, _POLL)):
             return False
         recording.note(f"HAProxy holds the agent for {'up' if up else 'down'}")
         recording.waited("a health check", time.monotonic() - began, within)
