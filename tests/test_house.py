@@ -37,16 +37,16 @@ ROOMS = {
 }
 ARROWS = {"iamroles_agent": 40}
 LINES = {
-    "reference": 25_656,
-    "scenarios": 36_266,
-    "conformance": 11_787,
+    "reference": 25_684,
+    "scenarios": 36_319,
+    "conformance": 11_788,
     "loadtests": 4_962,
     "benchmarks": 4_269,
-    "tests": 35_220,
+    "tests": 35_493,
 }
-TRUSTED_LINES = 19_305
+TRUSTED_LINES = 19_336
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 23_461
+DATA_LINES = 23_618
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""

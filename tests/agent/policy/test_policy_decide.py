@@ -93,7 +93,9 @@ def test_conflict_of_equal_specificity_is_a_load_error_under_union():
     [problem] = caught.value.problems
     assert "'R1' and 'R5'" in problem.message
     assert "GET /orders" in problem.message
-    with pytest.raises(ConfigError) as beside:  # a grant whose region cannot be read hides no other's conflict
+    with pytest.raises(
+        ConfigError
+    ) as beside:  # a grant whose region cannot be read hides no other's conflict
         examples(R5, {**R5, "id": "R6", "methods": ["get"]}, multi_role="union")
     assert [problem.key.partition("[")[0] for problem in beside.value.problems] == ["grants", "grants"]
     before, _, after = written(R5, multi_role="union").partition('"R5"')

@@ -404,10 +404,9 @@ async def null_is_unset(target: WireTarget) -> None:
 async def pipeline(target: WireTarget) -> str:
     """Pipelined: one slow token never blocks the others.
 
-    The slow one is asked first; the agent must answer all others while it is still waiting. A slow one that
-    is answered at once, as while keys are being fetched, is followed by another. If an agent announces no
-    pipelining, HAProxy asks one question of a connection at a time: the slow one then has a connection of
-    its own.
+    The slow one is asked first; the agent must answer all others while it is still waiting. If it is answered
+    at once, as while keys are being fetched, another follows. If an agent announces no pipelining, HAProxy
+    asks one question of a connection at a time: the slow one then has a connection of its own.
     """
     if target.slow is None:
         async with session(target) as connection:
