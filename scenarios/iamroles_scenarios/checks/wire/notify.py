@@ -22,7 +22,7 @@ _PREFIX = "txn.iam."
 _SLOW = 0.5
 """Seconds, times the scale, from which on an answer counts as slow."""
 _SLOWEST, _TRIES = 12.0, 3
-"""Seconds, times the scale, that a slow answer may take; slow questions until one is not answered at once."""
+"""Seconds, times the scale, that a slow answer may take; and such questions that are tried."""
 
 
 # --- ids --------------------------------------------------------------------------------------------------
@@ -405,7 +405,7 @@ async def pipeline(target: WireTarget) -> str:
     """Pipelined: one slow token never blocks the others.
 
     The slow one is asked first; the agent must answer all others while it is still waiting. If it is answered
-    at once, as while keys are being fetched, another follows. If an agent announces no pipelining, HAProxy
+    at once, as while keys are being fetched, another is asked. If an agent announces no pipelining, HAProxy
     asks one question of a connection at a time: the slow one then has a connection of its own.
     """
     if target.slow is None:
