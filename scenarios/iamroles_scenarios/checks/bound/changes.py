@@ -53,13 +53,16 @@ def refused(target: Target) -> str:
     """A policy whose keys of a binding are unknown, missing, of another type or out of range is refused."""
     with bound(target, "bound.policy.refused", dpop=DPOP) as here:
         policy, count = here.loan.policy, 0
-        networks = {"from": ["10.0.0.0/8"]}
-        tables = {"dpop": DPOP, "client_certificate": networks, "issuers": policy["issuers"][0]}
+        first, *rest = policy["issuers"]
+        unbound = [{**one, "bound": "refused"} for one in policy["issuers"]]
+        tables = {"client_certificate": {"from": ["10.0.0.0/8"]}, "issuers": first}
         for name, rows in table("proofs")["refused"].items():
             count += len(rows)
             for row in rows:
-                own = {key: value for key, value in {**tables[name], **row}.items() if value != "{absent}"}
-                bad = {name: [own, *policy["issuers"][1:]] if name == "issuers" else own}
+                own = {**tables.get(name, DPOP), **row}
+                own = {key: value for key, value in own.items() if value != "{absent}"}
+                bad: dict[str, Any] = {name: [own, *rest] if name == "issuers" else own}
+                bad = {"dpop": own, "issuers": unbound} if name == "unused" else bad
                 if here.reload({**policy, **bad}).get("reloaded"):
                     here.note_wrong(f"a policy was taken, {name}: {row}")
         return f"{count} policies"
