@@ -90,8 +90,8 @@ def renew(target: Target) -> None:
 
 _SHOWN = (
     ("{x5t}", "{x5t}", "credential_revoked"),
-    ("{x5t}", "{null}", "credential_revoked or token_bound"),
-    ("{x5t}", "{x5t of other}", "credential_revoked or binding_mismatch"),
+    ("{x5t}", "{null}", "credential_revoked"),
+    ("{x5t}", "{x5t of other}", "credential_revoked"),
     ("{x5t of other}", "{x5t of other}", "allow"),
 )
 """A token's certificate, the certificate that is shown, and the answer after the revocation of the first."""
