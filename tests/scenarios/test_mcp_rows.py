@@ -62,7 +62,7 @@ def _before(asked, path, host, resource):
     for at in (urlsplit(one["resource"]) for one in POLICY["resources"]):
         if host == at.hostname and path == "/.well-known/oauth-protected-resource" + at.path:
             return "document" if asked["method"] in ("GET", "HEAD") else "preflight" if preflight else None
-    if resource and asked["origin"]:
+    if resource and asked["origin"] is not None:
         url = urlsplit(resource["resource"])
         mine = asked["origin"] in (f"{url.scheme}://{url.netloc}", *resource.get("origins", ()))
         return ("preflight" if preflight else None) if mine else "origin_refused"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from iamroles_scenarios.base.polling import polls
+from iamroles_scenarios.checks.actor.rows import framed
 from iamroles_scenarios.checks.derived.world import edited, iam_check
 from iamroles_scenarios.checks.live.fixture import live_bench
 from iamroles_scenarios.checks.live.stream import Stream, StreamShape
@@ -18,6 +19,7 @@ from iamroles_scenarios.checks.mcp import rows
 from iamroles_scenarios.checks.mcp.rows import CALL, FEATURES, FIELDS, FILES, exchange, metadata, serving
 from iamroles_scenarios.checks.proxy.misbehaving import actions
 from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.declarations.tables import filled
 from iamroles_scenarios.engine.answers import expected
 from iamroles_scenarios.engine.bench import SpopQuestion, own_bench
 from iamroles_scenarios.engine.players import challenges
@@ -56,12 +58,18 @@ def refused(target: Target) -> str:
 def reloads(target: Target) -> str:
     """Each change of a resource or rule decides from its reload on, also for calls seen before."""
     with serving(target, "mcp.policy.reload") as here:
-        token = here.token(key="ES256", roles=["kiosk"], aud=["edge", FILES])
+        token, acting = (
+            here.token(key="ES256", roles=["kiosk"], aud=["edge", FILES], claims=claims)
+            for claims in ({}, {"act": {"sub": "bot"}})
+        )
+        changes = filled(rows.TABLE["asked"], {"acting": f"Bearer {acting}"})
         for row in rows.TABLE["reloads"]:
+            if target.lacks(row.get("features", [])):
+                continue
             here.must_reload(edited(here.loan.policy, row), row["what"])
             asked = [
-                SpopQuestion(name, {**iam_check(token), **CALL, **change}, expected(row["answers"][name]))
-                for name, change in rows.TABLE["asked"].items()
+                SpopQuestion(name, {**iam_check(token), **CALL, **changes[name]}, expected(answer))
+                for name, answer in row["answers"].items()
             ]
             here.ask_all(asked, f"{row['what']}: ")
         return f"{here.asked} questions"
@@ -115,6 +123,21 @@ def unproven(target: Target) -> None:
             what = f"{path}: a token for another server, without a proof"
             asked = {**iam_check(token), **CALL, "path": path}
             here.ask_all([SpopQuestion(what, asked, expected("audience_mismatch"))])
+
+
+@check("mcp.frames", "MCP-CHALLENGE-001", features=FEATURES)
+def frames(target: Target) -> None:
+    """An answer that is too long for its frame names the resource, by which the proxy goes, or no backend."""
+    with serving(target) as here:
+        claims = {"sub": "a" * 512, "aud": f"{_OWN}/blunt"}
+        token = here.token("twice", key="ES256", roles=["kiosk"], claims=claims, drop=["iat", "nbf", "jti"])
+        asked = {**iam_check(token), **CALL, "path": "/blunt", "mcp-method": "ping", "mcp-name": None}
+        for size, seen in framed(here, asked):
+            named = seen.get("resource") == metadata(f"{_OWN}/blunt")
+            if not named and (size == 16380 or (seen.get("allow") and seen.get("backend"))):
+                raise here.failed(
+                    f"the answer in a frame of {size} bytes names no resource", received=f"{seen}"
+                )
 
 
 _BACK = 15.0

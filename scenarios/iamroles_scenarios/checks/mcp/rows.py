@@ -31,7 +31,7 @@ FILES, NEW = "https://mcp.example/files", "2026-07-28"
 _WELL_KNOWN = "/.well-known/oauth-protected-resource"
 _WITHIN = 10.0
 """Seconds, times the scale, for an answer."""
-_ISSUERS = ("corp", "partner", "guest")
+_ISSUERS = ("corp", "partner", "guest", "twice")
 CALL: Mapping[str, Any] = TABLE["call"]
 """The arguments of a call that is granted."""
 FIELDS: Mapping[str, str] = TABLE["fields"]
