@@ -90,7 +90,7 @@ def renew(target: Target) -> None:
 
 _SHOWN = (
     ("{x5t}", "{x5t}", "credential_revoked"),
-    ("{x5t}", "{null}", "credential_revoked"),
+    ("{x5t}", None, "credential_revoked"),
     ("{x5t}", "{x5t of other}", "credential_revoked"),
     ("{x5t of other}", "{x5t of other}", "allow"),
 )
