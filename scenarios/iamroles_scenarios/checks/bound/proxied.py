@@ -47,8 +47,11 @@ _AT_ONCE, _ROUNDS, _FEW = 64, 3, 20
 _ASKS = "verify optional ca-file clients.pem crt-ignore-err all ca-ignore-err all"
 _TLS = {"IAM_BIND_TLS": f"ssl crt site.pem {_ASKS} alpn h2,http/1.1 allow-0rtt"}
 PROXIED: Mapping[str, Mapping[str, Any]] = table("proofs")["proxied"]
-_NONCE = b64url(b"HTTP/1.1 200 OK\r\nDPoP-Nonce: server\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-"""The answer of a server that has nonces of its own."""
+_NONCE = b64url(
+    b"HTTP/1.1 200 OK\r\nDPoP-Nonce: server\r\nCache-Control: public\r\nContent-Length: 0\r\n"
+    b"Connection: close\r\n\r\n"
+)
+"""The answer of a server that has nonces of its own, and lets caches store them."""
 _REPLAYED = {"DPoP": "invalid_dpop_proof"}
 
 
@@ -222,9 +225,11 @@ def nonce(target: Target) -> str:
             allowed = began
         if answer.status != 200:
             gated.here.in_time(allowed + window, "a question in a nonce's second window")
-        given = answer.all("dpop-nonce")
+        given, stored = answer.all("dpop-nonce"), ",".join(answer.all("cache-control"))
         if answer.status != 200 or len(given) != 1 or "server" in given:
             gated.wrong.append(f"no fresh nonce in a nonce's second window: status {answer.status}, {given}")
+        elif "no-store" not in stored:
+            gated.wrong.append(f"a fresh nonce beside Cache-Control {stored!r}")
         return gated.end()
 
 
