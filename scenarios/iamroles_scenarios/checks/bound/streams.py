@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 import time
 from collections.abc import Iterator
@@ -9,24 +10,27 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from iamroles_scenarios.checks.bound.rows import BASES, Asking, answer_of, key, thumbprints
+from iamroles_scenarios.checks.bound.rows import BASES, Asking, answer_of, certificate, key, thumbprints
 from iamroles_scenarios.checks.live.fixture import LiveBench, live_bench
 from iamroles_scenarios.checks.live.renewing import RENEWING, WORLD, outlive
 from iamroles_scenarios.checks.live.stream import Stream, StreamShape
 from iamroles_scenarios.declarations.results import check
+from iamroles_scenarios.declarations.tables import table
 from iamroles_scenarios.engine.http import HttpConnection
 from iamroles_scenarios.engine.target import Target
-from iamroles_scenarios.jose.proof import combined, jwk_of, proof, thumbprint
+from iamroles_scenarios.jose.proof import combined, hashed, jwk_of, proof, thumbprint
 
 _ORIGIN = "https://gate.example"
 _REVOKING = {"live", "dpop", "certificate"}
 _LIFE, _WITHIN = 5.0, 10.0
 """Seconds, times the scale: of a stream's first credential, and for an answer."""
+_CERTIFIED = "certificate of "
+_BALANCERS: dict[str, Any] = table("proofs")["proxied"]["header"]["client_certificate"]
 
 
 @dataclass(frozen=True, slots=True)
 class _Proven(StreamShape):
-    """A request that shows a proof of a key; "": a bearer's."""
+    """A request that shows a proof of a key, or a certificate; "": a bearer's."""
 
     owner: str = ""
 
@@ -34,12 +38,19 @@ class _Proven(StreamShape):
         plain = StreamShape.head(self, path, token)
         if not self.owner:
             return plain
+        if self.owner.startswith(_CERTIFIED):
+            der = certificate(self.owner.removeprefix(_CERTIFIED))
+            shown = f"Client-Cert: :{base64.b64encode(der).decode()}:"
+            return plain.replace(b"Authorization", f"{shown}\r\nAuthorization".encode())
         shown = proof(key(self.owner), token, time.time(), url=_ORIGIN + path)
         return plain.replace(b"Authorization: Bearer ", f"DPoP: {shown}\r\nAuthorization: DPoP ".encode())
 
 
 def _token(here: LiveBench, sub: str, owner: str, exp: object = "+10m") -> str:
-    cnf = {"cnf": {"jkt": thumbprint(jwk_of(key(owner)))}} if owner else {}
+    bound = {"jkt": thumbprint(jwk_of(key(owner)))} if owner else {}
+    if owner.startswith(_CERTIFIED):
+        bound = {"x5t#S256": hashed(certificate(owner.removeprefix(_CERTIFIED)))}
+    cnf = {"cnf": bound} if owner else {}
     return here.token(sub=sub, claims={"sid": f"session of {sub}", **cnf}, key="ES256", exp=exp)
 
 
@@ -62,6 +73,8 @@ def _renewing(target: Target, owner: str, *, revoking: bool = False) -> Iterator
         "issuers": [{"name": "corp", "bound": "accepted"}],
         "dpop": {"origins": [_ORIGIN], "replay": "none"},  # HAProxy 2.6 cannot count proofs beside renewals
     }
+    if not target.lacks(["certificate"]):
+        tables["client_certificate"] = _BALANCERS
     with live_bench(target, owner, WORLD, revoking=revoking, **tables) as here:
         yield here
 
@@ -71,6 +84,9 @@ _FRESH = (
     ("ben", "client", "stranger"),
     ("cat", "client", ""),
     ("dan", "", "client"),
+    ("eve", "certificate of client", "certificate of client"),
+    ("fay", "certificate of client", "certificate of stranger"),
+    ("gus", "certificate of client", ""),
 )
 """Who opens a stream, the key to which the token is bound, and that of the fresh token; "": none."""
 
@@ -79,13 +95,15 @@ _FRESH = (
 def renew(target: Target) -> None:
     """A fresh credential prolongs a stream only if both are bound to the same key, or neither to any."""
     with _renewing(target, "bound.stream.renew") as here:
+        rows = [row for row in _FRESH if "certificate" not in row[1] or not target.lacks(["certificate"])]
         end = here.end(_LIFE)
-        streams = {sub: _open(here, sub, owner, end) for sub, owner, _ in _FRESH}
-        for sub, _, fresh in _FRESH:
+        streams = [_open(here, sub, owner, end) for sub, owner, _ in rows]
+        for sub, _, fresh in rows:
             _expect(here, sub, fresh, 200)
         here.in_time(end - 1, "the questions with fresh credentials")
-        here.must_expire([streams[sub] for sub, owner, fresh in _FRESH if owner != fresh])
-        outlive(here, [streams["ann"]], math.inf, "a fresh credential of the same key was seen")
+        same = [stream for stream, (_, owner, fresh) in zip(streams, rows, strict=True) if owner == fresh]
+        here.must_expire([stream for stream in streams if stream not in same])
+        outlive(here, same, math.inf, "a fresh credential of the same key was seen")
 
 
 _SHOWN = (
@@ -103,15 +121,15 @@ _NOBODY = dict.fromkeys(("principal", "session", "issuer"), "")
 def revoked(target: Target) -> None:
     """A revocation by `keys` ends and refuses what is bound to a key or certificate, and nothing else.
 
-    A policy without `dpop` ends what is bound to a key alone, and one with `bound = "required"` a bearer's.
+    A policy without `dpop` ends what a proof opened alone, and one with `bound = "required"` a bearer's.
     """
     with _renewing(target, "bound.stream.revoked", revoking=True) as here, here.asking():
         asking = Asking(here)
-        mine, *others = (
-            _open(here, *who, "+15m") for who in (("ann", "client"), ("ben", "stranger"), ("cat", ""))
-        )
+        mine = [_open(here, sub, owner, "+15m") for sub, owner, _ in _FRESH if owner.endswith("client")]
+        whose = (("ben", "stranger"), ("cat", ""), ("dan", "certificate of stranger"))
+        others = [_open(here, *who, "+15m") for who in whose]
         here.revoke(keys=["x" * 43, thumbprint(jwk_of(key("client"))), thumbprints()["x5t"]])
-        here.must_end([mine], "the revocation of its key")
+        here.must_end(mine, "the revocation of its key")
         here.must_last(others, "the revocation of another key")
         for x5t, shown, answer in _SHOWN:
             bound = {"roles": ["reader"], "claims": {"cnf": {"x5t#S256": x5t}}}
@@ -131,4 +149,5 @@ def revoked(target: Target) -> None:
             first, *rest = here.loan.policy["issuers"]
             required = {**here.loan.policy, "issuers": [{**first, "bound": "required"}, *rest]}
             here.must_reload(required, "its issuer must bind")
-            here.must_end(others[1:], "the reload by which its issuer must bind")
+            here.must_end(others[1:2], "the reload by which its issuer must bind")
+            here.must_last(others[2:], "the reload by which its issuer must bind", 0.0)
