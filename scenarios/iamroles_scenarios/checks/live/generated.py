@@ -16,7 +16,7 @@ from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -264,7 +264,7 @@ def pairs(target: Target) -> str:
     """A revocation ends the streams of the credentials that fit all its keys, and no others.
 
     Each key and each pair of keys, with `issued_before` and without; all in one file. Tokens from the second
-    of `issued_before`, from the second before it, and without `iat`.
+    of `issued_before`, from the second before it, and without `iat`. Moments are at several offsets.
     """
     rows = list(revocations())
     roles = [{"name": f"r{number}", "arn": f"{ARN}r{number}"} for number in range(len(rows))]
@@ -274,7 +274,9 @@ def pairs(target: Target) -> str:
     with crowd(target, name, "live", revoking=True, **tables) as all_, all_.here.asking():
         here, bound, questions = all_.here, int(time.time()) - 30, []
         others, moment = table("streams")["others"], datetime.fromtimestamp(bound, UTC)
+        west, east = (moment.astimezone(timezone(timedelta(hours=hours))) for hours in (-5, 5.5))
         spelt = [bound, moment, moment.isoformat(), moment.isoformat().replace("+00:00", "Z")]
+        spelt += [west, east.isoformat(), west.isoformat()]
         lines = [{"id": f"other{n}", **filled(others["row"], {"n": n})} for n in range(others["many"])]
         for number, (named, bounded, credentials) in enumerate(rows):
             row = {key: filled(KEYS[key]["names"][-bounded], {"n": number}) for key in named}
@@ -289,7 +291,8 @@ def pairs(target: Target) -> str:
             if "roles" not in named:  # a row that is narrower by one key, before its own
                 lines.append({"id": f"beside{number}", **row, **others["beside"]})
             said = {"issued_before": spelt[number % len(spelt)]} if bounded else {}
-            lines.append({"id": f"row{number}", **row, **said})
+            added = bound + (-3600, 3600)[number % 2]  # counts for nothing
+            lines.append({"id": f"row{number}", "added": added, **row, **said})
         here.wait_for_keys([SpopQuestion(what, question, ALLOW) for what, question, _ in questions])
         for what, question, ends in questions:
             token = question["authorization"].partition(" ")[2]
