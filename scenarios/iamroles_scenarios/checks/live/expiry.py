@@ -34,11 +34,12 @@ _MOMENTS, _LATE = range(5), 2 / 3
 def expiry(target: Target) -> None:
     """WebSockets, event streams, downloads and uploads end when their token expires, busy or idle.
 
-    All at once, next to one whose token lasts: that one goes on.
+    So does a download that answers a body which has ended. All at once, next to one whose token lasts: that
+    one goes on.
     """
     with live_bench(target, "live.expiry") as here:
         lasting = here.open(SOCKET, here.token(exp="+15m"))
-        here.must_expire(here.open_short(EVERY))
+        here.must_expire(here.open_short((*EVERY, fixture.REPLY)))
         if not lasting.moves(here.seconds(OPEN)):
             raise here.failed("a WebSocket whose token lasts was ended as well")
 
@@ -83,7 +84,7 @@ def alone(target: Target) -> None:
     """
     with live_bench(target, "live.alone", own=True) as here:
         lasting = here.open(SOCKET, here.token(exp="+15m"))
-        short = here.open_short(EVERY, LIFE)
+        short = here.open_short((*EVERY, fixture.REPLY), LIFE)
         here.world.agent.kill()
         here.in_time(min(stream.expires for stream in short), "the kill of the agent")
         here.must_expire(short, "its token's end, without an agent")

@@ -33,9 +33,14 @@ _BACK = 15.0
 EVERY = tuple(StreamShape(kind, busy) for kind in KINDS for busy in (True, False))
 SOCKET, IDLE_SOCKET = StreamShape("websocket"), StreamShape("websocket", busy=False)
 EVENTS, UPLOAD = StreamShape("events"), StreamShape("upload")
+REPLY = StreamShape("reply")
 IDLE_DOWNLOAD = StreamShape("download", busy=False)
 FEW = (SOCKET, IDLE_SOCKET, EVENTS)
 SHAPES = (*FEW, IDLE_DOWNLOAD, UPLOAD)
+USUAL = 600
+"""Letters of a usual path."""
+AUDIENCES = [*map(str, range(9)), "edge"]
+"""Of a token for many, as a stream must keep it."""
 
 
 class LiveBench(Bench):

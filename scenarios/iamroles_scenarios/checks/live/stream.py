@@ -18,9 +18,10 @@ from iamroles_scenarios.engine.bench import Bench
 from iamroles_scenarios.jose.encoding import part
 from iamroles_scenarios.traffic.polling import NANO, SPACE, STAMPS, stamp
 
-Kind = Literal["websocket", "events", "download", "upload", "interim"]
+Kind = Literal["websocket", "events", "download", "upload", "interim", "reply"]
 KINDS: tuple[Kind, ...] = ("websocket", "events", "download", "upload")
-"""Those that are long when they begin; `interim` waits, and gets interim responses (1xx) alone."""
+"""Those that are long when they begin; `interim` waits, and gets interim responses (1xx) alone; `reply` is a
+download in answer to a body that came after its head, and has ended."""
 BEAT = 0.02
 """Seconds between two pieces of a busy stream."""
 _FINAL = re.compile(rb"^HTTP/1\.1 [2-5]", re.MULTILINE)
@@ -46,7 +47,7 @@ class StreamShape:
                 return path if self.busy else f"{path}?quiet=1"
             case "interim":
                 return f"{path}?interim=1"
-            case "download":
+            case "download" | "reply":
                 return f"{path}?endless=1" if self.busy else f"{path}?endless=1&quiet=1"
         return path
 
@@ -63,6 +64,9 @@ class StreamShape:
             case "upload":
                 method = "POST"
                 lines.append("Content-Length: 1099511627776")
+            case "reply":
+                method = "POST"
+                lines.append("Content-Length: 1")
         return "\r\n".join([f"{method} {self.target(path)} HTTP/1.1", *lines, "", ""]).encode()
 
     def fields(self, path: str, token: str) -> list[tuple[str, str]]:
@@ -88,7 +92,7 @@ class StreamShape:
             return b""
         if self.kind == "websocket":
             return b"\x81\x82" + struct.pack("!I", 0) + b"hi"
-        return b"x" * 512 if self.kind == "upload" else b""
+        return {"upload": b"x" * 512, "reply": b"x"}.get(self.kind, b"")
 
 
 def expiry_of(token: str) -> int:
@@ -183,7 +187,7 @@ class Stream(ObservedStream):
 
     def __init__(self, here: Bench, shape: StreamShape, path: str, token: str, preamble: bytes = b"") -> None:
         super().__init__(shape, token)
-        self.stamped = shape.kind in ("websocket", "events", "download") and not path.startswith("/plain")
+        self.stamped = shape.kind not in ("upload", "interim") and not path.startswith("/plain")
         self._sock = self._connected(here)
         self._sock.settimeout(BEAT)
         self._sock.setsockopt(socket.SOL_SOCKET, STAMPS, 1)
@@ -238,7 +242,8 @@ class Stream(ObservedStream):
                             if self.shape.kind == "upload":
                                 break  # the answer ends an upload
                 beat = self.shape.beat
-                if beat and (self.shape.kind == "upload" or self._answered.is_set()):
+                due = {"upload": True, "reply": not self.sent}.get(self.shape.kind, self._answered.is_set())
+                if beat and due:
                     self._sock.sendall(beat)
                     self.sent = time.time()
                     time.sleep(BEAT)  # an echo that is answered at once would take a whole core
