@@ -21,8 +21,8 @@ from iamroles_scenarios.jose.encoding import part
 
 _PLAIN: dict[str, Any] = {"path": "/plain/a"}
 _STS = "live-sts"
-_USUAL, _LONG = 600, 3000
-"""Letters of a usual path, and of a path that an agent may be unable to keep with its stream."""
+_LONG = 3000
+"""Letters of a path that an agent may be unable to keep with its stream."""
 _SOONER = 9.0
 """Seconds, times the scale: longer than an agent may look at what is new."""
 _PATIENT = {"IAM_TIMEOUT_PROCESSING": "20s"}
@@ -44,7 +44,7 @@ def policy(target: Target) -> None:
         going, staying = here.two_people(SHAPES)
         document = copy.deepcopy(here.loan.policy)
         document["roles"].append({"name": "more", "arn": "arn:aws:iam::111111111111:role/more"})
-        staying.append(here.open(IDLE_SOCKET, staying[0].token, f"/live/writer/{'x' * _USUAL}"))
+        staying.append(here.open(IDLE_SOCKET, staying[0].token, f"/live/writer/{'x' * fixture.USUAL}"))
         here.reload(document)
         here.must_last([*going, *staying], "a reload that changes nothing for it", 2 * AFTER)
         going.append(here.open(IDLE_SOCKET, going[0].token, f"/live/reader/{'x' * _LONG}"))
@@ -138,12 +138,12 @@ def replaced(target: Target) -> None:
 def away(target: Target) -> None:
     """A key that leaves its issuer's set while the agent is away ends the streams that it opened.
 
-    The agent is killed, the key replaced, and the agent started again.
+    The agent is killed, the key replaced, and the agent started again. The token is for several audiences.
     """
     with live_bench(target, "live.away", own=True, keys=_FAST_KEYS) as here:
         issuer = here.issuer()
         first = issuer.keys[0]
-        going = here.open_all(fixture.FEW, here.token(exp="+15m"))
+        going = here.open_all(fixture.FEW, here.token(exp="+15m", aud=fixture.AUDIENCES))
         issuer.rotate()
         staying = here.open(SOCKET, here.token(exp="+15m"))
         here.world.agent.kill()
@@ -198,8 +198,11 @@ def stricter(target: Target) -> None:
         here.must_last(staying, "a reload that is about other issuers")
 
 
-_OTHERS = [{"id": f"other-{number}", "principals": [f"guest-{number}"]} for number in range(3000)]
-"""Revocations of strangers, so many that an agent reads them for a while."""
+_OTHERS = [
+    {"id": f"other-{number}", "principals": [f"guest-{number}"], "reason": "x" * 900}
+    for number in range(3000)
+]
+"""Revocations of strangers, 3 MB, so many that an agent reads them for a while."""
 _READS = 0.15
 """Seconds, times the scale, after which an agent may read a file, and not be done with it."""
 _KINDS: dict[str, dict[str, Any]] = {
@@ -245,6 +248,9 @@ def _revoked(
             here.revoke(**members)
             gone = refused("credential_revoked")
             here.expect("a request after two files in short order", alice, gone, within=WITHIN, **how)
+            here.revoke_all([*_OTHERS, {"id": "bob", "principals": ["bob"]}])
+            here.expect("a request that a long file names last", bob, gone, within=WITHIN, **how)
+            here.expect("a request that a long file does not name", alice, passes, **how)
 
 
 for _kind in _KINDS:
@@ -261,6 +267,7 @@ for _kind in _KINDS:
         """Streams of two people; the revocation is about one of them.
 
         A reload does not lift it. That of a session comes once more, while the agent may read another file.
+        Then a long file is about the other person.
         """
         _revoked(target, f"live.revoke.{kind}", kind)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 
+from iamroles_scenarios.checks.live import fixture
 from iamroles_scenarios.checks.live.crowd import V2, preamble
 from iamroles_scenarios.checks.live.fixture import AFTER, IDLE_SOCKET, SOCKET, WITHIN, live_bench
 from iamroles_scenarios.checks.live.stream import Stream, StreamShape
@@ -50,7 +51,8 @@ def proxied(target: Target) -> None:
 def waiting(target: Target) -> None:
     """A request that waits for its answer ends as a stream does, though interim responses come all the time.
 
-    The server sends 103 again and again, and no answer: in a backend with streams, and in one without.
+    The server sends 103 again and again, and no answer: in a backend with streams, and in one without. One
+    that lives on has a usual path, and a token for many audiences.
     """
     with live_bench(target, "live.wait", revoking=True) as here:
         paths = {"reader": ("/live/reader", "/plain/a"), "writer": ("/live/writer",)}
@@ -61,6 +63,8 @@ def waiting(target: Target) -> None:
 
         lasting, revoked, policy = opened("ann", "reader"), opened("eve", "reader"), opened("bob", "writer")
         lasting.append(here.open(SOCKET, lasting[0].token))  # a long stream beside them
+        many = here.token(exp="+15m", aud=fixture.AUDIENCES)
+        lasting.append(here.open(_INTERIM, many, f"/live/reader/{'x' * fixture.USUAL}"))
         here.must_expire(opened("sue", "reader", here.end()))
         here.revoke(principals=["eve"])
         here.must_end(revoked, "its revocation")
