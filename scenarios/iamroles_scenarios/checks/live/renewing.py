@@ -14,8 +14,10 @@ from iamroles_scenarios.checks.live.fixture import AFTER, EVERY, FEW, UPLOAD, Li
 from iamroles_scenarios.checks.live.stream import Stream, StreamShape, expiry_of
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation
+from iamroles_scenarios.declarations.tables import ARN
 from iamroles_scenarios.engine.bench import EARLY, Bench, beside
 from iamroles_scenarios.engine.target import Target
+from iamroles_scenarios.jose.encoding import part
 
 FEATURES = {"live", "renew"}
 WORLD = "live-renew"
@@ -136,9 +138,10 @@ def elsewhere(target: Target) -> None:
 def revoked(target: Target) -> None:
     """A revocation of either credential ends a prolonged stream, and prevents renewal.
 
-    One revocation spares what was issued since: of each pair of credentials it is about one alone.
+    One revocation spares what was issued since: of each pair of credentials it is about one alone. Then the
+    key of a credential that prolonged a stream leaves its issuer's set.
     """
-    with live_bench(target, "live.renew.revoked", WORLD, revoking=True) as here:
+    with live_bench(target, "live.renew.revoked", WORLD, revoking=True, keys={"refresh": "1s"}) as here:
         bound = int(time.time()) - 30
         old, new = {"iat": "-60s"}, {"iat": "-5s"}
 
@@ -155,11 +158,16 @@ def revoked(target: Target) -> None:
         others = [stream for stream in before if not stream.until(due) or stream.ended < began]
         here.must_expire(others, "its token's end: what was to prolong it is revoked")
         opening, prolonging, spared = pair("gus", old, new), pair("hal", new, old), pair("ida", new, new)
-        outlive(here, (*opening, *prolonging, *spared), math.inf, "a fresh credential was seen in time")
+        keyed = pair("jim", new, {**new, "key": "ES256"})
+        every = (*opening, *prolonging, *spared, *keyed)
+        outlive(here, every, math.inf, "a fresh credential was seen in time")
         here.revoke(principals=["gus", "hal", "ida"], issued_before=bound)
         here.must_end(opening, "the credential that opened it was revoked")
         here.must_end(prolonging, "the credential that prolonged it was revoked")
-        here.must_last(spared, "the revocation of credentials that were issued before its own")
+        here.must_last([*spared, *keyed], "the revocation of credentials that were issued before its own")
+        here.issuer().remove(part(token(here, "jim", key="ES256"), 0)["kid"])
+        here.must_end(keyed, "the key of the credential that prolonged it was removed", 1.0 + AFTER)
+        here.must_last(spared, "the removal of another's key", 0.0)
 
 
 @check("live.renew.kept", "LIVE-RENEW-006", "LIVE-RENEW-002", features={*FEATURES, "reload"})
@@ -167,15 +175,21 @@ def kept(target: Target) -> None:
     """A prolonged stream outlives a reload of the proxy, and a change of the policy after it.
 
     The proxy's old worker may forget which credential prolonged it, and the new worker never saw that. It
-    came in the last moment that counts. Streams of others are prolonged before, during and after the reload.
-    The agent is killed and started before the change. Then a policy without renewal, with which it starts
-    again; and at last the first policy.
+    came in the last moment that counts. The agent is killed and started, and the policy changes, before the
+    reload too. Streams of others are prolonged before, during and after it. Then a policy without renewal,
+    with which the agent starts again; and at last the first policy.
     """
     with live_bench(target, "live.renew.kept", WORLD, own=True) as here:
         streams = begun(here, "lou", FEW)
         streams[0].until(streams[0].expires - _AHEAD - here.stretched(_MOMENT))
         ask(here, streams, token(here, "lou", exp="+10m"))
         outlive(here, streams, math.inf, "a fresh credential was seen in time")
+        here.restart_agent()
+        roles = [*here.loan.policy["roles"], {"name": "more", "arn": f"{ARN}more"}]
+        here.must_reload({**here.loan.policy, "roles": roles}, "with a role more")
+        here.must_last(streams, "a restart of the agent, and a reload of a policy that permits it")
+        streams += begun(here, "max", FEW[:1])
+        ask(here, streams[-1:], token(here, "max", exp="+10m"))
         others = [
             here.open(fixture.IDLE_SOCKET, token(here, sub, exp=here.end(_LIFE)), RENEWING) for sub in _OTHERS
         ]
