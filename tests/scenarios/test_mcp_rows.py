@@ -72,10 +72,12 @@ def _before(asked, path, host, resource):
 def _decided(row):
     """Return the reason, "allow", or the answer that the agent gives itself; and the rule."""
     asked, path = row.asked, unquote(row.asked["path"]).rstrip("/") or "/"
-    host = asked["host"].lower().partition(":")[0].rstrip(".")
+    host, _, port = asked["host"].lower().partition(":")
+    host = host.rstrip(".")
     at = [(urlsplit(one["resource"]), one) for one in POLICY["resources"]]
-    holding = [one for url, one in at if url.hostname == host and _under(path, url.path or "/")]
-    resource = max(holding, key=lambda one: len(one["resource"]), default=None)
+    holding = [(url, one) for url, one in at if url.hostname == host and _under(path, url.path or "/")]
+    longest = sorted(holding, key=lambda pair: (len(pair[0].path), (pair[0].port or 443) == int(port or 443)))
+    resource = longest[-1][1] if longest else None
     if (said := _before(asked, path, host, resource)) or row.token is None:
         return said or "no_credentials", ""
     claims, call = part(row.token, 1), None
