@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from iamroles_agent.base.reasons import Reason, Refusal
-from iamroles_agent.policy import compiled, resources
+from iamroles_agent.policy import checks, compiled, resources
 from iamroles_agent.policy.regions import Region
 from iamroles_agent.processes import remote
 from iamroles_agent.serving import gate, idle, server
@@ -146,7 +146,7 @@ def own_variables(sound: Any, *decided: Any) -> bytes:
 
 _FEW = {name: keys.ALGORITHMS[name] for name in ("RS256", "ES256", "ES384")}
 mutant("tolerant.few-algorithms", "", "has no algorithm but RS256, ES256 and ES384")(
-    *(setting(module, "ALGORITHMS", _FEW) for module in (keys, claims, authenticator))
+    *(setting(module, "ALGORITHMS", _FEW) for module in (checks, keys, claims, authenticator))
 )
 
 

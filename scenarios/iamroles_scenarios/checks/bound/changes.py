@@ -12,6 +12,7 @@ from typing import Any
 from iamroles_scenarios.base.polling import polls
 from iamroles_scenarios.base.sent import note
 from iamroles_scenarios.checks.bound.rows import BASES, DPOP, Asking, answer_of, bound
+from iamroles_scenarios.checks.derived.issuers import NEEDED, OPTIONAL
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.tables import table
 from iamroles_scenarios.engine.answers import read
@@ -26,6 +27,8 @@ _BEFORE, _AFTER = 0.5, 0.05
 _WINDOW, _KEY = 2.0, "nonce.key"
 """Seconds of a nonce's window, times the scale, and the file of the key."""
 _ALL = {"certificate", "dpop", "reload"}
+_OWN: dict[str, Any] = {"token": {"claims": {"cnf": {"jkt": "{own}"}}}}
+"""A token that is bound to the key that the proof shows."""
 
 
 @check("bound.policy.reload", "BOUND-POLICY-002", "BOUND-POLICY-001", features=_ALL)
@@ -46,6 +49,27 @@ def reloads(target: Target) -> str:
             asked = [asking.question(name, base, answers[name]) for name, base in BASES.items()]
             here.ask_all(asked, f"{row['what']}: ")
         return f"{here.asked} questions"
+
+
+@check("bound.dpop.algorithms", "DPOP-ALG-001", "DPOP-KEY-001", features={"dpop", "reload"})
+def algorithms(target: Target) -> str:
+    """A policy that lists one algorithm takes proofs by it and by no other, and none whose `jwk` is private.
+
+    Or the policy is refused: an agent may lack the algorithm.
+    """
+    with bound(target, "bound.dpop.algorithms", dpop=DPOP) as here:
+        asking, names, lacking = Asking(here), (*NEEDED, *OPTIONAL), list[str]()
+        own = {name: combined(BASES["dpop"], {"signer": name, **_OWN}) for name in names}
+        for name in names:
+            if not here.reload({**here.loan.policy, "dpop": {**DPOP, "algorithms": [name]}}).get("reloaded"):
+                lacking.append(name)
+                continue
+            answers = {one: answer_of("allow" if one == name else "proof_invalid") for one in names}
+            asked = [asking.question(f"a proof by {one}", own[one], answers[one]) for one in names]
+            private = combined(own[name], {"proof": {"header": {"jwk": "{private}"}}})
+            asked.append(asking.question(f"{name}, a private `jwk`", private, answer_of("proof_invalid")))
+            here.ask_all(asked, f"{name} is listed: ")
+        return f"{here.asked} questions; not offered: {', '.join(lacking) or 'none'}"
 
 
 @check("bound.policy.refused", "DERIVED-KEY-004", features=_ALL)

@@ -70,7 +70,7 @@ def _made(name: str) -> SigningKey:
             )
         case ["RSA", bits]:
             return SigningKey.generate("RS256", kid="", bits=int(bits))
-    return SigningKey.generate(name if name[:2] in ("RS", "ES", "Ed") else "ES256", kid="")
+    return SigningKey.generate(name if name[:2] in ("RS", "PS", "ES", "Ed") else "ES256", kid="")
 
 
 def certificate(name: str = "client") -> bytes:
