@@ -15,7 +15,7 @@ kind            effect (parameters)
 ``redirect``    `status` (302) to `location`
 ``malformed``   status 200 with `body` (``{"keys": [``) as JSON, or `xml` where JSON is not accepted
 ``content-type``  the sound body as `content_type` (text/html)
-``oversized``   the sound object with one more member, `size` bytes in all (2 MiB)
+``oversized``   the sound object with one more member, another each time, `size` bytes in all (2 MiB)
 ``ended``       the sound body with blanks, `size` bytes in all, without a length: its connection ends
 ``repeated``    the sound answer a hundred times in one piece, on a connection that stays
 ``patch``       the sound object with `members` set (a discovery document's issuer, for example)
@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
@@ -237,7 +238,8 @@ async def _altered(fault: Fault, request: web.Request, response: web.Response) -
     if fault.kind == "patch":
         table.update(fault.members)
     else:
-        table["padding"] = "x" * max(0, fault.size - len(text))
+        more = max(0, fault.size - len(text))
+        table["padding"] = secrets.token_urlsafe(more)[:more]
     return web.json_response(table, status=response.status)
 
 

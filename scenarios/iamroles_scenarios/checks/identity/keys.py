@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 MAX_STALE = 6.0
 """Seconds; as in the world `identity-stale`."""
+_REWORDED = 4000
+"""Bytes of a set with a member that is another at each fetch."""
 _TAKEN = 12.0
 """Seconds, times the scale, until a new set is in force."""
 _REFRESH, _LATE = 20.0, 1.0
@@ -133,33 +135,47 @@ def _asked(here: Bench, keys: IssuerHandle, before: Mapping[str, int], times: in
     raise here.failed("the agent did not try to renew its keys within 10 s; refresh is 1 s")
 
 
+def _still(here: Bench, what: str, token: str, until: float) -> None:
+    """Hold a token to pass in an outage, until some epoch seconds."""
+    seen = here.ask(token)
+    here.in_time(until, "a question at the beginning of an outage", seen.at)
+    if found := mismatches(ALLOWED, seen, {}):
+        raise here.failed(f"{what}: {'; '.join(found)}", seen, ALLOWED)
+
+
 @check("identity.keys.stale", "JWKS-OUTAGE-002", features={"oidc"})
 def stale(target: Target) -> None:
     """After max_stale without fresh keys all tokens get 503, remembered ones too, until keys return.
 
-    The outage begins later than max_stale after the first keys.
+    The outage begins later than max_stale after the first keys. That of another issuer begins before: its set
+    had the same keys and another member each time.
     """
     with bench(target, "identity-stale") as here:
-        keys = here.issuer("stale")
-        known = here.token("stale", key="ES256")
-        here.expect("before", known, ALLOWED, within=_TAKEN)
-        first = time.monotonic()
+        keys, other = here.issuer("stale"), here.issuer("reworded")
+        known, others = (here.token(name, key="ES256") for name in ("stale", "reworded"))
+        for token in (known, others):
+            here.expect("before", token, ALLOWED, within=_TAKEN)
+        other.fault("jwks", "oversized", size=_REWORDED)
+        first, fresh = time.monotonic(), 0.0
+        while time.monotonic() < first + 2 * MAX_STALE / 3:
+            fresh = time.time()
+            _asked(here, other, other.counters())
+        other.fault("jwks", "cut")
         while time.monotonic() < first + MAX_STALE:  # what is renewed starts to age again
             _asked(here, keys, keys.counters())
         soon = time.time() + MAX_STALE / 2
         keys.fault("*", "cut")
         try:
+            _still(here, "soon, with keys that came in other words", others, fresh + MAX_STALE)
             for _last in polls(MAX_STALE / 3):
-                seen = here.ask(known)
-                here.in_time(soon, "a question at the beginning of an outage", seen.at)
-                if found := mismatches(ALLOWED, seen, {}):
-                    raise here.failed(f"soon, with keys that were renewed: {'; '.join(found)}", seen, ALLOWED)
+                _still(here, "soon, with keys that were renewed", known, soon)
             here.expect("a known token, keys too stale", known, UNAVAILABLE, within=MAX_STALE + _TAKEN)
             here.expect(
                 "a new token, keys too stale", here.token("stale", key="ES256", sub="bob"), UNAVAILABLE
             )
         finally:
             keys.clear()
+            other.clear()
         here.expect("after the outage", known, ALLOWED, within=_TAKEN)
 
 
