@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from iamroles_scenarios.base.errors import TooSlow, Untestable
+from iamroles_scenarios.checks.derived.world import iam_check
 from iamroles_scenarios.checks.live import fixture
 from iamroles_scenarios.checks.live.fixture import AFTER, IDLE_SOCKET, SHAPES, SOCKET, WITHIN, live_bench
 from iamroles_scenarios.checks.live.generated import hash_of
@@ -15,7 +16,8 @@ from iamroles_scenarios.checks.live.stream import StreamShape
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation
 from iamroles_scenarios.declarations.tables import ARN
-from iamroles_scenarios.engine.bench import EDGE, refused
+from iamroles_scenarios.engine.answers import ALLOW
+from iamroles_scenarios.engine.bench import EDGE, SpopQuestion, refused
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.jose.encoding import part
 
@@ -29,6 +31,8 @@ _PATIENT = {"IAM_TIMEOUT_PROCESSING": "20s"}
 _NEAR = 1.4
 """Seconds, times the scale: an agent has planned an end so near, and it is later than a cut may be."""
 _FAST_KEYS = {"refresh": "1s", "cooldown": "1s"}
+_MANY = ["edge", *(f"audience-{number}" for number in range(9))]
+"""Audiences of a token: more than an agent may keep of what it was judged by."""
 _KEYS = 1.0 + AFTER
 """Seconds, times the scale: the agent learns of a key within `refresh`."""
 
@@ -102,11 +106,13 @@ def sooner(target: Target) -> None:
 def key(target: Target) -> None:
     """A key that leaves its issuer's set ends the streams that it opened, and no others.
 
-    Another key comes, which ends nothing; then the first one goes.
+    Another key comes, which ends nothing; then the first one goes. Its token has many audiences, and each
+    worker knows it before the stream begins.
     """
-    with live_bench(target, "live.key", own=True, keys=_FAST_KEYS) as here:
+    with live_bench(target, "live.key", own=True, keys=_FAST_KEYS) as here, here.asking():
         issuer = here.issuer()
-        first = here.token(exp="+15m")
+        first = here.token(exp="+15m", aud=_MANY)
+        here.wait_for_keys([SpopQuestion("a first use", iam_check(first, **_PLAIN), ALLOW)])
         going = here.open(SOCKET, first)
         issuer.rotate()
         staying = here.open(SOCKET, here.token(exp="+15m"))
