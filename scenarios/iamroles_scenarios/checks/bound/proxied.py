@@ -94,9 +94,11 @@ class Gate(Asking):
         self.count += 1
         faults = [] if answer.status in statuses else [f"status {answer.status}, not {statuses}"]
         shown = challenges(answer)
+        known = self.here.loan.policy.get("dpop", {}).get("algorithms", ["ES256"])
         for scheme, error in errors.items():
             said = shown.get(scheme, {"error": "(no challenge)"})
-            if said.get("error", "") != error or (scheme == "DPoP" and said.get("algs") != "ES256"):
+            named = sorted(said.get("algs", "").split(" "))
+            if said.get("error", "") != error or (scheme == "DPoP" and named != sorted(known)):
                 faults.append(f"the challenge {scheme} {said}, not error {error!r}")
         if faults:
             self.wrong.append(f"{what}: {', '.join(faults)}")

@@ -97,7 +97,8 @@ class McpRow:
         named = self.strict or self.words == {"allow"}
         if resource not in ({right} if named else {right, ""}) and not known:
             yield f"metadata at {resource!r}, not {right!r}"
-        if not self.opens.issuperset(scope.split()) or (
+        helped = any(word == "scope_insufficient" or REASONS.get(word, (0,))[0] == 401 for word in self.words)
+        if not (self.opens if helped else frozenset()).issuperset(scope.split()) or (
             self.strict and scope != self.said.get("scope", scope)
         ):
             yield f"scope {scope!r}, not {self.said.get('scope', 'a name that opens it')!r}"
