@@ -81,6 +81,8 @@ def credentials(target: Target) -> str:
     """
     if not target.lacks(["mcp"]):
         _name_calls(target)
+    if not target.lacks(["actor"]):
+        _name_actors(target)
     sts, leaks = not target.lacks(["sts"]), target.worlds.leaks
     world = ("identity-sts" if sts else "policy", "policy.record.credentials")
     with bench(target, *world, own=True, flow="hosts", metrics=listening(target.stage)) as here:
@@ -117,15 +119,29 @@ def _name_calls(target: Target) -> None:
             )
 
 
+def _name_actors(target: Target) -> None:
+    """Send a token as the name of the actor, and of a former one."""
+    with bench(target, "delegation", changes=False) as here:
+        name = here.token(key="ES256")
+        for act in ({"sub": name}, {"sub": "bot", "act": {"sub": name}}):
+            token = here.token(key="ES256", roles=["kiosk"], claims={"act": act})
+            here.ask(token, with_reason=False, path="/open")
+
+
 def _send_parts(here: Bench, credential: str) -> None:
-    """Send what makes a pre-signed URL a secret as it stands in the URL."""
+    """Send what makes a pre-signed URL a secret as it stands in the URL, and a word behind its prefix."""
+    for mark in (".", "=", "%3D"):
+        word = secrets.token_urlsafe(32)
+        path = f"/orders/iam-sts-v1.QUFB{mark}{note('pre-signed URL', word, word)}"
+        here.ask(here.token(), with_reason=False, path=path)
     url = urlsafe_b64decode(f"{credential.rpartition('.')[2]}==").decode()
     for part in urlsplit(url).query.split("&"):
         name, _, value = part.partition("=")
         if name in ("X-Amz-Signature", "X-Amz-Security-Token"):
             run = max(re.findall(r"[\w-]+", value), key=len)  # the part that `held` knows
-            text = f"{name}={run[:_PART]}"
-            for request in ({"role": f"x?{text}"}, {"path": f"/orders/x&{text}"}):
+            text, escaped = (f"{name}{mark}{run[:_PART]}" for mark in ("=", "%3D"))
+            places = {"role": f"x?{text}"}, {"path": f"/orders/x&{text}"}, {"path": f"/orders/{escaped}"}
+            for request in places:
                 here.ask(here.token(), with_reason=False, **request)
 
 
