@@ -135,7 +135,8 @@ def query(target: Target) -> str:
 def _swollen() -> Iterator[tuple[str, ...]]:
     quotes = '"' * _LONG
     yield "GET /orders/1 HTTP/1.1", "Host: " + "h." * (_LONG // 2)  # a long run might be struck as a secret
-    yield f"GET /orders/{quotes} HTTP/1.1", f"Host: {_HOST}"
+    for marks in (quotes, quotes[:2000], f"x{quotes[:2000]}"):  # a cut within an escape leaves half of it
+        yield f"GET /orders/{marks} HTTP/1.1", f"Host: {_HOST}"
     yield f"GET /orders/{'p' * _LONG} HTTP/1.1", f"Host: {_HOST}"  # one byte each, also in JSON
     yield f"{'M' * _LONG} /orders/1 HTTP/1.1", f"Host: {_HOST}"
     yield "GET /orders/1 HTTP/1.1", f"Host: {_HOST}", f"X-IAM-Role: {quotes}"
