@@ -51,6 +51,11 @@ class AgentHandle:
         if self._place is not None:
             self._place.put(name, text)
 
+    def mount(self, name: str) -> None:
+        """Make a name beside the world file a link to its file."""
+        if self._place is not None:
+            self._place.mount(name)
+
     def start(self) -> None:
         """Start it, or start it again after `kill` or `stop`, on the same address; wait until it is ready.
 

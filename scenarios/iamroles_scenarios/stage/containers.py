@@ -152,6 +152,9 @@ class AgentBox:
         if self._box is not None and self._box.alive:
             self._box.put({f"{HOME}/{name}": text})
 
+    def mount(self, name: str) -> None:
+        pass
+
     def start(self) -> Part:
         """A new container from the same image."""
         if self._box is not None:

@@ -40,6 +40,9 @@ class AgentPlace(Protocol):
     def put(self, name: str, text: str) -> None:
         """Put a file beside the world file, in a running container too."""
 
+    def mount(self, name: str) -> None:
+        """Make such a name a link to its file, as Kubernetes mounts a ConfigMap; containers keep the file."""
+
     def start(self) -> Part:
         """Start the agent; its ready line has not been read yet."""
 

@@ -59,7 +59,10 @@ class AgentProcess:
         fresh = self._directory / f"{name}.new"
         fresh.touch(0o600 if name.endswith(".key") else 0o666)
         fresh.write_text(text, encoding="utf-8")
-        fresh.replace(self._directory / name)
+        fresh.replace((self._directory / name).resolve())
+
+    def mount(self, name: str) -> None:
+        (self._directory / name).symlink_to(f"mounted-{name}")
 
     @property
     def _world(self) -> Path:

@@ -158,6 +158,7 @@ def live_bench(
     *,
     own: bool = False,
     revoking: bool = False,
+    mounted: bool = False,
     settings: dict[str, str] | None = None,
     relayed: bool = False,
     **override: Any,  # noqa: ANN401 - a policy's tables
@@ -170,6 +171,7 @@ def live_bench(
         policy: file name of the policy.
         own: whether the check disturbs its world.
         revoking: the world is its own, and has a file of revocations.
+        mounted: a link leads to that file.
         settings: HAProxy's, by environment variable.
         relayed: a relay stands between HAProxy and the agent, in a world of its own.
         override: merged over the policy.
@@ -192,6 +194,8 @@ def live_bench(
             loan = stack.enter_context(target.worlds.borrow(spec, owner))
         here = stack.enter_context(closing(LiveBench(target, loan)))
         here.relay = relays[0] if relays else None
+        if mounted:
+            here.world.agent.mount("revocations.toml")
         if revoking:
             here.revoke()
         yield here

@@ -226,7 +226,7 @@ def _revoked(
     # One kind with a single worker, which must do what one of two may leave to the other.
     alone = kind == "session" and not target.lacks(["workers"])
     tables: dict[str, Any] = {"agent": {"workers": 1}} if alone else {}
-    with live_bench(target, owner, revoking=True, **tables) as here:
+    with live_bench(target, owner, revoking=True, mounted=kind == "issued", **tables) as here:
         going, staying = here.two_people(SHAPES)
         between(here)
         if kind == "principal":  # whose end is near
@@ -273,7 +273,7 @@ for _kind in _KINDS:
         """Streams of two people; the revocation is about one of them.
 
         A reload does not lift it. That of a session comes once more, while the agent may read another file.
-        Then a long file is about the other person.
+        Then a long file is about the other person. A link leads to the file of `issued`.
         """
         _revoked(target, f"live.revoke.{kind}", kind)
 
