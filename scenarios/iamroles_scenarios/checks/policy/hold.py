@@ -7,6 +7,8 @@ import math
 import re
 import threading
 import time
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from iamroles_scenarios.base.errors import CheckFailed, Evidence, Inapplicable, StageError
@@ -21,6 +23,11 @@ _FETCH = 3.0
 """Seconds, times the scale, by which the keys come late while the policy changes."""
 _LIMITS = {"method": 32, "host": 260, "path": 4096, "role": 640}
 """Bytes: SPEC.md 2.6."""
+_RUNS = ("a", "eyJ", "a.", "/a", "%41")
+"""A path repeats one of them, with a dot behind: a search that begins at each letter reads all each time."""
+_LONGER, _LONGER_BY, _FEW, _PROMPT = 2880, 16, 9, 0.02
+"""Bytes of such a path, of which an agent may look at the first kilobytes alone; how much shorter another is;
+how often both are asked; and seconds that are too few to say anything."""
 _ROUNDS = 60
 _MULTIPLE, _FLOOR = 25.0, 0.1
 """Beside hostile texts, the slowest good answers may take this multiple of their time alone, and at least the
@@ -143,7 +150,8 @@ def _of_length(name: str, size: int) -> dict[str, Any]:
 def text_limits(target: Target) -> None:
     """Each text is judged up to its limit, and one byte more is text_too_long.
 
-    The last length that is judged, the first that is refused, and a very long one.
+    The last length that is judged, the first that is refused, and a very long one. The work for a path
+    without a credential grows no faster than its length.
     """
     with bench(target, "orders") as here:
         token = here.token()
@@ -155,16 +163,25 @@ def text_limits(target: Target) -> None:
             for size in (limit + 1, 9000):
                 here.expect(f"a {name} of {size} bytes", token, too_long, **_of_length(name, size))
                 here.expect(f"a {name} of {size} bytes, no token", "", too_long, **_of_length(name, size))
+        for run in _RUNS:
+            none, short, long = (
+                # Each ends otherwise, because an agent may remember a path, or do the work behind its answer.
+                _times([partial(here.ask, "", path=f"/{run * times}/x.{end}") for end in range(_FEW)])[1]
+                for times in (0, _LONGER // _LONGER_BY // len(run), _LONGER // len(run))
+            )
+            if long - short > max(2 * _LONGER_BY * (short - none), here.seconds(_PROMPT)):
+                took = f"{short * 1e3:.1f} ms, of a path {_LONGER_BY} times as long {long * 1e3:.1f} ms"
+                raise here.failed(f"the refusal of a path of {run!r} takes {took}")
 
 
-def _slowest(here: Bench, token: str) -> float:
-    """Measure some good answers, and return the second slowest in seconds."""
+def _times(asks: Iterable[Callable[[], object]]) -> list[float]:
+    """Ask in turn, and return the seconds that each took, the least first."""
     took = []
-    for _ in range(_ROUNDS):
+    for ask in asks:
         began = time.monotonic()
-        here.expect("a good client", token, ALLOWED)
+        ask()
         took.append(time.monotonic() - began)
-    return sorted(took)[-2]
+    return sorted(took)
 
 
 @check("policy.hold.hostile-texts", "TEXT-LIMIT-002", features={"oidc"})
@@ -185,7 +202,8 @@ def hostile_texts(target: Target) -> None:
     with bench(target, "orders", "policy.hold.hostile-texts", own=True) as here:
         token = here.token(exp="+15m")
         here.expect("the first", token, ALLOWED)
-        alone = _slowest(here, token)
+        good = partial(here.expect, "a good client", token, ALLOWED)
+        alone = _times([good] * _ROUNDS)[-2]
 
         def flood(stranger: Bench, ended: threading.Event) -> None:
             while not ended.is_set():
@@ -193,7 +211,7 @@ def hostile_texts(target: Target) -> None:
                     stranger.ask("", with_reason=False, **request)
 
         with beside(here, flood, 2):
-            slowest = _slowest(here, token)
+            slowest = _times([good] * _ROUNDS)[-2]
         bound = max(_MULTIPLE * alone, _FLOOR * math.ceil(target.scale))
         if slowest > bound:
             raise here.failed(
