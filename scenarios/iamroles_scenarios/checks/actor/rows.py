@@ -62,8 +62,10 @@ class ActorRow:
         if True in self.allow:
             for name, key in (("actor", "actor"), ("actor_issuer", "iss")):
                 found[name] = {said.get(key, "")} | ({""} if False in self.allow else set())
-        if len(self.allow) == 1:
+        if self.allow == {True}:
             found |= {name: said[name] for name in ("rule", "principal") if name in said}
+        if self.reasons == {"denied_by_rule"} and "rule" in said:
+            found["rule"] = said["rule"]
         return found
 
     @property
