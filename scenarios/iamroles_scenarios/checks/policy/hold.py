@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -63,23 +65,35 @@ def restart(target: Target) -> None:
 def first_world(target: Target) -> None:
     """An agent that cannot use its first world says in its log which key is at fault, and ends.
 
-    The world of a fresh agent has an unknown key; or a log that nobody can open, which an agent may ignore.
+    The world of a fresh agent has an unknown key; a second address at which somebody else listens; or a log
+    that nobody can open, which an agent may ignore.
     """
     if not target.agent.runs:
         raise Inapplicable("process of its own")
-    grants = {"grants": [{"id": "R1", "metods": ["GET"]}]}
-    for key, wrong in (("metods", grants), (r"audit\W{1,3}path", {"audit": {"path": "/dev/null/log"}})):
-        try:
-            with own_bench(target, "orders", override=wrong, haproxy=False):
-                if wrong is grants:
-                    said = Evidence(expected="its end")
-                    raise CheckFailed("an agent serves in a world with an unknown key", said)
-        except StageError as error:
-            if " ended " not in error.message:
-                raise
-            if not re.search(key, error.logs["agent"]):
-                said = Evidence(expected=f"the key in its log: `{key}`", logs=error.logs)
-                raise CheckFailed("an agent ended without a word on its world", said) from None
+    worlds: dict[str, Any] = {
+        "metods": {"grants": [{"id": "R1", "metods": ["GET"]}]},
+        r"audit\W{1,3}path": {"audit": {"path": "/dev/null/log"}},
+    }
+    with ExitStack() as taken:
+        if target.stage.kind == "processes":
+            other = taken.enter_context(socket.create_server(("127.0.0.1", 0)))
+            worlds["listen"] = {"agent": {"listen": [f"127.0.0.1:{other.getsockname()[1]}"]}}
+        for key, wrong in worlds.items():
+            _must_end(target, key, wrong)
+
+
+def _must_end(target: Target, key: str, wrong: dict[str, Any]) -> None:
+    try:
+        with own_bench(target, "orders", override=wrong, haproxy=False):
+            if "audit" not in wrong:
+                said = Evidence(expected="its end")
+                raise CheckFailed(f"an agent serves in a world that it cannot use: {key}", said)
+    except StageError as error:
+        if " ended " not in error.message:
+            raise
+        if not re.search(key, error.logs["agent"]):
+            said = Evidence(expected=f"the key in its log: `{key}`", logs=error.logs)
+            raise CheckFailed("an agent ended without a word on its world", said) from None
 
 
 @check("policy.hold.shadow", "SHADOW-GRANT-001", "SHADOW-DENY-001", features={"oidc"})
