@@ -17,6 +17,7 @@ from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.tables import table
 from iamroles_scenarios.engine.answers import read
 from iamroles_scenarios.engine.bench import Bench, SpopQuestion
+from iamroles_scenarios.engine.key_sets import keeping
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.jose.proof import combined
 
@@ -191,9 +192,10 @@ def nonces(target: Target) -> str:
     """With `nonce`, a proof without a nonce of this gate is refused and gets one, which every worker accepts.
 
     No nonce, one of another key, one bent; then the right one to each worker. A plain token needs none.
-    At last the same key in another file, and no file, beside a shadow policy.
+    Then the same key in another file, and no file, beside a shadow policy; at last another key in the same
+    file, while the agent stops.
     """
-    with bound(target, "bound.dpop.nonces", dpop=DPOP) as here:
+    with bound(target, "bound.dpop.nonces", dpop=DPOP, agent=keeping(target.stage)) as here:
         asking = Asking(here)
         _reload(here)
         other = _given(here, asking)
@@ -211,6 +213,13 @@ def nonces(target: Target) -> str:
         here.ask_all([_question(asking, "a nonce of this key, which stood in another file", own)])
         _reload(here, file="")
         here.ask_all([_question(asking, "a worker's nonce, without a file", _given(here, asking))])
+        _reload(here)
+        former = _given(here, asking)
+        here.world.agent.stop()
+        here.world.agent.put(_KEY, secrets.token_hex(32))
+        here.world.agent.start()
+        here.wait_for_keys([asking.question("keys", BASES["plain"])])
+        here.ask_all([_question(asking, "a nonce of the key before", former, "nonce_required")])
         return f"{here.asked} questions"
 
 
