@@ -157,13 +157,22 @@ class AgentHandle:
     def reload_document(self, document: Mapping[str, Any], *, within: float = 10.0) -> dict[str, Any]:
         """`reload` with the document as it is: nothing replaced, nothing filled in."""
         with self._lock:
-            part = self._running("reloaded")
-            if not self.spec.reload_signal_name:
-                raise StageError(f"{self.spec.name} declares no features.reload signal in agent.toml.")
-            self.write(document)
-            mark = part.stdout.mark
-            part.send(signal.Signals[self.spec.reload_signal_name])
+            part, mark = self._signalled(document)
             return part.ready(within, "reloaded", mark)
+
+    def begin_reload(self, policy: Mapping[str, Any]) -> None:
+        """Replace the world file and send the reload signal, without a look at the answer."""
+        with self._lock:
+            self._signalled(self._composer.document(policy))
+
+    def _signalled(self, document: Mapping[str, Any]) -> tuple[Part, int]:
+        part = self._running("reloaded")
+        if not self.spec.reload_signal_name:
+            raise StageError(f"{self.spec.name} declares no features.reload signal in agent.toml.")
+        self.write(document)
+        mark = part.stdout.mark
+        part.send(signal.Signals[self.spec.reload_signal_name])
+        return part, mark
 
     def logs(self) -> str:
         """Return what it said last, over its restarts."""

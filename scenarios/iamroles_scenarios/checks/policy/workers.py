@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from itertools import count
+from math import ceil
 from pathlib import Path
 from signal import SIGCONT, SIGSTOP
 from typing import Any
@@ -49,11 +50,14 @@ _NEW, _SOON, _LONGER = 6, 0.5, 3
 """Connections that are opened while a process hangs; seconds for an answer on each, not times the scale,
 because a late agent has not answered before the process was gone; and how many times as long as all others
 a connection takes if it waited for that, since a busy host makes all of them slow."""
-_ROTATE = 3600.0
-"""Seconds that a key signs: longer than a check takes."""
+_ROTATE, _KEYS_SEEN = 4.0, 3
+"""Seconds that a key signs, times the scale; keys that must sign after deaths: the second is known before."""
 _GRANTS, _HELD, _ANSWER = 2000, 2.0, 40.0
 """Grants of a large policy; seconds, times the scale, for which a process stands before it dies, and in which
 a reload is answered: no clause says how long it may take to read such a policy."""
+_DELAYS = 0.2, 0.5
+"""Seconds, times the scale, from the signal for a faulty policy to that for a good one: no event shows that
+an agent has read a file."""
 _GONE = refused("credential_revoked")
 _names = count(1)
 
@@ -300,7 +304,8 @@ def while_reloading(target: Target) -> str:
     """A reload is answered although a process dies meanwhile, and a large policy is put in force.
 
     Each process but the first is stopped, so that the reload waits for it, and then killed; at last a process
-    that the agent makes for a reload. An agent may refuse such a reload, and takes up the next one.
+    that the agent makes for a reload. An agent may refuse such a reload, and takes up the next one, also if
+    it comes while a faulty policy is read.
     """
     with _world(target, "policy.workers.reloads") as here, ThreadPoolExecutor(1) as pool:
         policy, token, number = here.loan.policy, here.token(exp="+55m"), 0
@@ -333,6 +338,14 @@ def while_reloading(target: Target) -> str:
         here.client.close()
         here.expect("by a large policy", token, refused("no_grant", status=403))
         here.expect("by its last grant", token, ALLOWED, path=f"/many/{_GRANTS - 1}")
+        faulty = {**large, "grants": [*large["grants"], {**_grant(_GRANTS), "metods": ["GET"]}]}
+        for delay in _DELAYS:
+            here.world.agent.begin_reload(faulty)
+            time.sleep(here.seconds(delay))
+            for wanted, seen in ((policy, ALLOWED), (shut, refused("no_grant", status=403))):
+                reload(wanted)  # the answer may be that to the faulty one
+                here.client.close()
+                here.expect("by a good policy behind a faulty one", token, seen, within=_WITHIN)
     return f"{number} processes"
 
 
@@ -353,19 +366,30 @@ def number_of_workers(target: Target) -> None:
 
 @check("identity.signed.deaths", "SIGNED-KEY-002", features={"identity", "oidc", "workers"})
 def published(target: Target) -> None:
-    """After the death of each process but the first, the log names where the keys are that sign then."""
-    with _world(target, "identity.signed.deaths", signing(target.stage, _ROTATE)) as here:
+    """After the death of each process but the first, the log names where the keys are that sign then.
+
+    Keys follow each other as before the deaths.
+    """
+    rotate = _ROTATE * ceil(target.scale)  # an agent may refuse less than two lifetimes
+    with _world(target, "identity.signed.deaths", signing(target.stage, rotate)) as here:
         agent, token = here.world.agent, here.token(exp="+55m")
         for what, pid in _processes(here):
             end_process(pid)
             _must_answer(here, f"after the death of {what}")
         here.expect("after all deaths", token, ALLOWED, within=_WITHIN)
-        signed = decide(agent.spop_address, iam_check(token, path="/orders/1")).get("identity")
-        kid, sets = str(jwt.get_unverified_header(str(signed))["kid"]), KeySets([agent], _ROTATE)
-        for _last in polls(here.seconds(_WITHIN)):
-            if kid in (found := sets.published()):
+        sets, kids = KeySets([agent], rotate), list[str]()
+        for _last in polls(here.seconds(_WITHIN) + 3 * rotate):
+            signed = decide(agent.spop_address, iam_check(token, path="/orders/1")).get("identity")
+            if (kid := str(jwt.get_unverified_header(str(signed))["kid"])) in kids:
+                continue
+            kids.append(kid)
+            if not any(kid in (found := sets.published()) for _last in polls(here.seconds(_WITHIN))):
+                raise here.failed(
+                    "the key that signs is at no place that the log names", None, kid, str(found)
+                )
+            if len(kids) == _KEYS_SEEN:
                 return
-        raise here.failed("the key that signs is at no place that the log names", None, kid, str(found))
+        raise here.failed(f"{len(kids)} keys signed after all deaths; `rotate` is {rotate:g}s")
 
 
 @check("fire.worker.keys", "FIRE-WORKER-002", lane="gate-spop", features={"oidc", "workers"})
