@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 
+from iamroles_scenarios.base.errors import StageError
 from iamroles_scenarios.base.polling import polls
 from iamroles_scenarios.checks.fault.fixture import FAULTY, FaultBench, fault_bench
 from iamroles_scenarios.declarations.results import check
@@ -30,8 +31,10 @@ _ANSWER, _SILENT = 5.0, 1.0
 
 
 @contextmanager
-def _proven(target: Target, *names: str) -> Iterator[tuple[FaultBench, Impostor, Authority]]:
-    """Yield a world whose agent and proxy prove to each other who they are."""
+def _proven(
+    target: Target, *names: str, listen: Sequence[str] = ()
+) -> Iterator[tuple[FaultBench, Impostor, Authority]]:
+    """Yield a world whose agent and proxy prove to each other who they are, maybe at more addresses."""
     authority, impostors = Authority(), list[Impostor]()
     files = {
         "agent.pem": authority.issue(AGENT_NAME),
@@ -46,7 +49,8 @@ def _proven(target: Target, *names: str) -> Iterator[tuple[FaultBench, Impostor,
 
         tls = {"certificate": "agent.pem", "ca": AGENT_CA, "names": list(names)}
         limits = {} if target.lacks(["limits"]) else {"handshake_timeout": f"{target.seconds(_SILENT):g}s"}
-        bench = fault_bench(target, override={"agent": {"tls": tls} | limits}, between=between, files=files)
+        table = {"tls": tls, **limits, **({"listen": [*listen]} if listen else {})}
+        bench = fault_bench(target, override={"agent": table}, between=between, files=files)
         here = stack.enter_context(bench)
         yield here, impostors[0], authority
 
@@ -86,7 +90,8 @@ def asker(target: Target) -> None:
     """The agent answers the proxy alone: a peer without the proxy's certificate gets no AGENT-HELLO.
 
     By its list of names, by the certificates of another authority that took their place, and without names.
-    With the feature `limits` the agent closes a connection that never begins its TLS.
+    So it does at an IPv6 address too; an agent may not know any. With the feature `limits` the agent closes a
+    connection that never begins its TLS.
     """
     with _proven(target, _PROXY_NAME) as (here, _, authority):
         _must_greet(
@@ -97,20 +102,36 @@ def asker(target: Target) -> None:
         _must_greet(here, newer.issue(_PROXY_NAME), {"of before": authority.issue(_PROXY_NAME)})
         here.world.agent.put("agent.pem", newer.issue(AGENT_NAME))
         _must_greet(here, newer.issue(_PROXY_NAME), {"of before": authority.issue(_PROXY_NAME)})
-    with _proven(target) as (here, _, authority):  # any name
-        _must_greet(here, authority.issue(_OTHERS[0]), {})
-        if not target.lacks(["limits"]) and not _left(here):
-            raise here.failed(f"a peer that says nothing stays beyond {_SILENT:g} s")
+    for more in (_another(target), []):
+        try:
+            with _proven(target, listen=more) as (here, _, authority):  # any name
+                for address in (here.world.agent.spop_address, *more):
+                    _must_greet(here, authority.issue(_OTHERS[0]), {}, address)
+                if not target.lacks(["limits"]) and not _left(here):
+                    raise here.failed(f"a peer that says nothing stays beyond {_SILENT:g} s")
+                return
+        except StageError as error:
+            if not more or " ended " not in error.message:
+                raise
 
 
-def _must_greet(here: FaultBench, good: str, bad: dict[str, str]) -> None:
+def _another(target: Target) -> list[str]:
+    """Return an IPv6 address at which nobody listens, if the stage and this host have any."""
+    with suppress(OSError), socket.socket(socket.AF_INET6) as free:
+        free.bind(("::1", 0))
+        return [f"[::1]:{free.getsockname()[1]}"] if target.stage.kind == "processes" else []
+    return []
+
+
+def _must_greet(here: FaultBench, good: str, bad: dict[str, str], address: str = "") -> None:
     """Expect an AGENT-HELLO for the one certificate soon, and none for another, or without one."""
-    if not any(_greeted(here, good) for _last in polls(here.seconds(_ANSWER))):
-        raise here.failed("a peer with a good certificate: no AGENT-HELLO")
+    address = address or here.world.agent.spop_address
+    if not any(_greeted(here, good, address) for _last in polls(here.seconds(_ANSWER))):
+        raise here.failed(f"a peer with a good certificate: no AGENT-HELLO at {address}")
     bad = bad | {"of another authority": Authority().issue(_PROXY_NAME), "that is missing": ""}
     for kind, pem in {**bad, "that is missing, without TLS": None}.items():
-        if _greeted(here, pem):
-            raise here.failed(f"a peer with a certificate {kind} got an AGENT-HELLO")
+        if _greeted(here, pem, address):
+            raise here.failed(f"a peer with a certificate {kind} got an AGENT-HELLO at {address}")
 
 
 def _left(here: FaultBench) -> bool:
@@ -127,11 +148,12 @@ def _left(here: FaultBench) -> bool:
         return True
 
 
-def _greeted(here: FaultBench, pem: str | None) -> bool:
+def _greeted(here: FaultBench, pem: str | None, address: str) -> bool:
     """Say HELLO to the agent, without TLS for None; return whether it answers with one."""
-    host, _, port = here.world.agent.spop_address.rpartition(":")
+    host, _, port = address.rpartition(":")
     with suppress(OSError), ExitStack() as stack:
-        line = stack.enter_context(socket.create_connection((host, int(port)), here.seconds(_ANSWER)))
+        line = socket.create_connection((host.strip("[]"), int(port)), here.seconds(_ANSWER))
+        stack.enter_context(line)
         if pem is not None:
             line = stack.enter_context(context(ssl.PROTOCOL_TLS_CLIENT, pem).wrap_socket(line))
         line.sendall(hello().encode())
