@@ -310,7 +310,8 @@ def account(target: Target) -> None:
 def same_name(target: Target) -> None:
     """The same role and session names in another account never get the first account's verdict.
 
-    The first verdict is in every cache; the second caller has all names alike but the account.
+    The first verdict is in every cache; the second caller has all names alike but the account. In each other
+    partition that 6.10 knows the role has a grant, which opens to it.
     """
     with bench(target, WORLD, flow="labels") as here:
         mine, foreign = (
@@ -322,6 +323,15 @@ def same_name(target: Target) -> None:
         passer = here.session("passer-by", name="reader")
         here.expect("a session called reader", here.credential(passer), refused("no_grant", status=403))
         here.expect("the role again", here.credential(mine), ALLOWED)
+        for role in here.loan.policy["roles"]:
+            if role["name"].startswith("aws-"):
+                keys = here.session(name="alice")
+                arn = keys.arn.replace("arn:aws:", f"arn:{role['name']}:")
+                about = {"Arn": arn, "UserId": "AROAX:alice", "Account": "111111111111"}
+                here.sts_fault("forge", members=about)
+                answer = ALLOWED.model_copy(update={"role": role["arn"], "principal": arn})
+                here.expect(f"its namesake of {role['name']}", here.credential(keys), answer)
+        here.sts_clear()
 
 
 @check("identity.caller.secrets", "PRINCIPAL-SECRET-001", features={"sts"})
