@@ -77,7 +77,11 @@ def _policy(here: Bench) -> None:
 
 
 def _keys(here: Bench) -> None:
-    issuer = here.issuer()
+    issuer, gone = here.issuer(), refused("key_unknown", "signature_invalid")
+    oldest = here.token()
+    here.expect("by the oldest key", oldest, ALLOWED, within=_WITHIN)
+    issuer.rotate(overlap=False)  # no token of the next key makes the agent fetch
+    here.expect("by a key that went out in silence", oldest, gone, within=_WITHIN)
     former, old = issuer.keys[0], here.token()
     here.expect("by the old key", old, ALLOWED, within=_WITHIN)
     issuer.rotate()
@@ -85,7 +89,6 @@ def _keys(here: Bench) -> None:
     here.expect("by a key that came in", new, ALLOWED, within=_WITHIN)
     here.expect("by the old key beside it", old, ALLOWED)
     issuer.remove(former.kid)
-    gone = refused("key_unknown", "signature_invalid")
     here.expect("by a key that went out", old, gone, within=_WITHIN)
     here.expect("by the key that stayed", new, ALLOWED)
 
