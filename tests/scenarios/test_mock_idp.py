@@ -166,6 +166,21 @@ def test_faults(issuer):
     fetch(url)
 
 
+def test_interim_answers_come_before_one_and_chunks_may_have_extensions(issuer):
+    server, sound = urlsplit(issuer.url), fetch(f"{issuer.url}/jwks")
+    issuer.fault("jwks", "chunked")
+    assert fetch(f"{issuer.url}/jwks") == sound
+    issuer.fault("jwks", "early")
+
+    with socket.create_connection((server.hostname, server.port), timeout=10) as connection:
+        about = f"Host: {server.netloc}\r\nConnection: close\r\n\r\n"
+        connection.sendall(f"GET {server.path}/jwks HTTP/1.1\r\n{about}".encode())
+        with connection.makefile("rb") as answer:
+            seen = [line for line in answer if line.startswith(b"HTTP/1.1 ")]
+
+    assert [line[9:12] for line in seen] == [b"103", b"103", b"200"]
+
+
 def test_a_repeated_answer_comes_before_anybody_asks_again_and_the_connection_stays(issuer):
     server = urlsplit(issuer.url)
     issuer.fault("jwks", "repeated", times=1)

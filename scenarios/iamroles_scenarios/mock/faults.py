@@ -17,6 +17,8 @@ kind            effect (parameters)
 ``content-type``  the sound body as `content_type` (text/html)
 ``oversized``   the sound object with one more member, another each time, `size` bytes in all (2 MiB)
 ``ended``       the sound body with blanks, `size` bytes in all, without a length: its connection ends
+``early``       the sound answer after two interim ones
+``chunked``     the sound answer in chunks with extensions, and a trailer
 ``repeated``    the sound answer a hundred times in one piece, on a connection that stays
 ``patch``       the sound object with `members` set (a discovery document's issuer, for example)
 ==============  ========================================================================================
@@ -39,13 +41,16 @@ from aiohttp import web
 KINDS = frozenset(
     {
         *("slow", "stall", "drip", "cut", "truncated", "status", "redirect", "malformed", "content-type"),
-        *("oversized", "ended", "repeated", "patch", "hang", "trickle", "endless"),
+        *("oversized", "ended", "repeated", "early", "chunked", "patch", "hang", "trickle", "endless"),
     }
 )
 ENDLESS = frozenset({"stall", "drip", "hang", "trickle", "endless"})
 """Those of which no answer ever comes whole, and no end of it."""
 _PIECE = 1 << 16
 """Bytes that `endless` writes at a time."""
+_EARLY = b"HTTP/1.1 103 Early Hints\r\nLink: </keys>; rel=preload\r\n\r\n"
+_CHUNK = 100
+"""Letters of a chunk."""
 _COPIES = 100
 """Answers of `repeated`: more than a client asks for while a check lasts."""
 Sound = Callable[[], Awaitable[web.Response]]
@@ -225,6 +230,18 @@ async def _altered(fault: Fault, request: web.Request, response: web.Response) -
         request.transport.write((head + text.ljust(fault.size)).encode())
         request.transport.close()
         return response
+    if fault.kind in ("early", "chunked") and request.version < (1, 1):
+        return response  # such a client knows neither
+    if fault.kind == "early" and request.transport is not None:
+        request.transport.write(_EARLY * 2)
+        return response
+    if fault.kind == "chunked" and request.transport is not None:
+        head = f"HTTP/1.1 {response.status} X\r\nContent-Type: {response.content_type}\r\n"
+        pieces = (text[at : at + _CHUNK] for at in range(0, len(text), _CHUNK))
+        chunks = "".join(f"{len(piece):x};of=set\r\n{piece}\r\n" for piece in pieces)
+        end = f"{chunks}0;last\r\nX-Trailer: 1\r\n\r\n"
+        request.transport.write(f"{head}Transfer-Encoding: chunked\r\n\r\n{end}".encode())
+        return _Written()
     if fault.kind == "repeated" and request.transport is not None:
         head = f"HTTP/1.1 {response.status} X\r\nContent-Type: {response.content_type}\r\n"
         whole = f"{head}Content-Length: {len(text.encode())}\r\n\r\n{text}"

@@ -44,6 +44,8 @@ ENDS = {
     "oversized": "identity.keys.*",
     "ended": "identity.keys.*, identity.sts.answer-size",
     "patch": "identity.cold.mix-up",
+    "early": "identity.derived.key-sets",
+    "chunked": "identity.derived.key-sets",
     "repeated": "identity.derived.key-sets",
 }
 """Faults after which the caller knows that its call is over, and where they are played."""
@@ -53,6 +55,8 @@ _RECOVERY = 8.0
 """Seconds, times the scale, in which an agent gives up a call that hangs, and makes another."""
 _KEYS = {"refresh": "500ms", "cooldown": "500ms", "max_stale": "1h", "timeout": "500ms"}
 NOT_YET = refusal("keys_unavailable", "key_unknown", status={401, 503})
+_GONE, _TURNS = {"gone": "http://127.0.0.1:9/"}, 3
+"""An endpoint at which nobody is, and how often it is asked, a sound one each time after it."""
 NO_STS = refusal("sts_unavailable", status=503)
 
 
@@ -172,12 +176,13 @@ def waits(target: Target) -> str:
 def sts_waits(target: Target) -> str:
     """A call to STS that never ends is given up, in every way in which it may not end.
 
-    One host for each way; the credential is another one each time, so that no memory answers.
+    One host for each way; the credential is another one each time, so that no memory answers. An STS that
+    nobody can reach delays no credential for another.
     """
     suffix, used = own_suffix(), count(100)
-    hosts = {way: f"{way}{suffix}.sts.example" for way in ("sound", *WAYS)}
+    hosts = {way: f"{way}{suffix}.sts.example" for way in ("sound", "gone", *WAYS)}
     tables = [
-        {"name": way, "endpoint": "{sts}", "hosts": [host], "binding_header": "x-iam-edge",
+        {"name": way, "endpoint": _GONE.get(way, "{sts}"), "hosts": [host], "binding_header": "x-iam-edge",
          "binding_value": EDGE, "insecure_http": True, **({} if way == "sound" else {"timeout": "500ms"})}
         for way, host in hosts.items()
     ]  # fmt: skip
@@ -185,13 +190,15 @@ def sts_waits(target: Target) -> str:
     with started(target, suffix, sts=tables) as here:
         session = here.session("kiosk")
 
-        def ask(way: str) -> SpopQuestion:
+        def ask(way: str, expected: Expected = ALLOW) -> SpopQuestion:
             text = here.credential(session, expires=next(used), host=hosts[way])
-            what = WAYS.get(way, "a sound one beside calls that hang")
-            return SpopQuestion(f"STS: {what}", iam_check(text), ALLOW)
+            what = WAYS.get(way, f"a {way} one beside others in trouble")
+            return SpopQuestion(f"STS: {what}", iam_check(text), expected)
 
-        before = [ask(way) for way in hosts]
+        before = [ask(way) for way in hosts if way not in _GONE]
         here.ask_all(before, "before: ", again=False)
+        turns = [each for _ in range(_TURNS) for each in (ask("gone", NO_STS), ask("sound"))]
+        here.judge(turns, here.actions(turns, window=1))
         for way in WAYS:
             cloud.fault(f"{STS_ACTION}@{hosts[way]}", way, times=here.loan.workers, seconds=0.2)
         try:
