@@ -13,7 +13,7 @@ from iamroles_scenarios.checks.derived.world import iam_check
 from iamroles_scenarios.checks.identity.caller import WORLD
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine import bench as benches
-from iamroles_scenarios.engine.answers import ALLOW
+from iamroles_scenarios.engine.answers import ALLOW, REFUSE
 from iamroles_scenarios.engine.bench import ALLOWED, Bench, bench, beside, own_bench, own_suffix, refused
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.wire.asker import Asker
@@ -28,6 +28,8 @@ _GIVE_UP = 9.0
 _GIVEN_UP = refused("keys_unavailable", "key_unknown", "internal_error", status=[503, 401])
 _FORGED, _GOOD = 120, 12
 """Credentials of the flood, and of the caller that must be served beside it."""
+_NEW, _KNOWN = 3, 20
+"""Callers whom STS never confirmed, each asked about right after a forgery; and callers whom it did."""
 _CROWD, _FULL, _SLOW, _PROMPT = 60, 8, 5.0, 15.0
 """Forged credentials at once, calls that then wait for STS, seconds of STS for each, and seconds, times the
 scale, in which the caller must be served: those of a few calls."""
@@ -37,7 +39,7 @@ and seconds, times the scale, after which no more are asked."""
 _FLOODS = (
     ("a newcomer", "192.0.2.98", [f"2001:db8::{number:x}" for number in range(_CROWD)]),
     ("another newcomer", "::ffff:192.0.2.99", ["::ffff:192.0.2.0"] * _CROWD),  # IPv4 too (6.18)
-    ("the same caller again", "192.0.2.99", [f"198.51.100.{number}" for number in range(2 * _CROWD)]),
+    ("the first of many callers", "203.0.113.0", [f"198.51.100.{number}" for number in range(2 * _CROWD)]),
 )
 """The caller, its address, and the address of each question of a flood; the last flood goes on meanwhile."""
 _SHUT_OUT = refused("sts_rejected", "sts_unavailable", "token_expired", status=[401, 503])
@@ -71,6 +73,14 @@ def forged(target: Target) -> None:
     """
     with bench(target, WORLD, flow="forged") as here:
         here.expect("the caller, alone", here.credential(here.reader, expires=300), ALLOWED)
+        with here.asking():
+            for number in range(_NEW):
+                forgery, sound = here.session(), here.session()
+                both = here.credential(forgery, secret="wrong"), here.credential(sound)  # noqa: S106
+                checks = [_question(text, f"203.0.113.{2 * number + at}") for at, text in enumerate(both)]
+                pair = [benches.SpopQuestion("a forgery", checks[0], REFUSE)]
+                pair += [benches.SpopQuestion("a newcomer right after it", checks[1], ALLOW)]
+                here.judge(pair, here.actions(pair, window=1))
         numbers = iter(range(_FORGED))
 
         def flood(stranger: Bench, _ended: threading.Event) -> None:
@@ -120,7 +130,8 @@ def many(target: Target) -> str:
 def newcomer(target: Target) -> None:
     """A caller whom STS never confirmed is served beside a flood from another address.
 
-    Or from a network of IPv6. Then STS knows the caller, who is served beside a flood from many addresses.
+    Or from a network of IPv6. A caller whom STS knows, long before others, is served beside a flood from
+    many addresses.
     STS takes seconds for each forged credential, and no longer than usual for the caller's. All come over
     SPOP, so that the judge chooses their addresses.
     """
@@ -128,10 +139,17 @@ def newcomer(target: Target) -> None:
     hosts = [f"{name}{suffix}.sts.example" for name in ("forged", "newcomer")]
     override = {"sts": [{"name": "forged", "hosts": hosts}]}
     with own_bench(target, WORLD, suffix, override=override, flow="forged") as here, here.asking():
-        keys = here.session()
+        keys, known = here.session(), [here.session() for _ in range(_KNOWN)]
+        texts = [here.credential(each, host=hosts[1]) for each in known]
+        before = [
+            benches.SpopQuestion("one of many callers", _question(text, f"203.0.113.{number}"), ALLOW)
+            for number, text in enumerate(texts)
+        ]
+        here.judge(before, here.actions(before, window=4))
         for first, (what, source, strangers) in enumerate(_FLOODS, 1):
             here.sts_fault("slow", seconds=here.seconds(_SLOW))
-            calls, text = here.sts_calls(), here.credential(keys, host=hosts[1], expires=2 * _CROWD * first)
+            who, calls = keys if first < len(_FLOODS) else known[0], here.sts_calls()
+            text = here.credential(who, host=hosts[1], expires=2 * _CROWD * first)
             with beside(here, partial(_flood, keys, strangers, 2 * _CROWD * first), 1):
                 try:
                     any(here.sts_calls() >= calls + _FULL for _last in polls(here.seconds(_SLOW / 3)))
