@@ -10,6 +10,7 @@ import socket
 import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 
 from iamroles_scenarios.base.errors import StageError
 from iamroles_scenarios.base.polling import polls
@@ -19,15 +20,22 @@ from iamroles_scenarios.engine.certificates import Authority, context
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.stage.impostor import Impostor
 from iamroles_scenarios.stage.rendering import AGENT_CA, AGENT_NAME, PROXY_CERTIFICATE
+from iamroles_scenarios.stage.spec import AUTHORITIES
 from iamroles_scenarios.wire.frames import FrameType, hello
 
-_PROXY_NAME = "proxy.iamroles.test"
+_PROXY_NAME, _SECOND = "proxy.iamroles.test", "second.iamroles.test"
 _OTHERS = ["www.iamroles.test", f"x{_PROXY_NAME}", f"{_PROXY_NAME}.example", "proxy"]
 """Names that are not the proxy's."""
 _TRIED = 10.0
 """Seconds, times the scale, within which a health check reaches an impostor."""
 _ANSWER, _SILENT = 5.0, 1.0
 """Seconds, times the scale, for the agent's answer to a HELLO, and of `handshake_timeout`."""
+
+
+@cache
+def _of_issuers() -> Authority:
+    """Return an authority that an agent may believe of issuers (6.5), and of no peer."""
+    return Authority()
 
 
 @contextmanager
@@ -37,6 +45,7 @@ def _proven(
     """Yield a world whose agent and proxy prove to each other who they are, maybe at more addresses."""
     authority, impostors = Authority(), list[Impostor]()
     files = {
+        AUTHORITIES: _of_issuers().public,
         "agent.pem": authority.issue(AGENT_NAME),
         AGENT_CA: authority.public,
         PROXY_CERTIFICATE: authority.issue(_PROXY_NAME),
@@ -89,11 +98,13 @@ def impostor(target: Target) -> str:
 def asker(target: Target) -> None:
     """The agent answers the proxy alone: a peer without the proxy's certificate gets no AGENT-HELLO.
 
-    By its list of names, by the certificates of another authority that took their place, and without names.
-    So it does at an IPv6 address too; an agent may not know any. With the feature `limits` the agent closes a
-    connection that never begins its TLS.
+    By two names, whatever their case, by the certificates of another authority that took their place, and
+    without names. Those who may issue an issuer's certificate count for nothing here. So it does at an IPv6
+    address too; an agent may not know any. With the feature `limits` the agent closes a connection that never
+    begins its TLS.
     """
-    with _proven(target, _PROXY_NAME) as (here, _, authority):
+    with _proven(target, _PROXY_NAME, _SECOND.title()) as (here, _, authority):
+        _must_greet(here, authority.issue(_SECOND), {})
         _must_greet(
             here, authority.issue(_PROXY_NAME), {f"for {name}": authority.issue(name) for name in _OTHERS}
         )
@@ -128,7 +139,7 @@ def _must_greet(here: FaultBench, good: str, bad: dict[str, str], address: str =
     address = address or here.world.agent.spop_address
     if not any(_greeted(here, good, address) for _last in polls(here.seconds(_ANSWER))):
         raise here.failed(f"a peer with a good certificate: no AGENT-HELLO at {address}")
-    bad = bad | {"of another authority": Authority().issue(_PROXY_NAME), "that is missing": ""}
+    bad = bad | {"of another authority": _of_issuers().issue(_PROXY_NAME), "that is missing": ""}
     for kind, pem in {**bad, "that is missing, without TLS": None}.items():
         if _greeted(here, pem, address):
             raise here.failed(f"a peer with a certificate {kind} got an AGENT-HELLO at {address}")
