@@ -27,10 +27,11 @@ from iamroles_scenarios.base.errors import Inapplicable, StageError, Untestable
 from iamroles_scenarios.base.family import family
 from iamroles_scenarios.base.polling import polls
 from iamroles_scenarios.checks.fault.fixture import BACK, ONE, FaultBench, fault_bench
-from iamroles_scenarios.checks.proxy.traffic import HttpQuestion
+from iamroles_scenarios.checks.proxy.traffic import HttpQuestion, shut
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation
 from iamroles_scenarios.engine.bench import own_suffix
+from iamroles_scenarios.engine.key_sets import keeping
 from iamroles_scenarios.engine.target import Target
 
 _DEEP = 1.5
@@ -307,7 +308,8 @@ def disk(target: Target) -> str:
 
     The agent's files cannot grow, as on a full disk, twice; then, where the suite sees the log, it is moved
     away alone; its folder is gone, or another one is there; or a text, a device, a pipe whose reader stops.
-    A log that was moved away during a stop keeps nobody out. `audit.on_error` is `deny`.
+    A log that was moved away during a stop keeps nobody out. `audit.on_error` is `deny`. And a policy that
+    could not be saved comes back after a death, and none before it (8.5).
     """
     folder = Path(f"/tmp/iamroles{own_suffix()}")  # noqa: S108 - in its own container or on this host
     seen_here = target.stage.kind == "processes"
@@ -331,7 +333,22 @@ def disk(target: Target) -> str:
             with _PipedLog(folder / "pipe") as pipe:
                 override = {"audit": {**log, "path": str(pipe.path)}}
                 _strange_log(target, override, partial(_stuck_log, pipe=pipe))
+        if not target.lacks(["reload"]):
+            _die_unsaved(target)
         return remark
+
+
+def _die_unsaved(target: Target) -> None:
+    """Kill the agent after a reload beside a full disk: what it confirmed comes back, and no older policy."""
+    with fault_bench(target, override={"agent": keeping(target.stage)}) as here:
+        policy = here.loan.policy
+        kept = [grant for grant in policy["grants"] if grant["backend"] != "orders-ro"]
+        with _full_disk(here):
+            confirmed = here.reload({**policy, "grants": kept}).get("reloaded")
+        here.world.agent.kill()  # before it saves again
+        if confirmed:
+            here.world.agent.start()
+            here.must_recover("a death on a full disk", [HttpQuestion(ONE, here.token(), shut(403))])
 
 
 def _strange_log(target: Target, override: Mapping[str, Any], play: Callable[[FaultBench], None]) -> None:
