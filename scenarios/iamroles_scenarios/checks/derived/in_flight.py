@@ -15,6 +15,7 @@ from iamroles_scenarios.engine import answers
 from iamroles_scenarios.engine.answers import ALLOW, Expected, refusal
 from iamroles_scenarios.engine.bench import SpopQuestion, own_suffix
 from iamroles_scenarios.engine.observation import differences
+from iamroles_scenarios.engine.spread import Spread
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.wire.asker import Asker
 
@@ -25,6 +26,8 @@ _OLD: Expected = {**ALLOW, "rule": "kiosk", "backend": "orders-ro"}
 _NEW: Expected = {**ALLOW, "rule": "moved", "backend": "orders-rw"}
 _PATIENCE, _REFRESH, _STALE = 30.0, 1.0, 5.0
 """Seconds, times the scale: for an answer that waits; and the new policy's `refresh` and `max_stale`."""
+_STRAYS = 3
+"""Unknown kids: the first may cause a fetch, and the others cannot for a cooldown."""
 _LAST: Expected = {**_NEW, "principal": "carol"}
 _WHOLE = ({**_OLD, "principal": "bob"}, _LAST, NOT_YET)
 """Answers by one policy, and that of an agent that gives up the wait."""
@@ -36,7 +39,7 @@ def in_flight(target: Target) -> str:
 
     A question that need not wait is answered meanwhile, by the new policy once it is confirmed. Then a
     withdrawn key, and keys in an outage, open nothing within the times of that policy, also if the outage
-    began before the reload.
+    began before the reload. Nor does a pause of a longer cooldown outlive the reload that shortens it.
     """
     suffix = own_suffix()
     rows = {f"f{number}": (what, call) for number, (what, call) in enumerate(CALLS.items())}
@@ -99,4 +102,17 @@ def in_flight(target: Target) -> str:
         ended += [replace(ending, expected=ends[1])]
         until_right(here, ended)
         here.ask_all(ended, "by the new policy's times: ")
+        for cooldown in ("1h", _KEYS["cooldown"]):
+            here.must_reload({**policy, "keys": _KEYS | {"cooldown": cooldown}}, f"a cooldown of {cooldown}")
+            if cooldown == "1h":
+                with Spread(here.world.agent, here.loan.workers, here.seconds(_PATIENCE)) as asking:
+                    for worker in asking.askers():
+                        strays = [here.token("f2", key="unknown-kid", alg="ES256") for _ in range(_STRAYS)]
+                        worker.actions_of([(iam_check(stray), None) for stray in strays], window=1)
+        # A stray that was refused may still cause a fetch, of the first key.
+        for which in ("a key that came in", "the next one"):
+            issuers["f2"].rotate("ES256")
+            last = [ask(which, "f2", "dan", _LAST)]
+            until_right(here, last)
+            here.ask_all(last, "once the cooldown is short again: ")
     return f"{len(rows)} calls, {here.asked} questions"
