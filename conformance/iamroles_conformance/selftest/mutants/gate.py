@@ -73,7 +73,7 @@ mutant("gate.shortest-path-wins", "ROLE-SPECIFIC-001", "lets the least specific 
     edit.best_grant(lambda found: found[-1])
 )
 mutant("gate.loads-conflicts", "POLICY-CONFLICT-001", "loads a policy whose grants conflict")(
-    setting(checks, "_conflicts", lambda sound: iter(()))
+    setting(checks, "_conflicts", lambda _sound, _faulty: iter(()))
 )
 
 
