@@ -38,15 +38,15 @@ ROOMS = {
 ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 25_684,
-    "scenarios": 36_465,
+    "scenarios": 36_700,
     "conformance": 11_788,
     "loadtests": 4_962,
     "benchmarks": 4_269,
-    "tests": 35_495,
+    "tests": 35_511,
 }
 TRUSTED_LINES = 19_336
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 23_618
+DATA_LINES = 23_748
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""
