@@ -122,6 +122,7 @@ FAULTS = {
         ("", "{} faults (`benchmarks/faults/`). 28 of them"),
         ("fresh", "Of {} faults four"),
         ("walk_first", "Of the first {} faults"),
+        ("walk_third", "wrote {} more faults"),
     ],
 )
 def test_the_page_counts_the_faults_from_the_source_as_their_rows_do(walk, whole):
