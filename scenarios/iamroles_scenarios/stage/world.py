@@ -191,14 +191,15 @@ class HaproxyHandle:
         return self._runs[-1].runtime(command)
 
     def agent_is_up(self, agents: int = 1) -> bool:
-        """Return whether HAProxy's health check holds this many agents for good; it may know spare ones."""
+        """Return whether HAProxy's health check holds this many agents for good, or all that it knows."""
         rows = [
             line.split(",") for line in self.runtime("show stat iam-agents 4 -1").splitlines() if "," in line
         ]
         if len(rows) < 2:
             return False
         status = rows[0].index("status")
-        return sum(row[status].startswith(("UP", "no check")) for row in rows[1:]) >= agents
+        held = sum(row[status].startswith(("UP", "no check")) for row in rows[1:])
+        return held >= min(agents, len(rows) - 1)
 
     def wait_agent(self, up: bool, within: float = 10.0, agents: int = 1) -> bool:
         """Wait until the health check says so; returns whether it did by the deadline."""
