@@ -51,8 +51,8 @@ def proxied(target: Target) -> None:
 def waiting(target: Target) -> None:
     """A request that waits for its answer ends as a stream does, though interim responses come all the time.
 
-    The server sends 103 again and again, and no answer: in a backend with streams, and in one without. One
-    that lives on has a usual path, and a token for many audiences.
+    The server sends 103 again and again, and no answer: in a backend with streams, and in one without. A
+    stream that lives on has a usual path, and a token for many audiences.
     """
     with live_bench(target, "live.wait", revoking=True) as here:
         paths = {"reader": ("/live/reader", "/plain/a"), "writer": ("/live/writer",)}
