@@ -40,7 +40,7 @@ SHAPES = (*FEW, IDLE_DOWNLOAD, UPLOAD)
 USUAL = 600
 """Letters of a usual path."""
 AUDIENCES = [*map(str, range(9)), "edge"]
-"""Of a token for many, as a stream must keep it."""
+"""Of a token for many, more than an agent may keep: a stream must not lose by that."""
 
 
 class LiveBench(Bench):

@@ -31,8 +31,6 @@ _PATIENT = {"IAM_TIMEOUT_PROCESSING": "20s"}
 _NEAR = 1.4
 """Seconds, times the scale: an agent has planned an end so near, and it is later than a cut may be."""
 _FAST_KEYS = {"refresh": "1s", "cooldown": "1s"}
-_MANY = ["edge", *(f"audience-{number}" for number in range(9))]
-"""Audiences of a token: more than an agent may keep of what it was judged by."""
 _KEYS = 1.0 + AFTER
 """Seconds, times the scale: the agent learns of a key within `refresh`."""
 
@@ -111,7 +109,7 @@ def key(target: Target) -> None:
     """
     with live_bench(target, "live.key", own=True, keys=_FAST_KEYS) as here, here.asking():
         issuer = here.issuer()
-        first = here.token(exp="+15m", aud=_MANY)
+        first = here.token(exp="+15m", aud=fixture.AUDIENCES)
         here.wait_for_keys([SpopQuestion("a first use", iam_check(first, **_PLAIN), ALLOW)])
         going = here.open(SOCKET, first)
         issuer.rotate()
