@@ -1,6 +1,8 @@
 """Credentials in places where they do not belong, for tests of what is written down."""
 
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from urllib.parse import quote
 
 import jwt
@@ -66,13 +68,13 @@ class Misplaced:
         return next((run for run in runs if run in written), "")
 
 
-@st.composite
-def misplaced(draw):
-    """A credential of any kind, spelled in any way, cut at any place or not, once or twice."""
-    whole = draw(st.sampled_from(CREDENTIALS))
-    secret = secret_of(whole)
-    text = draw(st.sampled_from(SPELLINGS))(whole)
-    around = draw(st.sampled_from(DOUBLED))
-    if draw(st.booleans()):
-        text = text[: draw(st.sampled_from([1024, 700, 260, len(text) - 1, len(text) - 40]))]
-    return Misplaced(around.format(text), secret)
+def _each():
+    for whole, spelled, around in product(CREDENTIALS, SPELLINGS, DOUBLED):
+        text = spelled(whole)
+        for end in (None, 1024, 700, 260, len(text) - 1, len(text) - 40):
+            yield Misplaced(around.format(text[:end]), secret_of(whole))
+
+
+EACH = list(_each())
+"""Credentials of each kind, spelled in each way, cut or not, once and twice and beside other text."""
+misplaced = partial(st.sampled_from, EACH)

@@ -33,7 +33,7 @@ _TOKEN = re.compile(
 _OTHER = re.compile(
     r"(?i:iam-sts-v1)(?:\.|%2[Ee])[A-Za-z0-9_%=.-]*+"
     r"|(?i:X-Amz-(?:Signature|Security-Token|Credential)(?:=|%3D)[^&\s]*+)"
-    r"|(?i:(?:bearer|dpop)(?:\s|%20|\+)++[A-Za-z0-9._~/=-][A-Za-z0-9._~+/=-]{7,}+)"
+    r"|(?i:(?:bearer|dpop)(?:\s|%20|\+)++[A-Za-z0-9._~/=-][A-Za-z0-9._~+/=%-]{7,}+)"
 )
 _SEAL = re.compile(rb"(?i:[?&]X-Amz-Signature=)([0-9a-f]{64})(?![^&])")
 _MARKS = ("iam-sts-v1", "x-amz-", "bearer", "dpop")

@@ -1,9 +1,10 @@
 """No credential in the audit, whatever its kind, wherever a client puts it, however it is spelled or cut."""
 
+import pytest
 from audit_support import decided, opened
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from misplaced import misplaced
+from misplaced import EACH, misplaced
 
 from iamroles_agent.audit.redaction import shown
 from iamroles_agent.base.identity import Decision
@@ -36,3 +37,8 @@ def test_no_run_of_a_credential_is_on_record(tmp_path_factory, one, where):
 @settings(max_examples=300, deadline=None)
 def test_no_cut_shows_a_run_of_a_credential(one, limit, before):
     assert not one.shown_by(shown("/a" * (before // 2) + "/" + one.text, limit))
+
+
+@pytest.mark.parametrize("limit", [64, 500, 2000])
+def test_none_of_them_is_shown(limit):
+    assert not [one.text for one in EACH if one.shown_by(shown(one.text, limit))]
