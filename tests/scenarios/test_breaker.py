@@ -147,6 +147,5 @@ def test_a_hello_that_comes_in_two_records_of_tls_is_a_hello():
                 line.sendall(piece)
 
     with listening(greets) as address:
-        agent = SimpleNamespace(spop_address=address)
-        here = SimpleNamespace(world=SimpleNamespace(agent=agent), seconds=float)
-        assert proof._greeted(here, AUTHORITY.issue("proxy"))
+        here = SimpleNamespace(seconds=float)
+        assert proof._greeted(here, AUTHORITY.issue("proxy"), address)
