@@ -38,7 +38,7 @@ ROOMS = {
 ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 25_684,
-    "scenarios": 36_699,
+    "scenarios": 36_802,
     "conformance": 11_788,
     "loadtests": 4_962,
     "benchmarks": 4_269,

@@ -78,8 +78,7 @@ class Asker:
     @property
     def port(self) -> int:
         """Return the port of its connection, opened if need be; 0 for a Unix socket."""
-        name = _background.run(self._connected()).name
-        return int(name[1]) if isinstance(name, tuple) else 0
+        return _background.run(self._connected()).port
 
     @property
     def connected(self) -> bool:

@@ -133,6 +133,11 @@ class Connection:
         """Return the address of its own end: host and port, or text."""
         return self._transport.get_extra_info("sockname")
 
+    @property
+    def port(self) -> int:
+        """Return the port of its own end; 0 for a Unix socket."""
+        return int(self.name[1]) if isinstance(self.name, tuple) else 0
+
     # --- sending -------------------------------------------------------------------------------------------
 
     async def send(self, *frames: Frame | bytes, piece: int | None = None, gap: float = 0.0) -> None:

@@ -200,6 +200,8 @@ def faults(base: Policy) -> Iterator[tuple[str, str, dict[str, Any]]]:
         policy = whole(base)
         policy["grants"] += [usual | own for usual, own in zip(GRANTS, meeting, strict=True)]
         yield f"grants that meet: {meeting}", "", policy
+    deaf = [deny | {"roles": ["nobody"]} for deny in _LARGE]  # the answer is long, and still one line
+    yield f"{len(deaf)} denies of an unknown role", "roles", {**whole(base), "denies": deaf}
     astray = _with(base, "grants", "backend", "nowhere")
     for name, key, value in (("keys", "refresh", 7), ("grants", "methods", 3)):
         what = f"{name}.{key} = {value}, and a grant to no backend"

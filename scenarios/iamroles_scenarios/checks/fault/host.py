@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from itertools import cycle
+from itertools import count, cycle
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,7 +30,7 @@ from iamroles_scenarios.checks.fault.fixture import BACK, ONE, FaultBench, fault
 from iamroles_scenarios.checks.proxy.traffic import HttpQuestion, shut
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation
-from iamroles_scenarios.engine.bench import own_suffix
+from iamroles_scenarios.engine.bench import ALLOWED, own_suffix, refused
 from iamroles_scenarios.engine.key_sets import keeping
 from iamroles_scenarios.engine.target import Target
 
@@ -129,23 +129,38 @@ def descriptors(target: Target) -> str:
     """An agent without a free descriptor gives no wrong verdict, and serves when it has some again.
 
     Others take those that are left. Then HAProxy is reloaded, so that it needs connections that the agent
-    cannot take. The remark says how many questions were not served: none, if HAProxy got its connections.
+    cannot take. The remark says how many questions were not served: none, if HAProxy got its connections. A
+    revocation that comes meanwhile is not lost, and reloads are answered again.
     """
-    with fault_bench(target) as here:
+    live = {} if target.lacks(["live"]) else {"live": {"revocations": "revocations.toml"}}
+    with fault_bench(target, override=live) as here:
+        eve = here.token(sub="eve", exp="+15m")
+        here.expect("before it is revoked", eve, ALLOWED)
         with _limited(here, resource.RLIMIT_NOFILE, _descriptors), ExitStack() as others:
             host, _, port = here.world.agent.spop_address.rpartition(":")
             with suppress(OSError):  # nobody accepts, and more than some may not wait for that
                 for _ in range(0 if host == "unix" else _CROWD):
                     others.enter_context(socket.create_connection((host.strip("[]"), int(port)), _DEEP))
+            if live:
+                here.revoke(principals=["eve"])
+            if not target.lacks(["reload"]):
+                here.world.agent.begin_reload(here.loan.policy)
             here.world.haproxy.reload()
             lost = here.ask_during("no descriptors")
         here.must_recover("no descriptors", everywhere=True)
+        if live:
+            here.expect("revoked meanwhile", eve, refused("credential_revoked"), within=BACK)
+        # An agent may have kept the reload, and answer it only now.
+        again = () if target.lacks(["reload"]) else polls(here.seconds(BACK))
+        if again and not any(here.reload(here.loan.policy).get("reloaded") for _last in again):
+            raise here.failed(f"no policy is taken up {BACK:g} s after there are descriptors again")
         return f"{here.remark}; not served meanwhile: {lost} of {len(here.people)}"
 
 
 def _descriptors(pid: int) -> int:
-    """Return a limit of one more than it has open."""
-    return max(int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir()) + 2
+    """Return a limit by which none is free."""
+    used = {int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir()}
+    return next(number for number in count() if number not in used)
 
 
 @check("fault.host.memory", "FAULT-HOST-002", long=True)

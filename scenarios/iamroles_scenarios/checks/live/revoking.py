@@ -18,6 +18,7 @@ from iamroles_scenarios.declarations.scenario import Expectation
 from iamroles_scenarios.declarations.tables import ARN
 from iamroles_scenarios.engine.answers import ALLOW
 from iamroles_scenarios.engine.bench import EDGE, SpopQuestion, refused
+from iamroles_scenarios.engine.key_sets import keeping
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.jose.encoding import part
 
@@ -223,7 +224,7 @@ def _revoked(
     members = dict(_KINDS[kind])
     # One kind with a single worker, which must do what one of two may leave to the other.
     alone = kind == "session" and not target.lacks(["workers"])
-    tables: dict[str, Any] = {"agent": {"workers": 1}} if alone else {}
+    tables: dict[str, Any] = {"agent": keeping(target.stage) | {"workers": 1}} if alone else {}
     with live_bench(target, owner, revoking=True, mounted=kind == "issued", **tables) as here:
         going, staying = here.two_people(SHAPES)
         between(here)
@@ -255,6 +256,8 @@ def _revoked(
             here.revoke_all([*_OTHERS, {"id": "bob", "principals": ["bob"]}])
             here.expect("a request that a long file names last", bob, gone, within=WITHIN, **how)
             here.expect("a request that a long file does not name", alice, passes, **how)
+            here.restart_agent()
+            here.expect("a request that a long file names, after a death", bob, gone, within=WITHIN, **how)
 
 
 for _kind in _KINDS:
@@ -271,7 +274,8 @@ for _kind in _KINDS:
         """Streams of two people; the revocation is about one of them.
 
         A reload does not lift it. That of a session comes once more, while the agent may read another file.
-        Then a long file is about the other person. A link leads to the file of `issued`.
+        Then a long file is about the other person, also after the agent's death. A link leads to the file of
+        `issued`.
         """
         _revoked(target, f"live.revoke.{kind}", kind)
 

@@ -21,6 +21,8 @@ from iamroles_scenarios.wire.target import WireTarget
 _PREFIX = "txn.iam."
 _SLOW = 0.5
 """Seconds, times the scale, from which on an answer counts as slow."""
+_FRAMES, _QUICK = 20, 3
+"""Questions that HAProxy lets wait on a connection (`max-waiting-frames`), and those that need not wait."""
 _SLOWEST, _TRIES = 12.0, 3
 """Seconds, times the scale, that a slow answer may take; and such questions that are tried."""
 
@@ -402,11 +404,12 @@ async def null_is_unset(target: WireTarget) -> None:
 
 @check("wire.pipeline.out-of-order", "SPOP-PIPE-001")
 async def pipeline(target: WireTarget) -> str:
-    """Pipelined: one slow token never blocks the others.
+    """Pipelined: slow tokens never block the others.
 
-    The slow one is asked first; the agent must answer all others while it is still waiting. If it is answered
-    at once, as while keys are being fetched, another is asked. If an agent announces no pipelining, HAProxy
-    asks one question of a connection at a time: the slow one then has a connection of its own.
+    The slow ones are asked first: one of STS, or tokens that wait for one key, as many as HAProxy lets wait
+    less three. The agent must answer one more while they are still waiting, and then two more. If they are
+    answered at once, as while keys are being fetched, they are asked again. If an agent announces no
+    pipelining, HAProxy asks one question of a connection at a time: a slow one then has its own connection.
     """
     if target.slow is None:
         async with session(target) as connection:
@@ -419,7 +422,7 @@ async def pipeline(target: WireTarget) -> str:
         async with judging.connected(target) as connection:
             said = str((await connection.hello()).get("capabilities", ""))
             ask = _side_by_side if "pipelining" in said else _one_by_one
-            if seen := await ask(target, connection, question(asked, stream_id=1)):
+            if seen := await ask(target, connection, asked):
                 return seen
         if not {"oidc", "sts"} & target.features:
             return "all were answered at once; the agent declares neither oidc nor sts: it waits for nobody"
@@ -435,33 +438,36 @@ async def _allowed(target: WireTarget, asked: Mapping[str, Any]) -> bool:
         return connection.verdict(ack).get("allow") is True
 
 
-async def _side_by_side(target: WireTarget, connection: JudgedConnection, slow: Frame) -> str:
-    """Ask quick questions behind the slow one; return what was seen, "" if it was answered at once."""
-    quick = [question(probe(target), stream_id=number) for number in range(3, 13)]
+async def _side_by_side(target: WireTarget, connection: JudgedConnection, asked: Mapping[str, Any]) -> str:
+    """Ask quick questions behind slow ones; return what was seen, "" if a slow one was answered at once."""
+    first = _FRAMES - _QUICK if "oidc" in target.features else 1
+    slow = [question(asked, stream_id=number + 1) for number in range(first)]
+    quick = [question(probe(target), stream_id=_FRAMES + number) for number in range(_QUICK)]
     started = time.monotonic()
-    await connection.send(slow, *quick)
-    order: list[int] = []
+    await connection.send(*slow, quick[0])
     acks: list[Frame] = []
-    waited = 0.0
-    for ack in range(len(quick) + 1):
+    waited, early = 0.0, 0
+    for _ in (*slow, *quick):
         acks.append(await connection.expect(FrameType.ACK, target.seconds(_SLOWEST)))
-        order.append(acks[ack].stream_id)
-        if order[-1] == 1:
-            waited = time.monotonic() - started
-    connection.must_answer_each([slow, *quick], acks)
+        if acks[-1].stream_id < _FRAMES:
+            waited = waited or time.monotonic() - started
+        else:
+            early += not waited
+            if acks[-1].stream_id == _FRAMES:
+                await connection.send(*quick[1:])  # the agent may have read what came before at once
+    connection.must_answer_each([*slow, *quick], acks)
     if waited < target.seconds(_SLOW):
         return ""
-    late = len(quick) - order.index(1)
-    if late:
-        raise connection.fail(f"{late} quick requests had to wait {waited:.1f} s for a slow one")
-    return f"ten were answered while a slow one waited {waited:.1f} s"
+    if late := _QUICK - early:
+        raise connection.fail(f"{late} quick requests had to wait {waited:.1f} s for slow ones")
+    return f"{_QUICK} were answered while {len(slow)} slow ones waited {waited:.1f} s"
 
 
-async def _one_by_one(target: WireTarget, waiting: JudgedConnection, slow: Frame) -> str:
+async def _one_by_one(target: WireTarget, waiting: JudgedConnection, asked: Mapping[str, Any]) -> str:
     """Ask the slow question on one connection, and a quick one on another; return as `_side_by_side`."""
     async with session(target) as other:
         started = time.monotonic()
-        answer = asyncio.create_task(waiting.ask(slow, target.seconds(_SLOWEST)))
+        answer = asyncio.create_task(waiting.ask(question(asked), target.seconds(_SLOWEST)))
         try:
             await other.must_serve()
             blocked = answer.done()

@@ -7,13 +7,15 @@ import itertools
 import random
 import re
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
+from functools import partial
 from typing import Any
 
 from iamroles_scenarios.base import errors
 from iamroles_scenarios.base.errors import CheckFailed, Evidence, SilenceError, Untestable, WireError
-from iamroles_scenarios.base.family import descriptors
+from iamroles_scenarios.base.family import descriptors, holders
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.wire import judge
 from iamroles_scenarios.wire.client import Connection, question
@@ -26,9 +28,17 @@ _ERROR_LINE = re.compile(
 )
 
 _AGE, _SPREAD = 2.0, 0.1
-"""Seconds, not scaled: `max_connection_age` here, and by how much the ages of twelve must differ."""
-_AGEING = {"max_connection_age": f"{_AGE:g}s"}
-_OLD = f"a connection older than {_AGE:g} s"
+"""Seconds: `max_connection_age` here, times the scale; and by how much ages must differ, not scaled."""
+_IDLE = 12
+"""Connections that are idle until they are old."""
+_HALF = 30
+"""Octets of a question that has not arrived yet."""
+_OLD = "a connection older than `max_connection_age`"
+_LIMITS: Mapping[str, Any] = {"max_connections": 4, "handshake_timeout": "1h"}
+"""The limit that is judged, and another so long that it ends no connection."""
+_WAITS, _PATIENCE, _EACH = 4, 30.0, 0.5
+"""How many times as long as usual a slow question takes beside a limit; seconds for its answer, times the
+scale; and seconds, not scaled, between two connections that come meanwhile."""
 _DRIP = 0.3
 """Seconds, not scaled, between two bytes of a HELLO: less than `handshake_timeout` here."""
 _PORTS = 20_000, 32_000
@@ -323,18 +333,21 @@ async def _refuses(target: WireTarget, address: str) -> bool:
 async def connection_limit(target: WireTarget) -> str:
     """Connections above the limit are refused at once, or an idle one ends for them; the rest is served.
 
-    The agent listens at two addresses. Half of the connections come to each.
+    The agent listens at two addresses. Half of the connections come to each. A connection that waits for an
+    answer is not idle. Each worker has the limit for itself.
     """
     port = _free_port()
-    limits = {"max_connections": 4, "handshake_timeout": "1h"}  # so that no other limit ends the one above
+    if "workers" in target.features:
+        await _each_worker(target)
     async with (
-        launched(target, {**limits, "listen": [f"{{host}}:{port}"]}) as process,
+        launched(target, {**_LIMITS, "listen": [f"{{host}}:{port}"]}) as process,
         AsyncExitStack() as stack,
     ):
         address = process.spop_address
         second = f"{address.rpartition(':')[0]}:{port}"
         addresses = (address, second) * 2
         held = [await stack.enter_async_context(session(target, address=each)) for each in addresses]
+        await _must_keep_waiting(target, held, address)
         async with connected(target, address) as extra:
             over = None
             try:
@@ -352,6 +365,45 @@ async def connection_limit(target: WireTarget) -> str:
             tried = f"{len(seen)} were tried; the last: {seen[-1] if seen else 'no answer'}"
             raise held[0].fail(f"a connection was freed, but no new one is served ({tried})")
     return ""
+
+
+async def _must_keep_waiting(target: WireTarget, held: list[JudgedConnection], address: str) -> None:
+    """Open others while a question waits on each connection up to the limit: each must be answered there.
+
+    An agent may answer at once, and then nothing is seen.
+    """
+    if target.slow is None:
+        return
+    asked = question(target.slow(_WAITS * target.time_scale))
+    waiting = [asyncio.ensure_future(one.ask(asked, target.seconds(_PATIENCE))) for one in held]
+    while not (await asyncio.wait(waiting, timeout=_EACH, return_when=asyncio.FIRST_COMPLETED))[0]:
+        async with connected(target, address) as extra:
+            with suppress(WireError):
+                await extra.hello()
+    for connection, answer in zip(held, await asyncio.gather(*waiting, return_exceptions=True), strict=True):
+        if isinstance(answer, WireError):
+            raise connection.fail(f"a question waited for its answer while others came: {answer.message}")
+        if isinstance(answer, BaseException):
+            raise answer
+
+
+async def _each_worker(target: WireTarget) -> None:
+    """Open connections until there are more than the limit, or a worker has as many as the limit says."""
+    most, held = _LIMITS["max_connections"], list[JudgedConnection]()
+    async with launched(target, {**_LIMITS, "workers": 2}) as process, AsyncExitStack() as stack:
+        while len(held) <= most:
+            with suppress(WireError):
+                one = session(target, address=process.spop_address)
+                held.append(await stack.enter_async_context(one))
+                if all([await _serves(each) for each in held]):
+                    continue
+            found = holders(process.host_pid or 0, ports := [each.port for each in held])
+            of_each = Counter(found[port] for port in ports if port in found)
+            if of_each and max(of_each.values()) < most:
+                raise held[0].fail(
+                    f"a connection was refused or ended, but workers had {[*of_each.values()]}"
+                )
+            return
 
 
 def _free_port() -> int:
@@ -419,9 +471,10 @@ async def connection_age(target: WireTarget) -> str:
     """Each connection ends by AGENT-DISCONNECT 0 before it is older than `max_connection_age`, all answered.
 
     A fresh agent with 2 s. On some connections the check asks all the time, on one never. On another an
-    answer is still under way when the connection is old. A goodbye may come at any age below.
+    answer is still under way when the connection is old, on two half a question is there. A goodbye may come
+    at any age below.
     """
-    async with launched(target, _AGEING) as process:
+    async with launched(target, _ageing(target)) as process:
 
         async def on_one(use: Callable[[JudgedConnection], Awaitable[object]]) -> object:
             async with session(target, address=process.spop_address) as connection:
@@ -434,7 +487,9 @@ async def connection_age(target: WireTarget) -> str:
             raise CheckFailed(f"{_CROSSINGS} connections ended before the agent answered a question there")
 
         slow = [] if target.slow is None else [wait()]
-        await asyncio.gather(*slow, on_one(_must_be_old), *(on_one(_ask_until_old) for _ in range(6)))
+        half = on_one(_must_not_wait), on_one(partial(_ask_until_old, ahead=_HALF))
+        busy, quiet = [on_one(_ask_until_old) for _ in range(6)], on_one(_must_be_old)
+        await asyncio.gather(*slow, *half, *busy, quiet)
     return "" if slow else "no slow question is known: none was under way when its connection was old"
 
 
@@ -445,7 +500,7 @@ async def _waits_until_old(connection: JudgedConnection) -> bool:
     """
     target = connection.target
     assert target.slow is not None  # noqa: S101 - the check looked
-    slow, quick = question(target.slow(target.time_scale)), question(probe(target), stream_id=2)
+    slow, quick = question(target.slow(2 * target.time_scale)), question(probe(target), stream_id=2)
     await connection.send(slow, quick)
     answered: list[int] = []
     while slow.stream_id not in answered:
@@ -466,35 +521,52 @@ async def _waits_until_old(connection: JudgedConnection) -> bool:
 @check("wire.life.connection-age-spread", "SPOP-AGE-002", features={"age"})
 async def connection_age_spread(target: WireTarget) -> str:
     """Connections do not end at one age: HAProxy would make all again at once that began together."""
-    loop = asyncio.get_running_loop()
 
     async def age_of(address: str) -> float:
         async with session(target, address=address) as connection:
-            begun = loop.time()
-            await _must_be_old(connection)
-            return loop.time() - begun
+            return await _must_be_old(connection)
 
-    async with launched(target, _AGEING) as process:
-        ages = await asyncio.gather(*(age_of(process.spop_address) for _ in range(12)))
+    async with launched(target, _ageing(target)) as process:
+        ages = await asyncio.gather(*(age_of(process.spop_address) for _ in range(_IDLE)))
     said = f"{len(ages)} connections ended at ages of {min(ages):.2f} to {max(ages):.2f} s"
     if max(ages) - min(ages) < _SPREAD:
         raise CheckFailed(said, Evidence(expected=f"a spread of {_SPREAD:g} s"))
     return said
 
 
-async def _must_be_old(connection: JudgedConnection) -> None:
+def _ageing(target: WireTarget) -> dict[str, Any]:
+    return {"max_connection_age": f"{target.seconds(_AGE):g}s"}
+
+
+async def _must_be_old(connection: JudgedConnection) -> float:
+    """Wait for the end of an idle connection, and return its age."""
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
     if await connection.must_end(_OLD, 0, disconnect=True, seconds=_AGE + DEADLINE):
         raise connection.fail(f"{_OLD}: got another frame than AGENT-DISCONNECT")
+    return loop.time() - begun
 
 
-async def _ask_until_old(connection: JudgedConnection) -> None:
-    """Ask one question after another until the agent ends the connection; the last may cross its goodbye."""
+async def _must_not_wait(connection: JudgedConnection) -> None:
+    """Send a question, and half of another that never comes whole; an agent may end that by any status."""
+    asked = question(probe(connection.target))
+    await connection.send(asked, asked.encode()[:_HALF])
+    await connection.must_end(f"half a frame, {_OLD}", *range(14), seconds=_AGE + DEADLINE)
+
+
+async def _ask_until_old(connection: JudgedConnection, ahead: int = 0) -> None:
+    """Ask one question after another until the agent ends the connection; the last may cross its goodbye.
+
+    The first octets of the next question, as many as `ahead`, come with each.
+    """
     target, loop = connection.target, asyncio.get_running_loop()
-    end = loop.time() + _AGE + target.seconds(DEADLINE)
+    end, sent = loop.time() + target.seconds(_AGE + DEADLINE), 0
     for number in itertools.count(1):
         if loop.time() > end:
-            raise connection.fail(f"a busy connection did not end {_AGE:g} s after it began")
-        await connection.send(question(probe(target), stream_id=number))
+            raise connection.fail(f"{_OLD}: it was busy, and did not end")
+        now, following = (question(probe(target), stream_id=number + more).encode() for more in (0, 1))
+        await connection.send(now[sent:] + following[:ahead])
+        sent = ahead
         said = await connection.receive(target.seconds(DEADLINE))
         if not isinstance(said, Frame):
             raise connection.fail(f"{_OLD}: closed without AGENT-DISCONNECT")
