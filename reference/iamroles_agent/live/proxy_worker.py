@@ -121,8 +121,6 @@ class ProxyWorker:
         """`Cutter.changes` when it was read."""
         self._back_at = 0.0
         """Epoch seconds: when it answered again."""
-        self._met = False
-        """True once it knows what the agent keeps."""
         self._lists = True
         """False if it has no table of the requests that wait."""
         self._ours: bool | None = None
@@ -231,9 +229,6 @@ class ProxyWorker:
     async def act(self, successors: Successors) -> bool:
         """Judge, prolong and cut what was read; false if the worker did not answer, or hides a due stream."""
         try:
-            if self._cutter.kept and not self._met:
-                await self.console.tell([one.command() for one in self._cutter.kept])
-                self._met = True
             prolonged = await self._prolong(successors)
             await self._judge_all([one for one in self.streams if one.key not in prolonged], successors)
             waits = await self._judge_waiting(successors)
@@ -339,7 +334,6 @@ class ProxyWorker:
             for one in chosen:
                 done.add(one.stream.key)
                 self.due.pop(one.stream.key, None)
-                cutter.kept.add(one.fresh)
                 cutter.renewed(one)
         return done
 

@@ -9,9 +9,8 @@ Then the credential is chosen that lets it live longest, by judging the stream's
 stream's entry in `iam-live` gets its end. The filter looks at that entry when the first credential has run
 out; without an agent that end stays, and the stream ends when it would have.
 
-What prolonged a stream must be known for as long as it lives, because it may be revoked. But at a reload
-HAProxy's old worker drops every entry that no open stream uses, and the new one begins with an empty table.
-So the agent keeps these credentials, and writes them into each worker that it meets (`Cutter.kept`).
+What prolonged a stream must be known for as long as it lives, because it may be revoked. At a reload
+HAProxy's old worker drops the table, but sends it to the new worker first (`peers iam-peers`).
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from iamroles_agent.live.console import FRESH, TABLE, WAITING, Stream
+from iamroles_agent.live.console import TABLE, WAITING, Stream
 from iamroles_agent.live.judge import EXPIRED, UNKNOWN, Ends, whose
 from iamroles_agent.live.ticket import Ticket, TicketError
 
@@ -42,10 +41,6 @@ class Fresh:
     expires: int
     """Epoch seconds."""
 
-    def command(self) -> str:
-        """The command by which a worker of HAProxy knows it."""
-        return f"set table {FRESH} key {self.src}|{self.who} data.gpt0 {self.expires}"
-
 
 @dataclass(frozen=True, slots=True)
 class Renewal:
@@ -55,7 +50,6 @@ class Renewal:
     successor: Ticket
     until: int
     """Epoch seconds."""
-    fresh: Fresh
 
     def commands(self) -> list[str]:
         """The commands for the worker."""
@@ -94,7 +88,7 @@ class Successors:
                 best, until = fresh, int(ends.at)
         if best is None:
             return []
-        return [Renewal(stream, Ticket.decode(best.who), until, best)]
+        return [Renewal(stream, Ticket.decode(best.who), until)]
 
     def judge(self, stream: Stream, judge: Judge, now: float) -> Ends:
         """Judge a stream that was prolonged: by the best of those that may have prolonged it.

@@ -90,7 +90,7 @@ def configuration(config: Config, settings: Settings, *, source: str = "the poli
     if problems := list(_problems(config, settings, source)):
         raise ConfigError(problems)
     texts = {
-        "haproxy.cfg": _preset(shipped("haproxy.cfg"), settings.presets() | _bound(config, settings)),
+        "haproxy.cfg": _preset(shipped("haproxy.cfg"), settings.presets() | _told(config, settings)),
         "iam.spoe.cfg": shipped("iam.spoe.cfg"),
         "iam-routes.cfg": _routes(config, settings, source),
     }
@@ -181,10 +181,22 @@ def _preset(text: str, values: dict[str, str]) -> str:
 def environment(config: Config, settings: Settings) -> dict[str, str]:
     """Return the value of each setting of `haproxy.cfg`, by the name of its variable."""
     defaults = {one["name"]: one["value"] for one in _PRESET.finditer(shipped("haproxy.cfg"))}
-    return defaults | settings.presets() | _bound(config, settings)
+    return defaults | settings.presets() | _told(config, settings)
 
 
-def _bound(config: Config, settings: Settings) -> dict[str, str]:
+def _told(config: Config, settings: Settings) -> dict[str, str]:
+    """Return what the policy says, by the name of its environment variable."""
+    found = _bound(config)
+    if settings.chroot is not None and (_renews(config) or "IAM_REPLAY" in found):
+        found["IAM_PEER"] = "abns@iam-peer"  # from inside, the old worker sees no path of the new one
+    return found
+
+
+def _renews(config: Config) -> bool:
+    return any(backend.renew for backend in config.backends)
+
+
+def _bound(config: Config) -> dict[str, str]:
     """Return what the policy says of MCP and bound tokens, by the name of its environment variable."""
     found = {"IAM_MCP": "yes"} if config.resources else {}
     if not config.binds:
@@ -196,15 +208,12 @@ def _bound(config: Config, settings: Settings) -> dict[str, str]:
         found["IAM_DPOP"] = " ".join(dpop.algorithms)
         if dpop.replay == "proxy":
             found["IAM_REPLAY"] = f"{ceil(1000 * (dpop.max_age + 2 * dpop.leeway))}ms"
-            if settings.chroot is not None:  # from inside, the old worker sees no path of the new one
-                found["IAM_PEER"] = "abns@iam-peer"
     return found
 
 
 def _routes(config: Config, settings: Settings, source: str) -> str:
     agents = {f"IAM_AGENT_{index}": agent for index, agent in enumerate(settings.agents, 1)}
-    renews = any(backend.renew for backend in config.backends)
-    counts = "IAM_REPLAY" in _bound(config, settings)
+    renews, counts = _renews(config), "IAM_REPLAY" in _bound(config)
     head = shipped("agents.cfg").format(
         source=source.replace("\n", " "),
         presets="\n".join(

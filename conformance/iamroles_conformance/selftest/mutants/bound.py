@@ -200,7 +200,7 @@ for _name, _kills, _title, _override in (
     ("forgets", "DPOP-REPLAY-001", "forgets proofs at a reload",
      edit.replaced("store gpc0 peers iam-peers", "store gpc0")),
     ("forgets-soon", "DPOP-REPLAY-001", "remembers a proof for its age alone", around(render, "_bound")(
-        lambda sound, config, settings: (found := sound(config, settings)) | (
+        lambda sound, config: (found := sound(config)) | (
             {"IAM_REPLAY": f"{1000 * config.dpop.max_age:.0f}ms"} if "IAM_REPLAY" in found else {}))),
     ("counts-too-late", "DPOP-REPLAY-001", "counts in a worker that has handed its table over",
      edit.without("iam_note_moved")),

@@ -60,14 +60,6 @@ mutant("live.looks-once", "LIVE-CHANGE-001", "reads open streams for a quarter o
 )
 
 
-@mutant("live.last-renewal", "LIVE-RENEW-006", "keeps what prolonged a stream until another is prolonged")
-@around(proxy_worker.ProxyWorker, "_prolong")
-async def last_renewal(sound: Any, self: Any, successors: Any) -> Any:
-    if done := await sound(self, successors):
-        self._cutter.kept.clear()
-    return done
-
-
 _MEDIA_TYPE = "reg -i ^text/event-stream([[:space:];]|$)"
 mutant("live.types-by-letter", "LIVE-REFUSE-002", "knows an event stream by small letters alone")(
     replaced(_MEDIA_TYPE, _MEDIA_TYPE.replace(" -i", ""), name="iam-routes.cfg")
@@ -335,6 +327,9 @@ mutant(
 )(setting(renewal.Successors, "matching", _of_any_address))
 mutant("live.renews-unpermitted", "LIVE-RENEW-007", "never judges a stream's request by what prolongs it")(
     _refused("", fresh=True)
+)
+mutant("live.reload-forgets", "LIVE-RENEW-006", "forgets at a reload what is to prolong streams")(
+    replaced("gpt0 peers iam-peers", "gpt0", name="iam-routes.cfg")
 )
 mutant("live.renewal-forgotten", "LIVE-RENEW-006", "forgets at a restart what prolonged a stream")(
     setting(proxy_worker.ProxyWorker, "unjudged", lambda self, stream: False)

@@ -175,9 +175,10 @@ def kept(target: Target) -> None:
     """A prolonged stream outlives a reload of the proxy, and a change of the policy after it.
 
     The proxy's old worker may forget which credential prolonged it, and the new worker never saw that. It
-    came in the last moment that counts. The agent is killed and started, and the policy changes, before the
-    reload too. Streams of others are prolonged before, during and after it. Then a policy without renewal,
-    with which the agent starts again; and at last the first policy.
+    came in the last moment that counts, for another stream long before its end, which is after the reload.
+    The agent is killed and started, and the policy changes, before the reload too. Streams of others are
+    prolonged before, during and after it. Then a policy without renewal, with which the agent starts again;
+    and at last the first policy.
     """
     with live_bench(target, "live.renew.kept", WORLD, own=True) as here:
         streams = begun(here, "lou", FEW)
@@ -188,7 +189,7 @@ def kept(target: Target) -> None:
         roles = [*here.loan.policy["roles"], {"name": "more", "arn": f"{ARN}more"}]
         here.must_reload({**here.loan.policy, "roles": roles}, "with a role more")
         here.must_last(streams, "a restart of the agent, and a reload of a policy that permits it")
-        streams += begun(here, "max", FEW[:1])
+        streams.append(here.open(FEW[0], token(here, "max", exp=here.end(_LATE)), RENEWING))
         ask(here, streams[-1:], token(here, "max", exp="+10m"))
         others = [
             here.open(fixture.IDLE_SOCKET, token(here, sub, exp=here.end(_LIFE)), RENEWING) for sub in _OTHERS
@@ -205,7 +206,8 @@ def kept(target: Target) -> None:
         here.must_last(streams, "a reload of the proxy", 2 * AFTER)
         here.restart_agent()
         here.must_reload({**here.loan.policy, "groups": []}, "it changes nothing")
-        here.must_last(streams, "a reload of the proxy, and of a policy that permits it", 2 * AFTER)
+        here.must_last(streams, "a reload of the proxy, and of a policy that permits it")
+        outlive(here, streams[-1:], math.inf, "a fresh credential was seen long before, and before a reload")
         backends = [{**backend, "renew": False} for backend in here.loan.policy["backends"]]
         here.must_reload(changed := {**here.loan.policy, "backends": backends}, "no backend renews")
         here.world.haproxy.reload(changed)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -210,10 +210,12 @@ def exchange(here: Bench, method: str, target: str, fields: list[tuple[str, str]
 def through_proxy(here: Bench, row: McpRow) -> list[str]:
     """Send a row's request, and say what is wrong with what client and server see."""
     target, fields = request(row)
-    method, reasons = row.asked["method"], row.words - _GIVEN.keys()
-    answer = exchange(here, method, target, fields)
-    statuses = {_GIVEN.get(word) or REASONS[word][0] for word in row.words}
-    wrong = [] if answer.status in statuses else [f"status {answer.status}, not {sorted(statuses)}"]
+    answer = exchange(here, method := row.asked["method"], target, fields)
+    statuses = {word: _GIVEN.get(word) or REASONS[word][0] for word in row.words}
+    fitting = frozenset(word for word, status in statuses.items() if status == answer.status)
+    wrong = [] if fitting else [f"status {answer.status}, not {sorted({*statuses.values()})}"]
+    row = replace(row, words=fitting or row.words)
+    reasons = row.words - _GIVEN.keys()
     reached = bool(answer.all("x-echo-backend"))
     if reached and "allow" not in row.words:
         wrong.append("it reaches a server")
