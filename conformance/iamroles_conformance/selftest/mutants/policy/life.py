@@ -223,7 +223,7 @@ mutant("policy.texts-cut-short", "TEXT-LIMIT-001", "refuses texts of the longest
     _limits(lambda limit: limit - 1)
 )
 mutant("policy.slow-on-long-paths", "TEXT-LIMIT-002", "keeps all waiting while it looks at a long path")(
-    before(gate, "canonical")(lambda path: time.sleep(0.5 * (len(path) > 2000)))
+    before(gate, "canonical")(lambda path: time.sleep((len(path) > 100) * len(path) / 8000))
 )
 
 # --- the record
