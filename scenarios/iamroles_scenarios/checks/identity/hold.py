@@ -93,7 +93,7 @@ def forged(target: Target) -> None:
                 good = here.credential(here.reader, expires=500 + number)
                 here.expect(f"the caller beside the flood, {number + 1} of {_GOOD}", good, ALLOWED)
         texts = [here.credential(here.reader, expires=600 + number) for number in range(2 * _FULL)]
-        here.sts_fault("slow", seconds=0.3)  # at any scale: an agent may bound the wait for a call
+        here.sts_fault("slow", seconds=min(1.0, here.seconds(0.3)))  # an agent may bound the wait for a call
         try:
             with here.asking():
                 many = [_question(one, "192.0.2.1") for one in texts]
