@@ -86,8 +86,8 @@ class Cutter:
         self._workers: dict[int, ProxyWorker] = {}
         self._successors: tuple[float, Successors] = (0.0, Successors())
         """When the credentials that may prolong streams were read, and which they were."""
-        self._kept: set[Fresh] = set()
-        """Those that may have prolonged open streams: HAProxy's table may be full, or on its way."""
+        self.kept: set[Fresh] = set()
+        """Those that prolonged open streams, or may have: HAProxy's table may be full, or on its way."""
         self._problems = Problems()
         self._wake = asyncio.Event()
         self._unlisted = False
@@ -208,11 +208,9 @@ class Cutter:
             return Successors()
         if now - self._successors[0] >= _OFTEN_ENOUGH:
             pieces = await asyncio.gather(*(worker.fresh(now) for worker in read))
-            self._kept = {one for one in self._kept if one.expires > now}
-            found = await asyncio.to_thread(Successors, self._kept.union(*pieces))
+            self.kept = {one for one in self.kept if one.expires > now}
+            found = await asyncio.to_thread(Successors, self.kept.union(*pieces))
             self._successors = now, found
-            for worker in read:
-                for stream in worker.streams:
-                    if stream.ends > stream.expires or worker.may_renew(stream, now):
-                        self._kept |= found.matching(stream)
+            prolonged = (one for worker in read for one in worker.streams if one.ends > one.expires)
+            self.kept.update(*map(found.matching, prolonged))
         return self._successors[1]

@@ -334,6 +334,7 @@ class ProxyWorker:
             for one in chosen:
                 done.add(one.stream.key)
                 self.due.pop(one.stream.key, None)
+                cutter.kept.add(one.fresh)
                 cutter.renewed(one)
         return done
 

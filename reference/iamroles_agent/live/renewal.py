@@ -50,6 +50,7 @@ class Renewal:
     successor: Ticket
     until: int
     """Epoch seconds."""
+    fresh: Fresh
 
     def commands(self) -> list[str]:
         """The commands for the worker."""
@@ -88,7 +89,7 @@ class Successors:
                 best, until = fresh, int(ends.at)
         if best is None:
             return []
-        return [Renewal(stream, Ticket.decode(best.who), until)]
+        return [Renewal(stream, Ticket.decode(best.who), until, best)]
 
     def judge(self, stream: Stream, judge: Judge, now: float) -> Ends:
         """Judge a stream that was prolonged: by the best of those that may have prolonged it.
