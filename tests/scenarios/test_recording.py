@@ -3,10 +3,16 @@
 import base64
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
+from iamroles_scenarios.base import polling
 from iamroles_scenarios.base.recording import Wait, carried, note, recorded, waited, without_secrets
+from iamroles_scenarios.declarations.scenario import Expectation
+from iamroles_scenarios.engine import bench, players
+from iamroles_scenarios.engine.bench import Bench
+from iamroles_scenarios.engine.observation import Observation
 from iamroles_scenarios.jose import SigningKey, mint
 
 _KEYS = [SigningKey.generate(algorithm, kid=algorithm) for algorithm in ("RS256", "ES256")]
@@ -86,6 +92,30 @@ def test_the_wait_that_came_nearest_to_its_bound_is_kept():
 
     assert found.narrowest == Wait("slow", 1.0, 2.0)
     assert found.narrowest.margin == 0.5
+
+
+def test_of_a_wait_for_an_answer_the_time_until_it_was_asked_for_counts(monkeypatch):
+    now = [0.0]
+
+    def passes(seconds):
+        now[0] += seconds
+
+    def slowly(*_asked, **_how):
+        passes(3.0)  # an agent may hold a question while it fetches keys
+        return next(statuses)
+
+    for module in (bench, players, polling):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=passes))
+    here = Bench(SimpleNamespace(seconds=lambda seconds: seconds), SimpleNamespace(suffix=""))
+    here.client = SimpleNamespace(ask=slowly)
+    margins = []
+    for answers in ([200], [401, 200]):  # the last look comes at its bound
+        statuses = (Observation(status, True, "", "") for status in answers)
+        with recorded() as found:
+            here.expect("a new key", "", Expectation(status=200), within=2.0)
+        margins.append(found.narrowest.margin)
+
+    assert margins == [1.0, 0.0]
 
 
 def test_another_thread_notes_in_the_recording_that_it_is_given():

@@ -9,10 +9,13 @@ from unittest.mock import MagicMock
 
 import pytest
 
+from iamroles_scenarios.base import recording
 from iamroles_scenarios.base.errors import TooSlow
-from iamroles_scenarios.checks.live import revoking
-from iamroles_scenarios.checks.live.fixture import SOCKET
+from iamroles_scenarios.checks.live import fixture, revoking
+from iamroles_scenarios.checks.live.fixture import SOCKET, LiveBench
 from iamroles_scenarios.checks.live.multiplexed import H2Client
+from iamroles_scenarios.checks.live.stream import ObservedStream
+from iamroles_scenarios.engine import bench
 from iamroles_scenarios.jose.encoding import b64url
 
 RESET = b"\0\0\4\3\0\0\0\0\1\0\0\0\x08"
@@ -31,6 +34,25 @@ def test_a_late_reader_of_http_2_still_sees_an_end_that_came_in_time():
                 ended = pool.submit(stream.until, time.time())
             assert ended.result()
             assert not client.fault
+
+
+@pytest.mark.parametrize(("seen", "late"), [(0.5, False), (3.0, True)])
+def test_an_end_that_was_seen_too_late_proves_nothing_and_a_late_judge_costs_no_margin(
+    monkeypatch, seen, late
+):
+    now = [0.0]
+    for module in (bench, fixture):
+        monkeypatch.setattr(module, "time", SimpleNamespace(time=lambda: now[0]))
+    here = LiveBench(SimpleNamespace(seconds=lambda seconds: seconds), SimpleNamespace(suffix=""))
+    stream = ObservedStream(SOCKET, "e30." + b64url(b'{"exp": 0}') + ".")
+    stream.until = lambda _: not now.__setitem__(0, 9.0)  # its reader, or this thread, was late
+    stream.ended = seen
+
+    for hold in (lambda: here.must_end([stream], "it"), lambda: here.must_expire([stream])):
+        now[0] = 0.0
+        with recording.recorded() as found, pytest.raises(TooSlow) if late else nullcontext():
+            hold()
+        assert found.narrowest in (None, recording.Wait("it", seen, 1.0))
 
 
 @pytest.mark.parametrize(

@@ -329,6 +329,6 @@ def test_a_request_that_its_change_ends_is_asked_again_but_not_for_ever():
         return seen
 
     asked = asked_for(ask, 60)
-    assert (next(asked), next(asked)) == ("open", "shut")
+    assert (next(asked)[0], next(asked)[0]) == ("open", "shut")
     with pytest.raises(HttpFault, match="gone"):
         list(asked_for(ask, 0))

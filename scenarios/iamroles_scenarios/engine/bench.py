@@ -288,14 +288,14 @@ class Bench:
         """
         began = time.monotonic()
         recording.note(f"{what}: expected {describe(expected)}")
-        for seen in asked_for(partial(self.ask, token, **request), self.seconds(within)):
+        for seen, asked in asked_for(partial(self.ask, token, **request), self.seconds(within)):
             differing = mismatches(expected, seen, {})
             took = time.monotonic() - began
             if not differing and prompt and took > self.seconds(prompt):
                 differing = [f"the answer took {took:.1f} s, at most {prompt:g} s"]
             elif not differing:
                 if within or prompt:
-                    recording.waited(what, took, self.seconds(prompt or within))
+                    recording.waited(what, took if prompt else asked, self.seconds(prompt or within))
                 return seen
         raise self.failed(f"{self.when}{what}: {'; '.join(differing)}", seen, expected)
 

@@ -8,7 +8,6 @@ died before it could be used, because the host was too slow, is played again wit
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
@@ -173,18 +172,17 @@ class _Playing:
         }
         patience = max((item.within or 0.0 for item in expectations.values()), default=0.0)
         bound = self._target.seconds(patience)
-        began = time.monotonic()
         with_reason = any(item.reason is not None for item in expectations.values())
         ask = partial(player.ask, request, token.text if token else "", with_reason=with_reason)
-        for seen in asked_for(ask, bound):
+        for seen, asked in asked_for(ask, bound):
             self._in_time(token, expectations, seen)
             differences = {
                 name: mismatches(item, seen, self._mint.expiries) for name, item in expectations.items()
             }
             if not any(differences.values()):
+                if patience:
+                    recording.waited("an answer as expected", asked, bound)
                 break
-        if patience and not any(differences.values()):
-            recording.waited("an answer as expected", time.monotonic() - began, bound)
         self._watcher.saw(step, seen, [text for each in differences.values() for text in each])
         where = f"step {number}" + (f" ({step.note})" if step.note else "")
         where += "".join(f", {text}" for text in _variant(step, request))

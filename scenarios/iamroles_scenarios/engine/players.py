@@ -118,8 +118,10 @@ def observed(
     )
 
 
-def asked_for(ask: Callable[[], Observation], seconds: float) -> Iterator[Observation]:
-    """Ask again and again, for so long, and once more.
+def asked_for(ask: Callable[[], Observation], seconds: float) -> Iterator[tuple[Observation, float]]:
+    """Ask again and again, for so long, and once more; yield answers, and when each was asked for.
+
+    That is in seconds from the begin, at most `seconds`: an answer's own time has another bound.
 
     The change that is waited for may end a request without an answer, because a request that waits for its
     server is a stream (SPEC.md 9.16). The last one must be answered.
@@ -127,14 +129,16 @@ def asked_for(ask: Callable[[], Observation], seconds: float) -> Iterator[Observ
     Raises:
         HttpFault: the last one was not.
     """
+    began = time.monotonic()
     for last in polls(seconds):
+        asked = min(time.monotonic() - began, seconds)
         try:
             seen = ask()
         except HttpFault:
             if last:
                 raise
         else:
-            yield seen
+            yield seen, asked
 
 
 class ProxyPlayer:

@@ -21,6 +21,7 @@ from typing import Any
 
 from iamroles_scenarios.base import recording
 from iamroles_scenarios.checks.live.fixture import AFTER, OPEN, LiveBench, live_bench
+from iamroles_scenarios.engine.bench import EARLY
 from iamroles_scenarios.engine.target import Target
 
 V2 = b"\r\n\r\n\0\r\nQUIT\n"
@@ -145,9 +146,10 @@ class Crowd:
         began = time.time() if due is None else due
         going = [one for one in self.members if one.ends]
         self._read(began + self.here.seconds(AFTER), lambda: all(one.over for one in going))
-        took = time.time() - began
         self._hold([one.what for one in going if not one.over], f"still open {AFTER:g} s after {what}")
-        recording.waited(what, took, self.here.seconds(AFTER))
+        last, bound = max((one.over for one in going), default=began), self.here.seconds(AFTER)
+        self.here.in_time(began + bound + 2 * EARLY, f"the end of streams after {what}", last)
+        recording.waited(what, last - began, bound)
         self._read(time.time() + self.here.stretched(AFTER))
         if wrong := [one.what for one in self.members if one.over and not one.ends]:
             self.here.in_time(until, f"a look at what {what} must spare")

@@ -96,7 +96,7 @@ class LiveBench(Bench):
 
     def must_end_at(self, stream: ObservedStream, due: float, what: str, *, exact: bool = True) -> None:
         """Hold a stream to be over soon after a moment, and not before; if `exact`, no byte may pass then."""
-        if not stream.until(due + self.seconds(AFTER)):
+        if not self._over(stream, due + self.seconds(AFTER)):
             raise self.failed(f"{stream}: still open {AFTER:g} s after {what}")
         if stream.ended < due - EARLY:
             raise self.failed(f"{stream}: ended {due - stream.ended:.2f} s before {what}")
@@ -111,12 +111,19 @@ class LiveBench(Bench):
 
     def must_end(self, streams: Iterable[ObservedStream], what: str, within: float = AFTER) -> None:
         """Hold streams to be over within some seconds, times the scale, from now."""
-        recording.timed()
-        began = time.time()
+        began = last = time.time()
+        bound = self.seconds(within)
         for stream in streams:
-            if not stream.until(began + self.seconds(within)):
+            if not self._over(stream, began + bound):
                 raise self.failed(f"{stream}: still open {within:g} s after {what}")
-        recording.waited(what, time.time() - began, self.seconds(within))
+            last = max(last, stream.ended)
+        recording.waited(what, last - began, bound)
+
+    def _over(self, stream: ObservedStream, due: float) -> bool:
+        """Return whether a stream was over by a moment, epoch seconds; its end must be seen in time."""
+        if found := stream.until(due):
+            self.in_time(due + 2 * EARLY, f"the end of {stream}", stream.ended)
+        return found
 
     def must_last(self, streams: Iterable[ObservedStream], what: str, after: float = AFTER) -> None:
         """Hold streams to be open after something, and to move if they are busy.
