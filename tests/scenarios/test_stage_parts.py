@@ -4,18 +4,21 @@ import io
 import itertools
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
 import tarfile
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iamroles_scenarios.base.errors import StageError
+from iamroles_scenarios.base.errors import CheckFailed, StageError
+from iamroles_scenarios.checks.fault import host
 from iamroles_scenarios.checks.fault.host import ends_by
 from iamroles_scenarios.checks.plan import plan
 from iamroles_scenarios.stage import AgentSpec, haproxies, images
@@ -265,3 +268,26 @@ def test_a_process_that_ends_by_a_signal_neither_ignores_nor_catches_it():
         plain.kill()
         os.waitid(os.P_PID, plain.pid, os.WEXITED | os.WNOWAIT)
         assert not ends_by(plain.pid, signal.SIGXFSZ), "it has ended"
+
+
+@pytest.mark.parametrize(("after", "killed"), [([1, 2], False), ([1, 4], True)])
+def test_a_helper_that_ends_by_itself_was_not_killed(monkeypatch, after, killed):
+    families = iter([[1, 2, 3], [1, 2]])  # 3 is a helper, 4 another worker in place of 2
+    monkeypatch.setattr(host, "_processes", lambda _: next(families, after))
+    monkeypatch.setattr(host, "polls", lambda _: [True])
+    here = MagicMock(people=["?"], seconds=lambda _: -1.0, failed=CheckFailed)
+    here.__enter__.return_value = here
+    monkeypatch.setattr(host, "fault_bench", lambda _: here)
+    monkeypatch.setattr(host, "_starved", lambda *_: nullcontext())
+    monkeypatch.setattr(host, "_Waits", lambda _: nullcontext(MagicMock(deepest=host._DEEP)))
+
+    with pytest.raises(CheckFailed, match="it killed its own") if killed else nullcontext():
+        host.cpu(None)
+
+
+def test_a_process_that_has_ended_needs_no_limit(monkeypatch):
+    with subprocess.Popen(["/bin/true"]) as helper:
+        helper.wait()
+    monkeypatch.setattr(host, "_processes", lambda _: [helper.pid])
+    with host._limited(None, resource.RLIMIT_NOFILE, host._descriptors):
+        pass

@@ -71,8 +71,9 @@ def _limited(here: FaultBench, what: int, to: Callable[[int], int]) -> Iterator[
     """Put a soft limit on each process of the agent while the block runs, and none after it."""
     try:
         for pid in _processes(here):
-            _, hard = resource.prlimit(pid, what)
-            resource.prlimit(pid, what, (to(pid), hard))
+            with suppress(ProcessLookupError, FileNotFoundError):  # a helper of the agent's has ended
+                _, hard = resource.prlimit(pid, what)
+                resource.prlimit(pid, what, (to(pid), hard))
     except PermissionError:
         raise Untestable("this user may not limit the agent's processes: run as root") from None
     try:
@@ -193,6 +194,8 @@ def cpu(target: Target) -> str:
     recording.starves()
     with fault_bench(target) as here:
         before = _processes(here)
+        for _last in polls(here.seconds(_STARVED)):  # a helper of the agent's ends by itself
+            before = [pid for pid in _processes(here) if pid in before]
         with _Waits(before) as waits:
             for starved in (before, before[1:] or before):  # its first process sees the others wait
                 with _starved(here, starved):
