@@ -7,6 +7,7 @@ from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 from invoking import said
@@ -14,7 +15,7 @@ from invoking import said
 from iamroles_conformance.reports import soak_page
 from iamroles_scenarios.base import lateness
 from iamroles_scenarios.base.errors import AgentFault, TooSlow
-from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec
+from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec, Step
 from iamroles_scenarios.declarations.timeline import BEGIN
 from iamroles_scenarios.declarations.walk import walk
 from iamroles_scenarios.engine.ledger import Flow, FlowQuestion, Kind, Ledger, Outcomes
@@ -148,6 +149,18 @@ def test_an_agent_that_does_not_come_back_to_a_late_host_passes_nothing(asked, m
     wanted = ("the agent is gone", "0 answers, fewer than 1000", "0 events, fewer than 20")
     problems = zip(result["problems"], wanted, strict=True)
     assert all(one.startswith(f"untestable, {why}") for one, why in problems)
+
+
+def test_one_agent_that_haproxy_does_not_take_back_is_waited_for_and_not_in_vain():
+    world = MagicMock(proxy=SimpleNamespace(host="127.0.0.1", port=9))
+    world.haproxy.wait_agent.return_value = False
+    loan = SimpleNamespace(world=world, worlds=[world], second=None, sets=None, certificates=None)
+    target = SimpleNamespace(agent=SimpleNamespace(features={}), scale=1.0, seconds=lambda seconds: seconds)
+    soak = _Soak(target, loan, seed=1, rate=1)
+    soak._timeline = SimpleNamespace(step=lambda _name, _step, act: act())
+
+    with pytest.raises(TooSlow, match="for up within 10 s"):
+        soak._step(Step(agent="start"), "the agent comes back")
 
 
 def test_a_seed_gives_the_same_walk_and_every_move_comes():

@@ -99,9 +99,17 @@ class Events:
                 raise
             raise AgentFault(f"the agent did not start again: {error.message}") from error
         if action == "start" and self._place.second is not None:  # the next step may take the other one away
-            within = self._target.seconds(EVENT_DEADLINE)
-            if not self._place.world.haproxy.wait_agent(True, within, len(self._place.worlds)):
-                raise TooSlow(f"HAProxy did not hold each started agent for up within {within:g} s")
+            self.wait_agents()
+
+    def wait_agents(self) -> None:
+        """Wait until HAProxy holds each agent for up.
+
+        Raises:
+            TooSlow: it did not in time.
+        """
+        within = self._target.seconds(EVENT_DEADLINE)
+        if not self._place.world.haproxy.wait_agent(True, within, len(self._place.worlds)):
+            raise TooSlow(f"HAProxy did not hold each started agent for up within {within:g} s")
 
     def _certificate(self, step: scenario.CertificateStep) -> None:
         world, certificates = self._place.world, self._place.certificates
