@@ -157,6 +157,7 @@ class Plane:
         if self.members.stopping:
             return
         self.members.stopping = True
+        self.members.send(FETCHER, message("note", event="stopping"))
         self.reloads.failed("the agent is stopping")
         for slot in self.members.workers:
             self.members.drain(slot, gently=self.left)

@@ -58,6 +58,7 @@ class Fetcher:
     def __init__(self, config: Config, startup: Startup, store: Store | None = None) -> None:
         self.config, self.startup, self._store = config, startup, store
         self.link = Link(startup.channel, startup.document, self._stats)
+        self.link.on_note = self._stopping
         self.sources: dict[str, KeySource] = {}
         """By `source_of`."""
         self.sts: StsVerifier | None = None
@@ -166,10 +167,17 @@ class Fetcher:
         found = in_force.of({**status, "fetcher": {"revocations": watch.problem}})
         return listed | {"workers": status["workers"], "enforced": asdict(found)}
 
+    def _stopping(self, _note: Body) -> None:
+        """Hold no listening socket while the workers drain, so that a new connection is refused at once."""
+        while self.startup.listeners:
+            self.startup.listeners.pop().close()
+
     async def _hand_over(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Hand over to the next agent, which asks for it; see `handover`."""
         assert self._store is not None  # noqa: S101 - only offered with one
         assert self.local_socket is not None  # noqa: S101 - it came through it
+        if not self.startup.listeners:
+            return  # it is stopping
         self._leaving = True  # from here on nothing is saved here, unless the next agent fails
         gone = False
         try:
@@ -188,7 +196,7 @@ class Fetcher:
             if not (gone or self.link.drained.is_set()):
                 self._leaving = self._handed = False
                 self._unsaved.set()
-                log.warning("the agent that was to take over did not get ready: this one goes on")
+                log.warning("the agent that was to take over did not get ready")
 
     async def _keep_saved(self, store: Store) -> None:
         """Save what is in force whenever it changed, and report it; try again after a while if it failed."""

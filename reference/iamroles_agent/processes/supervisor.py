@@ -26,7 +26,7 @@ import signal
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -137,7 +137,7 @@ class Supervisor:
         self._stop_at: float | None = None
         """Monotonic time at which members that still live are killed."""
         self._failure = ""
-        self._killed = self._is_ready = False
+        self._killed = False
         self._out = output(1)
 
     def run(self) -> int:
@@ -170,11 +170,10 @@ class Supervisor:
             signal.set_wakeup_fd(-1)
             self._selector.close()
             os.close(self._build_lock)
-            if not self.plane.left:  # before they are closed: then the path may be the next agent's
-                kept = () if self._is_ready else self._inherited
-                self._remove(address for address in self._addresses if address not in kept)
             for sock in (wake, waker, *self._listeners):
                 sock.close()
+            for address in () if self.plane.left else self._addresses:
+                listening.remove_dead(address)
             self._out.drain(1.0)
         if self._failure:
             raise StartError(self._failure)
@@ -226,15 +225,11 @@ class Supervisor:
                 "in_force": self.plane.document.version,
             }
             self._on_ready()
-            self._is_ready = True
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # the first line is printed first
-            self._remove(address for address in self._inherited if address not in self._addresses)
+            for address in self._inherited.keys() - self._addresses:
+                listening.remove_unix(address)
         self._service.refused = line.get("error", "")
         self._out.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
-
-    def _remove(self, addresses: Iterable[str]) -> None:
-        for address in addresses:
-            listening.remove_unix(address)
 
     # Processes
 
@@ -451,6 +446,8 @@ class Supervisor:
         if self._stop_at is None:
             self._stop_at = time.monotonic() + self._settings.drain_timeout + 2 * LINGER + _KILL_MARGIN
             self.plane.stop()
+            for sock in self._listeners:  # a connection that nobody would accept is refused at once
+                sock.close()
 
     def _kill_all(self) -> None:
         for process in list(self._processes.values()):

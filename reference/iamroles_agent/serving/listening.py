@@ -165,6 +165,14 @@ def remove_unix(address: str) -> None:
             Path(address.removeprefix(UNIX)).unlink()
 
 
+def remove_dead(address: str) -> None:
+    """Remove the file of a Unix socket at which no process listens; nothing for TCP."""
+    if address.startswith(UNIX):
+        path = Path(address.removeprefix(UNIX))
+        with contextlib.suppress(OSError, StartError), _locked(path.parent):
+            _remove_stale(path)
+
+
 def _bind_unix(path: Path, group: str | None) -> socket.socket:
     """Listen at a path, in place of the socket that a killed agent left, but never of a live one or a file.
 

@@ -47,7 +47,7 @@ def test_an_agent_that_is_stopped_before_all_serve_is_not_ready():
     bench.hears(FETCHER, "up", version=1)
     assert bench.hears(0, "up", version=1) == ["0 < serve"]
     bench.plane.stop()
-    assert bench.hears(0, "serving") == ["0 < drain"]
+    assert bench.hears(0, "serving") == ["fetcher < note", "0 < drain"]
 
 
 def test_a_member_that_cannot_start_ends_the_start():
@@ -341,7 +341,7 @@ def test_a_reload_that_the_end_cuts_off_is_answered(alone):
     alone.hangs_up()
     alone.plane.stop()
 
-    assert alone.did()[:2] == [
+    assert alone.did()[1:3] == [
         "kill loader: the agent is stopping",
         "say {'reloaded': False, 'policy': 'one', 'error': 'the agent is stopping', 'version': 1}",
     ]
@@ -444,7 +444,7 @@ def test_who_waits_for_a_key_at_the_end_still_gets_it(bench):
 def test_the_end_workers_first_then_the_fetcher(bench):
     bench.plane.stop()
 
-    assert bench.did() == ["0 < drain", "1 < drain"]
+    assert bench.did() == ["fetcher < note", "0 < drain", "1 < drain"]
     assert bench.dies(0, "status 0") == []
     assert bench.dies(1, "status 0") == ["fetcher < drain"]
     assert not bench.plane.finished

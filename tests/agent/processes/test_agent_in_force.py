@@ -28,6 +28,7 @@ from waiting import until
 from iamroles_agent.base.errors import StartError
 from iamroles_agent.commands.status_text import as_text
 from iamroles_agent.processes import handover, local_socket
+from iamroles_agent.serving import listening
 from iamroles_agent.spop.values import DataType
 
 SETTINGS = {"listen": "127.0.0.1:0", "drain_timeout": "1s", "state_dir": "state"}
@@ -352,15 +353,53 @@ def test_an_agent_that_is_stopped_while_another_gets_ready_leaves_it_what_it_too
             local.with_name("moved.sock").rename(local)
             before.send_signal(signal.SIGTERM)
             assert before.wait(PATIENCE) == 0
+            waiting = connect(f"unix:{spop}")
             hand()
             assert new.recv(16) == b"taken\n"
             new.close()
             assert done.result()["address"] == f"unix:{spop}"
         before.stdout.close()
+        with waiting:
+            assert answered(waiting, question(token))["reason"] == b"no_grant"
         assert "did not get ready" not in agent.log()
         assert agent.all_say(token) == {"no_grant"}
         assert agent.status()["save_error"] == ""
         assert json.loads((tmp_path / "state" / "in-force.json").read_text())["running"] is True
+
+
+def _refuses(address):
+    with suppress(ConnectionRefusedError), connect(address):
+        return False
+    return True
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_an_agent_that_drains_refuses_new_connections_at_once(tmp_path, server, workers, kind):
+    """HAProxy once waited in a queue that nobody read; and at its path another agent may listen by now."""
+    arrived, gate, good = threading.Event(), threading.Event(), server.replies["/jwks"]
+    server.replies["/jwks"] = lambda handler: [arrived.set(), gate.wait(3 * PATIENCE), good(handler)][-1]
+    listen = "127.0.0.1:0" if kind == "tcp" else f"unix:{tmp_path / 'spop.sock'}"
+    settings = SETTINGS | {"workers": workers, "listen": listen}
+    settings |= dict.fromkeys(("drain_timeout", "decision_timeout"), "60s")
+    with ExitStack() as held:
+        agent = held.enter_context(
+            running(tmp_path, server, workers, agent=settings, keys={"timeout": "60s"})
+        )
+        held.callback(gate.set)
+        assert arrived.wait(PATIENCE)
+        sock = held.enter_context(connect(agent.address))
+        sock.sendall(hello() + notify(question(token_of(server.url))))
+        receive(sock)
+        agent.process.send_signal(signal.SIGTERM)
+        until(lambda: _refuses(agent.address))
+        assert "stopping" in agent.command("run", "--take-over").stderr
+        next_one = held.enter_context(listening.bind(agent.address))
+        gate.set()
+        assert receive(sock)["allow"] is True
+        assert agent.process.wait(PATIENCE) == 0
+        next_one.listen()
+        assert not _refuses(agent.address)
 
 
 def test_while_another_agent_gets_ready_nothing_is_saved_and_that_is_said(tmp_path, server):
