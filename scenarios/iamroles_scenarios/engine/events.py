@@ -102,11 +102,7 @@ class Events:
             self.wait_agents()
 
     def wait_agents(self) -> None:
-        """Wait until HAProxy holds each agent for up.
-
-        Raises:
-            TooSlow: it did not in time.
-        """
+        """Wait until HAProxy holds each agent for up, or raise `TooSlow`."""
         within = self._target.seconds(EVENT_DEADLINE)
         if not self._place.world.haproxy.wait_agent(True, within, len(self._place.worlds)):
             raise TooSlow(f"HAProxy did not hold each started agent for up within {within:g} s")

@@ -119,12 +119,11 @@ def observed(
 
 
 def asked_for(ask: Callable[[], Observation], seconds: float) -> Iterator[tuple[Observation, float]]:
-    """Ask again and again, for so long, and once more; yield answers, and when each was asked for.
+    """Ask again and again for some seconds, and once more.
 
-    That is in seconds from the begin, at most `seconds`: an answer's own time has another bound.
-
-    The change that is waited for may end a request without an answer, because a request that waits for its
-    server is a stream (SPEC.md 9.16). The last one must be answered.
+    Yield each answer with the time of its question: seconds from the begin, cut to `seconds`. The change that
+    is waited for may end a request without an answer, because a request that waits for its server is a stream
+    (SPEC.md 9.16). The last one must be answered.
 
     Raises:
         HttpFault: the last one was not.
