@@ -239,11 +239,32 @@ def test_a_running_agent_that_is_sound_is_exit_0():
     assert "conforms to" not in told
 
 
+STUCK = """
+import asyncio
+from iamroles_agent.base.reasons import Reason
+from iamroles_agent.main import main
+from iamroles_agent.serving.gate import Gate
+real = Gate._decide
+async def stuck(self, *asked):
+    decision, last = await real(self, *asked)
+    if decision.reason is Reason.TOKEN_EXPIRED:
+        await asyncio.Event().wait()
+    return decision, last
+Gate._decide = stuck
+main(["agent", "run"])
+"""
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_interrupted_reports_what_was_played_and_leaves_nothing(tmp_path, number):
-    lanes = ["--lane=gate-spop", "--lane=gate"]
-    with Marked("conformance", "run", "--stage=processes", *lanes, f"--report={tmp_path}") as run:
-        seen = [line for line in itertools.islice(run.stdout, 12) if line.startswith("pass ")]
+    """Nothing that is asked for an expired token ends before the interrupt does it."""
+    (tmp_path / "stuck.py").write_text(STUCK)
+    agent = agent_toml(tmp_path, [sys.executable, tmp_path / "stuck.py"], oidc=True, reload="SIGHUP")
+    chosen = ["--lane=gate-spop", "--lane=gate", "--time-scale=60", f"--report={tmp_path}"]
+    chosen += [f"--check={name}" for name in ("gate.audience", "gate.expired", "identity.times")]
+    with Marked("conformance", "run", "--stage=processes", f"--agent={agent}", *chosen) as run:
+        passes = (line for line in run.stdout if line.startswith("pass "))
+        seen = list(itertools.islice(passes, 3))
 
         run.send_signal(number)
         rest = run.stdout.read()
@@ -253,5 +274,6 @@ def test_a_run_that_is_interrupted_reports_what_was_played_and_leaves_nothing(tm
     found = report.load(tmp_path / "report.json")
     passed = {check["name"] for check in found["checks"] if check["verdict"] == "pass"}
     assert {line.split()[1] for line in seen} <= passed
+    assert set(found["not_played"]) >= {"gate.expired.refused[spop]", "gate.expired.refused[haproxy]"}
     assert "harness-error" not in found["totals"], "an interrupted check is reported as played"
     assert not run.family()
