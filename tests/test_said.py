@@ -42,7 +42,7 @@ PROMISES = {
     "in force: version ": _CONFIRMED,
     "confirmed by ": _CONFIRMED,
     " is in force in ": [*_CONFIRMED, "test_ready_waits_for_the_last_of_several_reloads"],
-    "revocations of %s are in force in %s workers": _CONFIRMED,
+    "revocations of %s are in force: no worker serves without them": _CONFIRMED,
     "%s\nthe revocations in force stay in force": ["test_a_fifo_in_place_of_a_file_holds_nothing_up"],
     "%s\nthe policy that was accepted last is in force": _ACCEPTED,
     "to take over, both agents need the same agent.state_dir: it hands over what is in force": [

@@ -87,5 +87,5 @@ class Watch:
         if not outcome["done"]:
             self._again = monotonic() + _AGAIN
             return f"{self._path} could not be put in force: {outcome['error']}"
-        log.info("revocations of %s are in force in %s workers", self._path, outcome.get("confirmed"))
+        log.info("revocations of %s are in force: no worker serves without them", self._path)
         return ""
