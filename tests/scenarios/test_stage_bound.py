@@ -19,7 +19,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from puppet_gate import POLICY, YES, asked, fields_of, nobody_asked, puppet_spec, raw, record
+from puppet_gate import ISSUER, POLICY, YES, asked, fields_of, nobody_asked, puppet_spec, raw, record
 from waiting import until
 
 from iamroles_scenarios.engine.certificates import Authority, Certificate
@@ -34,13 +34,10 @@ SITE, AUTHORITY = Certificate(), Authority()
 FILES = {"site.pem": SITE.pem, "clients.pem": AUTHORITY.public}
 ASKS = "verify optional ca-file clients.pem crt-ignore-err all ca-ignore-err all"
 ALGORITHMS = "ES256 EdDSA"
-BOUND = {
-    "IAM_BIND_TLS": f"ssl crt site.pem {ASKS} alpn h2,http/1.1 allow-0rtt",
-    "IAM_BOUND": "yes",
-    "IAM_DPOP": ALGORITHMS,
-    "IAM_REPLAY": "70s",
-    "IAM_PROOFS": "20",
-}
+SETTINGS = {"IAM_BIND_TLS": f"ssl crt site.pem {ASKS} alpn h2,http/1.1 allow-0rtt", "IAM_PROOFS": "20"}
+PROVEN = {"dpop": {"origins": ["https://api.example"], "algorithms": ALGORITHMS.split()}}
+UNPROVEN = POLICY | {"issuers": [ISSUER | {"bound": "accepted"}]}
+BOUND = UNPROVEN | PROVEN
 BEARER = 'Bearer realm="iam"'
 DPOP = f'DPoP realm="iam", algs="{ALGORITHMS}"'
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
@@ -50,8 +47,8 @@ SHOWN = hashed(MINE.der)
 
 
 @contextmanager
-def bound(stage, **settings):
-    with stage.world(puppet_spec(), POLICY, settings={**BOUND, **settings}, files=FILES) as world:
+def bound(stage, policy=BOUND, **settings):
+    with stage.world(puppet_spec(), policy, settings=SETTINGS | settings, files=FILES) as world:
         world.stage = stage
         yield world
 
@@ -171,7 +168,8 @@ def test_no_client_can_write_its_certificate(world, headers):
 
 
 def test_of_a_load_balancer_the_header_counts_once_and_in_one_form(stage):
-    with bound(stage, IAM_CERTIFICATE_FROM="192.0.2.0/24 0.0.0.0/0 2001:db8::/32") as behind:
+    front = {"from": ["192.0.2.0/24", "127.0.0.0/8", "172.16.0.0/12", "2001:db8::/32"]}
+    with bound(stage, BOUND | {"client_certificate": front}) as behind:
         balancer = ClientTls(Certificate().pem)
         for tls in (None, balancer):
             for headers in FORGED:
@@ -187,7 +185,7 @@ def test_of_a_load_balancer_the_header_counts_once_and_in_one_form(stage):
         fields = fields_of(headers=[("client-cert", SPELT)])
         over_h2 = exchange_h2((proxy.host, proxy.port), 10, fields, b"")
         assert asked_by(behind, over_h2)["certificate"] == SHOWN
-    with bound(stage, IAM_CERTIFICATE_FROM="192.0.2.0/24") as elsewhere:
+    with bound(stage, BOUND | {"client_certificate": {"from": ["192.0.2.0/24"]}}) as elsewhere:
         for headers in FORGED:
             assert asked_by(elsewhere, ask(elsewhere, headers=headers))["certificate"] is None
 
@@ -370,8 +368,8 @@ def test_the_verdict_comes_first(world):
 def test_an_allowed_proof_that_nobody_counts_opens_nothing(world, stage):
     assert ask(world, YES, "DPoP", target="/uncounted").status == 503
     assert record(world, path="/uncounted")["reason"] == "proof_uncounted"
-    for settings in ({"IAM_REPLAY": "none"}, {"IAM_REPLAY": "none", "IAM_DPOP": "none"}):
-        with bound(stage, **settings) as other:
+    for policy in (BOUND | {"dpop": PROVEN["dpop"] | {"replay": "none"}}, UNPROVEN):
+        with bound(stage, policy) as other:
             assert ask(other, proof("uncounted")).status == 503
             answer = ask(other, YES, "DPoP", headers=["DPoP: a.b.c"])
             assert ("dpop", "a.b.c") in tags_of(answer)
@@ -449,7 +447,7 @@ def test_a_challenge_of_a_server_is_its_own(world):
 
 
 def test_without_a_bound_issuer_all_is_as_before(stage):
-    with bound(stage, IAM_BOUND="no") as world:
+    with bound(stage, POLICY | PROVEN) as world:
         headers = ["DPoP: a.b.c", f"Client-Cert: {SPELT}", "Early-Data: 1"]
         tls = ClientTls(MINE.pem)
         answer = ask(world, proof("off") | {"nonce": "n"}, tls=tls, headers=headers)
@@ -466,6 +464,9 @@ def test_without_a_bound_issuer_all_is_as_before(stage):
     with stage.world(puppet_spec(), POLICY) as plain:
         assert ask(plain).status == 200
         assert "[WARNING]" not in plain.haproxy.logs()
+        for policy, second in ((BOUND, 401), (POLICY, 200)):
+            plain.haproxy.reload(policy)
+            assert [ask(plain, proof("reloaded")).status for _ in range(2)] == [200, second]
 
 
 def test_no_proof_nonce_or_certificate_is_on_record(world):

@@ -5,23 +5,23 @@ import json
 
 import puppet_gate
 import pytest
-from puppet_gate import POLICY, YES, ask, asked, nobody_asked, puppet_spec, record
+from puppet_gate import ISSUER, POLICY, YES, ask, asked, nobody_asked, puppet_spec, record
 
 stage = puppet_gate.stage
 
 METADATA = "https://mcp.example/.well-known/oauth-protected-resource/mcp"
 ORIGIN = "https://app.example"
-AT = {"resource": METADATA}
+AT, HERE = {"resource": METADATA}, "https://mcp.example/mcp"
+TABLES = {"resources": [{"name": "mcp", "resource": HERE}], "dpop": {"origins": [ORIGIN], "replay": "none"}}
 BEARER, HINT = 'Bearer realm="iam"', f', resource_metadata="{METADATA}"'
-PAGE = json.dumps({"resource": "https://mcp.example/mcp", "scopes_supported": ["%[x]", "y" * 7000]})
+PAGE = json.dumps({"resource": HERE, "scopes_supported": ["%[x]", "y" * 7000]})
 FIELDS = ("MCP-Protocol-Version", "Mcp-Method", "Mcp-Name", "Origin", "Access-Control-Request-Method")
 
 
-@pytest.fixture(
-    scope="module", params=[{}, {"IAM_BOUND": "yes", "IAM_DPOP": "ES256"}], ids=["bearer", "dpop"]
-)
+@pytest.fixture(scope="module", params=[{}, {"bound": "accepted"}], ids=["bearer", "dpop"])
 def world(request, stage):
-    with stage.world(puppet_spec(), POLICY, settings={"IAM_MCP": "yes", **request.param}) as world:
+    issuer = ISSUER | {"audiences": [HERE]} | request.param
+    with stage.world(puppet_spec(), POLICY | TABLES | {"issuers": [issuer]}) as world:
         world.schemes = 1 + bool(request.param)
         yield world
 

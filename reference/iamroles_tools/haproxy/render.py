@@ -29,7 +29,7 @@ from iamroles_agent.policy.load import load
 _NAME = re.compile(r"[A-Za-z0-9._:-]{1,100}")
 _TIME = re.compile(r"[0-9]{1,9}(us|ms|s|m|h|d)?")
 _HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
-_PRESET = re.compile(r'^(?P<lead>\s*presetenv (?P<name>IAM_[A-Z_]+)\s+)"(?P<value>[^"]*)"$', re.MULTILINE)
+_PRESET = re.compile(r'^(?P<lead> +(pre)?setenv +(?P<name>IAM_[A-Z_]+) +)"(?P<value>[^"]*)"$', re.MULTILINE)
 _VARIABLE = re.compile(r'"\$\{(\w+)\[\*\]\}"|\$\{(\w+)\}')
 
 _BLOCK = re.compile(r"^ *\.if .*?^ *\.endif\n", re.MULTILINE | re.DOTALL)
@@ -89,8 +89,9 @@ def configuration(config: Config, settings: Settings, *, source: str = "the poli
     """
     if problems := list(_problems(config, settings, source)):
         raise ConfigError(problems)
+    says = environment(config, settings)
     texts = {
-        "haproxy.cfg": _preset(shipped("haproxy.cfg"), settings.presets() | _told(config, settings)),
+        "haproxy.cfg": _PRESET.sub(lambda one: f'{one["lead"]}"{says[one["name"]]}"', shipped("haproxy.cfg")),
         "iam.spoe.cfg": shipped("iam.spoe.cfg"),
         "iam-routes.cfg": _routes(config, settings, source),
     }
@@ -171,13 +172,6 @@ def write(texts: dict[str, str], output: Path) -> None:
         write_file(output / name, text.encode())
 
 
-def _preset(text: str, values: dict[str, str]) -> str:
-    return _PRESET.sub(
-        lambda found: f'{found["lead"]}"{values[found["name"]]}"' if found["name"] in values else found[0],
-        text,
-    )
-
-
 def environment(config: Config, settings: Settings) -> dict[str, str]:
     """Return the value of each setting of `haproxy.cfg`, by the name of its variable."""
     defaults = {one["name"]: one["value"] for one in _PRESET.finditer(shipped("haproxy.cfg"))}
@@ -187,7 +181,7 @@ def environment(config: Config, settings: Settings) -> dict[str, str]:
 def _told(config: Config, settings: Settings) -> dict[str, str]:
     """Return what the policy says, by the name of its environment variable."""
     found = _bound(config)
-    if settings.chroot is not None and (_renews(config) or "IAM_REPLAY" in found):
+    if settings.chroot is not None:
         found["IAM_PEER"] = "abns@iam-peer"  # from inside, the old worker sees no path of the new one
     return found
 
@@ -212,16 +206,13 @@ def _bound(config: Config) -> dict[str, str]:
 
 
 def _routes(config: Config, settings: Settings, source: str) -> str:
-    agents = {f"IAM_AGENT_{index}": agent for index, agent in enumerate(settings.agents, 1)}
     renews, counts = _renews(config), "IAM_REPLAY" in _bound(config)
     head = shipped("agents.cfg").format(
         source=source.replace("\n", " "),
-        presets="\n".join(
-            f'    presetenv {name} "{_address(agent, settings.chroot)}"' for name, agent in agents.items()
-        ),
         servers="\n".join(
-            f'    server agent-{index} "${{{name}}}"{agent_tls(settings, agent)}'
-            for index, (name, agent) in enumerate(agents.items(), 1)
+            f'    server agent-{index} "${{IAM_AGENT_{index}-{_address(agent, settings.chroot)}}}"'
+            + agent_tls(settings, agent)
+            for index, agent in enumerate(settings.agents, 1)
         ),
         lua=(shipped("lua.cfg") if any(backend.streams for backend in config.backends) else "")
         + (shipped("counters.cfg") if renews and counts else ""),
