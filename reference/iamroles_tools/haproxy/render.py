@@ -132,12 +132,14 @@ def _holds(condition: str, release: str, values: Mapping[str, str] | None) -> bo
     if (found := _AT_LEAST.fullmatch(condition)) is None:
         if values is None:
             return None
-        if _SAYS.sub("", condition).strip(" &"):
+        if _SAYS.sub("", condition).strip(" &|"):
             raise ValueError(condition)
-        said = _SAYS.findall(condition)
-        return all(
-            (defined in values if defined else values[name] == text) != bool(no)
-            for no, name, text, defined in said
+        return any(
+            all(
+                (defined in values if defined else values[name] == text) != bool(no)
+                for no, name, text, defined in _SAYS.findall(one)
+            )
+            for one in condition.split("||")
         )
     wanted, has = (int(found[2]), int(found[3])), tuple(map(int, release.split(".")))
     return None if found[4] and has == wanted else (has >= wanted) != bool(found[1])
@@ -186,13 +188,11 @@ def _told(config: Config, settings: Settings) -> dict[str, str]:
     return found
 
 
-def _renews(config: Config) -> bool:
-    return any(backend.renew for backend in config.backends)
-
-
 def _bound(config: Config) -> dict[str, str]:
-    """Return what the policy says of MCP and bound tokens, by the name of its environment variable."""
+    """Return what the policy says of MCP, streams and bound tokens, by the name of its variable."""
     found = {"IAM_MCP": "yes"} if config.resources else {}
+    if any(backend.renew for backend in config.backends):
+        found["IAM_RENEW"] = "yes"
     if not config.binds:
         return found
     found["IAM_BOUND"] = "yes"
@@ -206,7 +206,7 @@ def _bound(config: Config) -> dict[str, str]:
 
 
 def _routes(config: Config, settings: Settings, source: str) -> str:
-    renews, counts = _renews(config), "IAM_REPLAY" in _bound(config)
+    renews, counts = (name in _bound(config) for name in ("IAM_RENEW", "IAM_REPLAY"))
     head = shipped("agents.cfg").format(
         source=source.replace("\n", " "),
         servers="\n".join(
@@ -217,8 +217,6 @@ def _routes(config: Config, settings: Settings, source: str) -> str:
         lua=(shipped("lua.cfg") if any(backend.streams for backend in config.backends) else "")
         + (shipped("counters.cfg") if renews and counts else ""),
     )
-    if renews:
-        head += "\n" + shipped("fresh.cfg")
     section = "\n" + shipped("backend.cfg")
     return head + "".join(
         section.format(

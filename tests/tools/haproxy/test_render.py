@@ -279,7 +279,7 @@ def test_the_first_address_of_the_agent_is_asked_by_default(tmp_path):
     assert re.findall("_1-(.*)}", (output / "iam-routes.cfg").read_text()) == ["unix@/run/a.sock"]
 
 
-BOUND = {"IAM_BOUND": "yes", "IAM_PEER": "abns@iam-peer"}  # a backend renews
+BOUND = {"IAM_BOUND": "yes", "IAM_PEER": "abns@iam-peer", "IAM_RENEW": "yes"}
 PROOFS = {**BOUND, "IAM_DPOP": "ES256 EdDSA"}
 
 
@@ -300,7 +300,7 @@ def test_what_a_policy_says_of_bound_tokens_is_preset_and_haproxy_takes_it(tmp_p
 
     text = (output / "haproxy.cfg").read_text()
     assert 'setenv    IAM_MCP                "no"' in text
-    found = dict(re.findall(r'setenv +(IAM_(?:BOUND|CERTIFICATE_FROM|DPOP|REPLAY|PEER)) +"(.*)"', text))
+    found = dict(re.findall(r'setenv +(IAM_(?:BOUND|CERTIFICATE_FROM|DPOP|REPLAY|PEER|RENEW)) +"(.*)"', text))
     assert found == dict.fromkeys(found, "none") | right
     routes = (output / "iam-routes.cfg").read_text()
     counter = "3" if "IAM_REPLAY" in right else "1"  # sc1 counts proofs
@@ -316,5 +316,5 @@ def test_a_policy_without_a_bound_issuer_gets_the_shipped_files_whatever_else_it
 
     assert result.exit_code == 0, result.output
     for name in ("haproxy.cfg", "iam.spoe.cfg"):
-        assert (output / name).read_text() == (SHIPPED / name).read_text()
+        assert (output / name).read_text() == re.sub('(RENEW +")no', r"\1yes", (SHIPPED / name).read_text())
     assert "track-sc1" in (output / "iam-routes.cfg").read_text()

@@ -329,7 +329,7 @@ mutant("live.renews-unpermitted", "LIVE-RENEW-007", "never judges a stream's req
     _refused("", fresh=True)
 )
 mutant("live.reload-forgets", "LIVE-RENEW-006", "forgets at a reload what is to prolong streams")(
-    replaced("gpt0 peers iam-peers", "gpt0", name="iam-routes.cfg")
+    replaced("gpt0 peers iam-peers", "gpt0")
 )
 mutant("live.renewal-forgotten", "LIVE-RENEW-006", "forgets at a restart what prolonged a stream")(
     setting(proxy_worker.ProxyWorker, "unjudged", lambda self, stream: False)
