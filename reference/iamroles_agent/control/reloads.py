@@ -41,6 +41,7 @@ class Reloads:
     def load(self) -> None:
         """The configuration may have changed (SIGHUP)."""
         if self._members.stopping:
+            self._report({"done": False, "error": "the agent is stopping"})
             return
         self._again = self.busy or self._changes.reloading  # the file may have changed after it was read
         if not self._again:

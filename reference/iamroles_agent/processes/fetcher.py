@@ -42,6 +42,7 @@ _DISK = 2.0
 """Seconds after which what is in force counts as not saved; the parent reports it after 3 s."""
 _SAVE_AGAIN = 5.0
 """Seconds after which saving is tried again."""
+_COMING = "another agent is about to take over"
 
 log = logging.getLogger("iamroles.fetcher")
 
@@ -164,7 +165,8 @@ class Fetcher:
                 status = await self.link.status()
         except TimeoutError:
             return {"error": "the agent's parent process does not answer"}
-        found = in_force.of({**status, "fetcher": {"revocations": watch.problem}})
+        problem = watch.problem or _COMING * self._leaving  # perhaps that agent began before the revocation
+        found = in_force.of({**status, "fetcher": {"revocations": problem}})
         return listed | {"workers": status["workers"], "enforced": asdict(found)}
 
     def _stopping(self, _note: Body) -> None:
@@ -204,7 +206,7 @@ class Fetcher:
             await self._unsaved.wait()
             self._unsaved.clear()
             if self._leaving:  # until that agent is ready, or has failed
-                self._report_saved(self.link.document.version, "another agent is about to take over")
+                self._report_saved(self.link.document.version, _COMING)
                 continue
             error = kept = ""
             async with self._saving:

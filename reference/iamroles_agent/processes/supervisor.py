@@ -438,8 +438,9 @@ class Supervisor:
     def _signalled(self, numbers: bytes) -> None:
         if signal.SIGTERM in numbers or signal.SIGINT in numbers:
             self._stop()
-        elif signal.SIGHUP in numbers and not self.plane.members.stopping:
-            self._service.reload()
+        elif signal.SIGHUP in numbers:
+            if not self.plane.members.stopping:
+                self._service.reload()
             self.plane.load()
 
     def _stop(self) -> None:

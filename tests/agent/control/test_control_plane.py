@@ -345,6 +345,7 @@ def test_a_reload_that_the_end_cuts_off_is_answered(alone):
         "kill loader: the agent is stopping",
         "say {'reloaded': False, 'policy': 'one', 'error': 'the agent is stopping', 'version': 1}",
     ]
+    assert "'error': 'the agent is stopping'" in alone.hangs_up()[0]
 
 
 def test_that_the_fetcher_was_replaced_is_put_on_record_by_a_worker(bench):

@@ -403,7 +403,14 @@ def test_an_agent_that_drains_refuses_new_connections_at_once(tmp_path, server, 
 
 
 def test_while_another_agent_gets_ready_nothing_is_saved_and_that_is_said(tmp_path, server):
-    with running(tmp_path, server, 2) as agent:
+    """Nor is a revocation called in force: perhaps the other began before it."""
+    with running(tmp_path, server, 2, live={"revocations": "revocations.toml"}) as agent:
+
+        def refusing():
+            asked = {"command": "revocations"}
+            return local_socket.ask(tmp_path / "state" / "agent.sock", asked)["enforced"]["requests"]
+
+        until(lambda: not refusing())
         with socket.socket(socket.AF_UNIX) as other:  # it takes what it is given, and never gets ready
             other.settimeout(PATIENCE)
             other.connect(str(tmp_path / "state" / "agent.sock"))
@@ -413,8 +420,10 @@ def test_while_another_agent_gets_ready_nothing_is_saved_and_that_is_said(tmp_pa
             assert (line["confirmed"], line["saved"]) == (2, False)
             assert line["save_error"] == "another agent is about to take over"
             assert "NOT SAVED" in as_text(agent.status())
+            assert refusing() == line["save_error"]
             for descriptor in descriptors:
                 os.close(descriptor)
+        until(lambda: not refusing())
         until(lambda: "kept in" in as_text(agent.status()))
         assert agent.reload(grants=[])["saved"] is True
 
