@@ -21,7 +21,7 @@ import logging
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Coroutine, Hashable, Mapping
+from collections.abc import Callable, Collection, Coroutine, Hashable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar, cast
@@ -44,6 +44,8 @@ PREFIX = b"iam-sts-v1."
 MAX_CREDENTIAL = 4096
 LIFETIME = 15 * 60
 """Seconds from `X-Amz-Date` until the credential ends, whatever `X-Amz-Expires` says (STS-DATE-001)."""
+_KEPT = 2 * LIFETIME
+"""Seconds for which a used signature is kept, monotonic: the host may set back its clock."""
 CLOCK_SKEW = 5
 """Seconds by which a date may be ahead, because two machines' clocks differ."""
 _MAX_ANSWER = 64 * 1024
@@ -320,7 +322,8 @@ class StsVerifier:
         self._transport, self._clock, self._monotonic = transport, clock, monotonic
         self._flights = Flights()
         self._rejected: OrderedDict[bytes, tuple[float, str]] = OrderedDict()
-        self._used: OrderedDict[str, int] = OrderedDict()
+        self._used: OrderedDict[str, float] = OrderedDict()
+        """Signatures that count once, and until when they are kept, monotonic; in order of use."""
         self.on_used: Callable[[str, int], None] = lambda _signature, _until: None
         """Called with each signature that was used once and confirmed by STS, and its end, epoch seconds."""
         self.counts = {"asked": 0, "accepted": 0, "rejected": 0, "throttled": 0, "unavailable": 0}
@@ -355,7 +358,7 @@ class StsVerifier:
         question = read_credential(token, self._by_host, now)
         once = question.endpoint.replay_cache
         if once:
-            self._use(question, now)
+            self._use(question)
         if (known := self._rejected.get(digest)) and self._monotonic() < known[0]:
             raise _rejected(known[1])
         try:
@@ -369,20 +372,20 @@ class StsVerifier:
             self.on_used(question.signature, identity.not_after)
         return identity, not once
 
-    def _use(self, question: Question, now: float) -> None:
-        """Note that a signature is used (STS-REPLAY-001); forget expired signatures."""
+    def _use(self, question: Question) -> None:
+        """Note that a signature is used (STS-REPLAY-001); forget those of long ago."""
+        now = self._monotonic()
         while self._used and next(iter(self._used.values())) <= now:
             self._used.popitem(last=False)
         if question.signature in self._used:
             raise _rejected("this signature was used before")
         if len(self._used) >= 1 << 20:
             raise Refusal(Reason.STS_UNAVAILABLE, "the replay cache is full")
-        # In order of use, not of expiry: an entry may stay a little longer behind an entry that ends later.
-        self._used[question.signature] = question.signed_at + LIFETIME
+        self._used[question.signature] = now + _KEPT
 
-    def remember(self, used: Mapping[str, int]) -> None:
+    def remember(self, used: Iterable[str]) -> None:
         """Take over signatures that another process reported by `on_used`."""
-        self._used.update(used)
+        self._used.update(dict.fromkeys(used, self._monotonic() + _KEPT))
 
     async def _ask(self, question: Question, digest: bytes, source: str) -> Identity:
         state = self._state[question.endpoint.name]

@@ -308,6 +308,14 @@ async def test_replay_cache_lets_a_signature_count_once():
         assert await reason(agent, credential(presign(now=NOW - 1))) == ""
 
 
+async def test_no_signature_counts_twice_though_the_clock_goes_forth_and_back():
+    clock = Clock()
+    with playing(clock, replay_cache=True) as (_server, agent):
+        for now, when, said in ((0, 0, ""), (960, 960, ""), (0, 0, "sts_rejected"), (0, -1, "")):
+            clock.now = NOW + now
+            assert await reason(agent, credential(presign(now=NOW + when))) == said
+
+
 @pytest.mark.parametrize("once", [True, False])
 async def test_the_gate_remembers_no_verdict_for_a_credential_that_counts_once(once):
     with playing(replay_cache=once) as (_server, agent):
