@@ -70,7 +70,7 @@ def _about(stream: Stream) -> dict[str, Any]:
         "issuer": who.issuer,
         "credential": who.credential,
         "route": ticket.backend,
-        "path": request.path if request is not None else "",
+        "path": request.path + "…" * ticket.partial if request is not None else "",
     }
     return about
 

@@ -14,6 +14,7 @@ from live_proxy import Proxy, Row
 from iamroles_agent.base.config import Issuer, Limits
 from iamroles_agent.base.errors import ConfigError
 from iamroles_agent.base.identity import Identity, Request, RoleArn
+from iamroles_agent.commands import sessions
 from iamroles_agent.live import cutter as cutting
 from iamroles_agent.live import proxy_worker, revocations
 from iamroles_agent.live.console import ConsoleError, Stream, is_stream, pointers, streams, workers
@@ -63,6 +64,8 @@ def test_of_a_path_that_is_too_long_the_beginning_is_kept(piece):
     assert kept.partial
     assert path.startswith(kept.request.path)
     assert 1000 < len(kept.request.path) < len(text) <= MAX_BYTES
+    stream = Stream("", 0, "", 0, 0, 0, 0, "", text, alive=True, filtered=False, age=0.0)
+    assert sessions._about(stream)["path"] == f"{kept.request.path}…"
 
 
 @pytest.mark.parametrize("text", ["", "x", "e30", "!!!", TICKET.encode()[:-9], "W10"])
