@@ -327,7 +327,8 @@ def _gave_up(bye: Frame) -> bool:
 
 # --- questions in the terms of SPEC.md section 2 -----------------------------------------------------------
 
-_CHECK = ("authorization", "authorization-count", "role", "method", "host", "path", "src")
+_CHECK: dict[str, Any] = {"authorization": None, "authorization-count": 0, "role": None, "method": "GET"}
+_CHECK |= {"host": "localhost", "path": "/", "src": ip("127.0.0.1")}
 
 
 def check_arguments(check: Mapping[str, Any]) -> dict[str, Value | Typed]:
@@ -337,19 +338,10 @@ def check_arguments(check: Mapping[str, Any]) -> dict[str, Value | Typed]:
         check: any of the section's arguments; `src` as text or address; `OMIT` leaves one out. Defaults: no
             credential, GET / from 127.0.0.1.
     """
-    given = dict(check)
-    if isinstance(given.get("src"), str):
-        given["src"] = ip(given["src"])
-    defaults: dict[str, Any] = {
-        "authorization": None,
-        "authorization-count": 0 if given.get("authorization") in (None, OMIT) else 1,
-        "role": None,
-        "method": "GET",
-        "host": "localhost",
-        "path": "/",
-        "src": ip("127.0.0.1"),
-    }
-    merged = {name: given.pop(name, defaults[name]) for name in _CHECK} | given
+    count = int(check.get("authorization") not in (None, OMIT))
+    merged = {**_CHECK, "authorization-count": count, **check}
+    if isinstance(merged["src"], str):
+        merged["src"] = ip(merged["src"])
     return {name: value for name, value in merged.items() if value is not OMIT}
 
 
@@ -357,6 +349,10 @@ def context_arguments(context: Mapping[str, Any] | None = None) -> dict[str, Val
     """Fill an `iam-context` up to SPEC.md section 2."""
     merged: dict[str, Any] = {"request-id": "wire-1", "src-port": 40000, "stream": 1} | dict(context or {})
     return {name: value for name, value in merged.items() if value is not OMIT}
+
+
+_CONTEXT = encode_message("iam-context", context_arguments())
+"""The first message of most questions."""
 
 
 def question(
@@ -370,6 +366,6 @@ def question(
     return notify(
         stream_id,
         frame_id,
-        encode_message("iam-context", context_arguments(context)),
+        encode_message("iam-context", context_arguments(context)) if context else _CONTEXT,
         encode_message("iam-check", check_arguments(check)),
     )

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from iamroles_scenarios.base.errors import WideVarint, WireFormatError
@@ -129,9 +130,8 @@ def string(text: str | bytes) -> bytes:
     return varint(len(raw)) + raw
 
 
-def address(text: str) -> IPv4Address | IPv6Address:
-    """An IP address from its text."""
-    return ip_address(text)
+address = lru_cache(ip_address)
+"""An IP address from its text."""
 
 
 class PayloadReader:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
+from functools import lru_cache
 
 from iamroles_scenarios.base.errors import WireFormatError
 from iamroles_scenarios.wire.codec import DataType, PayloadReader, Typed, Value, string, varint
@@ -209,7 +210,7 @@ class Action:
 
 def head_length(frame: Frame) -> int:
     """Bytes before the payload: the base of offsets inside it."""
-    return len(frame.body()) - len(frame.payload)
+    return 5 + len(varint(frame.stream_id)) + len(varint(frame.frame_id))
 
 
 def read_kv(frame: Frame) -> list[tuple[str, Typed]]:
@@ -243,8 +244,12 @@ def read_actions(frame: Frame) -> list[Action]:
     Raises:
         WireFormatError: an unknown action, a wrong number of arguments, a scope above 4, a broken value.
     """
-    reader = PayloadReader(frame.payload, head_length(frame))
-    actions = []
+    return list(_actions(frame.payload, head_length(frame)))
+
+
+@lru_cache(maxsize=1024)  # an agent gives the same answer to most questions of a list
+def _actions(payload: bytes, base: int) -> tuple[Action, ...]:
+    reader, actions = PayloadReader(payload, base), []
     while reader.left:
         start = reader.offset
         kind = reader.byte("action type")
@@ -260,7 +265,7 @@ def read_actions(frame: Frame) -> list[Action]:
         name = reader.name(f"variable name of {what}")
         value = reader.typed(f"value of {name!r}") if kind == 1 else None
         actions.append(Action(Scope(scope), name, value))
-    return actions
+    return tuple(actions)
 
 
 def variables(frame: Frame, scope: Scope = Scope.txn) -> dict[str, Value]:
