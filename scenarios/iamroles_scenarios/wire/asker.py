@@ -58,7 +58,6 @@ class Asker:
         self._connection: Connection | None = None
         self._waiting: dict[int, asyncio.Future[Frame]] = {}
         self._stream_id = 1
-        self._reading: asyncio.Task[None] | None = None
         self._opening: asyncio.Lock | None = None
         self._turn: AbstractAsyncContextManager[object] = nullcontext()
         self._limit = MAX_ANSWER
@@ -108,15 +107,18 @@ class Asker:
         window: int,
     ) -> list[_T]:
         async def all_of_them() -> list[_T]:
-            if len(asked) == 1:  # most often, and without a task of its own
-                return [await self._answered(*asked[0], read)]
-            bound = asyncio.Semaphore(window)
+            found: dict[int, _T] = {}
+            left = iter(enumerate(asked))
 
-            async def one(check: Mapping[str, Any], context: Mapping[str, Any] | None) -> _T:
-                async with bound:
-                    return await self._answered(check, context, read)
+            async def some() -> None:
+                for number, pair in left:
+                    found[number] = await self._asked(*pair, read)
 
-            return list(await asyncio.gather(*(one(*pair) for pair in asked)))
+            if (side_by_side := min(window, len(asked))) > 1:
+                await asyncio.gather(*(some() for _ in range(side_by_side)))
+            else:  # most often, and without a task of its own
+                await some()
+            return [found[number] for number in range(len(asked))]
 
         return _background.run(all_of_them())
 
@@ -130,45 +132,36 @@ class Asker:
 
         _background.run(drop())
 
-    async def _answered(
+    async def _asked(
         self, check: Mapping[str, Any], context: Mapping[str, Any] | None, read: Callable[[Frame], _T]
     ) -> _T:
-        connection = await self._connected()
+        connection = self._connection or await self._connected()
         async with self._turn:
-            return await self._asked(connection, check, context, read)
-
-    async def _asked(
-        self,
-        connection: Connection,
-        check: Mapping[str, Any],
-        context: Mapping[str, Any] | None,
-        read: Callable[[Frame], _T],
-    ) -> _T:
-        stream_id, self._stream_id = self._stream_id, self._stream_id + 2
-        waiting = asyncio.get_running_loop().create_future()
-        self._waiting[stream_id] = waiting
-        began = asyncio.get_running_loop().time()
-        try:
-            frame = question(check, context, stream_id=stream_id)
-            if (length := len(frame.body())) > self._limit:
-                raise WireError(
-                    f"the agent agreed on frames of {self._limit} bytes, and this question has {length} "
-                    "(SPEC.md 2.6)",
-                    connection.transcript,
-                )
-            await connection.send(frame)
-            async with asyncio.timeout(self.timeout):
-                ack = await waiting
-            recording.waited("an ACK", asyncio.get_running_loop().time() - began, self.timeout)
-            return read(ack)
-        except TimeoutError:
-            raise SilenceError(
-                f"no ACK for stream {stream_id} in {self.timeout:g} s", connection.transcript
-            ) from None
-        except WireFormatError as error:
-            raise WireError(f"the ACK is malformed: {error}", connection.transcript) from error
-        finally:
-            self._waiting.pop(stream_id, None)
+            loop = asyncio.get_running_loop()
+            stream_id, self._stream_id = self._stream_id, self._stream_id + 2
+            waiting = self._waiting[stream_id] = loop.create_future()
+            began = loop.time()
+            try:
+                raw = question(check, context, stream_id=stream_id).encode()
+                if (length := len(raw) - 4) > self._limit:
+                    raise WireError(
+                        f"the agent agreed on frames of {self._limit} bytes, and this question has {length} "
+                        "(SPEC.md 2.6)",
+                        connection.transcript,
+                    )
+                await connection.send(raw)
+                async with asyncio.timeout(self.timeout):
+                    ack = await waiting
+                recording.waited("an ACK", loop.time() - began, self.timeout)
+                return read(ack)
+            except TimeoutError:
+                raise SilenceError(
+                    f"no ACK for stream {stream_id} in {self.timeout:g} s", connection.transcript
+                ) from None
+            except WireFormatError as error:
+                raise WireError(f"the ACK is malformed: {error}", connection.transcript) from error
+            finally:
+                self._waiting.pop(stream_id, None)
 
     async def _connected(self) -> Connection:
         self._opening = self._opening or asyncio.Lock()
@@ -185,16 +178,13 @@ class Asker:
                 pipelined = "pipelining" in [name.strip() for name in able.split(",")]
                 self._turn = nullcontext() if pipelined else asyncio.Lock()
                 self._connection = connection
-                self._reading = asyncio.create_task(self._read(connection))
+                # Not before the first question waits: if the connection has ended, that is its answer.
+                asyncio.get_running_loop().call_soon(connection.listen, self._read)
             return self._connection
 
-    async def _read(self, connection: Connection) -> None:
+    def _read(self) -> None:
         try:
-            while True:
-                try:
-                    answer = await connection.receive(3600.0)
-                except SilenceError:
-                    continue
+            while (connection := self._connection) and (answer := connection.take()) is not None:
                 if isinstance(answer, Ended):
                     raise WireError(f"the agent closed the connection ({answer.how})", connection.transcript)
                 waiting = self._waiting.get(answer.stream_id) if answer.type == FrameType.ACK else None
@@ -203,16 +193,12 @@ class Asker:
                 if not waiting.done():
                     waiting.set_result(answer)
         except WireError as error:
-            if self._connection is connection:
-                self._drop(error)
+            self._drop(error)
 
     def _drop(self, error: WireError) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
-        reading, self._reading = self._reading, None
-        if reading is not None and reading is not asyncio.current_task():
-            reading.cancel()
         for waiting in self._waiting.values():
             if not waiting.done():
                 waiting.set_exception(error)

@@ -15,7 +15,7 @@ import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self, cast
@@ -58,6 +58,7 @@ class _Pipe(asyncio.Protocol):
         self.pieces: list[int] = []
         self.ended: Ended | None = None
         self.arrived = asyncio.Event()
+        self.hear: Callable[[], None] = self.arrived.set
         self.writable = asyncio.Event()
         self.writable.set()
         self.transport: asyncio.Transport
@@ -70,16 +71,16 @@ class _Pipe(asyncio.Protocol):
         if len(self.buffer) > MAX_UNREAD:  # an agent that floods fills its own socket, not our memory
             self.transport.pause_reading()
         self.pieces.append(len(data))
-        self.arrived.set()
+        self.hear()
 
     def eof_received(self) -> bool:
         self.ended = self.ended or Ended("FIN")
-        self.arrived.set()
+        self.hear()
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.ended = self.ended or Ended("RST" if exc else "FIN")
-        self.arrived.set()
+        self.hear()
         self.writable.set()
 
     def pause_writing(self) -> None:
@@ -165,9 +166,10 @@ class Connection:
             late = time.monotonic() - began
             if late > _SENDING + gap * start and raw[4:5] == bytes([FrameType.HAPROXY_HELLO]):
                 raise TooSlow(f"the judge took {late:.1f} s to send {start} of {len(raw)} bytes")
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self.timeout):
-                await self._pipe.writable.wait()
+        if not self._pipe.writable.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self.timeout):
+                    await self._pipe.writable.wait()
 
     def keep_only(self, lines: int) -> None:
         """Shorten the transcript: for those who say much on one connection."""
@@ -193,6 +195,21 @@ class Connection:
 
     # --- receiving -----------------------------------------------------------------------------------------
 
+    def listen(self, hear: Callable[[], None]) -> None:
+        """Call this whenever there may be something to `take`, in place of `receive`."""
+        self._pipe.hear = hear
+        hear()
+
+    def take(self) -> Frame | Ended | None:
+        """Return the next frame, or how the connection ended; None: neither is here yet."""
+        answer = self._next() or self._pipe.ended
+        if isinstance(answer, Ended):
+            left = f", {len(self._pipe.buffer)} bytes of a frame before it" if self._pipe.buffer else ""
+            self.transcript.add(FROM_AGENT, f"({answer.how}{left})")
+        elif answer is not None:
+            self.transcript.add(FROM_AGENT, answer)
+        return answer
+
     async def receive(self, within: float | None = None) -> Frame | Ended:
         """The next frame, or how the connection ended.
 
@@ -203,11 +220,7 @@ class Connection:
         seconds = self.timeout if within is None else within
         began = asyncio.get_running_loop().time()
         deadline = began + seconds
-        while (frame := self._next()) is None:
-            if self._pipe.ended is not None:
-                left = f", {len(self._pipe.buffer)} bytes of a frame before it" if self._pipe.buffer else ""
-                self.transcript.add(FROM_AGENT, f"({self._pipe.ended.how}{left})")
-                return self._pipe.ended
+        while (answer := self.take()) is None:
             self._pipe.arrived.clear()
             try:
                 async with asyncio.timeout_at(deadline):
@@ -215,9 +228,9 @@ class Connection:
             except TimeoutError:
                 self.transcript.add(NOTE, f"nothing for {seconds:g} s")
                 raise SilenceError(f"the agent sent nothing for {seconds:g} s", self.transcript) from None
-        self.transcript.add(FROM_AGENT, frame)
-        recording.waited("a frame", asyncio.get_running_loop().time() - began, seconds)
-        return frame
+        if isinstance(answer, Frame):
+            recording.waited("a frame", asyncio.get_running_loop().time() - began, seconds)
+        return answer
 
     def _next(self) -> Frame | None:
         buffer = self._pipe.buffer
