@@ -18,7 +18,7 @@ from iamroles_agent.policy.regions import Region
 from iamroles_agent.policy.resources import WELL_KNOWN, WITH_HEADERS, Found, Place, Resources, Target
 from iamroles_agent.serving import gate
 from iamroles_agent.serving.gate import Gate
-from iamroles_agent.spop import messages
+from iamroles_agent.spop import actions, messages
 from iamroles_conformance.selftest.mutants import edits as edit
 from iamroles_conformance.selftest.mutants.override import after, around, rescue, setting
 from iamroles_conformance.selftest.registry import Override, both, mutant
@@ -204,6 +204,8 @@ for _id, _kills, _title, _override in (
     ("metadata-everywhere", "MCP-CHALLENGE-001", "names metadata outside the resources",
      _says(lambda found, policy, _: {
          "resource": found.resource or "".join(one.metadata for one in policy.resources.targets[:1])})),
+    ("dropped", "MCP-CHALLENGE-001", "drops the resource of an answer that is too long", setting(
+        actions, "TAGS", ("resource", *actions.TAGS))),
     ("no-metadata", "MCP-CHALLENGE-002", "names no metadata in challenges",
      _says(lambda found, *_: {"resource": found.resource if found.allow else ""})),
     ("unnamed", "MCP-PASS-001", "names no resource to the proxy", _says(lambda *_: {"resource": ""})),
