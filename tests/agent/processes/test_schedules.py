@@ -10,13 +10,13 @@ def schedules(*options):
 
 
 def test_nothing_goes_wrong_in_any_order():
-    done = schedules("--count", "500", "--jobs", "1")
+    done = schedules("--count", "100", "--jobs", "1")  # `.ci/run` plays 10,000
     counts = {name: count for count, name in re.findall(r"(\d[\d,]*) (\w+)", done.stdout)}
     figures = {name: int(count.replace(",", "")) for name, count in counts.items()}
 
     assert done.returncode == figures["wrong"] == 0, done.stdout + done.stderr
-    assert figures["events"] >= 50 * figures["schedules"] == 50 * 500
-    assert min(figures[name] for name in ("allowed", "reloads", "deaths")) > 50
+    assert figures["events"] >= 50 * figures["schedules"] == 50 * 100
+    assert min(figures[name] for name in ("allowed", "reloads", "deaths")) > 10
 
 
 def test_a_seed_plays_the_same_schedule_again():
