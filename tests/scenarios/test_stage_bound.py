@@ -168,7 +168,8 @@ def test_no_client_can_write_its_certificate(world, headers):
 
 
 def test_of_a_load_balancer_the_header_counts_once_and_in_one_form(stage):
-    front = {"from": ["192.0.2.0/24", "127.0.0.0/8", "172.16.0.0/12", "2001:db8::/32"]}
+    docker = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"]
+    front = {"from": ["192.0.2.0/24", "127.0.0.0/8", *docker, "2001:db8::/32"]}
     with bound(stage, BOUND | {"client_certificate": front}) as behind:
         balancer = ClientTls(Certificate().pem)
         for tls in (None, balancer):

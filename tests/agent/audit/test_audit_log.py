@@ -261,7 +261,7 @@ def test_a_verdict_whose_first_use_ended_in_want_of_memory_is_written_in_full(pa
     assert log.flush()
     path.rename(old)
     log.reopen()
-    until(path.exists)
+    until(lambda: known.file is not log._file_token)
     full = mock.MagicMock(get=mock.Mock(side_effect=MemoryError))
     with mock.patch.object(log, "_known", full), pytest.raises(MemoryError):
         log.record(known, "lost")
