@@ -2,6 +2,7 @@
 
 import socket
 import ssl
+from contextlib import ExitStack
 from types import SimpleNamespace
 
 import pytest
@@ -119,6 +120,21 @@ def test_the_same_seed_breaks_at_the_same_byte(echo):
 def test_an_unknown_fault_is_told(breaker):
     with pytest.raises(ValueError, match="known are refused, cut"):
         breaker.breaks("rain")
+
+
+@pytest.mark.parametrize("fault", ["", "tls"])
+def test_its_end_is_no_error_to_a_connection_that_is_not_there_yet(caplog, fault):
+    with ExitStack() as held:
+        full = held.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        held.enter_context(socket.create_connection(full.getsockname()))  # the next one waits
+        breaker = held.enter_context(Breaker("127.0.0.1", f"127.0.0.1:{full.getsockname()[1]}"))
+        if fault:
+            breaker.shows(context(ssl.PROTOCOL_TLS_SERVER, AUTHORITY.issue("agent")))
+        held.enter_context(connected(breaker))
+        assert breaker.wait_tried(10)
+        breaker.close()
+
+    assert not caplog.messages
 
 
 AUTHORITY = Authority()

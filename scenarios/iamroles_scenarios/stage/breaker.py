@@ -153,7 +153,7 @@ class Breaker:
                 writer.transport.get_protocol()._over_ssl = True  # type: ignore[attr-defined]  # noqa: SLF001
                 await writer.start_tls(self._tls)
             onward, back = await asyncio.open_connection(host.strip("[]"), int(port))
-        except OSError:
+        except (OSError, asyncio.CancelledError):  # by `_end`; asyncio logs a task cancelled here
             writer.transport.abort()
             return
         link = self._linked(writer, back)
@@ -162,7 +162,7 @@ class Breaker:
         try:
             asking = self._pass(link, reader, back, answering=False)
             await asyncio.gather(asking, self._pass(link, onward, writer, answering=True))
-        except asyncio.CancelledError:  # by `_end`; a cancelled task here is an error to asyncio's streams
+        except asyncio.CancelledError:
             return
         finally:
             self._links.discard(link)

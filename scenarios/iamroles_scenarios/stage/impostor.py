@@ -62,7 +62,7 @@ class Impostor(Breaker):
             if self._tls is not None:
                 await writer.start_tls(self._tls)
             await self._allow(Peer(reader, writer, self._manner))
-        except OSError:
+        except (OSError, asyncio.CancelledError):
             pass
         finally:
             writer.transport.abort()
