@@ -37,14 +37,14 @@ ROOMS = {
 }
 ARROWS = {"iamroles_agent": 40}
 LINES = {
-    "reference": 25_693,
+    "reference": 25_737,
     "scenarios": 36_823,
     "conformance": 11_787,
     "loadtests": 4_962,
-    "benchmarks": 4_269,
-    "tests": 35_718,
+    "benchmarks": 4_271,
+    "tests": 35_738,
 }
-TRUSTED_LINES = 19_347
+TRUSTED_LINES = 19_391
 """Of the agent: what an auditor must trust."""
 DATA_LINES = 23_748
 """Of TOML and JSON: code must not hide as data."""

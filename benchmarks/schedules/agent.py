@@ -42,6 +42,7 @@ from iamroles_agent.processes.link import Startup
 from iamroles_agent.processes.watch import Watch
 from iamroles_agent.processes.worker import Worker
 from iamroles_agent.serving.accepting import shared_counts
+from iamroles_agent.tokens.admission import Callers
 
 ALL = frozenset(f"u{one}" for one in range(PRINCIPALS))
 PATIENCE = 5.0
@@ -193,6 +194,7 @@ class Agent:
             listeners=[Ear()],  # type: ignore[list-item]
             counts=shared_counts(max(effect.slot, 0) + 1),
             build_lock=0,
+            callers=Callers(),
             used=self.plane.used,
             why=effect.why,
             clocks=self.clocks,

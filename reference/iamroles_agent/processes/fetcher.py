@@ -259,7 +259,8 @@ class Fetcher:
             self._restore(name, source)
             source.start()
         former, clock, monotonic = self.sts, clocks.epoch, clocks.monotonic
-        self.sts = StsVerifier(config.sts, self._transport, clock=clock, monotonic=monotonic)
+        known = self.startup.callers
+        self.sts = StsVerifier(config.sts, self._transport, clock=clock, monotonic=monotonic, callers=known)
         if former is not None:
             self.sts.succeed(former)
         else:

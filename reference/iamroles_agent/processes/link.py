@@ -20,6 +20,7 @@ from iamroles_agent.base.clocks import SYSTEM, Clocks
 from iamroles_agent.control.channel import ChannelError, Frames, Message, message, with_parts
 from iamroles_agent.control.document import Document, Edits
 from iamroles_agent.control.member import Member
+from iamroles_agent.tokens.admission import Callers
 
 log = logging.getLogger("iamroles.link")
 
@@ -40,6 +41,8 @@ class Startup:
     build_lock: int
     """A descriptor that a worker locks while it builds a policy: the others answer meanwhile. The lock of a
     member that dies is free (POSIX record locks)."""
+    callers: Callers
+    """Whom STS confirmed to any process."""
     used: dict[str, int]
     """For the fetcher: signatures that count once and were used, and until when (epoch seconds)."""
     why: str

@@ -17,6 +17,7 @@ from iamroles_agent.base.config import Issuer, KeySettings, Sts
 from iamroles_agent.base.identity import Identity, RoleArn
 from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.processes.link import Body, Link, LinkLost
+from iamroles_agent.tokens.admission import Callers
 from iamroles_agent.tokens.authenticator import Signal
 from iamroles_agent.tokens.keyring import Keyring, source_of
 from iamroles_agent.tokens.keys import KeySet
@@ -89,7 +90,7 @@ class RemoteProver:
         endpoints: the policy's `[[sts]]`.
         clock: epoch seconds.
         counts: the fetcher's calls by outcome.
-        queues: those of earlier policies, by name; taken over and added to.
+        queue_of: returns an endpoint's queue, which outlives the policy.
     """
 
     def __init__(
@@ -98,14 +99,13 @@ class RemoteProver:
         endpoints: list[Sts],
         clock: Callable[[], float],
         counts: dict[str, int],
-        queues: dict[str, Queue],
+        queue_of: Callable[[Sts], Queue],
     ) -> None:
         self._link, self._clock = link, clock
         self._by_host = {host: endpoint for endpoint in endpoints for host in endpoint.hosts}
         self.counts = counts
-        self._queues, self._flights = queues, Flights()
-        for endpoint in endpoints:
-            queues.setdefault(endpoint.name, Queue(time.monotonic, **_BOUNDS))
+        self._queues = {endpoint.name: queue_of(endpoint) for endpoint in endpoints}
+        self._flights = Flights()
 
     async def verify(self, token: bytes, digest: bytes, source: str = "") -> tuple[Identity, bool]:
         """Verify as `StsVerifier.verify`; refuse here what cannot be a credential."""
@@ -140,10 +140,13 @@ class Remote:
     Args:
         link: to the fetcher.
         clock: epoch seconds.
+        callers: whom STS confirmed to any process of the agent.
     """
 
-    def __init__(self, link: Link, clock: Callable[[], float] = time.time) -> None:
-        self.link, self._clock = link, clock
+    def __init__(
+        self, link: Link, clock: Callable[[], float] = time.time, callers: Callers | None = None
+    ) -> None:
+        self.link, self._clock, self._callers = link, clock, callers or Callers()
         self._sets: dict[str, tuple[KeySet, float]] = {}
         self._rings: dict[str, RemoteKeys] = {}
         self._queues: dict[str, Queue] = {}
@@ -173,7 +176,11 @@ class Remote:
 
     def prover(self, endpoints: list[Sts], former: object) -> RemoteProver:
         del former
-        return RemoteProver(self.link, endpoints, self._clock, self.counts, self._queues)
+        return RemoteProver(self.link, endpoints, self._clock, self.counts, self._queue)
+
+    def _queue(self, endpoint: Sts) -> Queue:
+        about = {**_BOUNDS, "callers": self._callers, "endpoint": endpoint.endpoint}
+        return self._queues.setdefault(endpoint.name, Queue(time.monotonic, **about))
 
     def close(self) -> None:
         """Do nothing: the fetcher owns what could be closed."""

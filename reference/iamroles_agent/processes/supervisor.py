@@ -46,6 +46,7 @@ from iamroles_agent.processes.service import Service
 from iamroles_agent.serving import listening
 from iamroles_agent.serving.accepting import shared_counts
 from iamroles_agent.serving.server import LINGER
+from iamroles_agent.tokens.admission import Callers
 
 _KILL_MARGIN = 3.0
 """Seconds beyond the drain after which a member that is not gone is killed."""
@@ -133,7 +134,7 @@ class Supervisor:
         self._on_ready = on_ready
         self._inherited = {listening.address_of(sock): sock for sock in listeners}
         self._listeners: list[socket.socket] = []
-        self._counts = shared_counts(settings.workers)
+        self._counts, self._callers = shared_counts(settings.workers), Callers()
         self._stop_at: float | None = None
         """Monotonic time at which members that still live are killed."""
         self._failure = ""
@@ -300,6 +301,7 @@ class Supervisor:
             listeners=self._listeners,
             counts=self._counts,
             build_lock=self._build_lock,
+            callers=self._callers,
             used=self.plane.used,
             why=effect.why,
         )

@@ -83,7 +83,7 @@ class Worker:
             StartError, ConfigError: it cannot start; see their text.
         """
         await self.link.open()
-        self.remote = Remote(self.link, self.startup.clocks.epoch)
+        self.remote = Remote(self.link, self.startup.clocks.epoch, self.startup.callers)
         self.link.member.on_stamp = self._stamped
         notes: list[Body] = []
         self.link.on_note = notes.append  # until the audit is open

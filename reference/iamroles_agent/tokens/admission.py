@@ -14,14 +14,21 @@ credentials once kept a good caller waiting past its deadline. Four rules keep r
   clients of the oldest give up next. To serve them in order would serve nobody in time. An IPv6 /48 has
   65,536 networks, each a flow of its own.
 - *Nothing grows.* When too many wait, the longest flow loses its oldest question; a question that waited too
-  long is refused; the least recently confirmed known key is forgotten.
+  long is refused; known keys stand in a table of fixed size.
 
 An access key id is not secret, so a key is known only together with its source: a forger elsewhere is a
 stranger, and a forger at the same source only competes with that one key.
+
+The order is kept twice: by each worker for its questions to the fetcher, and by the fetcher for its calls.
+All share `Callers`. Otherwise a caller known to one worker would be a stranger to the next, and wait there
+for two seconds behind a flood.
 """
 
 from __future__ import annotations
 
+import hashlib
+import mmap
+import os
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -34,7 +41,8 @@ from iamroles_agent.policy.regions import plain_address
 MAX_WAIT = 2.0
 """Seconds; by then HAProxy has given up (`timeout processing`)."""
 _KNOWN_FOR = 3600.0
-_MAX_KNOWN = 4096
+_BUCKETS, _EACH = 1 << 14, 4
+"""Of the table of known keys, and entries of a bucket: 1 MiB, of which the kernel gives what is used."""
 
 
 def client_network(address: IPv4Address | IPv6Address | None) -> str:
@@ -43,6 +51,35 @@ def client_network(address: IPv4Address | IPv6Address | None) -> str:
     if isinstance(address, IPv6Address):
         return address.exploded[:19]
     return str(address or "")
+
+
+class Callers:
+    """The keys that STS confirmed for a source within the hour, in memory that forks share.
+
+    An entry is a number that stands for its caller, and the end of the hour in milliseconds. In a full bucket
+    a new caller takes the place of the one whose hour ends first. A salt keeps strangers from choosing whose.
+    Readers take no lock: a half-written entry only makes a stranger known, or a known key a stranger, once.
+    """
+
+    def __init__(self) -> None:
+        self._salt = os.urandom(16)
+        self._table = memoryview(mmap.mmap(-1, 16 * _BUCKETS * _EACH)).cast("Q")
+
+    def until(self, caller: tuple[str, ...]) -> float:
+        """Return when a caller is a stranger again, monotonic; 0 for a stranger."""
+        number, places = self._find(caller)
+        return max((self._table[at + 1] / 1000 for at in places if self._table[at] == number), default=0.0)
+
+    def add(self, caller: tuple[str, ...], until: float) -> None:
+        number, places = self._find(caller)
+        at = min(places, key=lambda at: (self._table[at] != number, self._table[at + 1]))
+        self._table[at], self._table[at + 1] = number, int(until * 1000)
+
+    def _find(self, caller: tuple[str, ...]) -> tuple[int, range]:
+        digest = hashlib.blake2b(repr(caller).encode(), digest_size=8, key=self._salt).digest()
+        number = int.from_bytes(digest, "big")
+        first = number % _BUCKETS * 2 * _EACH
+        return number, range(first, first + 2 * _EACH, 2)
 
 
 class Due(NamedTuple):
@@ -78,6 +115,8 @@ class Admission:
         per_flow: most calls of a flow at a time.
         waiting: most questions that wait, of all flows together.
         waiting_per_flow: most questions of a flow that wait.
+        callers: the known keys, of all endpoints.
+        endpoint: the URL of this one.
     """
 
     def __init__(
@@ -89,8 +128,10 @@ class Admission:
         per_flow: int = 8,
         waiting: int = 1024,
         waiting_per_flow: int = 64,
+        callers: Callers | None = None,
+        endpoint: str = "",
     ) -> None:
-        self._clock = clock
+        self._clock, self._callers, self._endpoint = clock, callers or Callers(), endpoint
         self._calls, self._kept, self._per_flow = calls, kept, per_flow
         self._max_waiting, self._max_waiting_per_flow = waiting, waiting_per_flow
         self._queued: OrderedDict[Hashable, _Question] = OrderedDict()
@@ -101,7 +142,6 @@ class Admission:
         self._ready: dict[bool, OrderedDict[tuple[str, ...], None]] = {
             known: OrderedDict() for known in (True, False)
         }
-        self._known: OrderedDict[tuple[str, str], float] = OrderedDict()
         self._refused: list[Hashable] = []
 
     @property
@@ -111,10 +151,6 @@ class Admission:
     @property
     def flying(self) -> int:
         return len(self._flying)
-
-    @property
-    def known(self) -> int:
-        return len(self._known)
 
     def ask(self, ticket: Hashable, key_id: str, source: str) -> None:
         """Add a question; `ticket` names it and no other question that waits or is being asked."""
@@ -142,10 +178,7 @@ class Admission:
         flow.flying -= 1
         self._schedule(flown.flow, flow, known=flown.known)
         if proved:
-            self._known[flown.pair] = self._clock() + _KNOWN_FOR
-            self._known.move_to_end(flown.pair)
-            if len(self._known) > _MAX_KNOWN:
-                self._known.popitem(last=False)
+            self._callers.add((self._endpoint, *flown.pair), self._clock() + _KNOWN_FOR)
 
     def withdraw(self, ticket: Hashable) -> None:
         """Remove a question whose client has gone; does nothing if it does not wait."""
@@ -183,11 +216,7 @@ class Admission:
 
     def knows(self, key_id: str, source: str) -> bool:
         """Return whether STS confirmed this access key for this source within the hour."""
-        pair = (source, key_id)
-        known = self._known.get(pair, 0.0) > self._clock()
-        if not known:
-            self._known.pop(pair, None)
-        return known
+        return self._callers.until((self._endpoint, source, key_id)) > self._clock()
 
     def _displace(self, flow: _Flow) -> None:
         self._refuse(next(iter(flow.waiting)))

@@ -32,7 +32,7 @@ from iamroles_agent.base.config import Sts
 from iamroles_agent.base.encoding import decode_base64url
 from iamroles_agent.base.identity import Identity, RoleArn
 from iamroles_agent.base.reasons import Reason, Refusal
-from iamroles_agent.tokens.admission import MAX_WAIT, Admission
+from iamroles_agent.tokens.admission import MAX_WAIT, Admission, Callers
 from iamroles_agent.tokens.grounds import sts_grounds
 from iamroles_agent.tokens.sts_answer import Caller, Rejected, Unavailable, read_answer
 from iamroles_agent.tokens.transport import Transport, TransportError, check_url
@@ -249,7 +249,7 @@ class Queue:
         bounds: of `Admission`.
     """
 
-    def __init__(self, monotonic: Clock, **bounds: int) -> None:
+    def __init__(self, monotonic: Clock, **bounds: Any) -> None:  # noqa: ANN401 - as `Admission`
         self.admission = Admission(monotonic, **bounds)
         self._waiting: dict[Hashable, asyncio.Future[bool]] = {}
 
@@ -299,8 +299,8 @@ class _Endpoint(Queue):
     all.
     """
 
-    def __init__(self, monotonic: Clock) -> None:
-        super().__init__(monotonic)
+    def __init__(self, monotonic: Clock, callers: Callers, endpoint: str) -> None:
+        super().__init__(monotonic, callers=callers, endpoint=endpoint)
         self.backoffs = {True: _Backoff(), False: _Backoff()}
         """For known keys, and for strangers."""
 
@@ -315,10 +315,12 @@ class StsVerifier:
         *,
         clock: Clock = time.time,
         monotonic: Clock = time.monotonic,
+        callers: Callers | None = None,
     ) -> None:
         self._by_host = {host: endpoint for endpoint in endpoints for host in endpoint.hosts}
         self._urls = {endpoint.name: endpoint.endpoint for endpoint in endpoints}
-        self._state = {name: _Endpoint(monotonic) for name in self._urls}
+        known = callers or Callers()
+        self._state = {name: _Endpoint(monotonic, known, url) for name, url in self._urls.items()}
         self._transport, self._clock, self._monotonic = transport, clock, monotonic
         self._flights = Flights()
         self._rejected: OrderedDict[bytes, tuple[float, str]] = OrderedDict()

@@ -11,6 +11,7 @@ from iamroles_agent.base.config import KeySettings, Sts
 from iamroles_agent.base.identity import Identity
 from iamroles_agent.processes.link import LinkLost
 from iamroles_agent.processes.remote import Remote
+from iamroles_agent.tokens.admission import Callers
 
 SOUND = {
     "identity": Identity("sts", ARN, "me", (), NOW + 900, key_id=KEY_ID)._asdict() | {"roles": []},
@@ -75,6 +76,19 @@ async def test_a_known_key_has_room_beside_floods_from_everywhere():
     remote = Remote(link, Clock())
     assert await outcome(prover(link, remote), credential(GOOD), "sound") == ""
     asked = prover(link, remote)  # a reload forgets nobody
+    flood = [task for n in range(50) for task in forged(asked, f"flood-{n}", 16, 16 * n)]
+    await until(lambda: len(link.asked) == 1 + 64 - 16)
+
+    assert await outcome(asked, credential(presign(now=NOW - 1)), "sound") == ""
+    link.release.set()
+    await asyncio.gather(*flood)
+
+
+async def test_who_is_known_to_one_process_is_known_to_all():
+    """He once was a stranger to the next worker, and waited two seconds there behind a flood."""
+    link, callers = Link(), Callers()
+    assert await outcome(prover(link, Remote(link, Clock(), callers)), credential(GOOD), "sound") == ""
+    asked = prover(link, Remote(link, Clock(), callers))
     flood = [task for n in range(50) for task in forged(asked, f"flood-{n}", 16, 16 * n)]
     await until(lambda: len(link.asked) == 1 + 64 - 16)
 

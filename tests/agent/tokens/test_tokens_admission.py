@@ -8,7 +8,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from iamroles_agent.tokens.admission import MAX_WAIT, Admission, client_network
+from iamroles_agent.tokens import admission
+from iamroles_agent.tokens.admission import MAX_WAIT, Admission, Callers, client_network
 
 
 class Queue:
@@ -106,18 +107,23 @@ def test_known_keys_leave_room_for_strangers():
     assert queue.ask("stranger", "AKIANEW", "b") == ["stranger"]
 
 
-def test_knowledge_ends_and_is_bounded():
-    queue = Queue(calls=4, kept=4, per_flow=4)  # strangers have no room at all
+def test_knowledge_ends_and_is_bounded(monkeypatch):
+    queue = Queue(calls=4, kept=4, per_flow=4, callers=(callers := Callers()))  # no room for strangers
 
-    queue.admission._known["a", "AKIA1"] = 10.0
+    callers.add(("", "a", "AKIA1"), 10.0)
     assert queue.ask(1) == [1]
     queue.now = 10.0
     assert queue.ask(2) == []
 
-    queue = Queue()
-    for n in range(5000):
-        queue.know(f"AKIA{n}")
-    assert queue.admission.known == 4096
+    many = [("", "a", f"AKIA{n}") for n in range(5000)]
+    for n, caller in enumerate(many * 2):
+        callers.add(caller, 20.0 + n)
+    assert sum(callers.until(caller) == 20.0 + n for n, caller in enumerate(many, 5000)) > 4900
+    monkeypatch.setattr(admission, "_BUCKETS", 1)
+    few = Callers()
+    for n, caller in enumerate(many):
+        few.add(caller, 20.0 + n)
+    assert [caller for caller in many if few.until(caller)] == many[-4:]
 
 
 def test_who_waited_too_long_is_refused():
