@@ -64,14 +64,16 @@ def test_the_page_names_what_flakes_what_was_played_again_and_what_is_narrow():
     all_good = dict.fromkeys(("a.flaky", "a.again", "a.narrow", "a.good"), good)
     again, narrow = ["pass", 2, None, "it slept"], ["pass", 1, ["x", 1.9, 2.0], ""]
     first = all_good | {"a.again": again, "a.narrow": narrow}
-    page = flakes.as_markdown(_runs(first, all_good | {"a.flaky": ["fail", 1, None, ""]}), "cmd")
+    ill = ["departure", 2, None, "late", "it was refused\nin two lines"]
+    page = flakes.as_markdown(_runs(first | {"a.flaky": ill}, all_good), "cmd")
 
-    assert "| `a.flaky` | 1 pass, 1 fail | 50 % | 0 |" in page
+    assert "| `a.flaky` | 1 departure, 1 pass | 50 % | 1 |" in page
+    assert "| it was refused |" in page
     assert "| `a.again` | 2 pass | 0 % | 1 | 95 % | a frame: 0.10 of 2 s | it slept |" in page
     assert "| `a.narrow` | 2 pass | 0 % | 0 | 5 % | x: 1.90 of 2 s | |" in page
     assert "`a.good`" not in page
     assert "| a | 4 | 1 | 5 % |" in page
-    assert "| processes | loops | 2 | 8 | 7 | 0 | 1 | 1 | 60, 60 | 1.5 to 1.5 |" in page
+    assert "| processes | loops | 2 | 8 | 7 | 0 | 1 | 2 | 60, 60 | 1.5 to 1.5 |" in page
 
 
 @pytest.mark.parametrize("text", ["no json", '{"checks": {"a": [1]}}', "[]"])

@@ -67,7 +67,7 @@ def flakes(
         done.append(json.loads(text))
         click.echo(f"run {count + 1} of {runs}: {run.elapsed:.0f} s")
         for name, result in results:
-            if not result.verdict.good:
+            if result.verdict not in reports.PASSED:
                 click.echo(f"  {result.verdict.value} {name}: {result.message.partition(chr(10))[0]}")
     command = " ".join(
         ["iamroles conformance flakes", *subject.arguments("--"), f"--runs={runs}", f"--beside={beside}"]

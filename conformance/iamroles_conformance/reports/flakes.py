@@ -20,6 +20,8 @@ from iamroles_scenarios.base.pages.markdown import table
 from iamroles_scenarios.base.recording import Wait
 from iamroles_scenarios.declarations.results import CheckResult, Verdict
 
+PASSED = {verdict for verdict in Verdict if verdict.good} - {Verdict.WARNING, Verdict.DEPARTURE}
+"""Verdicts that say nothing against the agent in any grade."""
 NARROW = 0.5
 """Below this margin a check stands in the page by name."""
 
@@ -33,7 +35,7 @@ class Measured:
     again: int
     """Runs in which it was played more than once until its result held."""
     why: str
-    """How the host was late for it in the last of these runs."""
+    """What was wrong when it last did not pass, or how the host was late for it in the last of these runs."""
     narrowest: Wait | None
     """The least of all runs; None: the check has no wait with a bound."""
 
@@ -58,7 +60,9 @@ def line(results: Iterable[tuple[str, CheckResult]], about: dict[str, Any]) -> s
     for name, result in results:
         wait = result.narrowest
         narrowest = [wait.what, round(wait.took, 4), round(wait.bound, 4)] if wait else None
-        checks[name] = [result.verdict.value, 1 + len(result.again), narrowest, "".join(result.again[-1:])]
+        wrong = [] if result.verdict in PASSED else [result.message]
+        late = "".join(result.again[-1:])
+        checks[name] = [result.verdict.value, 1 + len(result.again), narrowest, late, *wrong]
     return json.dumps({**about, "checks": checks}) + "\n"
 
 
@@ -87,12 +91,13 @@ def measured(runs: Sequence[dict[str, Any]]) -> list[Measured]:
     for name in names:
         played = [run["checks"][name] for run in runs if name in run["checks"]]
         waits = [Wait(*one[2]) for one in played if one[2]]
+        whys = sorted((len(one), at, one[-1]) for at, one in enumerate(played) if len(one) > 4 or one[1] > 1)
         found.append(
             Measured(
                 name,
                 Counter(str(one[0]) for one in played),
                 sum(one[1] > 1 for one in played),
-                next((one[3] for one in reversed(played) if one[1] > 1), ""),
+                whys[-1][-1] if whys else "",
                 min(waits, key=lambda wait: wait.margin, default=None),
             )
         )
@@ -120,8 +125,9 @@ see that nothing comes lasts its whole time.
 
 {families}
 
-Here is each check that flaked, was played again, or had less than {narrow} of a bound left. The other {sound}
-always gave the same verdict, with more left.
+Here is each check that flaked, was played again, or had less than {narrow} of a bound left, and why: what was
+wrong when it last did not pass, else how the host was late for it. The other {sound} always gave the same
+verdict, with more left.
 
 {named}
 """
@@ -156,7 +162,7 @@ _KINDS = (
     *("seconds", "load average"),
 )
 _FAMILIES = ("family", "checks", "flaked", "least margin", "median of the least margins")
-_CHECKS = ("check", "verdicts", "flake rate", "played again", "least margin", "the wait", "the host was late")
+_CHECKS = ("check", "verdicts", "flake rate", "played again", "least margin", "the wait", "why")
 
 
 def _kinds(runs: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
@@ -164,7 +170,7 @@ def _kinds(runs: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
         own = [run for run in runs if (run["stage"], run["beside"]) == kind]
         played = [one for run in own for one in run["checks"].values()]
         untestable = sum(one[0] == Verdict.UNTESTABLE for one in played)
-        good = sum(Verdict(one[0]).good for one in played)
+        good = sum(one[0] in PASSED for one in played)
         counts = [
             len(played),
             good,
@@ -193,7 +199,8 @@ def _row(one: Measured) -> list[str]:
     wait, margin = one.narrowest, ["no wait", ""]
     if wait:
         margin = [_percent(wait.margin), f"{wait.what}: {wait.took:.2f} of {wait.bound:g} s"]
-    return [f"`{one.name}`", verdicts, _percent(one.rate), str(one.again), *margin, one.why]
+    why = one.why.partition("\n")[0]
+    return [f"`{one.name}`", verdicts, _percent(one.rate), str(one.again), *margin, why]
 
 
 def _percent(part: float) -> str:
