@@ -138,13 +138,14 @@ def _played(
     """Open what each of two policies allows, and reload the other."""
     here = all_.here
     for without in (False, True):
-        now, asked = int(time.time()), [row for row in rows if row.without == without]
+        asked = [row for row in rows if row.without == without]
         if not any(row.ends for row in asked):
             continue
         here.must_reload(policies(without), what)
-        played = [(row, row.token(here, now)) for row in asked]
-        here.wait_for_keys([SpopQuestion("", iam_check(token, **row.asked), ALLOW) for row, token in played])
-        for row, token in played:
+        first = [(row.token(here, int(time.time())), row.asked) for row in asked]
+        here.wait_for_keys([SpopQuestion("", iam_check(token, **each), ALLOW) for token, each in first])
+        now = int(time.time())  # keys may have come late, and some tokens end soon
+        for row, token in [(row, row.token(here, now)) for row in asked]:
             sent = {key: value for key, value in row.asked.items() if value is not None or key == "role"}
             all_.join(row.what, token, ends=row.ends, **sent)
         all_.must_begin(now + _SOON)
