@@ -39,7 +39,7 @@ ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 25_737,
     "scenarios": 36_824,
-    "conformance": 11_794,
+    "conformance": 11_793,
     "loadtests": 4_962,
     "benchmarks": 4_271,
     "tests": 35_740,

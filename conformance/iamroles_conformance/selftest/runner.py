@@ -127,16 +127,9 @@ class Selftest:
         return [check for check in self._planned if wanted & set(check.requirements)]
 
     def baseline(self, chosen: Sequence[Mutant]) -> list[CheckResult]:
-        """Play the sound agent. Return the results that are not PASS; these checks will kill nothing.
-
-        What is untestable beside all the others is judged by itself, as mutants are.
-        """
+        """Play the sound agent. Return the results that are not PASS; these checks will kill nothing."""
         checks = self._and(set(ALIVE), self.checks_for({name for found in chosen for name in found.kills}))
         red = self._failing(self._mutated([]), checks, (Verdict.PASS,))
-        if late := {result.check for result in red if result.verdict is Verdict.UNTESTABLE}:
-            alone = [check for check in checks if check.id in late]
-            red = [result for result in red if result.check not in late]
-            red += self._failing(self._mutated([]), alone, (Verdict.PASS,))
         self._unsound = {result.check for result in red}
         return red
 
@@ -220,7 +213,13 @@ class Selftest:
     def _failing(
         self, spec: AgentSpec, checks: list[PlannedCheck], fine: tuple[Verdict, ...]
     ) -> list[CheckResult]:
-        return [result for result in self._whole(spec, checks) if result.verdict not in fine]
+        """Return what is not fine; judge by itself what is untestable beside the others, as mutants are."""
+        found = self._whole(spec, checks)
+        late = {result.check for result in found if result.verdict is Verdict.UNTESTABLE}
+        found = [result for result in found if result.check not in late]
+        if alone := [check for check in checks if check.id in late]:
+            found += self._whole(spec, alone)
+        return [result for result in found if result.verdict not in fine]
 
     def _explained(self, outcome: MutantResult, spec: AgentSpec, results: list[CheckResult]) -> MutantResult:
         """Add to a survivor which other checks catch it, or what kept its own from judging."""
