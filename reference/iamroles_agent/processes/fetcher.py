@@ -59,7 +59,7 @@ class Fetcher:
     def __init__(self, config: Config, startup: Startup, store: Store | None = None) -> None:
         self.config, self.startup, self._store = config, startup, store
         self.link = Link(startup.channel, startup.document, self._stats)
-        self.link.on_note = self._stopping
+        self.link.on_note = self._noted
         self.sources: dict[str, KeySource] = {}
         """By `source_of`."""
         self.sts: StsVerifier | None = None
@@ -169,9 +169,9 @@ class Fetcher:
         found = in_force.of({**status, "fetcher": {"revocations": problem}})
         return listed | {"workers": status["workers"], "enforced": asdict(found)}
 
-    def _stopping(self, _note: Body) -> None:
+    def _noted(self, note: Body) -> None:
         """Hold no listening socket while the workers drain, so that a new connection is refused at once."""
-        while self.startup.listeners:
+        while note.get("event") == "stopping" and self.startup.listeners:
             self.startup.listeners.pop().close()
 
     async def _hand_over(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
