@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -28,6 +29,12 @@ class Problem:
 def closest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """Return the known name that is most similar to a name, for a remedy; "" if none is similar enough."""
     return next(iter(difflib.get_close_matches(name, sorted(known), n=1, cutoff=cutoff)), "")
+
+
+def line_of_digits(text: str) -> int | None:
+    """Return the line of a number that has more digits than Python reads; None without one."""
+    found = re.search("[0-9_]{4000}", text)
+    return found and text.count("\n", 0, found.start()) + 1
 
 
 class ConfigError(Exception):

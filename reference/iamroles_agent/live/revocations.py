@@ -26,7 +26,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, mo
 
 from iamroles_agent.base import files
 from iamroles_agent.base.config import Model
-from iamroles_agent.base.errors import ConfigError, Problem
+from iamroles_agent.base.errors import ConfigError, Problem, line_of_digits
 from iamroles_agent.base.identity import Decision, Identity, RoleArn
 from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.control.document import REVOCATIONS, Document, Part
@@ -50,7 +50,7 @@ def _moment(value: object) -> float:
         try:
             value = datetime.fromisoformat(text[:16] + ":59" + text[19:] if leap else text)
             value += timedelta(seconds=leap)
-        except ValueError:
+        except (ValueError, OverflowError):
             raise ValueError(
                 'a moment is RFC 3339 such as "2026-01-31T12:00:00Z", or epoch seconds'
             ) from None
@@ -241,17 +241,17 @@ def read(path: Path, most: int = MAX_ROWS) -> Revocations:
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise _wrong(path, "is not UTF-8", "Write it again as UTF-8", line) from error
-    except tomllib.TOMLDecodeError as error:
-        at = _AT_LINE.search(str(error))
-        line = int(at[1]) if at else text.count("\n") + 1  # else it ends too early
-        remedy = "Fix the syntax: write a new file beside it and rename that one"
-        raise _wrong(path, f"is not TOML: {error}", remedy, line) from error
-    except RecursionError as error:
-        raise _wrong(path, "is nested too deep", "Write `[[revocations]]` tables alone") from error
     except ValidationError as error:
         remedy = "Fix it, or use `iamroles revoke`"
         problems = [(_key(item["loc"]), item["msg"], remedy) for item in error.errors(include_url=False)]
         rows = []
+    except ValueError as error:  # TOMLDecodeError, or a number of thousands of digits
+        at = _AT_LINE.search(str(error))
+        line = int(at[1]) if at else line_of_digits(text) or text.count("\n") + 1  # else it ends too early
+        remedy = "Fix the syntax: write a new file beside it and rename that one"
+        raise _wrong(path, f"is not TOML: {error}", remedy, line) from error
+    except RecursionError as error:
+        raise _wrong(path, "is nested too deep", "Write `[[revocations]]` tables alone") from error
     first: dict[str, int] = {}
     for index, row in enumerate(rows):
         if first.setdefault(row.id, index) != index:

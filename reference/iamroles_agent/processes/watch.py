@@ -72,7 +72,7 @@ class Watch:
         """Put the file in force; the problem, if there is one."""
         try:
             found = NONE if seen is None else await asyncio.to_thread(read, self._path)
-        except (ConfigError, MemoryError, RuntimeError) as error:
+        except Exception as error:  # noqa: BLE001 - else no later revocation would be taken up
             if not isinstance(error, ConfigError) or isinstance(error.__cause__, OSError):
                 self._again = monotonic() + _AGAIN  # perhaps the disk, or a lack of descriptors or threads
             return str(error) or f"{self._path} cannot be read: no memory"

@@ -88,7 +88,7 @@ def moment(text: str, now: datetime | None = None) -> datetime:
     """Read a point in time: RFC 3339, a date (midnight UTC), or a time ago (`15m`, `2h`, `7d`).
 
     Raises:
-        ValueError: the text has another form.
+        ValueError, OverflowError: the text has another form, or is a time before the year 1.
     """
     if match := re.fullmatch(r"(\d+)([smhdw])", text):
         return (now or datetime.now(UTC)) - timedelta(**{_UNITS[match[2]]: int(match[1])})

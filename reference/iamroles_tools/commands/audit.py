@@ -42,7 +42,7 @@ _FILES = click.argument("files", nargs=-1, required=True, type=_LOG)
 def _moment(_context: click.Context, _option: click.Parameter, value: str | None) -> datetime | None:
     try:
         return None if value is None else moment(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         ways = "2026-03-01, 2026-03-01T12:00:00Z, or an age: 15m, 2h, 7d"
         raise click.BadParameter(f"{value!r} is not a time. Write {ways}") from None
 

@@ -381,6 +381,8 @@ def test_the_file_and_the_part_keep_everything(tmp_path):
         ("[[revocations]]\nid = 'a'\nrole = ['a']", "revocations[0].role"),
         ("[[revocations]]\nid = 'a'\nroles = ['a']\nissued_before = 'yesterday'", "RFC 3339"),
         ("[[revoc", "not TOML"),
+        pytest.param(f"a = [\n{'9' * 5000}]", "r.toml:2: is not TOML: Exceeds", id="digits"),
+        ("[[revocations]]\nid = 'a'\nissued_before = '9999-12-31T23:59:60Z'", "a moment is RFC 3339"),
         *(
             (f"[[revocations]]\nid = 'a'\nroles = ['a']\nissued_before = {at}", "not milliseconds")
             for at in ("1700000000000", "-1", "nan", "inf")

@@ -217,7 +217,7 @@ def test_only_a_socket_that_is_absent_or_refuses_is_no_agent(tmp_path, kind):
     assert "eve" in (tmp_path / "r.toml").read_text()
 
 
-@pytest.mark.parametrize("fault", [OSError(errno.EMFILE, "Too many open files"), MemoryError()])
+@pytest.mark.parametrize("fault", [OSError(errno.EMFILE, "Too many open files"), MemoryError(), KeyError()])
 async def test_what_failed_for_another_reason_than_the_file_is_tried_again(tmp_path, monkeypatch, fault):
     """A lack of descriptors at the moment of the look once kept a revocation out until the next edit."""
     path, link = tmp_path / "r.toml", FakeLink()

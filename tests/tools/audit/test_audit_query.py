@@ -136,6 +136,7 @@ def test_a_use_whose_verdict_is_not_given_is_told(tmp_path):
 
 def test_bad_arguments(log):
     assert "or an age: 15m, 2h, 7d" in said("audit query --since yesterday", log, code=2)
+    assert "or an age: 15m, 2h, 7d" in said("audit query --since 999999999999d", log, code=2)
     ran("audit query absent.jsonl", code=2)
 
 
