@@ -55,6 +55,9 @@ def run(config: Path, state_dir: Path | None, log_level: str, *, take_over: bool
     Exit status: 0 after a drain, 2 if the file is wrong (every error is listed, nothing is started), 3 if the
     agent cannot start (a busy port, an audit file that cannot be opened).
     """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass  # if a standard stream is closed, no file or socket gets its number, and log lines with it
+    os.close(number)
     log_to_stderr(log_level.upper())
     # Held back until the supervisor reads the file again for it: by default it would end the process.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
@@ -79,7 +82,6 @@ def run(config: Path, state_dir: Path | None, log_level: str, *, take_over: bool
         end(2 if isinstance(error, ConfigError) else 3, f"iamroles agent: {error}")
     finally:
         logging.shutdown()
-    sys.stdout.flush()
     # Fetch threads may still wait for an issuer that does not answer; the drain is over.
     os._exit(status)
 

@@ -4,11 +4,14 @@ import json
 import os
 import signal
 import socket
+import subprocess
 from contextlib import closing, contextmanager
+from pathlib import Path
 
 import pytest
 from policies import grant
-from programs import IAMROLES, Program, iamroles, world
+from programs import IAMROLES, PATIENCE, Program, iamroles, world
+from waiting import until
 
 
 def write(path, **changes):
@@ -85,6 +88,20 @@ def test_the_former_name_of_the_variable_works_and_says_so(tmp_path, also):
     with running(write(tmp_path / "world.json"), "IAMROLES_WORLD", *also) as (agent, _):
         agent.ended(signal.SIGTERM)
         assert ("IAMROLES_WORLD is deprecated" in agent.log()) == (not also)
+
+
+def test_no_file_gets_the_number_of_a_closed_standard_stream(tmp_path):
+    """The log once went into the lock of the state directory; it could have been the audit."""
+    here = tmp_path / "a.sock"
+    path = write(tmp_path / "world.json", agent={"listen": f"unix:{here}", "state_dir": "state"})
+    closed = "sh", "-c", 'exec "$@" 0<&- 1>&- 2>&-', "sh"
+    with subprocess.Popen([*closed, *IAMROLES, "agent", "run", "--config", path]) as agent:
+        until(here.exists)
+        streams = [Path(f"/proc/{agent.pid}/fd/{number}").readlink() for number in range(3)]
+        agent.send_signal(signal.SIGTERM)
+        assert agent.wait(PATIENCE) == 0
+    assert set(map(str, streams)) == {os.devnull}
+    assert "WARNING" not in (tmp_path / "state" / "lock").read_text()
 
 
 def test_a_broken_policy_starts_nothing_and_lists_every_error(tmp_path):
