@@ -178,6 +178,9 @@ class Fetcher:
         """Hand over to the next agent, which asks for it; see `handover`."""
         assert self._store is not None  # noqa: S101 - only offered with one
         assert self.local_socket is not None  # noqa: S101 - it came through it
+        if self._leaving:
+            writer.write(json.dumps({"error": _COMING}).encode())
+            return
         if not self.startup.listeners:
             return  # it is stopping
         self._leaving = True  # from here on nothing is saved here, unless the next agent fails

@@ -440,7 +440,7 @@ class Supervisor:
     def _signalled(self, numbers: bytes) -> None:
         if signal.SIGTERM in numbers or signal.SIGINT in numbers:
             self._stop()
-        elif signal.SIGHUP in numbers:
+        if signal.SIGHUP in numbers:
             if not self.plane.members.stopping:
                 self._service.reload()
             self.plane.load()

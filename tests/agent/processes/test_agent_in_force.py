@@ -402,6 +402,14 @@ def test_an_agent_that_drains_refuses_new_connections_at_once(tmp_path, server, 
         assert not _refuses(agent.address)
 
 
+def test_a_sighup_that_comes_together_with_sigterm_is_answered(tmp_path, server):
+    with running(tmp_path, server, 1) as agent:
+        for number in (signal.SIGSTOP, signal.SIGHUP, signal.SIGTERM, signal.SIGCONT):
+            agent.process.send_signal(number)
+        assert agent.line()["error"] == "the agent is stopping"
+        assert agent.process.wait(PATIENCE) == 0
+
+
 def test_while_another_agent_gets_ready_nothing_is_saved_and_that_is_said(tmp_path, server):
     """Nor is a revocation called in force: perhaps the other began before it."""
     with running(tmp_path, server, 2, live={"revocations": "revocations.toml"}) as agent:
@@ -421,6 +429,8 @@ def test_while_another_agent_gets_ready_nothing_is_saved_and_that_is_said(tmp_pa
             assert line["save_error"] == "another agent is about to take over"
             assert "NOT SAVED" in as_text(agent.status())
             assert refusing() == line["save_error"]
+            with pytest.raises(StartError, match="another agent is about to take over"):
+                handover.take(tmp_path / "state" / "agent.sock", [agent.address])
             for descriptor in descriptors:
                 os.close(descriptor)
         until(lambda: not refusing())
