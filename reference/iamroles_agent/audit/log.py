@@ -33,6 +33,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from iamroles_agent import __version__
 from iamroles_agent.audit.chain import Head
@@ -167,8 +168,9 @@ class Audit:
             return LogFile(None)
         for turn in self._turns:
             self._turn_taken = turn
-            path = worker_path(self.settings.path, self._worker, turn)
+            path = Path(self.settings.path)
             try:
+                path = worker_path(self.settings.path, self._worker, turn)
                 return LogFile(path)
             except FileInUseError:
                 if turn == self._turns[-1]:

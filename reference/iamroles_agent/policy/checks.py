@@ -57,7 +57,9 @@ _WEB_ORIGIN = re.compile(
     r"[a-z][a-z0-9+.-]*://(?:\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[1-9][0-9]{0,4})?", re.ASCII
 )
 _REVISION = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", re.ASCII)
-_LISTEN = re.compile(r"unix:/.+|(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}", re.ASCII)
+_LISTEN = re.compile(
+    r"unix:/.+|(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9_-]{1,63}(?:\.|(?=:)))+):[0-9]{1,5}", re.ASCII
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -558,6 +560,9 @@ def _client_certificate(front: config.ClientCertificate) -> Iterator[Fault]:
     if not front.from_:
         remedy = "Name the networks of the load balancers, or leave the table out"
         yield Fault("client_certificate.from", "is empty, so nobody would have a certificate", remedy)
+    if len(front.from_) > 60:  # a line of HAProxy's configuration has at most 64 words
+        wrong = f"has {len(front.from_)} networks, and HAProxy takes 60"
+        yield Fault("client_certificate.from", wrong, "Write larger networks in place of their parts")
     for index, network in enumerate(front.from_):
         yield from _network(f"client_certificate.from[{index}]", network)
 

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from iamroles_agent.base import files
 from iamroles_agent.base.config import Config
-from iamroles_agent.base.errors import ConfigError, Problem, closest
+from iamroles_agent.base.errors import ConfigError, Problem, closest, line_of_digits
 from iamroles_agent.policy.checks import check
 from iamroles_agent.policy.compiled import Policy
 from iamroles_agent.policy.groups import ungrouped
@@ -134,6 +134,7 @@ def parse_text(text: str, format: Literal["toml", "json"], name: str) -> PolicyF
         problems += _shape_problems(error, data, lines, name)
         config = None
         sound = Sound.of_data(data, {_real_location(item["loc"], data) for item in error.errors()})
+    problems += _unwritable(text, data, lines, name)
     problems += [
         Problem(name, fault.key, fault.message, fault.remedy, line_of(lines, fault.key))
         for fault in check(sound)
@@ -156,21 +157,36 @@ def _parse(
     if format == "toml":
         try:
             return tomllib.loads(text), toml_lines(text), []
-        except (tomllib.TOMLDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             found = re.search(r"line (\d+)", str(error))
-            last = text.count("\n") + 1 if isinstance(error, tomllib.TOMLDecodeError) else None
+            last = (
+                text.count("\n") + 1 if isinstance(error, tomllib.TOMLDecodeError) else line_of_digits(text)
+            )
             line = int(found[1]) if found else last
             raise _fault(name, f"is not TOML: {error}", "Correct the syntax", line) from error
     try:
         data = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        at = error.lineno if isinstance(error, json.JSONDecodeError) else None
+    except (ValueError, RecursionError) as error:
+        at = error.lineno if isinstance(error, json.JSONDecodeError) else line_of_digits(text)
         raise _fault(name, f"is not JSON: {error}", "Correct the syntax", at) from error
     if not isinstance(data, dict):
         raise _fault(name, "is not a JSON object", "Write the tables as members", 1)
     lines, twice = json_lines(text)
     same = ("is written twice in one object", "Keep one of the two")
     return data, lines, [Problem(name, key, *same, line) for key, line in twice]
+
+
+def _unwritable(text: str, data: object, lines: Lines, name: str) -> Iterator[Problem]:
+    """Find texts that no file name and no frame can hold: their characters must be escaped in the policy."""
+    left = [("", data)] if re.search(r"\\[uU](0000|[dD][89a-fA-F])", text) else []
+    for key, value in left:
+        if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
+            wrong = "has U+0000 or half a surrogate pair"
+            yield Problem(name, key, wrong, "Leave it out", line_of(lines, key))
+        elif isinstance(value, dict):
+            left += [(f"{key}.{member}".removeprefix("."), inner) for member, inner in value.items()]
+        elif isinstance(value, list):
+            left += [(f"{key}[{index}]", inner) for index, inner in enumerate(value)]
 
 
 def _shape_problems(error: ValidationError, data: object, lines: Lines, name: str) -> Iterator[Problem]:

@@ -182,7 +182,9 @@ class Agent:
         try:
             self._store.write(document, running=running)
         except OSError as error:
-            raise StartError(f"what is in force cannot be saved: {error.strerror or error}") from None
+            where = self._store.directory
+            why = f"what is in force cannot be saved in {where}: {error.strerror or error}"
+            raise StartError(f"{why}. Make room there, or name another agent.state_dir") from None
 
     def _let_go(self) -> None:
         """Close, in a worker or loader, the files that must not outlive the parent there."""

@@ -215,7 +215,7 @@ def _bind_unix(path: Path, group: str | None) -> socket.socket:
 
 
 def _group(name: str) -> int:
-    if name.isascii() and name.isdigit():
+    if name.isascii() and name.isdigit() and int(name) < 0xFFFFFFFF:
         return int(name)
     try:
         return grp.getgrnam(name).gr_gid
@@ -284,6 +284,7 @@ def _refused(listen: str, error: OSError) -> StartError:
         errno.EADDRINUSE: "another process listens there; stop it, or choose another `agent.listen`",
         errno.EACCES: "permission denied; choose a port above 1023 or a directory this user may write",
         errno.EADDRNOTAVAIL: "it is not an address of this host; correct `agent.listen`",
+        None: "a path has 107 bytes at the most; choose a shorter one",  # Python itself refuses it
         errno.ENOENT: f"the directory {directory} does not exist; make it, for this user alone to write",
-    }.get(error.errno or 0, error.strerror or str(error))
+    }.get(error.errno, error.strerror or str(error))
     return StartError(f"cannot listen on {listen}: {why}")

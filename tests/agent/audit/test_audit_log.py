@@ -167,9 +167,14 @@ class TestStart:
             opened(path)
         assert path.read_text() == "root:x:0:0\n"
 
-    def test_no_directory(self, tmp_path):
-        with pytest.raises(StartError, match=r"cannot be opened: No such file.*audit\.path"):
-            opened(tmp_path / "absent" / "audit.jsonl")
+    @pytest.mark.parametrize(
+        ("name", "why"),
+        [("absent/audit", "No such file"), ("a" * 300, "File name too long")],
+        ids=["absent", "long"],
+    )
+    def test_no_directory(self, tmp_path, name, why):
+        with pytest.raises(StartError, match=rf"cannot be opened: {why}.*audit\.path"):
+            opened(tmp_path / name)
 
     def test_none_records_nothing_and_refuses_nothing(self):
         log = opened("none")

@@ -127,7 +127,9 @@ def test_the_example_loads_and_lints_clean_of_warnings():
         ("multi_role", "any", "is not one of", "one of"),
         ("limits", {"max_token_bytes": 1}, "greater than or equal to 256", "bounds"),
         ("keys", {"refresh": "2h"}, "shorter than keys.refresh", "longer"),
-        ("agent", {"listen": "9901"}, "not an address", "host:port"),
+        *(("agent", {"listen": name}, "not an addr", "host") for name in ("9901", "a..b:1", 64 * "a" + ":1")),
+        *(("agent", {"state_dir": name}, "has U+0000", "Leave it out") for name in ("a\0b", "\ud800")),
+        ("client_certificate", {"from": [f"10.{n}.0.0/16" for n in range(61)]}, "has 61 networks", "larger"),
         *(("grants", {}, "is not a list", "list"), ("grants[0]", "g", "is not a table", "[[grants]]")),
     ],
 )  # fmt: skip
@@ -224,6 +226,8 @@ anything = true
         *(("a.toml", b"version = 1\nversion = 2\n", 2), ("b.toml", b"version = \n", 1)),
         *(("c.json", b'{"version": 1,\n "roles": [}', 2), ("d.json", b"[1]", 1)),
         ("e.toml", b"version = 1\n# \xff\n", 2),
+        pytest.param("g.toml", b"version = 1\nx = " + 5000 * b"9", 2, id="g.toml-digits"),
+        pytest.param("h.json", b'{"version":\n' + 5000 * b"9" + b"}", 2, id="h.json-digits"),
         ("f.json", b'{"version": 1,\n"multi_role": "deny",\n"multi_role": "union"}', 3),
     ],
 )

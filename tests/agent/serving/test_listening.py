@@ -66,6 +66,8 @@ def test_without_a_group_nobody_else_may(opened, path, mask):
     ("group_below", "why"),
     [
         (("no-such", "a"), r"agent\.listen_group: this host has no group 'no-such'.*HAProxy"),
+        (("9" * 20, "a"), r"agent\.listen_group: this host has no group '9999"),
+        ((None, "a" * 120), r"a path has 107 bytes at the most; choose a shorter one"),
         (("1", "a"), r"'1' in agent\.listen_group is not a group of this user"),
         ((None, "a/b"), r"the directory .*/a/b does not exist; make it"),
     ],
