@@ -27,7 +27,7 @@ from iamroles_agent.policy.checks import tls_faults
 from iamroles_agent.policy.load import load
 
 _NAME = re.compile(r"[A-Za-z0-9._:-]{1,100}")
-_TIME = re.compile(r"[0-9]{1,9}(us|ms|s|m|h|d)?")
+_TIME = re.compile(r"(?!0+[a-z]*$)[0-9]{1,9}(us|ms|s|m|h|d)?")  # 0 has HAProxy wait for ever
 _HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
 _PRESET = re.compile(r'^(?P<lead> +(pre)?setenv +(?P<name>IAM_[A-Z_]+) +)"(?P<value>[^"]*)"$', re.MULTILINE)
 _VARIABLE = re.compile(r'"\$\{(\w+)\[\*\]\}"|\$\{(\w+)\}')
@@ -171,7 +171,7 @@ def write(texts: dict[str, str], output: Path) -> None:
     for directory in (*reversed(output.parents), output):
         directory.mkdir(0o755, exist_ok=True)  # nobody else may write it, whatever the umask
     for name, text in texts.items():
-        write_file(output / name, text.encode())
+        write_file(output / name, text.encode(errors="backslashreplace"))  # of the policy's file name
 
 
 def environment(config: Config, settings: Settings) -> dict[str, str]:
@@ -290,6 +290,8 @@ def unusable(settings: Settings) -> Iterator[Problem]:
     if settings.timeout_processing and not _TIME.fullmatch(settings.timeout_processing):
         wrong = f"{settings.timeout_processing!r} is not a time for HAProxy"
         yield Problem(_OPTIONS, "--timeout-processing", wrong, "Write `500ms` or `2s`")
+    if "%" in (settings.realm or ""):
+        yield Problem(_OPTIONS, "--realm", f"HAProxy reads a format in {settings.realm!r}", "Leave out %")
     for name, value in settings.presets().items():
         if not re.fullmatch(r'[^"\\$\x00-\x1f\x7f]{1,200}', value):
             option = f"--{name.removeprefix('IAM_').lower().replace('_', '-')}"

@@ -188,6 +188,11 @@ def test_a_section_for_each_backend_and_a_server_for_each_address(tmp_path):
             ("backends[1].servers", "'9901' is not an address", "'h:0' is not", "--realm"),
         ),
         ((), '{"version": 1, "colour": 1}', ("policy.json",)),
+        (("--agent", "a:1", "--realm", "%[src]"), None, ("--realm: HAProxy reads a format in '%[src]'",)),
+        *(
+            (("--agent", "a:1", "--timeout-processing", text), None, ("not a time",))
+            for text in ("0", "00ms")
+        ),
         (("--agent", "unix:/run/a.sock", "--chroot", "/var/lib/ha"), None, ("/run/a.sock is not below",)),
         (("--agent", "10.0.0.1:9901", *TLS), None, ("--agent-name: 10.0.0.1:9901 is not a DNS name",)),
         (("--agent", "[::1]:9901", *TLS), None, ("is not a DNS name",)),
@@ -201,6 +206,13 @@ def test_every_problem_is_named_at_once_and_nothing_is_written(tmp_path, options
     assert (result.exit_code, output.exists()) == (2, False)
     assert [words for words in named if words not in result.output] == []
     assert not options or len(result.output.splitlines()) == len(named)
+
+
+def test_a_policy_s_name_need_not_be_utf_8(tmp_path):
+    named = render.configuration(config(("n", ["h:1"])), render.Settings(("a:1",)), source="\udcff.toml")
+    render.write(named, tmp_path)
+
+    assert "from \\udcff.toml:" in (tmp_path / "iam-routes.cfg").read_text()
 
 
 def test_a_directory_that_cannot_be_written_is_named(tmp_path):
