@@ -106,7 +106,7 @@ def remembers_identities_across_a_reload(sound, authenticator, config, rules):
     sound(authenticator, config, rules)
 
 
-@mutant(Keyring, "_kill", 360)
+@mutant(Keyring, "_kill", 1211)
 def lets_a_lost_key_live_a_moment_longer(sound, keyring, lost):
     asyncio.get_running_loop().call_later(0.05, sound, keyring, lost)
 
