@@ -4,6 +4,7 @@ They share nothing with the agent but the configuration's models: `matches` comp
 sections 6 and 7 say it, and `verdict` is the suite's oracle.
 """
 
+from functools import cache
 from ipaddress import ip_address, ip_network
 from itertools import product
 
@@ -100,6 +101,9 @@ def identities():
     )
 
 
+_network = cache(ip_network)
+
+
 def matches(rule, request, *, deny):
     """SPEC.md: methods, path by whole segments, hosts, sources."""
     if "*" not in rule.methods and request.method not in rule.methods:
@@ -114,7 +118,7 @@ def matches(rule, request, *, deny):
                 return False
         elif not any(_host(pattern, request.host) for pattern in rule.hosts):
             return False
-    networks = [ip_network(text) for text in getattr(rule, "sources", [])]
+    networks = list(map(_network, getattr(rule, "sources", [])))
     return not networks or any(request.src in network for network in networks)
 
 
