@@ -114,11 +114,11 @@ class HaproxyHandle:
                 self._files = self._renderer.render(self._composer.document(policy))
             proofs = self._proofs(old=True)
             self._begin(self._runs[-1])
-            if proofs:
-                any(self._proofs() >= proofs for _last in polls(_HANDED_OVER, _POLL))
+            if proofs > 0:
+                any(self._proofs() not in range(proofs) for _last in polls(_HANDED_OVER, _POLL))
 
     def _proofs(self, *, old: bool = False) -> int:
-        """Return how many used proofs HAProxy remembers; `old`: when it can hand them to its successor."""
+        """Return how many used proofs HAProxy remembers, -1: none ever; `old`: when it can hand them over."""
         said = ""
         with suppress(OSError):
             said = self.runtime("show table")
@@ -126,7 +126,7 @@ class HaproxyHandle:
         if old and found and self.version.startswith("2."):  # within 5 s of a cold start it cannot
             done = re.compile(r" flags=0x[0-9a-f]*[37bf] resync")  # in both bits: nothing more to learn
             any(done.search(self.runtime("show peers")) for _last in polls(_HANDED_OVER, _POLL))
-        return int(found[1]) if found else 0
+        return int(found[1]) if found else -bool(said)  # it may not have answered
 
     def restart(self) -> None:
         """SIGKILL, then a new one on the same files: what was open ends without a word."""
