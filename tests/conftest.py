@@ -16,6 +16,8 @@ import uvloop
 from hypothesis import HealthCheck, settings
 
 REQUIRE = "IAMROLES_REQUIRE"
+# Of three tests of `-n auto` one waits while two use the CPUs.
+os.environ.setdefault("PYTEST_XDIST_AUTO_NUM_WORKERS", str(3 * len(os.sched_getaffinity(0)) // 2))
 PATIENCE = 20.0
 """Seconds before an asynchronous test fails; none waits that long when all is well."""
 
