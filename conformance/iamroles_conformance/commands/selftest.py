@@ -194,11 +194,8 @@ def uncovered(families: tuple[str, ...], chosen: list[Mutant]) -> list[str]:
     """List the MUSTs of these families' catalogue files that have a check but no mutant."""
     covered = {name for found in chosen for name in found.kills}
     proven = {name for check in plan() for name in check.requirements}
-    return [
-        name
-        for name, requirement in catalogue().items()
-        if name in _names(families) & proven - covered and requirement.level == "MUST"
-    ]
+    bare = _names(families) & proven - covered
+    return [name for name, about in catalogue().items() if name in bare and about.level == "MUST"]
 
 
 def _names(families: tuple[str, ...]) -> set[str]:
