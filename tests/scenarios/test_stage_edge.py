@@ -11,12 +11,12 @@ from types import SimpleNamespace
 
 import puppet_gate
 import pytest
+from invoking import ran
 from puppet_gate import POLICY, Answer, ask, asked, connect, fields_of, h2, nobody_asked, raw, record
 
 from iamroles_scenarios.checks.oracle.judge import segments
 from iamroles_scenarios.stage import haproxies
 from iamroles_scenarios.stage.images import Images
-from iamroles_scenarios.stage.spec import find_program
 
 world = puppet_gate.world
 AUTH = f"Authorization: Puppet {json.dumps(puppet_gate.YES)}"
@@ -425,9 +425,7 @@ def render(directory, options):
     """The shipped files for a policy with a single backend."""
     policy = directory / "policy.json"
     policy.write_text(json.dumps({**POLICY, "backends": [{"name": "alpha", "servers": ["127.0.0.1:1"]}]}))
-    command = [find_program("iamroles", directory), "policy", "render", "--config", str(policy)]
-    command += ["--output", str(directory), "--agent", "127.0.0.1:9901", *options]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    ran("policy render --agent 127.0.0.1:9901", "--config", policy, "--output", directory, *options)
 
 
 def check_files(kind, haproxy, directory, env, engine):
