@@ -82,9 +82,9 @@ def test_files_exist(page):
     assert wrong == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_variables_exist(page):
-    source = "".join(
+@pytest.fixture(scope="module")
+def source():
+    return "".join(
         path.read_text(encoding="utf-8")
         for folder in ("reference", "scenarios", "conformance", "loadtests", "tests", ".ci")
         for path in (ROOT / folder).rglob("*")
@@ -92,6 +92,10 @@ def test_variables_exist(page):
         and path.is_file()
         and "__pycache__" not in path.parts
     )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_variables_exist(page, source):
     named = {
         name
         for line in lines(page)
