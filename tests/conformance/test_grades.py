@@ -74,21 +74,8 @@ def test_a_departure_counts_in_strict_alone_and_a_warning_never(agent, tmp_path,
     assert told["warnings"] == ["wire.health.closes"]
 
 
-def test_under_pytest_what_is_permitted_is_a_warning_even_where_warnings_are_errors(agent, pytester):
-    done = pytester.runpytest_subprocess(
-        *("--pyargs", "iamroles_conformance", f"--iamroles-agent={agent}", "-W", "error"),
-        *("--iamroles-stage=processes", "--iamroles-lane=wire", "-k", "wire.health.closes"),
-    )
-
-    assert done.ret == 0
-    done.assert_outcomes(passed=1, warnings=1, deselected=None)
-    done.stdout.fnmatch_lines(
-        ["*ConformanceWarning: WARNING: a SHOULD that failed*", "warnings (SHOULD): wire.health.closes"]
-    )
-
-
-def test_what_the_stage_says_while_it_is_set_is_seen_at_once(agent, pytester):
-    """The first run of containers builds images for minutes, and pytest captured every word of it."""
+def test_under_pytest_what_is_permitted_is_a_warning_and_what_the_stage_says_is_seen_at_once(agent, pytester):
+    """Warnings are errors. The first run of containers builds images for minutes, and says so."""
     pytester.makepyfile(
         builds="""
         import click
@@ -101,8 +88,13 @@ def test_what_the_stage_says_while_it_is_set_is_seen_at_once(agent, pytester):
         """
     )
     done = pytester.runpytest_subprocess(
-        *("-p", "builds", "--pyargs", "iamroles_conformance", f"--iamroles-agent={agent}"),
+        *("-p", "builds", "--pyargs", "iamroles_conformance", f"--iamroles-agent={agent}", "-W", "error"),
         *("--iamroles-stage=processes", "--iamroles-lane=wire", "-k", "wire.health.closes"),
     )
 
+    assert done.ret == 0
+    done.assert_outcomes(passed=1, warnings=1, deselected=None)
+    done.stdout.fnmatch_lines(
+        ["*ConformanceWarning: WARNING: a SHOULD that failed*", "warnings (SHOULD): wire.health.closes"]
+    )
     done.stderr.fnmatch_lines(["Building the image x from y"])
