@@ -88,9 +88,7 @@ def source():
         path.read_text(encoding="utf-8")
         for folder in ("reference", "scenarios", "conformance", "loadtests", "tests", ".ci")
         for path in (ROOT / folder).rglob("*")
-        if path.suffix in (".py", ".cfg", ".toml", ".lua", "")
-        and path.is_file()
-        and "__pycache__" not in path.parts
+        if path.suffix in (".py", ".cfg", ".toml", ".lua", "") and path.is_file()
     )
 
 
