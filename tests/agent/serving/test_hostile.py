@@ -76,7 +76,7 @@ def test_cost_for_each_byte():
 
 
 def test_the_table_of_strangers_has_every_kind_and_lets_nobody_in():
-    done = module("benchmarks.strangers", "--seconds", 0, "--rounds", 1, "--flood", 3)
+    done = module("benchmarks.strangers", "--seconds", 0, "--rounds", 1, "--flood", 3, timeout=300)
     lines = done.stdout.splitlines()
 
     assert done.stderr == ""
