@@ -10,6 +10,7 @@ import threading
 import time
 from contextlib import nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from math import inf
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ from iamroles_scenarios.base import lateness, recording
 from iamroles_scenarios.base.errors import SilenceError, StageError, TooSlow
 from iamroles_scenarios.base.lateness import Delay
 from iamroles_scenarios.checks.identity import hold
+from iamroles_scenarios.checks.live.fixture import LiveBench
 from iamroles_scenarios.declarations.results import CheckResult, Verdict
 from iamroles_scenarios.declarations.scenario import Step
 from iamroles_scenarios.engine import wire_lane
@@ -32,7 +34,7 @@ from iamroles_scenarios.engine.bench import Bench
 from iamroles_scenarios.engine.events import Events
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.verdicts import held_late, unless_late
-from iamroles_scenarios.engine.worlds import Worlds
+from iamroles_scenarios.engine.worlds import Loan, Worlds
 from iamroles_scenarios.stage import AgentSpec
 from iamroles_scenarios.stage.world import HaproxyHandle
 
@@ -242,15 +244,26 @@ def test_too_few_questions_to_tell_are_asked_again_with_longer_times(monkeypatch
         hold.many(None)
 
 
-@pytest.mark.parametrize("states", [["UP", "DOWN", "MAINT"], ["DOWN", "UP", "no check"]])
+@pytest.mark.parametrize("states", [["UP", "DOWN", "MAINT"], ["DOWN", "UP", "no check"], []])
 def test_an_agent_that_haproxy_does_not_yet_ask_is_late_and_a_spare_one_is_not_waited_for(states):
     proxy, world = HaproxyHandle.__new__(HaproxyHandle), MagicMock()
     proxy.runtime = lambda _: "\n".join(["# svname,status,", *(f"a,{state}," for state in states)])
     world.haproxy = proxy
-    loan = SimpleNamespace(world=world, second=world, worlds=(world, world))
-    events = Events(SimpleNamespace(seconds=lambda _: 0.0), loan, MagicMock(), None)
-    with pytest.raises(TooSlow, match="for up within") if states[0] == "UP" else nullcontext():
-        events.act(Step(agent="start"))
+    target, loan = SimpleNamespace(seconds=lambda _: 0.0), Loan(world, {}, second=world)
+    for start in (
+        partial(Events(target, loan, MagicMock(), None).act, Step(agent="start")),
+        LiveBench(target, loan).restart_agent,
+    ):
+        with pytest.raises(TooSlow, match="for up within") if states[:1] == ["UP"] else nullcontext():
+            start()
+
+
+@pytest.mark.parametrize("room", ["checks", "engine"])
+def test_what_a_wait_for_haproxy_found_is_never_dropped(room):
+    for path in (ROOT / room).rglob("*.py"):
+        nodes = ast.walk(ast.parse(path.read_text()))
+        dropped = [ast.unparse(node.value) for node in nodes if isinstance(node, ast.Expr)]
+        assert not [call for call in dropped if ".wait_agent(" in call], path
 
 
 # --- times that no scale stretches

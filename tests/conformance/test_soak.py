@@ -20,6 +20,7 @@ from iamroles_scenarios.declarations.timeline import BEGIN
 from iamroles_scenarios.declarations.walk import walk
 from iamroles_scenarios.engine.ledger import Flow, FlowQuestion, Kind, Ledger, Outcomes
 from iamroles_scenarios.engine.soak import Sample, SoakEvent, SoakResult, _judge, _Soak, used
+from iamroles_scenarios.engine.worlds import Loan
 from iamroles_scenarios.traffic import Case, Right
 from iamroles_scenarios.traffic.polling import NANO
 
@@ -154,9 +155,8 @@ def test_an_agent_that_does_not_come_back_to_a_late_host_passes_nothing(asked, m
 def test_one_agent_that_haproxy_does_not_take_back_is_waited_for_and_not_in_vain():
     world = MagicMock(proxy=SimpleNamespace(host="127.0.0.1", port=9))
     world.haproxy.wait_agent.return_value = False
-    loan = SimpleNamespace(world=world, worlds=[world], second=None, sets=None, certificates=None)
     target = SimpleNamespace(agent=SimpleNamespace(features={}), scale=1.0, seconds=lambda seconds: seconds)
-    soak = _Soak(target, loan, seed=1, rate=1)
+    soak = _Soak(target, Loan(world, {}), seed=1, rate=1)
     soak._timeline = SimpleNamespace(step=lambda _name, _step, act: act())
 
     with pytest.raises(TooSlow, match="for up within 10 s"):

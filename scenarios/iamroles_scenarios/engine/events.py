@@ -17,7 +17,6 @@ from iamroles_scenarios.base.errors import (
     AgentFileError,
     HarnessFault,
     StageError,
-    TooSlow,
     Untestable,
     WaitTimeoutError,
 )
@@ -99,13 +98,7 @@ class Events:
                 raise
             raise AgentFault(f"the agent did not start again: {error.message}") from error
         if action == "start" and self._place.second is not None:  # the next step may take the other one away
-            self.wait_agents()
-
-    def wait_agents(self) -> None:
-        """Wait until HAProxy holds each agent for up, or raise `TooSlow`."""
-        within = self._target.seconds(EVENT_DEADLINE)
-        if not self._place.world.haproxy.wait_agent(True, within, len(self._place.worlds)):
-            raise TooSlow(f"HAProxy did not hold each started agent for up within {within:g} s")
+            self._place.wait_agents(self._target.seconds(EVENT_DEADLINE))
 
     def _certificate(self, step: scenario.CertificateStep) -> None:
         world, certificates = self._place.world, self._place.certificates

@@ -27,7 +27,7 @@ from iamroles_scenarios.declarations.scenario import Step, merged
 from iamroles_scenarios.declarations.timeline import BEGIN
 from iamroles_scenarios.declarations.walk import Cycle, Move, walk
 from iamroles_scenarios.engine.certificates import proxy_fault
-from iamroles_scenarios.engine.events import Events
+from iamroles_scenarios.engine.events import EVENT_DEADLINE, Events
 from iamroles_scenarios.engine.judged_traffic import PATIENCE
 from iamroles_scenarios.engine.ledger import Kind, Outcomes
 from iamroles_scenarios.engine.timeline import Timeline
@@ -279,7 +279,7 @@ class _Soak:
                     world.agent.put("revocations.toml", revocations)
             self._events.act(step)
             if step.agent == "start" and self._place.second is None:
-                self._events.wait_agents()
+                self._place.wait_agents(self._target.seconds(EVENT_DEADLINE))
 
         self._timeline.step(name, step, act)
 

@@ -23,7 +23,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from iamroles_scenarios.base.durations import seconds
-from iamroles_scenarios.base.errors import StageError, Untestable
+from iamroles_scenarios.base.errors import StageError, TooSlow, Untestable
 from iamroles_scenarios.declarations.scenario import WorldSpec, merged, policy_of
 from iamroles_scenarios.engine.certificates import ProxyCertificates
 from iamroles_scenarios.engine.key_sets import KeySets, signing
@@ -77,6 +77,16 @@ class Loan:
     def close(self) -> None:
         for world in self.worlds:
             world.close()
+
+    def wait_agents(self, within: float) -> None:
+        """Wait until HAProxy holds each agent for up, if its configuration says which server is one.
+
+        Raises:
+            TooSlow: it did not within these seconds: what is asked then says nothing about the agent.
+        """
+        proxy = self.world.haproxy
+        if proxy.agents and not proxy.wait_agent(True, within, len(self.worlds)):
+            raise TooSlow(f"HAProxy did not hold each started agent for up within {within:g} s")
 
     def issuer(self, name: str) -> str:
         """Return the name of the mock issuer that a scenario means by a name."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import signal
@@ -190,16 +191,16 @@ class HaproxyHandle:
         """
         return self._runs[-1].runtime(command)
 
+    @property
+    def agents(self) -> list[dict[str, str]]:
+        """Return the statistics of each agent that HAProxy asks; [] if it has no backend `iam-agents`."""
+        lines = self.runtime("show stat iam-agents 4 -1").splitlines()
+        return list(csv.DictReader(line for line in lines if "," in line))
+
     def agent_is_up(self, agents: int = 1) -> bool:
         """Return whether HAProxy's health check holds this many agents for good, or all that it knows."""
-        rows = [
-            line.split(",") for line in self.runtime("show stat iam-agents 4 -1").splitlines() if "," in line
-        ]
-        if len(rows) < 2:
-            return False
-        status = rows[0].index("status")
-        held = sum(row[status].startswith(("UP", "no check")) for row in rows[1:])
-        return held >= min(agents, len(rows) - 1)
+        held = [row["status"].startswith(("UP", "no check")) for row in self.agents]
+        return bool(held) and sum(held) >= min(agents, len(held))
 
     def wait_agent(self, up: bool, within: float = 10.0, agents: int = 1) -> bool:
         """Wait until the health check says so; returns whether it did by the deadline."""

@@ -267,7 +267,7 @@ def once(target: Target) -> str:
                 for world in here.loan.worlds:
                     world.agent.kill()
                     world.agent.start()
-                here.world.haproxy.wait_agent(up=True, within=here.seconds(_BACK))
+                here.loan.wait_agents(here.seconds(_BACK))
             for asked in used:
                 gated.hold(f"a used proof {when}", gated.ask(asked), 401, **_REPLAYED)
             used.append(gated.sound())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from iamroles_scenarios.checks.live.fixture import FEW, IDLE_SOCKET, SOCKET, live_bench
+from iamroles_scenarios.checks.live.fixture import BACK, FEW, IDLE_SOCKET, SOCKET, live_bench
 from iamroles_scenarios.checks.policy.workers import deaths
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.target import Target
@@ -25,7 +25,7 @@ def ends(target: Target) -> str:
             [short] = here.open_short([IDLE_SOCKET], _LIFE)
             here.in_time(short.expires, what)
             end()
-            here.world.haproxy.wait_agent(up=True, within=here.seconds(15.0))
+            here.loan.wait_agents(here.seconds(BACK))
             here.revoke(principals=[name])
             here.must_end(going, f"a revocation after {what}", _WITHIN)
             here.must_expire([short], f"its token's end after {what}")

@@ -28,8 +28,8 @@ WITHIN = 5.0
 """Seconds, times the scale, for changes and answers for which SPEC.md names no time."""
 _LAST = 0.1
 """Seconds, times the scale, that a stream's last byte may take from the proxy to the receiver's kernel."""
-_BACK = 15.0
-"""Seconds, times the scale, in which HAProxy takes back an agent that was started again."""
+BACK = 15.0
+"""Seconds, times the scale, in which HAProxy takes an agent back."""
 EVERY = tuple(StreamShape(kind, busy) for kind in KINDS for busy in (True, False))
 SOCKET, IDLE_SOCKET = StreamShape("websocket"), StreamShape("websocket", busy=False)
 EVENTS, UPLOAD = StreamShape("events"), StreamShape("upload")
@@ -154,7 +154,7 @@ class LiveBench(Bench):
 
     def start_agent(self) -> None:
         self.world.agent.start()
-        self.world.haproxy.wait_agent(up=True, within=self.seconds(_BACK))
+        self.loan.wait_agents(self.seconds(BACK))
 
 
 @contextmanager

@@ -6,10 +6,8 @@ the agent is frozen, not killed: a refused connection would be quick without any
 
 from __future__ import annotations
 
-import csv
 import time
 from contextlib import closing
-from io import StringIO
 
 from iamroles_scenarios.base.errors import Untestable
 from iamroles_scenarios.base.polling import polls
@@ -65,11 +63,9 @@ def silent(target: Target) -> None:
 
 def _check_status(here: Bench) -> str:
     """Ask HAProxy for the outcome of the agent's last health check, e.g. `L7OK`; "" before the first."""
-    said = here.world.haproxy.runtime("show stat iam-agents 4 -1").lstrip("# ")
-    rows = list(csv.DictReader(StringIO(said)))
-    if not rows:
+    if not (rows := here.world.haproxy.agents):
         raise Untestable('HAProxy has no server in a backend "iam-agents" (docs/stage.md)')
-    return str(rows[0].get("check_status") or "").removeprefix("* ")
+    return (rows[0]["check_status"] or "").removeprefix("* ")
 
 
 def _shut(here: Bench, question: HttpQuestion, what: str) -> None:
