@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iamroles_scenarios.base.errors import CheckFailed, StageError
+from iamroles_scenarios.base.errors import CheckFailed, StageError, Untestable
 from iamroles_scenarios.checks.fault import host
 from iamroles_scenarios.checks.fault.host import ends_by
 from iamroles_scenarios.checks.plan import plan
@@ -274,7 +274,6 @@ def test_a_process_that_ends_by_a_signal_neither_ignores_nor_catches_it():
 def test_a_helper_that_ends_by_itself_was_not_killed(monkeypatch, after, killed):
     families = iter([[1, 2, 3], [1, 2]])  # 3 is a helper, 4 another worker in place of 2
     monkeypatch.setattr(host, "_processes", lambda _: next(families, after))
-    monkeypatch.setattr(host, "polls", lambda _: [True])
     here = MagicMock(people=["?"], seconds=lambda _: -1.0, failed=CheckFailed)
     here.__enter__.return_value = here
     monkeypatch.setattr(host, "fault_bench", lambda _: here)
@@ -283,6 +282,18 @@ def test_a_helper_that_ends_by_itself_was_not_killed(monkeypatch, after, killed)
 
     with pytest.raises(CheckFailed, match="it killed its own") if killed else nullcontext():
         host.cpu(None)
+
+
+@pytest.mark.parametrize(("lasting", "killed"), [([1], False), ([1, 2], True)])
+def test_a_full_disk_is_judged_though_a_helper_ends_by_itself(monkeypatch, lasting, killed):
+    families, gone = iter([[1, 2]]), set()
+    monkeypatch.setattr(host, "_processes", lambda _: next(families, lasting))
+    monkeypatch.setattr(host, "_limited", lambda *_: nullcontext())
+    monkeypatch.setattr(host, "ends_by", lambda pid, _: pid not in gone)
+
+    disk = host._full_disk(MagicMock(seconds=lambda _: -1.0))
+    with pytest.raises(Untestable) if killed else nullcontext(), disk:
+        gone.add(2)
 
 
 def test_a_process_that_has_ended_needs_no_limit(monkeypatch):

@@ -66,6 +66,13 @@ def _processes(here: FaultBench) -> list[int]:
     return family(first)
 
 
+def _lasting(here: FaultBench, pids: list[int]) -> list[int]:
+    """Return those of these processes that last: a helper of the agent's ends by itself."""
+    for _last in polls(most := here.seconds(_STARVED), most):
+        pids = [pid for pid in _processes(here) if pid in pids]
+    return pids
+
+
 @contextmanager
 def _limited(here: FaultBench, what: int, to: Callable[[int], int]) -> Iterator[None]:
     """Put a soft limit on each process of the agent while the block runs, and none after it."""
@@ -92,10 +99,11 @@ def _full_disk(here: FaultBench, size: int = 0) -> Iterator[None]:
     Raises:
         Untestable: that ended a process by SIGXFSZ, a signal that a full disk does not send.
     """
+    exposed = [pid for pid in _processes(here) if ends_by(pid, signal.SIGXFSZ)]
+    lasting = exposed and _lasting(here, exposed)
     with _limited(here, resource.RLIMIT_FSIZE, lambda _pid: size):
-        exposed = [pid for pid in _processes(here) if ends_by(pid, signal.SIGXFSZ)]
         yield
-        if not all(ends_by(pid, signal.SIGXFSZ) for pid in exposed):
+        if not all(ends_by(pid, signal.SIGXFSZ) for pid in lasting):
             here.world.agent.kill()  # so that its end is the check's doing
             raise Untestable(
                 "the limit in place of a full disk ended a process by SIGXFSZ: docs/under-fire.md"
@@ -193,9 +201,7 @@ def cpu(target: Target) -> str:
     """
     recording.starves()
     with fault_bench(target) as here:
-        before = _processes(here)
-        for _last in polls(here.seconds(_STARVED)):  # a helper of the agent's ends by itself
-            before = [pid for pid in _processes(here) if pid in before]
+        before = _lasting(here, _processes(here))
         with _Waits(before) as waits:
             for starved in (before, before[1:] or before):  # its first process sees the others wait
                 with _starved(here, starved):
