@@ -7,6 +7,7 @@ import time
 from contextlib import contextmanager
 from itertools import islice
 from types import SimpleNamespace
+from unittest.mock import AsyncMock, MagicMock
 
 import pytest
 from listening import listening
@@ -31,6 +32,7 @@ from iamroles_scenarios.engine import wire_lane as lane
 from iamroles_scenarios.wire import fuzz, fuzz_inputs
 from iamroles_scenarios.wire.asker import Asker, decide
 from iamroles_scenarios.wire.blunt import BEHAVIOURS
+from iamroles_scenarios.wire.frames import variables
 from iamroles_scenarios.wire.fuzz_inputs import Input, inputs
 from iamroles_scenarios.wire.judge import connected
 from iamroles_scenarios.wire.target import WireTarget
@@ -73,6 +75,23 @@ def test_an_asker_reconnects_after_the_agent_came_back():
         asker.address = address
         assert asker.decide({})["allow"] is True
     asker.close()
+
+
+def test_a_question_that_waits_for_its_turn_fails_with_its_connection():
+    asker = Asker("", timeout=0.1)
+
+    async def ends(_question):
+        await asyncio.sleep(0)  # the other one comes to wait
+        asker._drop(WireError("it ended"))
+
+    async def two():
+        asker._turn = asyncio.Lock()
+        asked = [asker._asked({}, {}, variables) for _ in range(2)]
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    connection = asker._connection = MagicMock(send=AsyncMock(side_effect=ends))
+    assert [str(error) for error in asyncio.run(two())] == ["it ended", "it ended"]
+    connection.send.assert_awaited_once()
 
 
 @pytest.mark.parametrize("behaviour", ["silent", "mute", "closes", "http", "garbage", "wrong-id", "half-ack"])

@@ -45,7 +45,7 @@ class Asker:
 
     Questions of several threads are pipelined: each has a stream-id of its own and gets its own ACK. An agent
     that does not announce pipelining gets the next one after its answer (SPOE.txt section 3.2.4.1).
-    After the connection broke, the next question opens a new one.
+    If the connection breaks, all questions that wait fail; the next one opens a new connection.
 
     Args:
         address: `host:port` or `unix:/path`.
@@ -59,6 +59,8 @@ class Asker:
         self._waiting: dict[int, asyncio.Future[Frame]] = {}
         self._stream_id = 1
         self._opening: asyncio.Lock | None = None
+        self._dropped = WireError("no connection yet")
+        """What ended the last connection."""
         self._turn: AbstractAsyncContextManager[object] = nullcontext()
         self._limit = MAX_ANSWER
         """Bytes of the longest frame that was agreed on."""
@@ -137,6 +139,8 @@ class Asker:
     ) -> _T:
         connection = self._connection or await self._connected()
         async with self._turn:
+            if connection is not self._connection:  # it ended while this question waited for its turn
+                raise self._dropped
             loop = asyncio.get_running_loop()
             stream_id, self._stream_id = self._stream_id, self._stream_id + 2
             waiting = self._waiting[stream_id] = loop.create_future()
@@ -196,7 +200,7 @@ class Asker:
             self._drop(error)
 
     def _drop(self, error: WireError) -> None:
-        connection, self._connection = self._connection, None
+        connection, self._connection, self._dropped = self._connection, None, error
         if connection is not None:
             connection.close()
         for waiting in self._waiting.values():
