@@ -12,9 +12,9 @@ import pytest
 from iamroles_scenarios.base import recording
 from iamroles_scenarios.base.errors import TooSlow
 from iamroles_scenarios.checks.live import fixture, revoking
-from iamroles_scenarios.checks.live.fixture import SOCKET, LiveBench
+from iamroles_scenarios.checks.live.fixture import SOCKET, UPLOAD, LiveBench
 from iamroles_scenarios.checks.live.multiplexed import H2Client
-from iamroles_scenarios.checks.live.stream import ObservedStream
+from iamroles_scenarios.checks.live.stream import BEAT, ObservedStream, Stream, StreamShape
 from iamroles_scenarios.engine import bench
 from iamroles_scenarios.jose.encoding import b64url
 
@@ -34,6 +34,18 @@ def test_a_late_reader_of_http_2_still_sees_an_end_that_came_in_time():
                 ended = pool.submit(stream.until, time.time())
             assert ended.result()
             assert not client.fault
+
+
+def test_an_upload_that_nobody_reads_for_a_while_has_not_ended(monkeypatch):
+    monkeypatch.setattr(StreamShape, "beat", b"x" * (1 << 24))  # more than both kernels hold
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        host, port = server.getsockname()
+        here = SimpleNamespace(world=SimpleNamespace(proxy=SimpleNamespace(host=host, port=port)))
+        token = "e30." + b64url(b'{"exp": 1}') + "."
+        with closing(Stream(here, UPLOAD, "/", token)) as stream, closing(server.accept()[0]) as line:
+            assert not stream.over.wait(10 * BEAT)
+            while not stream.sent:
+                assert line.recv(1 << 20), "it has ended"
 
 
 @pytest.mark.parametrize(("seen", "late"), [(0.5, False), (3.0, True)])

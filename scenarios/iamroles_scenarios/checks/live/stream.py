@@ -10,6 +10,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -220,7 +221,7 @@ class Stream(ObservedStream):
         return piece, seconds + nanoseconds / NANO
 
     def _run(self) -> None:
-        head = b""
+        head = rest = b""
         try:
             while not self.over.is_set():
                 began = time.time()
@@ -243,8 +244,11 @@ class Stream(ObservedStream):
                                 break  # the answer ends an upload
                 beat = self.shape.beat
                 due = {"upload": True, "reply": not self.sent}.get(self.shape.kind, self._answered.is_set())
-                if beat and due:
-                    self._sock.sendall(beat)
+                if not (rest := rest or (beat if due else b"")):
+                    continue
+                with suppress(TimeoutError):  # the other side takes nothing now
+                    rest = rest[self._sock.send(rest) :]
+                if not rest:
                     self.sent = time.time()
                     time.sleep(BEAT)  # an echo that is answered at once would take a whole core
         except OSError:
