@@ -18,6 +18,7 @@ from iamroles_scenarios.base.errors import (
     CheckFailed,
     SilenceError,
     StageError,
+    TooSlow,
     UnreachableError,
     Untestable,
     WireError,
@@ -29,7 +30,7 @@ from iamroles_scenarios.declarations.results import Check, Verdict
 from iamroles_scenarios.declarations.scenario import PlannedCheck
 from iamroles_scenarios.engine import setups
 from iamroles_scenarios.engine import wire_lane as lane
-from iamroles_scenarios.wire import fuzz, fuzz_inputs
+from iamroles_scenarios.wire import client, fuzz, fuzz_inputs
 from iamroles_scenarios.wire.asker import Asker, decide
 from iamroles_scenarios.wire.blunt import BEHAVIOURS
 from iamroles_scenarios.wire.frames import variables
@@ -101,6 +102,17 @@ def test_decide_says_what_went_wrong_with_a_transcript(behaviour):
 
     assert ">> HAPROXY-HELLO" in str(caught.value)
     assert "secret-of-mine" not in str(caught.value)
+
+
+def test_a_hello_that_the_judge_sends_long_after_it_connected_is_late(monkeypatch):
+    now, transport = [1.0], MagicMock(is_closing=lambda: False)
+    monkeypatch.setattr(client, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    connection = client.Connection(transport, client._Pipe(), client.Transcript(), 1.0)
+    now[0] = 6.0
+
+    with pytest.raises(TooSlow, match="the judge took"):
+        asyncio.run(connection.send(client.hello()))
+    asyncio.run(connection.send(client.hello()))  # another one may come at any time
 
 
 def test_nobody_there():

@@ -37,7 +37,7 @@ MAX_UNREAD = 4 << 20
 _TIMEOUT = 2
 """The status code of SPOE.txt section 3.3 for "a timeout occurred"."""
 _SENDING = 4.0
-"""Seconds in which the judge must have sent a HELLO in pieces; agents wait 5 s for it (6.1)."""
+"""Seconds in which the judge must have sent a HELLO; agents wait 5 s for it (6.1)."""
 MAX_FRAMES = 2000
 """Frames that `ended` reads before it calls them a flood."""
 
@@ -99,6 +99,8 @@ class Connection:
         self._transport = transport
         self._pipe = pipe
         self.transcript = transcript
+        self._since = time.monotonic()
+        """When it was opened; 0.0 once something was sent."""
         self.timeout = timeout
         """Seconds that `receive` waits by default."""
 
@@ -152,7 +154,7 @@ class Connection:
         Raises:
             TooSlow: the judge took so long that an agent may have given the connection up.
         """
-        began = time.monotonic()
+        began, self._since = self._since or time.monotonic(), 0.0
         raw = b"".join(frame if isinstance(frame, bytes) else frame.encode() for frame in frames)
         how = "" if piece is None else f" [in pieces of {piece}]"
         self.transcript.add(TO_AGENT, raw, how)
