@@ -216,6 +216,20 @@ def test_a_check_that_starves_the_agent_itself_does_not_blame_the_host(monkeypat
         assert not unless_late([FAILED], found, 0.0, [1], 1)[0].late
 
 
+def test_a_limit_that_no_scale_stretches_leaves_no_more_time_at_a_greater_scale(monkeypatch):
+    asked, here = [], MagicMock(seconds=lambda seconds: 8 * seconds)
+    monkeypatch.setattr(lateness, "delay", lambda *words: asked.append(words) or Delay(0.0, 0.6))
+    monkeypatch.setattr(hold, "bench", lambda *_, **__: nullcontext(here))
+    monkeypatch.setattr(hold, "beside", lambda *_: nullcontext())
+    with recording.recorded() as found:
+        recording.timed(160.0)
+        assert not unless_late([FAILED], found, 0.0, [1], 8)[0].late
+        hold.forged(None)
+        assert unless_late([FAILED], found, 0.0, [1], 8)[0].late
+    assert [span for _, _, span in asked] == [160.0, hold._BOUNDED]
+    assert asked[0][0] < asked[1][0], "only what came then counts"
+
+
 def test_a_check_that_overhears_a_cancellation_ends_all_the_same(monkeypatch):
     monkeypatch.setattr(wire_lane, "_CANCEL_AGAIN", 0.01)
     overheard = []

@@ -100,6 +100,8 @@ class Recording:
         """True if a life, a bound or a wait was stretched by the scale, or the agent was silent."""
         self.bound = inf
         """Seconds of the last of them."""
+        self.most, self.since = inf, 0.0
+        """The greatest scale that counts, and since when, by the monotonic clock: see `fixed`."""
         self.starves = False
         """True if the check itself keeps the agent from running."""
         self._started = time.monotonic()
@@ -175,6 +177,18 @@ def timed(bound: float | None = None) -> None:
     if (found := _current.get()) is not None:
         found.timed = True
         found.bound = bound or found.bound
+
+
+def fixed(bound: float, times: float) -> None:
+    """Note that a limit decides from here on that no scale stretches, such as one of the agent's own.
+
+    Args:
+        bound: its seconds.
+        times: how many times as long it is as what a sound agent needs on a quiet host.
+    """
+    timed(bound)
+    if (found := _current.get()) is not None:
+        found.most, found.since = times, time.monotonic()
 
 
 def starves() -> None:

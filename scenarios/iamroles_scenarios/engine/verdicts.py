@@ -186,8 +186,8 @@ def unless_late(
     """
     if not found.timed or all(result.verdict not in DOUBTFUL for result in results):
         return results
-    about = lateness.delay(began, () if found.starves else firsts, found.bound)
-    return [held_late(result, about, scale) for result in results]
+    about = lateness.delay(max(began, found.since), () if found.starves else firsts, found.bound)
+    return [held_late(result, about, min(scale, found.most)) for result in results]
 
 
 def held_late(result: CheckResult, about: lateness.Delay, scale: float) -> CheckResult:

@@ -7,6 +7,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from iamroles_scenarios.base import recording
 from iamroles_scenarios.base.errors import TooSlow
 from iamroles_scenarios.base.polling import polls
 from iamroles_scenarios.checks.derived.world import iam_check
@@ -33,6 +34,9 @@ _NEW, _KNOWN = 3, 20
 _CROWD, _FULL, _SLOW, _PROMPT = 60, 8, 5.0, 15.0
 """Forged credentials at once, calls that then wait for STS, seconds of STS for each, and seconds, times the
 scale, in which the caller must be served: those of a few calls."""
+_CALL, _BOUNDED, _SPARE = 0.3, 2.0, 2.0
+"""Seconds, at any scale, of a call when many come at once, and by which an agent may bound the wait for one;
+and how many times as long that is as what a sound agent needs for two calls, one after the other."""
 _MANY, _FEWEST, _LONGEST = 4200, 1000, 30.0
 """Questions to one worker, more than any table of those on their way should hold; those that say something;
 and seconds, times the scale, after which no more are asked."""
@@ -93,9 +97,10 @@ def forged(target: Target) -> None:
                 good = here.credential(here.reader, expires=500 + number)
                 here.expect(f"the caller beside the flood, {number + 1} of {_GOOD}", good, ALLOWED)
         texts = [here.credential(here.reader, expires=600 + number) for number in range(2 * _FULL)]
-        here.sts_fault("slow", seconds=min(1.0, here.seconds(0.3)))  # an agent may bound the wait for a call
+        here.sts_fault("slow", seconds=min(_CALL, here.seconds(_CALL)))
         try:
             with here.asking():
+                recording.fixed(_BOUNDED, _SPARE)
                 many = [_question(one, "192.0.2.1") for one in texts]
                 asked = [benches.SpopQuestion("one of many", each, ALLOW) for each in many]
                 here.ask_all(asked, window=len(asked), again=False)

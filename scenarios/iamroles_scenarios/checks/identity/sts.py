@@ -28,8 +28,9 @@ _NOT_BELIEVED = refused(
 )
 _RECOVERY = 12.0
 """Seconds, times the scale, until the agent asks an STS again that answers again."""
-_AT_ONCE, _CALM = 40, 0.3
-"""Questions at once, and seconds, times the scale, after which the agent makes no more calls for them."""
+_AT_ONCE, _CALM, _LONGEST = 40, 0.3, 1.0
+"""Questions at once; and seconds, times the scale, after which the agent makes no more calls for them; and
+at most, because an agent may bound the wait for a call."""
 _PROMPT, _STALLED = 3.0, 8.0
 """Seconds, times the scale, for an answer beside a stalled STS, and within which no agent gives one up."""
 _READER = {
@@ -267,7 +268,7 @@ def _throttled_at_once(here: benches.Bench) -> None:
             here.cloud.wait_for(counted, before + 1, here.seconds(_RECOVERY))
             with suppress(WaitTimeoutError):  # an agent may make all of them by now
                 while (made := here.sts_calls()) < before + _AT_ONCE:
-                    here.cloud.wait_for(counted, made + 1, here.seconds(_CALM))
+                    here.cloud.wait_for(counted, made + 1, min(_LONGEST, here.seconds(_CALM)))
             here.sts_fault("throttle")
             waiting.result()
             later = here.sts_calls() - made
