@@ -273,11 +273,12 @@ def test_an_agent_that_haproxy_does_not_yet_ask_is_late_and_a_spare_one_is_not_w
 
 
 @pytest.mark.parametrize("room", ["checks", "engine"])
-def test_what_a_wait_for_haproxy_found_is_never_dropped(room):
+def test_what_a_wait_for_haproxy_found_is_never_dropped_and_no_sleep_outlasts_its_run(room):
     for path in (ROOT / room).rglob("*.py"):
         nodes = ast.walk(ast.parse(path.read_text()))
-        dropped = [ast.unparse(node.value) for node in nodes if isinstance(node, ast.Expr)]
-        assert not [call for call in dropped if ".wait_agent(" in call], path
+        calls = [ast.unparse(node.value) for node in nodes if isinstance(node, ast.Expr)]
+        dropped = [call for call in calls if ".wait_agent(" in call]
+        assert not dropped + [call for call in calls if call.startswith("time.sleep(")], path  # but `rest`
 
 
 # --- times that no scale stretches
@@ -288,7 +289,7 @@ STRETCHED_INSIDE = {"expect", "must_end", "must_refuse", "must_answer_all", "col
 """Functions of benches and of the wire lane that multiply their seconds by the scale."""
 BEATS = {"BEAT", "LOOK", "POLL", "EACH", "CANCEL_AGAIN", "CONNECT", "PAUSE", "RECHECK", "MAX_STALE"}
 """Constants of loops that look again, of connecting, which the kernel does, and of agents' own bounds."""
-WAITS = ("wait", "settimeout", "join", "wait_for", "sleep", "polls")
+WAITS = ("wait", "settimeout", "join", "wait_for", "sleep", "rest", "polls")
 
 
 def constants(source):

@@ -1,5 +1,6 @@
 """The engine on real processes: broken agents fail where they are broken, and only the agent is blamed."""
 
+import threading
 import time
 import uuid
 from contextlib import closing
@@ -12,13 +13,14 @@ from invoking import AGENTS
 from iamroles_conformance.reports import explain
 from iamroles_scenarios.base import recording
 from iamroles_scenarios.base.errors import Evidence, SelectionError, StageError, WireError
+from iamroles_scenarios.base.polling import rest
 from iamroles_scenarios.checks.plan import named_by, plan
 from iamroles_scenarios.declarations.documents import parse
 from iamroles_scenarios.declarations.planning import selected_by
 from iamroles_scenarios.declarations.results import Check, CheckResult, Verdict
 from iamroles_scenarios.declarations.scenario import PlannedCheck, Scenario, scenarios
 from iamroles_scenarios.engine.bench import Bench
-from iamroles_scenarios.engine.jobs import called
+from iamroles_scenarios.engine.jobs import Job, called
 from iamroles_scenarios.engine.play import play
 from iamroles_scenarios.engine.run import Options, Run
 from iamroles_scenarios.engine.setups import uses
@@ -173,6 +175,16 @@ def test_a_run_shares_what_its_checks_share():
     assert [result.check for result in results] == [check.id for check in planned]
     assert {r.check: r.verdict for r in results}["gate.no-token.refused"] is Verdict.PASS
     assert {r.check: r.verdict for r in results}["gate.two-credentials.refused"] is Verdict.FAIL
+
+
+def test_a_check_that_rests_ends_with_its_run(monkeypatch):
+    rests, went_on = threading.Event(), []
+    monkeypatch.setattr(Job, "play", lambda *_: rests.set() or went_on.append(rest(60)) or [])
+    with Run(_spec("deny"), plan(["gate-spop"])[:1], Options(stage="processes")) as run:
+        run.start()
+        assert rests.wait(60)
+
+    assert went_on == [False]
 
 
 def test_an_agent_that_dies_at_start_ends_the_run_with_its_log():

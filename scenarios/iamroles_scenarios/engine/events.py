@@ -21,6 +21,7 @@ from iamroles_scenarios.base.errors import (
     WaitTimeoutError,
 )
 from iamroles_scenarios.base.family import children_of
+from iamroles_scenarios.base.polling import rest
 from iamroles_scenarios.declarations import scenario
 from iamroles_scenarios.declarations.scenario import KeysStep, ReloadStep, Step, WaitStep, merged, stripped
 from iamroles_scenarios.engine.certificates import proxy_fault
@@ -136,8 +137,8 @@ class Events:
     def _wait(self, step: WaitStep) -> None:
         if step.expired:
             expires = self._mint.token(step.expired).expires
-            while (left := expires - time.time()) > -CLOCK_MARGIN:
-                time.sleep(left + CLOCK_MARGIN)
+            while (left := expires + CLOCK_MARGIN - time.time()) > 0 and rest(left):
+                pass
             return
         issuer = self._target.worlds.issuer(self._place.issuer(step.fetched))
         seconds = self._target.seconds(EVENT_DEADLINE)

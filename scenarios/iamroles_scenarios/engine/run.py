@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
+from iamroles_scenarios.base.polling import run_over
 from iamroles_scenarios.declarations.planning import current
 from iamroles_scenarios.declarations.results import CheckResult
 from iamroles_scenarios.declarations.scenario import Lane, PlannedCheck, WorldSpec
@@ -153,9 +154,9 @@ class Run:
 
     def close(self) -> None:
         """Stop everything, idempotent; results not yet there are cancelled."""
-        self._over.set()
         for future in self._futures.values():
             future.cancel()
+        self._over.set()  # what rests goes on, and reports to nobody
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
         if self._ended is None:
@@ -235,6 +236,7 @@ class Run:
         self._pool.submit(self._play, job)
 
     def _play(self, job: Job) -> None:
+        run_over.set(self._over)
         try:
             if job.last:
                 self._await_others(job)

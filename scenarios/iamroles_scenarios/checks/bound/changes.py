@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from iamroles_scenarios.base.polling import polls
+from iamroles_scenarios.base.polling import polls, rest
 from iamroles_scenarios.base.sent import note
 from iamroles_scenarios.checks.bound.rows import BASES, DPOP, Asking, answer_of, bound
 from iamroles_scenarios.checks.derived.issuers import NEEDED, OPTIONAL
@@ -146,10 +146,10 @@ def _seconds(target: Target, replay: str) -> int:
         here.in_time(second, "questions before a second that was a moment off")
         for answers in found:
             here.judge(early, answers)
-        time.sleep(max(0.0, second + _AFTER - time.time()))
+        rest(second + _AFTER - time.time())
         begun = SpopQuestion("a proof that is not ahead now", early[1].check, answer_of("allow"))
         here.judge([begun], here.actions([begun]))
-        time.sleep(max(0.0, second + 1 + _AFTER - time.time()))
+        rest(second + 1 + _AFTER - time.time())
         late = made("a proof that is old", second - _MAX_AGE, "proof_invalid")
         again = SpopQuestion("a proof that was accepted and is old now", early[0].check, late.expected)
         here.judge([again, late], here.actions([again, late]))

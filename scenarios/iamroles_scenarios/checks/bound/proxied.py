@@ -20,7 +20,7 @@ from typing import Any
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from iamroles_scenarios.base.errors import HttpFault, Untestable
-from iamroles_scenarios.base.polling import polls
+from iamroles_scenarios.base.polling import polls, rest
 from iamroles_scenarios.base.recording import carried
 from iamroles_scenarios.base.sent import note
 from iamroles_scenarios.checks.bound.rows import BASES, DPOP, POLICY, Asking, certificate, key, thumbprints
@@ -316,7 +316,7 @@ def window(target: Target) -> str:
         iat = gated.here.now() + int(ahead)
         asked = gated.sound(proof={"iat": iat})
         gated.hold("a proof from ahead", gated.ask(asked), 200)
-        time.sleep(age * 1.5)
+        rest(age * 1.5)
         gated.hold("the same, later than its age", gated.ask(asked), 401, **_REPLAYED)
         gated.here.in_time(iat + age, "the second use of a proof")
         return gated.end()

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from iamroles_scenarios.base.polling import rest
 from iamroles_scenarios.checks.derived.claims import ABSENT, minted
 from iamroles_scenarios.checks.derived.world import derived, iam_check
 from iamroles_scenarios.declarations.results import check
@@ -95,7 +96,7 @@ def _around(here: Bench, second: int) -> None:
     here.in_time(second, "questions before a second that was a few seconds off")
     for answers in answered:
         here.judge(shown, answers)
-    time.sleep(max(0.0, second + _AFTER - time.time()))
+    rest(second + _AFTER - time.time())
     here.judge(later, here.actions(later))
     here.judge(unseen, here.actions(unseen))
 

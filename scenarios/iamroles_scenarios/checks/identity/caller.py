@@ -15,6 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from iamroles_scenarios.base import recording
 from iamroles_scenarios.base.errors import Inapplicable, RecipeError
+from iamroles_scenarios.base.polling import rest
 from iamroles_scenarios.checks.identity.fetch import listening, must_be_silent
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.bench import ALLOWED, EDGE, STS_ACTION, Bench, bench, refused
@@ -261,7 +262,7 @@ def ended(target: Target) -> None:
         believed = time.time() + _RECHECK + _ROUNDED
         recording.timed(_RECHECK)
         while (asked := time.time()) < believed and here.ask(credential).opened:
-            time.sleep(_POLL)
+            rest(_POLL)
         what = "after `recheck`" if asked >= believed else "once it was refused"
         here.expect(what, credential, refused("sts_rejected", "token_expired"))
 

@@ -7,14 +7,13 @@ serves all flows; a sound issuer in the same policy must work as ever.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from iamroles_scenarios.base.errors import Untestable
-from iamroles_scenarios.base.polling import polls
+from iamroles_scenarios.base.polling import polls, rest
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.bench import ALLOWED, UNAVAILABLE, Bench, Pending, bench, refused
 from iamroles_scenarios.engine.target import Target
@@ -88,7 +87,7 @@ def isolation(target: Target) -> None:
         before = keys.counters().get("discovery", 0)
         keys.wait_for("discovery", before + 1, target.seconds(10.0))  # the agent has just tried again
         stuck = [Pending(here.another(), here.token("dead", key="ES256", sub=f"d{n}")) for n in range(5)]
-        time.sleep(target.seconds(_ON_ITS_WAY))
+        rest(target.seconds(_ON_ITS_WAY))
         here.issuer("sound").rotate("ES256")
         new = here.token("sound", key="ES256", sub="rotated")
         what = "a new key of a sound issuer beside a dead one"

@@ -7,10 +7,10 @@ request, and its keys would verify these tokens. A bare TCP listener beside it c
 from __future__ import annotations
 
 import socket
-import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+from iamroles_scenarios.base.polling import rest
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.bench import ALLOWED, Bench, bench, refused
 from iamroles_scenarios.engine.target import Target
@@ -51,7 +51,7 @@ def listening() -> closing[Listener]:
 
 def must_be_silent(here: Bench, listener: Listener, evil: IssuerHandle | None, what: str) -> None:
     """Fail if the agent called one of them; wait a little for a call that comes after the answer."""
-    time.sleep(here.target.seconds(_QUIET))
+    rest(here.target.seconds(_QUIET))
     calls = {"listener": listener.calls(), **(evil.counters() if evil else {})}
     if any(calls.values()):
         raise here.failed(f"{what} made the agent call: {calls}", expected="no call")

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from iamroles_scenarios.base.errors import Inapplicable, WaitTimeoutError
-from iamroles_scenarios.base.polling import polls
+from iamroles_scenarios.base.polling import polls, rest
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.tables import table
 from iamroles_scenarios.engine.bench import ALLOWED, UNAVAILABLE, Bench, bench, refused
@@ -214,7 +214,7 @@ def restart(target: Target) -> None:
         here.close()
         here.world.agent.stop()
         here.issuer().rotate(overlap=False)
-        time.sleep(refresh)
+        rest(refresh)
         here.world.agent.start()
         back = here.another()
         back.expect("a key withdrawn before the start", old, _NOT_TAKEN, within=_LATE)

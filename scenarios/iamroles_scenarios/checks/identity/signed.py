@@ -11,7 +11,7 @@ from typing import Any
 import jwt
 
 from iamroles_scenarios.base.errors import Inapplicable, TooSlow
-from iamroles_scenarios.base.polling import polls
+from iamroles_scenarios.base.polling import polls, rest
 from iamroles_scenarios.checks.derived.world import iam_check
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import WorldSpec, policy_of
@@ -149,7 +149,7 @@ def keys(target: Target) -> str:
             token, end = here.token(sub="erin"), time.monotonic() + within
             answers = [_ask(here, token, _READS)]
             while len(set(map(kid_of, answers))) < 3 and time.monotonic() < end:
-                time.sleep(_POLL)
+                rest(_POLL)
                 answers.append(_ask(here, token, _READS))
         if found := ", ".join(sets.private()):
             raise here.failed(f"the published set has private members: {found}")
@@ -183,7 +183,7 @@ def restart(target: Target) -> None:
         for _ in range(2):
             before = sets.published()
             agent.stop()
-            time.sleep(2 * rotate)
+            rest(2 * rotate)
             began = time.time()
             agent.start()
             for _last in polls(here.seconds(_WITHIN)):

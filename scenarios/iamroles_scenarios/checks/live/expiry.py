@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from contextlib import closing
 
 from iamroles_scenarios.base import recording
+from iamroles_scenarios.base.polling import rest
 from iamroles_scenarios.checks.live import fixture
 from iamroles_scenarios.checks.live.fixture import EVENTS, EVERY, FEW, OPEN, SOCKET, LiveBench, live_bench
 from iamroles_scenarios.checks.live.stream import Stream, StreamShape
@@ -105,7 +106,7 @@ def halted(target: Target) -> None:
         def frozen_before(due: float, ends: Iterable[Stream]) -> None:
             here.world.haproxy.send_to(worker, signal.SIGSTOP)
             stood = time.time()
-            time.sleep(halt)
+            rest(halt)
             here.world.haproxy.send_to(worker, signal.SIGCONT)
             here.in_time(due, "the halt of the proxy", stood)
             here.must_expire(ends)

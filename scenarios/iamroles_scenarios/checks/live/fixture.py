@@ -9,6 +9,7 @@ from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 from iamroles_scenarios.base import recording
+from iamroles_scenarios.base.polling import rest
 from iamroles_scenarios.checks.live.stream import KINDS, ObservedStream, Stream, StreamShape
 from iamroles_scenarios.declarations.scenario import WorldSpec
 from iamroles_scenarios.engine.bench import EARLY, Bench, own_suffix
@@ -133,7 +134,7 @@ class LiveBench(Bench):
             what: happened.
             after: seconds, times the scale, in which what cuts too much has had its time.
         """
-        time.sleep(self.stretched(after))
+        rest(self.stretched(after))
         for stream in streams:
             if not stream.lives():
                 raise self.failed(f"{stream}, still permitted, ended at {what}")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from contextlib import closing
 
+from iamroles_scenarios.base.polling import rest
 from iamroles_scenarios.checks.live.fixture import AFTER, EVERY, WITHIN, LiveBench, live_bench
 from iamroles_scenarios.checks.live.multiplexed import H2Client, Multiplexed
 from iamroles_scenarios.checks.live.stream import KINDS, Kind, StreamShape
@@ -87,7 +87,7 @@ def _one_goes(here: LiveBench, line: H2Client, kinds: Iterable[Kind]) -> bool:
         going.append(begun(here, line, StreamShape(kind), alice, "/live/reader"))
     here.revoke(principals=["alice"])
     here.must_end(going, "its revocation")
-    time.sleep(here.stretched(AFTER))  # what cuts too much has had its time
+    rest(here.stretched(AFTER))  # what cuts too much has had its time
     if line.fault.startswith(_SECOND_HEAD):
         return False
     must_go_on(here, line, staying, "the revocation of another on its connection")

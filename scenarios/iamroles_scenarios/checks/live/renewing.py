@@ -9,6 +9,7 @@ from threading import Event
 from typing import Any
 
 from iamroles_scenarios.base.errors import CheckFailed
+from iamroles_scenarios.base.polling import rest
 from iamroles_scenarios.checks.live import fixture
 from iamroles_scenarios.checks.live.fixture import AFTER, EVERY, FEW, UPLOAD, LiveBench, live_bench
 from iamroles_scenarios.checks.live.stream import Stream, StreamShape, expiry_of
@@ -200,9 +201,9 @@ def kept(target: Target) -> None:
             for stream_of, stream in zip(_OTHERS, others, strict=True)
         )
         with beside(here, lambda client, ended: _ask_each(client, prolonged, ended), 1):
-            time.sleep(here.stretched(_BESIDE))
+            rest(here.stretched(_BESIDE))
             here.world.haproxy.reload()
-            time.sleep(here.stretched(_BESIDE))
+            rest(here.stretched(_BESIDE))
         here.must_last(streams, "a reload of the proxy", 2 * AFTER)
         here.restart_agent()
         here.must_reload({**here.loan.policy, "groups": []}, "it changes nothing")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from iamroles_scenarios.base.errors import TooSlow, Untestable
+from iamroles_scenarios.base.polling import rest
 from iamroles_scenarios.checks.derived.world import iam_check
 from iamroles_scenarios.checks.live import fixture
 from iamroles_scenarios.checks.live.fixture import AFTER, IDLE_SOCKET, SHAPES, SOCKET, WITHIN, live_bench
@@ -73,7 +74,7 @@ def under_way(target: Target) -> None:
         here.revoke(principals=["alice"])
         grants = [grant for grant in here.loan.policy["grants"] if grant["id"] != "L2"]
         here.must_reload({**here.loan.policy, "grants": grants}, "without the writer's grant")
-        time.sleep(here.stretched(AFTER))
+        rest(here.stretched(AFTER))
         here.frames.release()
         here.must_end(late, "its verdict, after a change that no longer permits it")
         gave_up = time.monotonic() - began > here.world.haproxy.processing
@@ -249,7 +250,7 @@ def _revoked(
         here.expect("a request after the undo", alice, passes, within=WITHIN, **how)
         if kind == "session":
             here.revoke_all(_OTHERS)
-            time.sleep(_READS * target.scale)
+            rest(_READS * target.scale)
             here.revoke(**members)
             gone = refused("credential_revoked")
             here.expect("a request after two files in short order", alice, gone, within=WITHIN, **how)
@@ -316,7 +317,7 @@ def faulty(target: Target) -> None:
         here.expect("a request of the revoked", token, gone, within=WITHIN, **how)
         for text in ("", '[[revocations]]\nid = "now"\nprincip'):
             here.world.agent.put("revocations.toml", text)
-            time.sleep(here.stretched(2 * AFTER))
+            rest(here.stretched(2 * AFTER))
             here.expect(f"a request after the file became {text!r}", token, gone, **how)
         here.revoke()
         here.expect("a request after the undo", token, Expectation(backend="plain"), within=WITHIN, **how)

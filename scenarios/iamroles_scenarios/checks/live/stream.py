@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from iamroles_scenarios.base import recording
+from iamroles_scenarios.base.polling import rest
 from iamroles_scenarios.engine.bench import Bench
 from iamroles_scenarios.jose.encoding import part
 from iamroles_scenarios.traffic.polling import NANO, SPACE, STAMPS, stamp
@@ -221,7 +222,7 @@ class Stream(ObservedStream):
         return piece, seconds + nanoseconds / NANO
 
     def _run(self) -> None:
-        head = rest = b""
+        head = unsent = b""
         try:
             while not self.over.is_set():
                 began = time.time()
@@ -244,13 +245,13 @@ class Stream(ObservedStream):
                                 break  # the answer ends an upload
                 beat = self.shape.beat
                 due = {"upload": True, "reply": not self.sent}.get(self.shape.kind, self._answered.is_set())
-                if not (rest := rest or (beat if due else b"")):
+                if not (unsent := unsent or (beat if due else b"")):
                     continue
                 with suppress(TimeoutError):  # the other side takes nothing now
-                    rest = rest[self._sock.send(rest) :]
-                if not rest:
+                    unsent = unsent[self._sock.send(unsent) :]
+                if not unsent:
                     self.sent = time.time()
-                    time.sleep(BEAT)  # an echo that is answered at once would take a whole core
+                    rest(BEAT)  # an echo that is answered at once would take a whole core
         except OSError:
             pass
         self.end()

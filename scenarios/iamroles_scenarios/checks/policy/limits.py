@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from iamroles_scenarios.base.polling import rest
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation
 from iamroles_scenarios.engine.bench import Bench, bench, refused
@@ -81,7 +82,7 @@ def dies(target: Target) -> None:
         here.in_time(end, "two answers before the role's end", answers[-1].at)
         for seen in answers:
             _must_expire(here, seen, end)
-        time.sleep(max(0.0, end + _MARGIN - time.time()))
+        rest(end + _MARGIN - time.time())
         for _ in range(2):
             _must_be_over(here, token, refused("token_expired"))
 

@@ -23,7 +23,7 @@ import jwt
 from iamroles_scenarios.base import lateness, recording
 from iamroles_scenarios.base.errors import AgentFault, TooSlow, Untestable, WireError
 from iamroles_scenarios.base.family import family, holders
-from iamroles_scenarios.base.polling import polls
+from iamroles_scenarios.base.polling import polls, rest
 from iamroles_scenarios.checks.derived.world import iam_check
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.bench import ALLOWED, EDGE, UNAVAILABLE, Bench, Pending, bench, refused
@@ -243,7 +243,7 @@ def changes(target: Target) -> str:
     """
     with _world(target, "policy.workers.changes", max_stale=f"{target.seconds(_STALE):g}s") as here:
         played = _change_all(here, "")
-        time.sleep(here.seconds(_STALE))
+        rest(here.seconds(_STALE))
         here.expect("by keys that did not change", here.token(), ALLOWED, within=_WITHIN)
         return f"{played} kinds of change"
 
@@ -285,7 +285,7 @@ def stale(target: Target) -> None:
         here.expect("before an outage", token, ALLOWED, within=_WITHIN)
         here.issuer().fault("*", "status", status=503)
         over = time.monotonic() + longest
-        time.sleep(longest / 2)
+        rest(longest / 2)
         for _what, pid in _processes(here):
             end_process(pid)
         for last in polls(here.seconds(_WITHIN)):
@@ -293,7 +293,7 @@ def stale(target: Target) -> None:
             with suppress(*() if last else (AgentFault,)):
                 here.ask(token)
                 break
-        time.sleep(max(0.0, over - time.monotonic()))
+        rest(over - time.monotonic())
         here.expect("max_stale after an outage began, and deaths", token, UNAVAILABLE, within=_LATE)
 
 
@@ -322,7 +322,7 @@ def while_reloading(target: Target) -> str:
             _must_answer(here, f"before the death of {what}")
             end_process(pid, SIGSTOP)
             answer = pool.submit(recording.carried(reload), shut)
-            time.sleep(here.seconds(_HELD))
+            rest(here.seconds(_HELD))
             end_process(pid)
             if not answer.result().get("reloaded"):
                 here.must_reload(shut, f"after the death of {what}")
@@ -344,7 +344,7 @@ def while_reloading(target: Target) -> str:
         faulty = {**large, "grants": [*large["grants"], {**_grant(_GRANTS), "metods": ["GET"]}]}
         for delay in _DELAYS:
             here.world.agent.begin_reload(faulty)
-            time.sleep(here.seconds(delay))
+            rest(here.seconds(delay))
             for wanted, seen in ((policy, ALLOWED), (shut, refused("no_grant", status=403))):
                 reload(wanted)  # the answer may be that to the faulty one
                 here.client.close()
@@ -408,7 +408,7 @@ def born(target: Target) -> None:
         token, issuer = here.token(), here.issuer()
         here.expect("the first", token, ALLOWED, within=_WITHIN)
         children = [pid for _what, pid in _processes(here)]
-        time.sleep(here.seconds(_STALE))
+        rest(here.seconds(_STALE))
         askers = held.enter_context(Spread(here.world.agent, WORKERS, here.seconds(_WITHIN))).askers()
         held_by = holders(here.world.agent.host_pid or 0, ports := [one.port for one in askers])
         serving = [pid for port in ports if (pid := held_by.get(port)) in children]
