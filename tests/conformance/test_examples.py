@@ -1,7 +1,10 @@
 """Worked examples are started and judged for real."""
 
+import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,6 +63,29 @@ def test_haproxy_alone_decides_and_has_no_agent_that_could_be_killed():
     assert {one.verdict for one in killed.values()} == {Verdict.NOT_APPLICABLE}
     assert {one.message for one in killed.values()} == {"the agent declares no process of its own"}
     assert _failed({name: one for name, one in through.items() if name not in killed}) == {}
+
+
+@pytest.mark.skipif(_haproxy() < (3, 0), reason="json_query of lists needs HAProxy 3.0")
+def test_haproxy_reads_the_rules_of_a_grant_and_a_deny_at_the_root(tmp_path):
+    rule = {"roles": ["all"], "path": "/", "methods": ["PUT"]}
+    policy = {
+        "version": 1,
+        "agent": {"listen": "127.0.0.1:1"},
+        "issuers": [
+            {"name": "one", "issuer": "https://[::1]:1", "audiences": ["a"], "algorithms": ["ES256"]}
+        ],
+        "roles": [{"name": "all", "arn": "arn:aws:iam::111111111111:role/all"}],
+        "backends": [{"name": "all", "servers": ["127.0.0.1:1"]}],
+        "grants": [rule | {"id": "yes", "backend": "all"}],
+        "denies": [rule | {"id": "no"}],
+    }
+    (tmp_path / "world.json").write_text(json.dumps(policy))
+    program = CONFORMANCE / "examples" / "jwt-verify" / "render.py"
+
+    subprocess.run([sys.executable, program, "world.json", "."], cwd=tmp_path, check=True)
+
+    files = [word for name in ("haproxy.cfg", "iam-routes.cfg") for word in ("-f", name)]
+    subprocess.run([haproxies.find(), "-c", *files], cwd=tmp_path, check=True)
 
 
 @pytest.mark.parametrize(

@@ -221,13 +221,13 @@ def _decision(policy: Policy) -> Iterator[str]:
 
 
 def _specific(grant: Policy) -> tuple[bool, int, str]:
-    return grant.get("match") != "exact", -len(grant["path"].strip("/").split("/")), grant["id"]
+    return grant.get("match") != "exact", -grant["path"].rstrip("/").count("/"), grant["id"]
 
 
 def _conditions(rule: Policy, unknown: str = "") -> Iterator[str]:
     """Conditions any of which will do; `unknown` "!" where an invalid host fits too."""
     path = rule["path"].rstrip("/")
-    ways = [f"{{ path -m str '{path}' '{path}/' }}"]
+    ways = [f"{{ path -m str '{path or '/'}' '{path}/' }}"]  # HAProxy takes '' for the end of the line
     if rule.get("match", "prefix") == "prefix":
         ways.append(f"{{ path -m beg '{path}/' }}")
     methods = rule.get("methods", ["*"])
@@ -257,6 +257,7 @@ def _verdict() -> Iterator[str]:
         yield f"http-request set-var(txn.iam.status) int({status}) if {among}"
         yield f"http-request set-var(txn.iam.error) str('{error}') if {among}"
     yield "http-request unset-var(txn.iam.backend) if jwt_refused"
+    yield "http-request unset-var(txn.iam.issuer) if jwt_refused !{ var(txn.jwt_good) -m int 1 }"
     yield "http-request set-var(txn.iam.status) int(200) if !jwt_refused"
     yield "http-request set-var(txn.iam.allow) bool(false) if jwt_refused"
     yield "http-request set-var(txn.iam.allow) bool(true) if !jwt_refused"
