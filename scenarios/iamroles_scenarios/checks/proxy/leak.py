@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from iamroles_scenarios.base.polling import polls
@@ -10,12 +11,13 @@ from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.bench import Bench
 from iamroles_scenarios.engine.observation import Observation, differences
 from iamroles_scenarios.engine.target import Target
+from iamroles_scenarios.jose.encoding import b64url_decode
 
 _ROUNDS = 3
 _LOG_WITHIN = 5.0
 _ABSENT = "-"
-_IDENTITY = ("issuer", "principal", "session", "role", "rule", "route", "expires")
-"""Fields of HAProxy's record that a request without a verified token leaves empty (docs/haproxy.md)."""
+_CALLER = ("issuer", "principal", "session", "role", "expires")
+"""Fields of HAProxy's record that name a caller. A refusal may leave them empty (SPEC.md 3.1)."""
 
 
 @check("proxy.keep-alive.nothing-leaks", "PROXY-LEAK-001")
@@ -65,8 +67,10 @@ def _leaked(question: HttpQuestion, line: dict[str, Any]) -> str:
     own: dict[str, object] = {"verdict": str(expected.status)}
     if expected.backend:
         own |= {"reason": _ABSENT, "route": expected.backend, "principal": expected.principal}
-    elif expected.status == 401:
-        own |= dict.fromkeys(_IDENTITY, _ABSENT)
-    else:
-        own |= {"route": _ABSENT, "rule": _ABSENT}
+        return ", ".join(differences(own, line))
+    own |= {"route": _ABSENT, "rule": _ABSENT} | dict.fromkeys(_CALLER, _ABSENT)
+    if question.token:  # it proves its caller, though it may have expired
+        claims = json.loads(b64url_decode(question.token.split(".")[1]))
+        proved = ("corp", claims["sub"], claims["jti"], *claims["roles"], str(claims["exp"]))
+        own |= {name: {_ABSENT, value} for name, value in zip(_CALLER, proved, strict=True)}
     return ", ".join(differences(own, line))
