@@ -51,14 +51,14 @@ def _own(directory, *broken):
     With a file `later` in the directory the first configuration is sound.
     """
     (directory / "render.py").write_text(_RENDER.format(lines="".join(f"    {line}\\n" for line in broken)))
-    own = f'[haproxy]\nrender = ["{sys.executable}", "render.py", "{{world}}", "{{output}}"]\n'
+    own = f'[haproxy]\nrender = ["{sys.executable}", "render.py", "{{world}}", "{{output}}", "{{more}}"]\n'
     command = [sys.executable, "-m", "iamroles_agent", "agent", "run"]
     return agent_toml(directory, command, more=own, oidc=True, reload="SIGHUP")
 
 
 _RENDER = """\
 import pathlib, subprocess, sys
-world, output = sys.argv[1:]
+world, output, _more = sys.argv[1:]
 done = [sys.executable, "-m", "iamroles_agent", "policy", "render", "--config", world, "--output", output]
 subprocess.run([*done, "--agent", "127.0.0.1:9901"], check=True)
 later = pathlib.Path("later")
@@ -100,12 +100,19 @@ def test_a_later_one_is_one_finding_and_fails_its_checks_as_a_world_that_the_age
     assert all("haproxy.cfg line" in one["message"] for one in failed)
 
 
-def test_a_render_command_that_fails_is_exit_3_with_what_it_said(tmp_path):
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("raise SystemExit", "Rendering HAProxy's configuration failed with exit code 1"),
+        ("print", "(haproxy.render) wrote no haproxy.cfg"),
+    ],
+)
+def test_a_render_command_that_fails_is_exit_3_with_what_it_said(tmp_path, program, words):
     agent = _own(tmp_path)
-    (tmp_path / "render.py").write_text("raise SystemExit('no template for grants')")
+    (tmp_path / "render.py").write_text(f"{program}('no template for grants')")
     told = said(RUN, f"--agent={agent}", code=3)
 
-    assert "Rendering HAProxy's configuration failed with exit code 1" in told
+    assert words in told
     assert "no template for grants" in told
 
 

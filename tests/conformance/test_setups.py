@@ -4,6 +4,7 @@ import itertools
 import re
 import signal
 import sys
+import xml.etree.ElementTree as ET
 
 import pytest
 from invoking import AGENTS, agent_toml, finished, said
@@ -34,9 +35,14 @@ def _faulty(directory, fault, *state):
     ],
 )
 def test_an_agent_that_cannot_be_judged_is_exit_3_with_one_sentence(tmp_path, fault, words):
-    told = said(HELLO, "--agent", _faulty(tmp_path, fault), code=3)
+    (tmp_path / "report.json").write_text("of an earlier run")
+
+    told = said(HELLO, "--agent", _faulty(tmp_path, fault), f"--report={tmp_path}", code=3)
 
     assert words in told
+    assert words in ET.parse(tmp_path / "junit.xml").find("testcase/error").text
+    assert not (tmp_path / "report.json").exists()
+    assert "It must" in told
     assert "FAIL" not in told
     assert "Traceback" not in told
 

@@ -220,7 +220,7 @@ def test_an_agent_that_dies_at_start_is_one_sentence_and_its_log(stage):
     with pytest.raises(StageError) as caught:
         stage.world(PLAIN, {**POLICY, "x-puppet": {"dies": True}}, haproxy=False)
 
-    assert caught.value.message == "agent ended with exit code 1 before it was ready."
+    assert caught.value.message.startswith("agent ended with exit code 1 before it was ready. It must serve")
     assert "puppet: told to die at start" in caught.value.logs["agent"]
 
 

@@ -61,7 +61,7 @@ _LAUNCH = 'spec = 1\n[launch]\naddress = "a:1"\n'
     ("text", "message"),
     [
         ("spec = 1\n", "launch: needs exactly one of command, image and address"),
-        ('spec = 2\n[launch]\naddress = "a:1"', "spec: must be 1"),
+        ('spec = 2\n[launch]\naddress = "a:1"', ":1: spec: must be 1"),
         ('spec = 1\n[launch]\naddress = "a:1"\nimage = "i"', "needs exactly one"),
         ('spec = 1\n[launch]\ncommand = "run me"', "must be a list of strings"),
         ('spec = 1\n[launch]\naddress = "a:1"\nport = 1', r"launch\.port: unknown key; known are address"),
@@ -69,21 +69,21 @@ _LAUNCH = 'spec = 1\n[launch]\naddress = "a:1"\n'
         ('spec = 1\nname = 3\n[launch]\naddress = "a:1"', "name: must be a string"),
         (f'{_LAUNCH}[features]\nreload = "SIGFOO"', r"features\.reload: is 'SIGFOO'; write a signal"),
         (f"{_LAUNCH}[features]\nreload = true", r"features\.reload: is True; write a signal"),
-        (f"{_LAUNCH}[features]\nodic = true", r"features\.odic: unknown key; did you mean oidc\?"),
+        (f"{_LAUNCH}[features]\nodic = true", r":5: features\.odic: unknown key; did you mean oidc\?"),
         (f'{_LAUNCH}[features]\noidc = "yes"', r"features\.oidc: is 'yes'; write true or false"),
         (f"{_LAUNCH}[features]\nlimits = 1", r"features\.limits: is 1; write true or false"),
         (f"{_LAUNCH}[haproxy]\nrendr = []", r"haproxy\.rendr: unknown key; did you mean render\?"),
         (f'{_LAUNCH}ready_within = "2s"', r"launch\.ready_within: must be a number above 0"),
-        (f"{_LAUNCH}env = {{ A = 1 }}", r"launch\.env\.A: must be a string"),
+        (f"{_LAUNCH}env = {{ A = 1 }}", r":4: launch\.env\.A: must be a string"),
         (f'{_LAUNCH}[haproxy]\nrender = "x"', r"haproxy\.render: must be a list"),
         (f"{_LAUNCH}[haproxy]\nsettings = {{ A = 1 }}", r"haproxy\.settings\.A: must be a string"),
         ('spec = 1\n[launch]\naddress = "x"', r"launch\.address: is 'x'; write host:port"),
-        (f'{_LAUNCH}[known_failures]\n"a.b" = 3', r"known_failures\.a\.b: must be a string"),
+        (f'{_LAUNCH}[known_failures]\n"a.b" = 3', r":5: known_failures\.a\.b: must be a string"),
         ("spec =", "is not TOML"),
         (None, "cannot be read"),
     ],
 )
-def test_a_bad_agent_toml_names_file_key_and_remedy(tmp_path, text, message):
+def test_a_bad_agent_toml_names_file_line_key_and_remedy(tmp_path, text, message):
     path = tmp_path / "agent.toml"
     if text is not None:
         path.write_text(text)

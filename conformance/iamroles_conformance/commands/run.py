@@ -68,6 +68,7 @@ def run(
     planned = planned if budget is None else by_importance(planned)
     pairs, explained = [], set[str]()
     with (
+        report.of_this_run(directory),
         subject.run(planned, transcripts=evidence is not None, budget=budget) as started,
         _Interrupts() as interrupts,
     ):

@@ -12,7 +12,8 @@ import re
 import shlex
 import xml.etree.ElementTree as ET
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +26,7 @@ from iamroles_conformance.reports.evidence import digests, environment, seeds
 from iamroles_conformance.reports.shape import fault
 from iamroles_conformance.reports.statement import statement
 from iamroles_conformance.subject import Subject
+from iamroles_scenarios.base.errors import SelectionError, StageError
 from iamroles_scenarios.base.pages.html import template
 from iamroles_scenarios.base.recording import without_secrets
 from iamroles_scenarios.checks.fault import not_produced
@@ -368,6 +370,27 @@ def prepared(directory: Path) -> None:
         raise ReportError(f"{directory}: no report can be written there: {error.strerror}.") from error
 
 
+@contextmanager
+def of_this_run(directory: Path | None) -> Iterator[None]:
+    """Remove the files of an earlier report; if nothing can be judged, say so in junit.xml and summary.md."""
+    if directory:
+        for name in _FORMS:
+            (directory / name).unlink(missing_ok=True)
+    try:
+        yield
+    except (StageError, SelectionError) as error:
+        if directory:
+            said = _printable(without_secrets(str(error)))
+            suite = ET.Element("testsuite", name="iamroles", tests="1", errors="1")
+            case = ET.SubElement(
+                suite, "testcase", classname="iamroles", name="the stage and the agent can be used"
+            )
+            ET.SubElement(case, "error", message=said.partition("\n")[0]).text = said
+            (directory / "junit.xml").write_text(ET.tostring(suite, "unicode", xml_declaration=True), "utf-8")
+            (directory / "summary.md").write_text(f"## Nothing was judged\n```\n{said}\n```\n", "utf-8")
+        raise
+
+
 def write(found: Document, directory: Path) -> list[Path]:
     """Write the document and its forms into a directory: JSON, HTML, JUnit, Markdown, badges."""
     prepared(directory)
@@ -380,11 +403,14 @@ def write(found: Document, directory: Path) -> list[Path]:
 
 def forms(found: Document) -> dict[str, str]:
     """Every form that is published, by its file's name."""
-    return {
-        "report.json": as_json(found),
-        "report.html": as_html(found),
-        "junit.xml": as_junit(found),
-        "summary.md": as_markdown(found),
-        "badge.svg": as_badge(found),
-        "badge.json": as_endpoint(found),
-    }
+    return {name: form(found) for name, form in _FORMS.items()}
+
+
+_FORMS = {
+    "report.json": as_json,
+    "report.html": as_html,
+    "junit.xml": as_junit,
+    "summary.md": as_markdown,
+    "badge.svg": as_badge,
+    "badge.json": as_endpoint,
+}

@@ -19,6 +19,7 @@ from iamroles_scenarios.engine.play import play
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.verdicts import judged, lacking, passed
 from iamroles_scenarios.stage import AgentSpec
+from iamroles_scenarios.stage.spec import located
 
 
 @dataclass(eq=False, slots=True)
@@ -99,7 +100,7 @@ def validate(agent: AgentSpec, checks: list[PlannedCheck]) -> None:
         return
     ids = {name for check in planned() for name in (check.id, check.name)}
     for name, reason in agent.known_failures.items():
-        where = f"agent.toml: known_failures.{name}"
+        where = located(agent.path, f"known_failures.{name}")
         if not reason.strip():
             raise SelectionError(f"{where}: a known failure needs a reason. Say why it fails.")
         if name not in ids:

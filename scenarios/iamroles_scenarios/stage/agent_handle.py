@@ -15,6 +15,11 @@ from iamroles_scenarios.stage.kind import AgentPlace
 from iamroles_scenarios.stage.part import Part
 from iamroles_scenarios.stage.spec import AgentSpec
 
+_REMEDY = (
+    " It must serve every policy of SPEC.md section 6, and print the ready line of section 8 once it listens"
+    " (`iamroles conformance spec 8`)."
+)
+
 
 class AgentHandle:
     """The agent of a world."""
@@ -70,15 +75,16 @@ class AgentHandle:
             self.parts.append(part)
             try:
                 self.ready = part.ready(self.spec.ready_within)
-            except StageError:
+            except StageError as error:
                 part.kill()
+                error.message += _REMEDY
                 raise
             self._part = part
             self._paused = self._asked_to_end = False
             if not isinstance(self.ready.get("address"), str):
                 self.kill()
                 raise StageError(
-                    f'agent: the ready line lacks "address": "host:port": {json.dumps(self.ready)}.',
+                    f'agent: the ready line lacks "address": "host:port": {json.dumps(self.ready)}.{_REMEDY}',
                     {"agent": part.log()},
                 )
             inner, self.spop_address = self._place.reached(self.ready)

@@ -82,7 +82,8 @@ class Child(Part):
                 process_group=0,
             )
         except OSError as error:
-            remedy = " Is it installed, and the path right?" if error.errno else ""
+            remedy = "Is it executable (chmod +x), and the program there that its first line names (#!)?"
+            remedy = f" {remedy}" if error.errno else ""
             raise AgentFileError(f"{name}: cannot start {argv[0]!r}: {error.strerror}.{remedy}") from error
         assert self._process.stdout is not None  # noqa: S101 - asked for above
         assert self._process.stderr is not None  # noqa: S101

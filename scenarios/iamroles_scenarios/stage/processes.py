@@ -172,7 +172,7 @@ class Processes(StageKind):
         if spec.image:
             raise StageError(
                 f"{spec.name} is a container image ({spec.image}): it needs the containers stage, "
-                "--iamroles-stage=containers."
+                "--stage=containers."
             )
         return AgentProcess(spec, self._made(world), self._guard, self._popen(spec))
 

@@ -81,7 +81,7 @@ class Renderer:
     """
 
     def __init__(self, spec: AgentSpec) -> None:
-        self._directory = spec.directory
+        self._directory, self._path = spec.directory, spec.path
         self._command = tuple(spec.haproxy.get("render", SHIPPED))
         self.own = "" if self._command[: len(SHIPPED)] == SHIPPED else " ".join(self._command)
         """The command, where it is the vendor's and not the shipped one."""
@@ -111,8 +111,10 @@ class Renderer:
             world.write_text(json.dumps(document), encoding="utf-8")
             output.mkdir()
             program, *words = self._command
-            argv = [find_program(program, self._directory if self.own else None)]
-            argv += [word.format(world=world, output=output) for word in words]
+            argv = [
+                find_program(program, self._directory if self.own else None, f"{self._path}: haproxy.render")
+            ]
+            argv += [word.replace("{world}", str(world)).replace("{output}", str(output)) for word in words]
             if words[-len(SHIPPED) + 1 :] == list(SHIPPED[1:]) and _proven(document):  # a mutant's as well
                 argv += _PROVEN
             fault = ProxyFileError if self.own else StageError
@@ -126,6 +128,12 @@ class Renderer:
                 raise fault(
                     f"Rendering HAProxy's configuration failed with exit code {done.returncode}: "
                     f"{' '.join(self._command)}",
+                    {"render": done.stderr or done.stdout},
+                )
+            if not (output / "haproxy.cfg").is_file():
+                raise fault(
+                    f"`{' '.join(self._command)}` (haproxy.render) wrote no haproxy.cfg. It must write this "
+                    "file into the directory that {output} stands for.",
                     {"render": done.stderr or done.stdout},
                 )
             return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import sys
@@ -17,6 +18,7 @@ from iamroles_scenarios.base.errors import AgentFileError
 _TABLES = {"spec", "name", "version", "launch", "features", "haproxy", "known_failures"}
 _LAUNCH = {"command", "image", "address", "build", "env", "preload", "ready_within"}
 _HAPROXY = {"render", "settings"}
+_KEY = re.compile(r'\s*(?:\[(?P<table>[\w.-]+)\]|(?P<quote>"?)(?P<key>[\w.\[\]-]+)(?P=quote)\s*=)')
 _POLICY_VARIABLES = ("IAMROLES_POLICY", "IAMROLES_WORLD")
 """With the path of the world file; agents of vendors may still read the second, its deprecated synonym."""
 AUTHORITIES = "authorities.pem"
@@ -53,6 +55,8 @@ class AgentSpec:
     version: str
     directory: Path
     """The folder of `agent.toml`: a relative command or build path starts here."""
+    path: Path = Path("agent.toml")
+    """As the caller named it."""
     command: tuple[str, ...] = ()
     image: str = ""
     address: str = ""
@@ -74,16 +78,20 @@ class AgentSpec:
         """Read and check an `agent.toml`.
 
         Raises:
-            AgentFileError: naming the file, the key and the remedy.
+            AgentFileError: naming the file, the line, the key and the remedy.
         """
         path = Path(path)
         try:
             document = tomllib.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise AgentFileError(f"{path}: cannot be read: {error.strerror}.") from error
+            remedy = "`iamroles conformance init` writes a first one"
+            raise AgentFileError(f"{path}: cannot be read: {error.strerror}; {remedy}.") from error
         except (ValueError, RecursionError) as error:
             raise AgentFileError(f"{path}: is not TOML: {error}.") from error
-        return cls.of(document, path)
+        try:
+            return cls.of(document, path)
+        except AgentFileError as error:
+            raise AgentFileError(located(path, error.message.removeprefix(f"{path}: "))) from None
 
     @classmethod
     def of(cls, document: dict[str, Any], path: Path) -> AgentSpec:
@@ -112,6 +120,7 @@ class AgentSpec:
             name=_text(document, "name", path) or path.parent.name,
             version=_text(document, "version", path),
             directory=path.resolve().parent,
+            path=path,
             command=tuple(command),
             image=_text(launch, "image", path, "launch."),
             address=address,
@@ -157,7 +166,20 @@ class AgentSpec:
             AgentFileError: it is in none of these places.
         """
         program, *rest = self.command
-        return [find_program(program, self.directory), *rest]
+        return [find_program(program, self.directory, f"{self.path}: launch.command"), *rest]
+
+
+def located(path: Path, said: str) -> str:
+    """Put the file before a sentence `key: …`, and the line of this key or of the table that holds it."""
+    key, lines, table = said.partition(": ")[0], {0: ""}, ""
+    for number, row in enumerate(path.read_text(encoding="utf-8").splitlines() if path.is_file() else (), 1):
+        if found := _KEY.match(row):
+            table = found["table"] or table
+            here = found["table"] or ".".join(filter(None, (table, found["key"])))
+            if f"{key}.".startswith(f"{here}."):
+                lines[number] = here
+    line = max(lines, key=lambda number: len(lines[number]))
+    return f"{path}:{line}: {said}" if line else f"{path}: {said}"
 
 
 def declares(features: Mapping[str, Any], name: str) -> bool:
@@ -171,12 +193,13 @@ def is_address(text: str) -> bool:
     return text.startswith("unix:/") or bool(host and port.isdecimal() and 0 < int(port) < 65536)
 
 
-def find_program(program: str, directory: Path | None) -> str:
+def find_program(program: str, directory: Path | None, key: str = "launch.command") -> str:
     """Find a program beside `agent.toml`, in this virtual environment, or on PATH.
 
     Args:
         program: its name or path.
         directory: of `agent.toml`; None: a program of the suite, which no file there may stand in for.
+        key: what names it, for the error.
 
     Raises:
         AgentFileError: it is nowhere.
@@ -192,8 +215,8 @@ def find_program(program: str, directory: Path | None) -> str:
         if on_path := shutil.which(program):
             return on_path
     raise AgentFileError(
-        f"{program!r} is neither in {directory}, nor beside {sys.executable}, nor on PATH: install the "
-        "agent, or give launch.command its full path."
+        f"{key}: {program!r} is neither in {directory}, nor beside {sys.executable}, nor on PATH: install "
+        "it, or write its full path."
     )
 
 
