@@ -233,13 +233,16 @@ def test_init_writes_what_the_suite_reads_and_overwrites_nothing(tmp_path):
     assert "conformance run" in (tmp_path / ".github/workflows/conformance.yml").read_text()
 
 
-def test_a_running_agent_that_is_sound_is_exit_0():
+def test_a_running_agent_that_is_sound_is_exit_0_and_one_that_refuses_what_it_should_allow_is_not(tmp_path):
+    (tmp_path / "check.json").write_text('{"authorization": null, "method": "GET", "host": "a", "path": "/"}')
+    wrong = f"conformance run --check=wire.hello.engine-id --allowed={tmp_path}/check.json --agent-address"
     with open_stage("processes") as stage:
         stage.idp.issuer("corp")
         policy = policy_of(WorldSpec(policy="orders"))
         with stage.world(AgentSpec.load(default_agent_toml()), policy, haproxy=False) as world:
             words = "conformance run --check=wire.life.sigterm --check=wire.hello --agent-address"
             told = said(words, world.agent.spop_address)
+            assert "is the token of --allowed still good?" in said(wrong, world.agent.spop_address, code=1)
 
     assert "not-applicable wire.life.sigterm" in told
     assert "conforms to" not in told

@@ -54,9 +54,10 @@ def run(
     """Play checks and give verdicts.
 
     Exit code 0 if no MUST failed, 1 if one did, 2 for a mistake in the command or agent.toml, 3 if the stage
-    or the agent on it cannot be used, 130 after Ctrl-C or SIGTERM, which report what was played. SHOULDs that
-    fail are warnings; without `--grade strict`, so is what only `strict` asks. A running agent is judged on
-    the wire alone. With `--under-load` wrong answers to that traffic, or none, are a failure too.
+    or the agent on it cannot be used, 6 if nothing failed but some checks could not be judged, 130 after
+    Ctrl-C or SIGTERM, which report what was played. SHOULDs that fail are warnings; without `--grade strict`,
+    so is what only `strict` asks. A running agent is judged on the wire alone. With `--under-load` wrong
+    answers to that traffic, or none, are a failure too.
     """
     if signer and not evidence:
         raise click.UsageError("--sign-with signs the bundle of --evidence: say both.")

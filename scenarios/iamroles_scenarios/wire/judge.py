@@ -98,8 +98,9 @@ class JudgedConnection(Connection):
         """The ACK of an allowed question."""
         found = self.verdict(ack)
         if found.get("allow") is not True:
+            hint = "" if self.target.refused else "; is the token of --allowed still good?"
             raise self.fail(
-                f"an allowed request was refused ({found.get('reason')!r})",
+                f"an allowed request was refused ({found.get('reason')!r}){hint}",
                 expected="txn.allow=true",
                 received=shown(found),
             )
