@@ -137,8 +137,7 @@ def _agent(spec: AgentSpec) -> Prerequisite:
         remedy = "HAProxy must take what `render` writes of every policy; docs/stage.md has its variables."
         return Prerequisite("haproxy", good=False, said=str(error), remedy=remedy)
     except StageError as error:
-        remedy = "It must print the ready line of SPEC.md section 8, and serve every policy of section 6."
-        return Prerequisite("agent", good=False, said=str(error), remedy=remedy)
+        return Prerequisite("agent", good=False, said=str(error))
 
 
 def _started(stage: Stage, spec: AgentSpec) -> str:
