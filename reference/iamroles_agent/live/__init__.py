@@ -23,7 +23,9 @@ policy, key sets and revocations in force. What has ended is read last, for the 
 
 A cut finds the stream by its number, which is unique in a process, whatever address HAProxy knows the client
 by (`shutdown`), and looks at the number right before `shutdown session`: pointers are recycled. Between that
-look and the cut lies one exchange on a Unix socket; HAProxy offers nothing atomic there.
+look and the cut lies one exchange on a Unix socket; HAProxy offers nothing atomic there. `shutdown session`
+does nothing to a tunnel whose client has closed its side: then the next look puts an end into the stream's
+entry, which the filter obeys.
 
 Several agents read the same table. The agent that wrote the ticket acts at once; the others act a moment
 later on what is still there, so one lost agent loses nothing and two living ones seldom meet.

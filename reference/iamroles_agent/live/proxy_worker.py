@@ -277,6 +277,9 @@ class ProxyWorker:
                 table = WAITING if stream.waits else TABLE
                 sooner.append(f"set table {table} key {stream.key} data.gpt0 {int(ends.at)}")
             due = self.due.get(stream.key)
+            if due is not None and due.done and not stream.waits and now < stream.ends:
+                # `shutdown session` did nothing: the client had closed its side. The filter ends it.
+                sooner.append(f"set table {TABLE} key {stream.key} data.gpt0 {int(now)}")
             if ends.at > now + AHEAD + 1:
                 if due is not None and not due.done:
                     del self.due[stream.key]

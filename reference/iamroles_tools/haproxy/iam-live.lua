@@ -30,8 +30,8 @@ Live.__index = Live
 -- the sockets brought, and ending a stream takes it some 0.1 ms: at least LAST, so that no byte leaves late;
 -- spread from FIRST on, so that a thousand streams with one end do not end in one moment.
 local FIRST, LAST = 40, 10
--- Milliseconds between two looks at the clock.
-local LONGEST = 60000
+-- Milliseconds between two looks at the clock; and once the client has closed its side.
+local LONGEST, HALF = 60000, 250
 -- Milliseconds, 12 days: HAProxy has no word for never.
 local NEVER = 2 ^ 30
 
@@ -61,6 +61,13 @@ local function check(self, txn)
     self.deadline = 1000 * (tonumber(txn:get_var("txn.iam.expires")) or 0) - self.early
   end
   local now = txn.f:date(0, "ms")
+  local longest = LONGEST
+  if not txn.req:may_recv() then
+    -- HAProxy's `shutdown session` does nothing to a tunnel whose client has closed its side: the agent, which sees it
+    -- live on, puts an end into its entry.
+    longest = HALF
+    self.deadline = math.min(self.deadline, 1000 * (tonumber(txn.f:sc_get_gpt0(2)) or 0) - self.early)
+  end
   if now >= self.deadline and txn:get_var("txn.iam_renew") ~= nil then
     -- A backend with `renew = true`: a fresh credential may have moved the end in the stream's entry.
     self.deadline = math.max(self.deadline, 1000 * (tonumber(txn.f:sc_get_gpt0(2)) or 0) - self.early)
@@ -71,7 +78,7 @@ local function check(self, txn)
     txn.f:sc_inc_gpc0(2)
     error("iam-live: stream ended, its credential has expired")
   end
-  filter.wake_time(math.min(left, LONGEST))
+  filter.wake_time(math.min(left, longest))
 end
 
 function Live:http_payload(txn, message)
