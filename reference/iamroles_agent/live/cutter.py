@@ -32,6 +32,9 @@ POLL = 0.5
 """Seconds between looks when nothing is due, and after which cutting makes way for a new look."""
 _PATIENCE = 0.1
 """Seconds that a look waits for the other workers of HAProxy once one has answered."""
+_STEP = 2.0
+"""Seconds between two looks that count at most: a verdict that is under way waits while the host stands
+still, and a clock that is set makes no time pass."""
 _OFTEN_ENOUGH = 0.2
 """Seconds for which the credentials that may prolong streams are not read again."""
 
@@ -81,7 +84,7 @@ class Cutter:
         self.numbers = Numbers()
         self.changes = 0
         """Number of changes that ask for a new judgement."""
-        self.changed_at = clock()
+        self.changed_at = self._looked = clock()
         self._master = Console(path)
         self._workers: dict[int, ProxyWorker] = {}
         self._successors: tuple[float, Successors] = (0.0, Successors())
@@ -148,7 +151,9 @@ class Cutter:
 
     async def look(self) -> None:
         """Look at every worker of HAProxy, and do what follows from it."""
-        changes = self.changes
+        changes, now = self.changes, self.clock()
+        lost = now - self._looked - min(max(now - self._looked, 0.0), _STEP)
+        self.changed_at, self._looked = min(self.changed_at + lost, now), now
         try:
             pids = workers(await self._master.ask("show proc"))
         except ConsoleError as error:
@@ -206,7 +211,7 @@ class Cutter:
             for stream in worker.streams
         ):
             return Successors()
-        if now - self._successors[0] >= _OFTEN_ENOUGH:
+        if not 0 <= now - self._successors[0] < _OFTEN_ENOUGH:  # the clock may have been set back
             pieces = await asyncio.gather(*(worker.fresh(now) for worker in read))
             self.kept = {one for one in self.kept if one.expires > now}
             found = await asyncio.to_thread(Successors, self.kept.union(*pieces))

@@ -259,10 +259,9 @@ async def test_nothing_is_kept_of_streams_that_are_gone(proxy):
 async def test_when_nothing_changed_only_what_is_due_is_asked_for(proxy):
     proxy.streams = {7: Row(4711, 9000)}
     cutter = proxy.cutter(by_expiry)
-    await cutter.look()
-    proxy.now += proxy_worker.SETTLE + 1
+    await proxy.looked(cutter, *(proxy.now + second for second in (0, 2, 4, proxy_worker.SETTLE)))
     proxy.asked.clear()
-    await cutter.look()
+    await proxy.looked(cutter, proxy.now + 1)
 
     due, now = f"data.gpt0 lt {int(proxy.now) + proxy_worker.AHEAD + 1}", int(proxy.now)
     assert proxy.asked == [

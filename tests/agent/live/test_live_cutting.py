@@ -145,6 +145,24 @@ async def test_a_request_that_cannot_be_judged_again_lives_to_its_end_while_noth
     assert [(cut.stream.number, cut.cause) for cut in proxy.cuts] == [(7, EXPIRED)]
 
 
+@pytest.mark.parametrize("step", [1000.0, -1000.0])
+async def test_a_stream_whose_verdict_was_under_way_while_the_clock_was_set_is_judged(proxy, step):
+    """A host that stood still looks the same. All streams are read for five seconds, and then no longer."""
+    cutter = proxy.cutter(revoking("alice"))
+    began = proxy.now
+    await proxy.looked(cutter, began)
+    cutter.changed()
+    await proxy.looked(cutter, began + 0.5)
+    proxy.streams = {7: Row(4711, 90_000)}
+    await proxy.looked(cutter, began + step, began + step + 0.5)
+    assert ended(proxy) == [7]
+
+    await proxy.looked(cutter, *(began + step + second for second in range(1, 8)))
+    proxy.streams, proxy.rows = {8: Row(4712, 90_000, ticket=of("bob"))}, 0
+    await proxy.looked(cutter, began + step + 8)
+    assert proxy.rows == 0
+
+
 # --- nobody delays the cuts of others
 
 

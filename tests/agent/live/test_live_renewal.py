@@ -247,6 +247,17 @@ async def test_a_revocation_of_what_prolonged_it_gives_a_stream_its_own_end_back
     assert [(cut.cause, cut.due) for cut in proxy.cuts] == [(EXPIRED, 2000)]
 
 
+async def test_a_clock_that_was_set_back_keeps_no_stream_from_being_prolonged(proxy):
+    """Credentials once were looked for only when the clock stood again where it had been at the last look."""
+    cutter = cutter_of(proxy)
+    proxy.streams, proxy.seen = {8: Row(4712, 5005)}, []
+    await proxy.looked(cutter, 5000.0)
+    proxy.streams, proxy.seen = {7: proxy.stream}, [SEEN]
+    await proxy.looked(cutter, 1996.0)
+
+    assert proxy.stream.ends == 2900
+
+
 async def test_too_late_is_too_late(proxy):
     cutter, proxy.seen = cutter_of(proxy), []
     await cutter.look()
