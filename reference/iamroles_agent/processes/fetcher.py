@@ -40,8 +40,8 @@ _PARENT = 3.0
 """Seconds for the parent to answer."""
 _DISK = 2.0
 """Seconds after which what is in force counts as not saved; the parent reports it after 3 s."""
-_SAVE_AGAIN = 5.0
-"""Seconds after which saving is tried again."""
+_AGAIN = 5.0
+"""Seconds after which saving, or a set that could not be put in force, is tried again."""
 _COMING = "another agent is about to take over"
 
 log = logging.getLogger("iamroles.fetcher")
@@ -225,7 +225,7 @@ class Fetcher:
                 except Exception as failed:  # noqa: BLE001 - also a lack of memory, or of threads
                     error = (getattr(failed, "strerror", "") or str(failed) or type(failed).__name__) + kept
                     log.error("what is in force cannot be saved: %s", error)
-                    asyncio.get_running_loop().call_later(_SAVE_AGAIN, self._unsaved.set)
+                    asyncio.get_running_loop().call_later(_AGAIN, self._unsaved.set)
             self._report_saved(document.version, error)
 
     def _report_saved(self, version: int, error: str) -> None:
@@ -306,7 +306,8 @@ class Fetcher:
         part = Part.of((text,), digest=f"sha256:{digest}", stamp=fetched_at)
         before = self._proposed.get(name)
         self._proposed[name] = part
-        if before is not None and before.digest == part.digest and KEYS + name in self.link.document.parts:
+        enforced = self.link.document.parts.get(KEYS + name)
+        if before is not None and enforced is not None and before.digest == enforced.digest == part.digest:
             self.link.send(message("stamp", name=KEYS + name, at=fetched_at))
         else:
             self._propose({KEYS + name: part})
@@ -322,9 +323,12 @@ class Fetcher:
         except LinkLost:
             return
         if not outcome["done"]:
+            # Perhaps a worker had no memory. The next fetch may be an hour away: `want` finds the key here.
             log.error("%s could not be put in force: %s", ", ".join(edits), outcome["error"])
-            for name in edits:
-                self._proposed.pop(name.removeprefix(KEYS), None)
+            await asyncio.sleep(_AGAIN)
+            held = {KEYS + name: part for name, part in self._proposed.items()}
+            if again := {name: part for name, part in edits.items() if held.get(name) is part}:
+                self._propose(again)
 
     async def _want_keys(self, body: Body) -> Body:
         source = self.sources.get(str(body["source"]))

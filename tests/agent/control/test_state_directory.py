@@ -65,7 +65,7 @@ def test_a_policy_that_cannot_be_replaced_on_the_disk_does_not_come_back(store):
 
 @pytest.mark.parametrize("broken", [["write"], ["write", "disown"]])
 async def test_an_end_of_memory_ends_no_saving(store, monkeypatch, broken):
-    monkeypatch.setattr(fetcher, "_SAVE_AGAIN", 0.0)
+    monkeypatch.setattr(fetcher, "_AGAIN", 0.0)
     saver, said = fetcher.Fetcher(None, SimpleNamespace(channel=None, document=SMALL)), []
     saver.link.send = lambda message: said.append((message.head["error"], saver._save_error))
     for name in broken:
@@ -79,6 +79,27 @@ async def test_an_end_of_memory_ends_no_saving(store, monkeypatch, broken):
 
     assert said == [("MemoryError", "MemoryError"), ("", "")]
     assert store.read().document.policy == SMALL.policy
+
+
+async def test_a_key_set_that_could_not_be_put_in_force_is_proposed_again(monkeypatch):
+    """The next fetch may be an hour away. Until then tokens of a new key were refused."""
+    monkeypatch.setattr(fetcher, "_AGAIN", 0.0)
+    loop, proposed = asyncio.get_running_loop(), []
+    outcomes = [{"done": False, "error": "it cannot be built: MemoryError"}, {"done": True}]
+    held = fetcher.Fetcher(None, SimpleNamespace(channel=None, document=SMALL))
+    held.sources["b"] = None
+
+    def propose(edits):
+        proposed.append(list(edits))
+        outcome = loop.create_future()
+        outcome.set_result(outcomes[len(proposed) - 1])
+        return outcome
+
+    monkeypatch.setattr(held.link, "propose", propose)
+    held._taken("b", {"keys": []}, 1.0)
+    await until(lambda: len(proposed) == 2 or not held._tasks)
+
+    assert proposed == [["keys/b"], ["keys/b"]]
 
 
 def test_what_a_dead_writer_left_half_done_is_removed_at_the_next_start(store):
