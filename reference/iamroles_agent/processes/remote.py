@@ -149,7 +149,8 @@ class Remote:
         self.link, self._clock, self._callers = link, clock, callers or Callers()
         self._sets: dict[str, tuple[KeySet, float]] = {}
         self._rings: dict[str, RemoteKeys] = {}
-        self._queues: dict[str, Queue] = {}
+        self._queues: dict[tuple[str, str], Queue] = {}
+        """By name and URL, as in the fetcher: another URL under a name begins without callers."""
         self.counts: dict[str, int] = dict.fromkeys(
             ("asked", "accepted", "rejected", "throttled", "unavailable"), 0
         )
@@ -180,7 +181,7 @@ class Remote:
 
     def _queue(self, endpoint: Sts) -> Queue:
         about = {**_BOUNDS, "callers": self._callers, "endpoint": endpoint.endpoint}
-        return self._queues.setdefault(endpoint.name, Queue(time.monotonic, **about))
+        return self._queues.setdefault((endpoint.name, endpoint.endpoint), Queue(time.monotonic, **about))
 
     def close(self) -> None:
         """Do nothing: the fetcher owns what could be closed."""

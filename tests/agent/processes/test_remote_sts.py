@@ -97,6 +97,17 @@ async def test_who_is_known_to_one_process_is_known_to_all():
     await asyncio.gather(*flood)
 
 
+async def test_who_is_known_at_an_endpoint_is_a_stranger_at_another_url_of_its_name():
+    remote = Remote(link := Link(), Clock())
+    assert await outcome(prover(link, remote), credential(GOOD), "sound") == ""
+
+    def knows(url):
+        other = Sts(name="sts", endpoint=url, hosts=[HOST], binding_value=EDGE)
+        return remote.prover([other], None)._queues["sts"].admission.knows(KEY_ID, "sound")
+
+    assert (knows("https://sts.test"), knows("https://other.test")) == (True, False)
+
+
 async def test_questions_under_way_outlive_a_reload_and_a_lost_parent():
     link = Link()
     remote = Remote(link, Clock())
