@@ -7,9 +7,11 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from typing import TypeVar
 
 from iamroles_agent import __version__
 from iamroles_agent.base import files
@@ -36,6 +38,7 @@ from iamroles_agent.tokens.authenticator import rules_of
 log = logging.getLogger("iamroles.agent")
 
 SOCKET = "agent.sock"
+_Found = TypeVar("_Found")
 _WITHOUT_STATE = (
     "agent.state_dir is not set: if the whole agent dies, the file decides at the next start, whatever was "
     "accepted; key sets are fetched again; revocations are lost; an identity header has new keys"
@@ -97,7 +100,7 @@ class Agent:
                 raise
             log.error("%s\nthe policy that was accepted last is in force", error)
             part = restored.document.parts[POLICY]
-            config = policy_part.decode_base(part)
+            config = _readable(part, policy_part.decode_base)
         if state_dir is None:
             state_dir = _beside(path, config.agent.state_dir)
         if take_over:
@@ -283,13 +286,7 @@ def _at_start(restored: Restored | None, part: Part) -> Document:
             log.warning("the agent before could not save the policy that it had accepted: the file decides")
         return kept if kept.parts.get(POLICY) == part else kept.edited({POLICY: part}, kept.version + 1)
     accepted = kept.parts[POLICY]
-    try:
-        policy_part.decode(accepted)
-    except ValueError as error:
-        raise StartError(
-            f"the previous agent died, and the policy that it accepted ({accepted.digest}) cannot be read "
-            f"by this release: {error}. Move the state directory away to start from the configuration"
-        ) from None
+    _readable(accepted, policy_part.decode)
     if accepted.digest != part.digest:
         log.warning(
             "the agent before died: the policy that it had accepted (%s) is in force, not the file's (%s). "
@@ -298,6 +295,16 @@ def _at_start(restored: Restored | None, part: Part) -> Document:
             part.digest,
         )
     return kept
+
+
+def _readable(accepted: Part, decode: Callable[[Part], _Found]) -> _Found:
+    try:
+        return decode(accepted)
+    except ValueError as error:
+        raise StartError(
+            f"the previous agent died, and the policy that it accepted ({accepted.digest}) cannot be read "
+            f"by this release: {error}. Move the state directory away to start from the configuration"
+        ) from None
 
 
 def _read(path: Path) -> tuple[Config, Part]:

@@ -14,6 +14,7 @@ from iamroles_agent.base.errors import StartError
 from iamroles_agent.control.document import POLICY, Document, Part
 from iamroles_agent.control.store import Store
 from iamroles_agent.processes import fetcher
+from iamroles_agent.processes.agent import Agent
 
 SMALL = Document(1, {POLICY: Part.of((b"small",))})
 LARGE = Document(2, {POLICY: Part.of((b"large" * 1000,))})
@@ -100,6 +101,15 @@ async def test_a_key_set_that_could_not_be_put_in_force_is_proposed_again(monkey
     await until(lambda: len(proposed) == 2 or not held._tasks)
 
     assert proposed == [["keys/b"], ["keys/b"]]
+
+
+def test_a_policy_of_a_later_release_and_a_faulty_file_stop_the_start_with_a_remedy(store, tmp_path):
+    store.write(Document(3, {"policy": Part.of((b'["policy","",{"version":1,"later":true}]',))}))
+    store.let_go()
+    (tmp_path / "policy.toml").write_text("version = ")
+
+    with pytest.raises(StartError, match="Move the state directory away"):
+        Agent.read(tmp_path / "policy.toml", store.directory)
 
 
 def test_what_a_dead_writer_left_half_done_is_removed_at_the_next_start(store):
