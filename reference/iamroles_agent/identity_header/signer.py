@@ -31,11 +31,11 @@ _CALLER = attrgetter("principal", "session", "role", "issuer", "backend", "expir
 
 
 class Signed(NamedTuple):
-    """A token, and the time until which it may be reused."""
+    """A token, and the epoch seconds from which and until which it may be used again."""
 
     token: str
+    since: int
     fresh_until: int
-    """Epoch seconds."""
 
 
 class Signer:
@@ -43,8 +43,7 @@ class Signer:
 
     def __init__(self, ring: KeyRing, issuer: str, lifetime: int = LONGEST_LIFE) -> None:
         self.ring = ring
-        self._issuer = issuer
-        self._lifetime = lifetime
+        self._issuer, self._lifetime = issuer, lifetime
         self._jws = PyJWS()
         self._young: dict[tuple[Any, ...], Signed] = {}
         self._old: dict[tuple[Any, ...], Signed] = {}
@@ -53,7 +52,7 @@ class Signer:
         """Return the token of an allowed decision, for its backend, before its `expires`."""
         key = _CALLER(decision)
         known = self._young.get(key) or self._old.pop(key, None)
-        if known is None or now >= known.fresh_until:
+        if known is None or not known.since <= now < known.fresh_until:
             known = self._made(decision, now)
         if len(self._young) >= _HALF:
             self._old, self._young = self._young, {}
@@ -84,4 +83,4 @@ class Signer:
             "ES256",
             headers={"kid": signing.kid, "typ": TYPE},
         )
-        return Signed(token, now + max(1, (end - now) // 2))
+        return Signed(token, now, now + max(1, (end - now) // 2))

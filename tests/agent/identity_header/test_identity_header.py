@@ -139,6 +139,8 @@ def test_one_signature_serves_all_requests_of_a_caller_to_a_backend_for_half_its
 
     assert signer.sign(replace(YES, rule="R2"), NOW + 29.9).token is first.token
     assert signer.sign(YES, NOW + 30).token != first.token
+    set_back = signer.sign(YES, NOW + 20).token
+    assert verified(set_back, RING.jwks(), NOW + 20)["iat"] == NOW + 20
     for name in ("principal", "role", "backend", "session", "issuer"):
         assert signer.sign(replace(YES, **{name: "another"}), NOW).token != first.token
 
