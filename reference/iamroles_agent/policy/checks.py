@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from itertools import combinations
 from typing import Any
@@ -75,7 +75,7 @@ def check(sound: Sound) -> Iterator[Fault]:
     """Yield every fault of a file, in no particular order."""
     for fault in _check(sound):
         if not any(fault.key == key or fault.key.startswith(f"{key}[") for key in sound.stand_ins):
-            yield fault
+            yield replace(fault, message=re.sub("//.*@", "//…@", fault.message))  # it may be a password
 
 
 def _check(sound: Sound) -> Iterator[Fault]:
