@@ -22,7 +22,7 @@ CHECKED = {"checked": True}
 def _seconds(value: object, info: ValidationInfo) -> float:
     if info.context is CHECKED and isinstance(value, float):
         return value
-    if isinstance(value, str) and (match := re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)", value)):
+    if isinstance(value, str) and (match := re.fullmatch(r"([0-9]{1,300}(?:\.[0-9]+)?)(ms|s|m|h|d)", value)):
         return float(match[1]) * _UNITS[match[2]]
     raise ValueError('a duration is a string such as "500ms", "90s", "15m", "1h"')
 

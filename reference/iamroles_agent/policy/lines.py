@@ -13,7 +13,7 @@ from collections.abc import Iterator
 Lines = dict[str, int]
 """Dotted key with list indices, e.g. `grants[2].backend` -> 1-based line."""
 
-_HEADER = re.compile(r"\s*(\[\[?)\s*((?:[A-Za-z0-9_-]+|\"[^\"]*\"|'[^']*'|\s*\.\s*)+)\s*\]\]?\s*(?:#.*)?$")
+_HEADER = re.compile(r"\s*(\[\[?)\s*((?:[A-Za-z0-9_-]++|\"[^\"]*\"|'[^']*'|\s*\.\s*)+)\s*\]\]?\s*(?:#.*)?$")
 _KEY = re.compile(
     r"\s*((?:[A-Za-z0-9_-]+|\"[^\"]*\"|'[^']*')(?:\s*\.\s*(?:[A-Za-z0-9_-]+|\"[^\"]*\"))*)\s*=(.*)$"
 )

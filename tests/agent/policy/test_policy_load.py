@@ -100,6 +100,7 @@ def test_the_example_loads_and_lints_clean_of_warnings():
         ("roles[0].arn", "arn:aws:sts::111111111111:assumed-role/r/bob", "not canonical", ":role/r"),
         ("roles[0].arn", "arn:aws:iam::111111111111:user/reader", "not an IAM role ARN", "role/<name>"),
         ("roles[0].max_lifetime", "0s", "below one second", "15m"),
+        ("roles[0].max_lifetime", "9" * 400 + "s", "a duration is", "Write"),
         ("backends[0].servers", ["10.0.0.1"], "not host:port", "8080"),
         ("backends[0].servers", ["10.0.0.1:99999"], "not host:port", "8080"),
         ("grants[0].roles", ["raeder"], "no role or group is called 'raeder'", "'reader'"),
@@ -251,6 +252,10 @@ def test_a_file_that_cannot_be_read(tmp_path):
 def test_deep_json_is_refused_not_a_crash():
     with pytest.raises(ConfigError):
         load_text("[" * 100_000, "json")
+    with pytest.raises(ConfigError, match="is not JSON"):
+        load_text("9" * 5000, "json")
+    with pytest.raises(ConfigError, match="is not TOML"):
+        load_text("a = " + "9" * 5000)
 
 
 def test_toml_and_json_mean_the_same():
@@ -277,7 +282,8 @@ x = [ # [
 n = {q = 1}
 [r.s]
 k.l = 2
-"""
+[%s."\\""]
+""" % ("x" * 99)
 
 
 def test_lines_of_toml():
