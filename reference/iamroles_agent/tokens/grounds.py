@@ -161,7 +161,7 @@ def lost(
 
 def _numbers(identity: Identity) -> dict[str, int]:
     words = (found.partition(":") for found in identity.grounds)
-    return {kind: int(value) for kind, _, value in words if kind in _NUMBERS and value.isdecimal()}
+    return {kind: int(text) for kind, _, text in words if kind in _NUMBERS and text.lstrip("-").isdecimal()}
 
 
 def accepted_now(identity: Identity, issuer: Issuer) -> Identity:

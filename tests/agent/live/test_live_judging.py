@@ -243,6 +243,12 @@ def test_a_stream_from_before_an_upgrade_lives_on_and_is_judged_by_what_is_known
     assert judged(old, policy_of(ISSUER | {"accounts": ["222222222222"]})).cause == POLICY_CHANGED
 
 
+def test_a_token_whose_end_lies_before_its_issue_is_judged_by_the_new_leeway():
+    odd = identity_of(CLAIMS | {"iat": 10_000, "exp": 9_995}, policy_of(ISSUER), THEN)
+
+    assert judged(odd, policy_of(ISSUER | {"leeway": "0s"})).at == 9_995
+
+
 def test_a_role_s_lifetime_that_has_passed_ends_its_streams_at_once():
     policy = policy_of(ISSUER)
     identity = identity_of(CLAIMS, policy, THEN)
