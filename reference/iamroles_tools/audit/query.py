@@ -78,7 +78,7 @@ class Query:
         if self.since is None and self.until is None:
             return True
         try:
-            time = datetime.fromisoformat(text)
+            time = datetime.fromisoformat(text if text.endswith("Z") else "")
         except ValueError:
             return False
         return (self.since is None or time >= self.since) and (self.until is None or time < self.until)
@@ -173,7 +173,7 @@ def table(records: Iterable[dict[str, Any]]) -> Iterator[str]:
 
 def rows(records: Iterable[dict[str, Any]]) -> Iterator[str]:
     """Yield CSV with a header line."""
-    cells = ([_harmless(str(record.get(name, ""))) for name in COLUMNS] for record in records)
+    cells = ([_harmless(_visible(str(record.get(name, "")))) for name in COLUMNS] for record in records)
     for row in chain([COLUMNS], cells):
         buffer = io.StringIO()
         csv.writer(buffer, lineterminator="").writerow(row)

@@ -135,10 +135,12 @@ _KEPT = 1 << 16
 
 def _well_typed(record: Record) -> bool:
     """Return whether the fields that are searched and shown have the types that the agent writes."""
+    if not isinstance(about := record.get("about", {}), dict) or "proxy" in record:
+        return False
+    record = about | record
     return (
         all(isinstance(record.get(name, ""), str) for name in _TEXTS)
         and all(isinstance(text, str) for name in _LISTS for text in _listed(record.get(name, [])))
-        and isinstance(record.get("about", {}), dict)
         and type(record.get("use", 0)) is int
     )
 
@@ -187,10 +189,9 @@ class Reading:
     def _found_again(self, seq: int) -> Record | None:
         mark = b'"seq":%d,' % seq
         for log, line in lines_of(log for log in self._logs if log.path != STDIN and log.first <= seq):
-            if mark in line and (record := parsed(line)) and record["seq"] == seq:
-                record = self._complete(record, log)
-                self._keep(seq, record)
-                return record
+            record = parsed(line) if mark in line else None
+            if record and record["seq"] == seq and "use" not in record and _well_typed(record):
+                return self._complete(record, log)
         return None
 
 

@@ -77,7 +77,7 @@ def test_table_is_for_people(log):
 
 
 def test_a_path_has_no_power_over_the_terminal(log):
-    for form in ("table", "summary"):
+    for form in ("table", "summary", "csv"):
         assert not {"\x1b", "\x07"} & set(said("audit query --format", form, log))
 
 
@@ -134,9 +134,26 @@ def test_a_use_whose_verdict_is_not_given_is_told(tmp_path):
     assert note in said("audit query", path)
 
 
+@pytest.mark.parametrize(
+    "forged",
+    [
+        *({"seq": 9, "use": 9}, {"time": "2026-03-01T12:00:00"}, {"proxy": "x"}, {"about": {"path": 5}}),
+        *({"event": "cut", "about": {"roles": 5}}, {"path": 5}, {"seq": 9, "use": 1, "path": 5}),
+    ],
+)
+def test_a_forged_line_does_not_stop_the_search(log, tmp_path, forged):
+    path = tmp_path / "audit.jsonl"
+    record = {"time": "2026-03-01T12:00:00.000Z", "seq": 1, "kind": "decision", "request": "r1"} | forged
+    forged_line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
+    path.write_bytes(forged_line + log.read_bytes())
+
+    for asked_for in ("--path /*", "--role *", "--since 9000d", "--cause x", "--request r1 --format table"):
+        ran(f"audit query {asked_for}", path)
+
+
 def test_bad_arguments(log):
-    assert "or an age: 15m, 2h, 7d" in said("audit query --since yesterday", log, code=2)
-    assert "or an age: 15m, 2h, 7d" in said("audit query --since 999999999999d", log, code=2)
+    for moment_given in ("yesterday", "9999999d", "999999999999d"):
+        assert "or an age: 15m, 2h, 7d" in said(f"audit query --since {moment_given}", log, code=2)
     ran("audit query absent.jsonl", code=2)
 
 
