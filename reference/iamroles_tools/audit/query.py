@@ -165,7 +165,7 @@ def table(records: Iterable[dict[str, Any]]) -> Iterator[str]:
             why = f"{record['cause']} {why}".rstrip()
         detail = f" ({record['detail']})" if record.get("detail") else ""
         to = f" -> {record['backend']}" if record.get("backend") else ""
-        yield _visible(
+        yield visible(
             f"{record['time']}  {verdict:5}  {record.get('principal') or '-'}{by} as {role} "
             f"from {record.get('src', '-')}  {what}{to}  {why}{detail}"
         )
@@ -173,7 +173,7 @@ def table(records: Iterable[dict[str, Any]]) -> Iterator[str]:
 
 def rows(records: Iterable[dict[str, Any]]) -> Iterator[str]:
     """Yield CSV with a header line."""
-    cells = ([_harmless(_visible(str(record.get(name, "")))) for name in COLUMNS] for record in records)
+    cells = ([_harmless(visible(str(record.get(name, "")))) for name in COLUMNS] for record in records)
     for row in chain([COLUMNS], cells):
         buffer = io.StringIO()
         csv.writer(buffer, lineterminator="").writerow(row)
@@ -202,9 +202,9 @@ def summary(records: Iterable[dict[str, Any]]) -> Iterator[str]:
     for (who, role, verdict, why, backend), (count, first, last) in sorted(
         groups.items(), key=lambda item: (-item[1][0], item[0])
     ):
-        yield _visible(f"{count:>8}  {verdict:5}  {who} as {role}  {why} -> {backend}  {first} to {last}")
+        yield visible(f"{count:>8}  {verdict:5}  {who} as {role}  {why} -> {backend}  {first} to {last}")
 
 
-def _visible(line: str) -> str:
+def visible(line: str) -> str:
     """Return the line without control characters: a refused path may hold escape sequences."""
     return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", line)

@@ -29,7 +29,7 @@ from iamroles_tools.audit.checkpoint import (
 )
 from iamroles_tools.audit.proxy import CAUSES
 from iamroles_tools.audit.proxy import read as read_proxy_log
-from iamroles_tools.audit.query import Query, moment, rows, search, summary, table
+from iamroles_tools.audit.query import Query, moment, rows, search, summary, table, visible
 from iamroles_tools.audit.reading import STDIN
 from iamroles_tools.audit.verify import Proof
 from iamroles_tools.audit.verify import verify as verify_log
@@ -132,7 +132,7 @@ def verify(
         proof = verify_log(files, mixed=mixed, complete=complete, heads=heads)
         if signed:
             proving.check(proof, signed)
-    click.echo(_as_json(proof) if form == "json" else "\n".join(_as_text(proof)))
+    click.echo(_as_json(proof) if form == "json" else "\n".join(map(visible, _as_text(proof))))
     if not proof.whole or not proof.records:
         raise SystemExit(1)
 
@@ -186,7 +186,7 @@ def checkpoint(*, files: tuple[Path, ...], signers: tuple[Path, ...], name: str,
         own = [Verifier(name, one.public_key()) for one in keys]
         proof = verify_log(files)
         if not proof.whole or not proof.records:
-            click.echo("\n".join(_as_text(proof)), err=True)
+            click.echo("\n".join(map(visible, _as_text(proof))), err=True)
             raise CheckpointError("nothing is signed: the log is not whole")
         notes: dict[Path, str] = {}
         signed: list[str] = []
