@@ -82,22 +82,20 @@ def check(proof: Proof, checkpoints: Iterable[Checkpoint]) -> None:
 
     Every log must have a checkpoint: a log without one may be foreign.
     """
-    names = {checkpoint.origin.rpartition("/")[2]: checkpoint for checkpoint in checkpoints}
+    left = list(checkpoints)
     for owner, span in owners(proof).items():
-        own = origin_of("", owner).removeprefix("/")
-        checkpoint = names.pop(own, None)
-        if checkpoint is None:
+        own = [one for one in left if one.origin.rpartition("/")[2] == origin_of("", owner)[1:]]
+        left = [one for one in left if one not in own]
+        if not own:
             proof.found(EVERYWHERE, 0, f"no checkpoint for {span.name}: its log may be foreign")
-            continue
-        try:
-            _check(span, checkpoint.origin, checkpoint)
-        except CheckpointError as error:
-            proof.found(EVERYWHERE, 0, str(error))
-        else:
-            proof.notes.append(
-                f"{span.name} holds the {checkpoint.size} batches that {checkpoint.origin} signed"
-            )
-    for checkpoint in names.values():
+        for one in own:
+            try:
+                _check(span, one.origin, one)
+            except CheckpointError as error:
+                proof.found(EVERYWHERE, 0, str(error))
+            else:
+                proof.notes.append(f"{span.name} holds the {one.size} batches that {one.origin} signed")
+    for checkpoint in left:
         proof.found(EVERYWHERE, 0, f"no log for the checkpoint of {checkpoint.origin}")
 
 

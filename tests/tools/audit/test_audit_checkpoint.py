@@ -14,7 +14,7 @@ from invoking import ran, said
 from test_audit_tampering import story
 
 from iamroles_agent.audit.chain import Head, Tree, joint
-from iamroles_tools.audit.checkpoint import Checkpoint, CheckpointError, Verifier, proven
+from iamroles_tools.audit.checkpoint import Checkpoint, CheckpointError, Verifier, proven, read_key
 from iamroles_tools.audit.merkle import KnownTree, root_of_path
 
 ENTRIES = [bytes.fromhex(text) for text in ("", "00", "10", "2021", "3031", "40414243", "5051525354555657",
@@ -210,6 +210,13 @@ class TestLog:
         ran("audit verify", *signed.files, *given_notes(signed))
         checkpoint(signed)
         ran("audit verify", *signed.files, "--checkpoint", signed.notes[0], code=2)  # whose signature?
+        other = signed.tmp / "of-another-log"
+        key = read_key(signed.key.read_bytes(), "key")
+        other.write_text(Checkpoint(f"{NAME}/worker-0", 1, bytes(32)).signed([key]))
+        for notes in ([other, *signed.notes], [*signed.notes, other]):
+            assert "it was rewritten" in said(
+                "audit verify", *signed.files, *given_notes(signed, notes), code=1
+            )
 
     def test_a_witness_is_told_that_it_follows_what_it_knows(self, signed):
         request, former = signed.out / "worker-0.add-checkpoint", signed.notes[0].read_text()
