@@ -450,7 +450,7 @@ class Resource(Model):
 class Config(Model):
     """The whole file."""
 
-    version: Literal[1]
+    version: Annotated[Literal[1], BeforeValidator(lambda found: found if type(found) is int else None)]
     """Of this format."""
     multi_role: Literal["deny", "union"] = "deny"
     """What a token with several roles and no choice gets: a refusal, or all of them."""

@@ -128,6 +128,7 @@ def test_the_example_loads_and_lints_clean_of_warnings():
         ("denies[0].roles", ["*", "reader"], "already stands for", '["*"]'),
         ("denies[0].sources", ["10.0.0.0/33"], "not a network", "/8"),
         *(("scopes[0].name", "a b", "not a scope", "RFC 6749"), ("version", 2, "is not one of 1", "one of")),
+        *(("version", True, "is not one of 1", "one of"), ("version", 1.0, "is not one of 1", "one of")),
         ("multi_role", "any", "is not one of", "one of"),
         ("limits", {"max_token_bytes": 1}, "greater than or equal to 256", "bounds"),
         ("keys", {"refresh": "2h"}, "shorter than keys.refresh", "longer"),
