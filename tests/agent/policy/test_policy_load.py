@@ -28,6 +28,7 @@ GOOD: dict[str, Any] = {
     "denies": [{"id": "d", "roles": ["*"], "path": "/admin"}],
     "scopes": [{"name": "orders:read", "path": "/orders"}, {"name": "orders:read", "path": "/items"}],
 }
+_CALLED = "issuers[0].issuer", "sts[0].endpoint"
 OTHER = {"name": "other", "arns": [GOOD["roles"][0]["arn"]]}
 
 
@@ -73,6 +74,7 @@ def test_the_example_loads_and_lints_clean_of_warnings():
         ("issuers[0].issuer", "https://u:secret@idp.test:x/", "is not a URL", "https://"),
         ("issuers[0].issuer", "ftp://u:secret@idp.test", "not an http or https URL", "https://"),
         ("issuers[0].issuer", "https://u@idp.test", "holds a user", "Leave"),
+        *((key, f"https://t/{end}", "holds a user", "Leave") for end in "?#" for key in _CALLED),
         ("issuers[0].jwks_uri", "http://idp.test/keys", "not https", "insecure_http"),
         ("metrics", {"listen": "unix:/run/m.sock"}, "served on TCP", "host:port"),
         ("issuers[0].accounts", ["123"], "not an AWS account", "12 digits"),
