@@ -37,16 +37,16 @@ ROOMS = {
 }
 ARROWS = {"iamroles_agent": 40}
 LINES = {
-    "reference": 25_737,
-    "scenarios": 36_824,
-    "conformance": 11_793,
+    "reference": 25_797,
+    "scenarios": 36_925,
+    "conformance": 11_818,
     "loadtests": 4_962,
     "benchmarks": 4_271,
-    "tests": 35_740,
+    "tests": 36_107,
 }
-TRUSTED_LINES = 19_391
+TRUSTED_LINES = 19_450
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 23_748
+DATA_LINES = 22_102
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""
@@ -160,7 +160,7 @@ def test_the_code_to_trust_stays_small():
 
 
 def test_data_does_not_grow():
-    names = [name for name in TRACKED if name.endswith((".toml", ".json"))]
+    names = [name for name in TRACKED if name.endswith((".toml", ".json")) and "/reports/" not in name]
 
     assert sum(len((ROOT / name).read_text().splitlines()) for name in names) <= DATA_LINES
 
