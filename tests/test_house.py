@@ -42,7 +42,7 @@ LINES = {
     "conformance": 11_818,
     "loadtests": 4_962,
     "benchmarks": 4_271,
-    "tests": 36_107,
+    "tests": 36_108,
 }
 TRUSTED_LINES = 19_450
 """Of the agent: what an auditor must trust."""
