@@ -50,6 +50,12 @@ _FILE = re.compile(r"/[A-Za-z0-9._/@+-]{1,200}", re.ASCII)
 _TLS_NAME = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*", re.ASCII)
 _ACCOUNT = re.compile(r"[0-9]{12}", re.ASCII)
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}", re.ASCII)
+_VALUE = re.compile(r"[!-~](?:[ -~]*[!-~])?", re.ASCII)
+_TAKEN = re.compile(
+    "(?i)host|accept(-encoding)?|user-agent|content-length|(proxy-)?connection|keep-alive|te|trailer"
+    "|transfer-encoding|upgrade"
+)
+"""Fields that the call of STS has already, or that hold for one connection (RFC 9110 section 7.6.1)."""
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+", re.ASCII)
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[\x21-\x7e]+", re.ASCII)
 _ORIGIN = re.compile(r"https://(?:\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[1-9][0-9]{0,4})?", re.ASCII)
@@ -84,6 +90,7 @@ def _check(sound: Sound) -> Iterator[Fault]:
         yield from _issuer(key, issuer)
     for key, sts in sound.sts:
         yield from _sts(key, sts)
+    yield from _shared_hosts(sound)
     for key, backend in sound.backends:
         yield from _backend(key, backend)
     yield from _roles(sound)
@@ -182,13 +189,15 @@ def _bad_algorithm(algorithm: str) -> tuple[str, str]:
 
 def _sts(key: str, sts: config.Sts) -> Iterator[Fault]:
     yield from _url(f"{key}.endpoint", sts.endpoint, sts.insecure_http, query=False)
-    good_header, own = _HEADER.fullmatch(sts.binding_header), sts.binding_value
-    no_hosts, unprintable = "is empty, so no credential would be accepted", "is empty or unprintable"
+    header, edge = sts.binding_header, 'Write e.g. "x-iam-edge"'
+    no_hosts = "is empty, so no credential would be accepted"
+    unfit = "is empty, or has outer blanks or letters that no header can carry"
     yield from _rows(
         key,
         (not sts.hosts, "hosts", no_hosts, "Write STS's host names"),
-        (not good_header, "binding_header", "is not a header name", 'Write e.g. "x-iam-edge"'),
-        (not own or not own.isprintable(), "binding_value", unprintable, "Write this proxy's own name"),
+        (not _HEADER.fullmatch(header), "binding_header", "is not a header name", edge),
+        (_TAKEN.fullmatch(header), "binding_header", "is a field that the call itself has", edge),
+        (not _VALUE.fullmatch(sts.binding_value), "binding_value", unfit, "Write this proxy's own name"),
     )
     for index, host in enumerate(sts.hosts):
         if "*" in host or not _host_and_port(host):
@@ -197,10 +206,20 @@ def _sts(key: str, sts: config.Sts) -> Iterator[Fault]:
     yield from _accounts(key, sts.accounts)
 
 
+def _shared_hosts(sound: Sound) -> Iterator[Fault]:
+    first: dict[str, str] = {}
+    for key, sts in sound.sts:
+        for index, host in enumerate(sts.hosts):
+            other = first.setdefault(host, where := f"{key}.hosts[{index}]")
+            if not other.startswith(f"{key}."):
+                message = f"{host!r} is already {other}: its credentials would belong to two endpoints"
+                yield Fault(where, message, "Keep it at one of them")
+
+
 def _host_and_port(host: str) -> bool:
     name, _, port = host.partition(":")
     try:
-        return bool(host_pattern(name)) and (not port or port.isdigit())
+        return bool(host_pattern(name)) and (not port or (port.isascii() and port.isdigit()))
     except ValueError:
         return False
 
@@ -570,10 +589,13 @@ def _client_certificate(front: config.ClientCertificate) -> Iterator[Fault]:
 def _whole(whole: Config) -> Iterator[Fault]:
     if not whole.issuers and not whole.sts:
         yield Fault("", "trusts nobody: neither [[issuers]] nor [[sts]]", "Add at least one")
-    for text in whole.agent.addresses or [""]:
+    addresses = whole.agent.addresses or [""]
+    for index, text in enumerate(addresses):
         if not _is_listen(text):
             remedy = 'Write "unix:/path", or "host:port", port 0 for any'
             yield Fault("agent.listen", f"{text!r} is not an address", remedy)
+        elif text in addresses[:index] and not text.endswith(":0"):
+            yield Fault("agent.listen", f"{text!r} stands twice", "Remove one of the two")
     if (text := whole.metrics.listen) and (text.startswith("unix:") or not _is_listen(text)):
         remedy = 'Write "host:port", port 0 for any'
         yield Fault("metrics.listen", f"{text!r} is not an address: metrics are served on TCP", remedy)

@@ -95,7 +95,9 @@ def test_the_example_loads_and_lints_clean_of_warnings():
         ("sts[0].hosts", ["https://u:se/secret@sts.test"], "not a host name", "scheme"),
         ("dpop", {"origins": ["https://u:secret@gate.test"]}, "is not an https origin", "lower-case"),
         ("resources", [{"name": "m", "resource": "https://u:secret@m.test"}], "is not an https URL", "Write"),
-        ("sts[0].binding_value", "", "is empty", "own name"),
+        ("sts[0].hosts", ["sts.test:\u00b2"], "not a host name", "scheme"),
+        *(("sts[0].binding_value", text, "is empty", "own name") for text in ("", " e", "e\n", "\u00e9")),
+        *(("sts[0].binding_header", name, "call itself", "x-iam") for name in ("Host", "TE", "user-agent")),
         ("sts[0].binding_header", "x edge", "not a header name", "x-iam-edge"),
         ("roles[0].arn", "arn:aws:iam::1:role/reader", "not an IAM role ARN", "12-digit"),
         ("roles[0].arn", "arn:aws:iam::111111111111:role/team/reader", "not canonical", ":role/reader"),
@@ -135,6 +137,7 @@ def test_the_example_loads_and_lints_clean_of_warnings():
         ("limits", {"max_token_bytes": 1}, "greater than or equal to 256", "bounds"),
         ("keys", {"refresh": "2h"}, "shorter than keys.refresh", "longer"),
         *(("agent", {"listen": name}, "not an addr", "host") for name in ("9901", "a..b:1", 64 * "a" + ":1")),
+        ("agent", {"listen": ["h:1", "h:0", "h:0", "h:1"]}, "'h:1' stands twice", "Remove one"),
         *(("agent", {"state_dir": name}, "has U+0000", "Leave it out") for name in ("a\0b", "\ud800")),
         ("client_certificate", {"from": [f"10.{n}.0.0/16" for n in range(61)]}, "has 61 networks", "larger"),
         *(("grants", {}, "is not a list", "list"), ("grants[0]", "g", "is not a table", "[[grants]]")),
@@ -178,6 +181,11 @@ def test_missing_keys_say_what_to_add():
     [
         ({"issuers": [], "sts": []}, "", "trusts nobody"),
         ({"audit": {"path": "none", "required": True}}, "audit.path", 'Name a file, or "stderr"'),
+        (
+            {"sts": [*GOOD["sts"], GOOD["sts"][0] | {"name": "b"}]},
+            "sts[1].hosts[0]",
+            "already sts[0].hosts[0]",
+        ),
         ({"roles": [*GOOD["roles"], OTHER]}, "roles[1].arns[0]", "already the role 'reader'"),
     ],
 )
