@@ -42,6 +42,10 @@ RELEASES = ("2.6", "2.8", "3.0", "3.1", "3.2")
 _PATH = click.Path(path_type=Path)
 _DIRECTORY = click.Path(path_type=Path, file_okay=False)
 _OPTIONS = "command line"
+_LONGEST_PATH = 97
+"""Bytes: HAProxy keeps ten of the kernel's 107 for the name of a temporary file."""
+_MOST_CONNECTIONS = 500_000_000
+"""A connection takes two descriptors, and Linux lets a process have 2^30."""
 _ADDRESSES = 'Give one "host:port" or more; an agent may also be "unix:/path"'
 
 
@@ -302,12 +306,17 @@ def unusable(settings: Settings) -> Iterator[Problem]:
 def _agent_problems(settings: Settings) -> Iterator[Problem]:
     for agent in settings.agents:
         path = agent.removeprefix("unix:")
-        if not (_is_host_port(agent) or re.fullmatch(r"unix:/[A-Za-z0-9._/-]{1,100}", agent)):
+        if not (_is_host_port(agent) or re.fullmatch(r"unix:/[A-Za-z0-9._/-]{1,200}", agent)):
             yield Problem(_OPTIONS, "--agent", f"{agent!r} is not an address to connect to", _ADDRESSES)
-        elif path != agent and settings.chroot and not Path(path).is_relative_to(settings.chroot):
+        elif path != agent and settings.chroot and not _is_below(path, settings.chroot):
             wrong = f"{path} is not below {settings.chroot}, so HAProxy cannot reach it"
             yield Problem(_OPTIONS, "--chroot", wrong, "Let the agent listen below it, or leave --chroot out")
-        elif path == agent and settings.agent_ca and not settings.agent_name and _is_ip(agent):
+        elif path != agent:
+            size = len(_address(agent, settings.chroot).removeprefix("unix@"))
+            if size > _LONGEST_PATH:
+                wrong = f"{path} has {size} bytes as HAProxy sees it, and HAProxy takes {_LONGEST_PATH}"
+                yield Problem(_OPTIONS, "--agent", wrong, "Let the agent listen at a shorter path")
+        elif settings.agent_ca and not settings.agent_name and _is_ip(agent):
             wrong = f"{agent} is not a DNS name, which the agent's certificate could carry"
             yield Problem(_OPTIONS, "--agent-name", wrong, "Give the name in the agent's certificate")
     if (settings.agent_ca is None) != (settings.agent_certificate is None):
@@ -323,6 +332,10 @@ def _agent_problems(settings: Settings) -> Iterator[Problem]:
             wrong = f"{value!r} cannot stand in HAProxy's configuration"
             remedy = "Use up to 200 letters, digits, '.', '_', '/' and '-'"
             yield Problem(_OPTIONS, f"--{option.replace('_', '-')}", wrong, remedy)
+
+
+def _is_below(path: str, chroot: str) -> bool:
+    return Path(chroot) in Path(path).parents and ".." not in Path(path).parts
 
 
 def _is_host_port(text: str) -> bool:
@@ -382,7 +395,9 @@ _ELSEWHERE = ("agents", "bind", "chroot", "log", "maxconn", "stats_socket")
 @click.option("--stats-socket", help="HAProxy's Runtime API socket (IAM_STATS_SOCKET).")
 @click.option("--log", help="HAProxy's log target (IAM_LOG).")
 @click.option("--realm", help="Realm of WWW-Authenticate (IAM_REALM).")
-@click.option("--maxconn", type=click.IntRange(1), help="Most client connections (IAM_MAXCONN).")
+@click.option(
+    "--maxconn", type=click.IntRange(1, _MOST_CONNECTIONS), help="Most client connections (IAM_MAXCONN)."
+)
 @click.option(
     "--timeout-processing", help="How long a request waits for its verdict (IAM_TIMEOUT_PROCESSING)."
 )

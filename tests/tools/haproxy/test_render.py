@@ -194,6 +194,11 @@ def test_a_section_for_each_backend_and_a_server_for_each_address(tmp_path):
             for text in ("0", "00ms")
         ),
         (("--agent", "unix:/run/a.sock", "--chroot", "/var/lib/ha"), None, ("/run/a.sock is not below",)),
+        *(
+            (("--agent", f"unix:/var{path}", "--chroot", "/var"), None, (f"/var{path} is not below /var,",))
+            for path in ("", "/", "/../a", "/a/../../b")
+        ),
+        (("--agent", f"unix:/{'a' * 97}"), None, ("has 98 bytes as HAProxy sees it, and HAProxy takes 97",)),
         (("--agent", "10.0.0.1:9901", *TLS), None, ("--agent-name: 10.0.0.1:9901 is not a DNS name",)),
         (("--agent", "[::1]:9901", *TLS), None, ("is not a DNS name",)),
         (("--agent", "a:1", *TLS[:2]), None, ("of --agent-ca and --agent-certificate only one",)),
@@ -206,6 +211,13 @@ def test_every_problem_is_named_at_once_and_nothing_is_written(tmp_path, options
     assert (result.exit_code, output.exists()) == (2, False)
     assert [words for words in named if words not in result.output] == []
     assert not options or len(result.output.splitlines()) == len(named)
+
+
+def test_no_more_connections_than_a_process_can_hold(tmp_path):
+    result, output = run(tmp_path, "--maxconn", "99999999999")
+
+    assert (result.exit_code, output.exists()) == (2, False)
+    assert "1<=x<=500000000" in result.output
 
 
 def test_a_policy_s_name_need_not_be_utf_8(tmp_path):
@@ -267,9 +279,12 @@ def test_tls_of_a_configuration_made_in_code_cannot_add_words():
         render.configuration(Config(version=1, backends=[backend]), render.Settings(("a:1",)))
 
 
+LONGEST = "/" + "a" * 96
+
+
 @pytest.mark.parametrize("binary", binaries())
 def test_an_agent_on_tcp_must_prove_its_name_and_a_unix_socket_is_seen_from_the_chroot(tmp_path, binary):
-    agents = "--agent", "agent:1", "--agent", "10.0.0.1:2", "--agent", "unix:/var/lib/haproxy/x/a.sock"
+    agents = "--agent", "agent:1", "--agent", "10.0.0.1:2", "--agent", f"unix:/var/lib/haproxy{LONGEST}"
     result, output = run(tmp_path, *agents, *TLS, "--agent-name", "a.test", "--chroot", "/var/lib/haproxy")
     assert result.exit_code == 0, result.output
     authority = Authority()
@@ -279,7 +294,7 @@ def test_an_agent_on_tcp_must_prove_its_name_and_a_unix_socket_is_seen_from_the_
     found = (output / "iam-routes.cfg").read_text()
     words = " ssl ssl-min-ver TLSv1.2 verify required ca-file agent-ca.pem verifyhost a.test crt proxy.pem"
     servers = [f'-1 "${{IAM_AGENT_1-agent:1}}"{words}', f'-2 "${{IAM_AGENT_2-10.0.0.1:2}}"{words}']
-    servers.append('-3 "${IAM_AGENT_3-unix@/x/a.sock}"')
+    servers.append(f'-3 "${{IAM_AGENT_3-unix@{LONGEST}}}"')
     assert re.findall(r"^    server agent(.*)", found, re.MULTILINE) == servers
     assert check(binary, output).returncode == 0
 
