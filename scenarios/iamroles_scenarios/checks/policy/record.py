@@ -12,8 +12,9 @@ from urllib.parse import quote, urlsplit
 
 from iamroles_scenarios.base.errors import CheckFailed, Evidence, Untestable
 from iamroles_scenarios.base.sent import held, note
+from iamroles_scenarios.checks.derived.world import edited
 from iamroles_scenarios.declarations.results import check
-from iamroles_scenarios.declarations.tables import table
+from iamroles_scenarios.declarations.tables import filled, table
 from iamroles_scenarios.engine.bench import Bench, bench
 from iamroles_scenarios.engine.key_sets import listening, named, read_page
 from iamroles_scenarios.engine.observation import Observation, differences
@@ -75,7 +76,7 @@ _PAGES = ("show info", "show stat", "show table", "show servers state")
 def credentials(target: Target) -> str:
     """Nothing that agent and proxy write in a run holds a credential of the run, refused ones included.
 
-    The check sends each kind of credential in each place of a request, and then a policy with a password in
+    The check sends each kind of credential in each place of a request, and then policies with a password in
     a URL. Then it searches logs, record, pages and metrics, and the logs of all worlds before it, for the
     password, and for every token and pre-signed URL that the run made.
     """
@@ -96,7 +97,7 @@ def credentials(target: Target) -> str:
         if sts:
             _send_parts(here, here.credential(here.reader))
         if not target.lacks(["reload"]):
-            _reload_with_password(here)
+            _reload_with_passwords(here)
         pages = {page: here.world.haproxy.runtime(page) for page in _PAGES}
         pages["the agent's metrics"] = "".join(map(read_page, named([here.world.agent], "metrics")))
     found = [f"{page}: {', '.join(sorted(names))}" for page, text in pages.items() if (names := held(text))]
@@ -145,12 +146,13 @@ def _send_parts(here: Bench, credential: str) -> None:
                 here.ask(here.token(), with_reason=False, **request)
 
 
-def _reload_with_password(here: Bench) -> None:
-    """Name an issuer by a URL with a password, which an agent may refuse, or use."""
-    password = note("password", word := secrets.token_urlsafe(32), word)
-    first, *others = here.loan.policy["issuers"]
-    url = f"https://gate:{password}@127.0.0.1:9/keys"
-    here.reload({**here.loan.policy, "issuers": [{**first, "jwks_uri": url}, *others]})
+def _reload_with_passwords(here: Bench) -> None:
+    """Write a URL with a password in each place of a policy, which an agent may refuse, or use."""
+    for place, edits in _TABLE["urls"].items():
+        password = note(f"password of {place}", word := secrets.token_urlsafe(32), word)
+        url = f"https://gate:{password}@127.0.0.1:9"
+        here.reload(edited(here.loan.policy, filled(edits, {"url": url})))
+        here.ask(here.token(), with_reason=False)
     _send(here, here.token())
 
 
