@@ -15,13 +15,14 @@ so an agent that remembers a refusal, or an allow, beyond the policy that gave i
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from iamroles_scenarios.checks.derived.schema import CONFLICTS, GRANTS, KEYS, ONE_OF, PROCESS, SHARED, UNKNOWN
 from iamroles_scenarios.checks.derived.world import Policy, derived, edited, iam_check
 from iamroles_scenarios.declarations.results import check
-from iamroles_scenarios.declarations.tables import ARN, table
+from iamroles_scenarios.declarations.tables import ARN, filled, table
 from iamroles_scenarios.engine.answers import ALLOW, ROWS, Expected, expected, refusal
 from iamroles_scenarios.engine.bench import Bench, SpopQuestion
 from iamroles_scenarios.engine.target import Target
@@ -154,6 +155,8 @@ _LARGE = [{"id": f"large{n}", "roles": ["kiosk"], "path": f"/large/{n}"} for n i
 """Denies that make more than 100 kB of a policy."""
 _LOOK = 16
 """Policies that the agent turns down between two looks at what is in force."""
+_DIGITS = 5000
+_VAST = {"number": 10**_DIGITS - 1, "duration": f"{10**400 - 1}s"}
 
 
 def whole(base: Policy) -> dict[str, Any]:
@@ -219,6 +222,16 @@ def _with(base: Policy, name: str, key: str, value: object) -> dict[str, Any]:
     return policy
 
 
+def _reload_vast(here: Bench, base: Policy, edits: Policy) -> None:
+    """Give the agent a policy with numbers longer than Python writes by default."""
+    limit = sys.get_int_max_str_digits()
+    sys.set_int_max_str_digits(_DIGITS)
+    try:
+        here.reload(edited(base, filled(edits, _VAST)))
+    finally:
+        sys.set_int_max_str_digits(limit)
+
+
 @check(
     "policy.derived.refused", "DERIVED-KEY-004", "DERIVED-RELOAD-002", features={"oidc", "reload"}, long=True
 )
@@ -226,7 +239,7 @@ def refused(target: Target) -> str:
     """A policy with an unknown, missing or mistyped key, or a name twice, is refused and harmless.
 
     One fault at a time, while nobody answers for the keys: the agent still allows tokens that it never
-    saw before. Before them a large policy, which is read whole.
+    saw before. Before them vast numbers, which may be refused, and a large policy, which is read whole.
     """
     with derived(target, "policy.derived.refused") as here:
         base = whole(here.loan.policy)
@@ -237,6 +250,11 @@ def refused(target: Target) -> str:
         here.issuer().clear()  # of the fault below, if this is played again
         here.wait_for_keys(good)
         here.ask_all(good)
+        for key, edits in table("keys")["vast"].items():
+            _reload_vast(here, base, edits)
+            fresh = [SpopQuestion(f"after a vast {key}", iam_check(here.token(roles=["kiosk"])), ALLOW)]
+            here.wait_for_keys(fresh)
+            here.ask_all(fresh)
         large = {"denies": [*base["denies"], *_LARGE], "x-other": {"notes": 1200 * ["x" * 1000]}}
         here.must_reload({**base, **large}, "many denies, and a megabyte of another vendor's (6.1)")
         last = iam_check(here.token(roles=["kiosk"]), path=_LARGE[-1]["path"])
