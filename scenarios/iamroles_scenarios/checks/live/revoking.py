@@ -304,11 +304,15 @@ def signed_since(target: Target) -> None:
         here.expect("a request that is revoked by its signature", mine, gone, within=WITHIN, **how)
 
 
+_VAST = ('"9999-12-31T23:59:60Z"', "9" * 5000)
+"""Moments beyond the year 9999 and 64 bits."""
+
+
 @check("live.revoke.file", "LIVE-REVOKE-005", features={"live"})
 def faulty(target: Target) -> None:
     """A file of revocations that is empty or half written lifts no revocation.
 
-    The next sound file counts again.
+    The next sound file counts again, also after files with moments that an agent may be unable to read.
     """
     with live_bench(target, "live.file", revoking=True) as here:
         token, how = here.token(exp="+15m", sub="alice"), _PLAIN
@@ -319,6 +323,10 @@ def faulty(target: Target) -> None:
             here.world.agent.put("revocations.toml", text)
             rest(here.stretched(2 * AFTER))
             here.expect(f"a request after the file became {text!r}", token, gone, **how)
+        for moment in _VAST:
+            text = f'[[revocations]]\nid = "now"\nprincipals = ["bob"]\nissued_before = {moment}\n'
+            here.world.agent.put("revocations.toml", text)
+            rest(here.stretched(2 * AFTER))
         here.revoke()
         here.expect("a request after the undo", token, Expectation(backend="plain"), within=WITHIN, **how)
 
