@@ -37,14 +37,14 @@ ROOMS = {
 }
 ARROWS = {"iamroles_agent": 40}
 LINES = {
-    "reference": 25_797,
-    "scenarios": 36_925,
+    "reference": 25_834,
+    "scenarios": 36_953,
     "conformance": 11_818,
     "loadtests": 4_962,
     "benchmarks": 4_271,
-    "tests": 36_108,
+    "tests": 36_131,
 }
-TRUSTED_LINES = 19_450
+TRUSTED_LINES = 19_472
 """Of the agent: what an auditor must trust."""
 DATA_LINES = 22_102
 """Of TOML and JSON: code must not hide as data."""
