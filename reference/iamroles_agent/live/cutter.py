@@ -125,12 +125,12 @@ class Cutter:
                 worker.close()
 
     def _pause(self) -> float:
-        now = self.clock()
-        pause = POLL
-        for worker in self._workers.values():
-            for due in worker.due.values():
-                if not due.done:
-                    pause = min(pause, due.cut_at - now if due.cut_at > now else POLL if due.missed else 0.1)
+        now, pause = self.clock(), POLL
+        for due in (due for worker in self._workers.values() for due in worker.due.values()):
+            if not due.done:
+                pause = min(pause, due.cut_at - now if due.cut_at > now else POLL if due.missed else 0.1)
+            elif now < due.cut_at + 0.15:  # if the cut did nothing, the filter needs time to end it instead
+                pause = min(pause, 0.15)
         return max(0.001, pause)
 
     def stop(self, since: float) -> bool:

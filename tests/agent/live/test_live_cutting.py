@@ -246,6 +246,14 @@ async def test_what_is_left_of_a_look_is_looked_at_soon(proxy):
     assert cutter._pause() == pytest.approx(WAIT)
 
 
+async def test_a_cut_is_looked_at_again_while_its_second_runs(proxy):
+    proxy.streams = {7: Row(4711, 9000)}
+    cutter = proxy.cutter(revoking("alice"))
+    await cutter.look()
+    assert proxy.cuts
+    assert cutter._pause() < cutting.POLL
+
+
 async def test_ends_that_a_policy_moved_are_told_to_haproxy_after_the_cuts(proxy):
     proxy.streams = {n: Row(4711 + n, 9000) for n in range(300)}
     proxy.streams[500] = Row(4710, 9000, ticket=of("bob"))
