@@ -41,7 +41,7 @@ mutant("live.streams-anywhere", "LIVE-REFUSE-001", "lets upgrades and event stre
     without("upgrade", "event-stream", name="iam-routes.cfg")
 )
 mutant("live.needs-the-agent", "LIVE-ALONE-001", "is not woken at the credential's end: the agent must cut")(
-    replaced("filter.wake_time(math.min(left, LONGEST))", "", name="iam-live.lua")
+    replaced("filter.wake_time(math.min(left, longest))", "", name="iam-live.lua")
 )
 mutant("live.proxys-own-clock", "LIVE-CLOCK-001", "uses the proxy's clock, which stops while it is frozen")(
     replaced('txn.f:date(0, "ms")', "1000 * core.now().sec + core.now().usec // 1000", name="iam-live.lua"),
