@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import struct
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import urllib3
@@ -109,12 +109,15 @@ def unmasked(opcode, payload):
     return head + payload
 
 
-def test_websocket_echoes_pongs_and_closes(echo):
+def handshake(path):
     key = base64.b64encode(bytes(16)).decode()
     fields = f"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: {key}\r\n"
-    handshake = f"GET /live HTTP/1.1\r\nHost: h\r\n{fields}\r\n"
+    return f"GET {path} HTTP/1.1\r\nHost: h\r\n{fields}\r\n".encode()
+
+
+def test_websocket_echoes_pongs_and_closes(echo):
     with connected(echo) as connection:
-        connection.sendall(handshake.encode() + masked(1, b"hello") + masked(9, b"p"))
+        connection.sendall(handshake("/live") + masked(1, b"hello") + masked(9, b"p"))
         connection.sendall(masked(1, b"a" * 200, final=False) + masked(0, b"b") + masked(8, b"\x03\xe8"))
         data = connection.makefile("rb").read()
 
@@ -123,6 +126,18 @@ def test_websocket_echoes_pongs_and_closes(echo):
     assert b"X-Echo-Backend: orders-ro" in head
     expected = [(1, b"hello"), (10, b"p"), (1, b"a" * 200 + b"b"), (8, b"\x03\xe8")]
     assert frames == b"".join(unmasked(*each) for each in expected)
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_an_endless_websocket_goes_on_when_its_client_has_closed_its_side(echo, quiet):
+    with connected(echo) as connection, connection.makefile("rb") as stream:
+        connection.sendall(handshake("/live?endless=1" + "&quiet=1" * quiet))
+        connection.shutdown(socket.SHUT_WR)
+        http.client.parse_headers(stream)
+        connection.settimeout(0.3 if quiet else 10)
+
+        with pytest.raises(TimeoutError) if quiet else nullcontext():
+            assert stream.read(6) == unmasked(9, b"") * 3
 
 
 @given(st.lists(st.binary(max_size=300), max_size=5), st.integers(1, 50))

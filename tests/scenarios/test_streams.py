@@ -4,13 +4,14 @@ import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import pytest
 
 from iamroles_scenarios.base import recording
-from iamroles_scenarios.base.errors import TooSlow
+from iamroles_scenarios.base.errors import CheckFailed, TooSlow
 from iamroles_scenarios.checks.live import fixture, revoking
 from iamroles_scenarios.checks.live.fixture import SOCKET, UPLOAD, LiveBench
 from iamroles_scenarios.checks.live.multiplexed import H2Client
@@ -65,6 +66,22 @@ def test_an_end_that_was_seen_too_late_proves_nothing_and_a_late_judge_costs_no_
         with recording.recorded() as found, pytest.raises(TooSlow) if late else nullcontext():
             hold()
         assert found.narrowest in (None, recording.Wait("it", seen, 1.0))
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_proxy_may_end_a_websocket_when_its_client_closes_its_side(monkeypatch, half):
+    monkeypatch.setattr(LiveBench, "failed", lambda _, what: CheckFailed(what))
+    target = SimpleNamespace(seconds=lambda seconds: seconds / 100)
+    here = LiveBench(target, SimpleNamespace(suffix=""))
+    stream = ObservedStream(replace(SOCKET, half=half), "e30." + b64url(b'{"exp": 9999999999}') + ".")
+    stream.status = 101
+    stream._answered.set()
+    stream.end()
+
+    holds = [here.must_begin, lambda one: here.must_last([one], "it", 0), lambda one: here.must_expire([one])]
+    for hold in holds:
+        with nullcontext() if half else pytest.raises(CheckFailed):
+            hold(stream)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ Every request on any path is answered 200 with
 `{"backend", "method", "path", "headers": [[name, value], ...], "client", "body"}`: path is the target as
 received, headers keep order, spelling and repetition, body is its length in bytes. Also:
 
-- `Upgrade: websocket`: a WebSocket that echoes (RFC 6455); ping, close and fragments are honoured;
+- `Upgrade: websocket`: a WebSocket that echoes (RFC 6455); ping, close and fragments are honoured; with the
+  query `endless=1` it pings each 50 ms, and stays open if the client closes its side; `quiet=1`: no ping;
 - `Accept: text/event-stream`: server-sent events, the first one the answer above, then one each 50 ms;
 - the query `type=dGV4dC94`: the same, of this media type (base64url);
 - the query `after=300`: the answer comes 300 ms later;
@@ -45,6 +46,7 @@ from iamroles_scenarios.base import process
 _MAX_HEAD = 64 * 1024
 _PIECE_INTERVAL = 0.05
 _PIECE = b"." * 4096
+_PING = b"\x89\0"
 _AFTER = re.compile(r"[?&]after=([0-9]{1,5})(?:&|$)")
 _RAW = re.compile(r"[?&]raw=([A-Za-z0-9_-]+)(?:&|$)")
 _TYPE = re.compile(r"[?&]type=([A-Za-z0-9_-]+)(?:&|$)")
@@ -88,6 +90,10 @@ class EchoProtocol(asyncio.Protocol):
         self._backend.connections.discard(self)
         if self._timer is not None:
             self._timer.cancel()
+
+    def eof_received(self) -> bool:
+        """Return whether the connection stays open: an endless WebSocket does."""
+        return self._socket is not None and self._timer is not None
 
     def abort(self) -> None:
         self._transport.abort()
@@ -146,6 +152,8 @@ class EchoProtocol(asyncio.Protocol):
             return
         if fields.get("upgrade", "").lower() == "websocket":
             self._upgrade(fields.get("sec-websocket-key", ""))
+            if "endless=1" in path:
+                self._tick(1, None if "quiet=1" in path else lambda _number: _PING)
             return
         headers = [
             (key.decode(), value.decode("latin-1")) for key, value in self._request.headers.raw_items()
@@ -192,15 +200,14 @@ class EchoProtocol(asyncio.Protocol):
         named = [("X-Echo-Backend", self._backend.name), *headers]
         self._write(h11.Response(status_code=status, reason=b"OK" if status == 200 else b"", headers=named))
 
-    def _write(self, event: h11.Event) -> None:
-        if data := self._http.send(event):
+    def _write(self, event: h11.Event | bytes) -> None:
+        if data := event if isinstance(event, bytes) else self._http.send(event):
             self._transport.write(data)
 
-    def _tick(self, number: int, piece: Callable[[int], h11.Event] | None) -> None:
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(_PIECE_INTERVAL, self._next_piece, number, piece)
+    def _tick(self, number: int, piece: Callable[[int], h11.Event | bytes] | None) -> None:
+        self._timer = asyncio.get_running_loop().call_later(_PIECE_INTERVAL, self._next_piece, number, piece)
 
-    def _next_piece(self, number: int, piece: Callable[[int], h11.Event] | None) -> None:
+    def _next_piece(self, number: int, piece: Callable[[int], h11.Event | bytes] | None) -> None:
         if piece is not None:
             self._write(piece(number))
             self._tick(number + 1, piece)

@@ -47,7 +47,6 @@ mutant("live.proxys-own-clock", "LIVE-CLOCK-001", "uses the proxy's clock, which
     replaced('txn.f:date(0, "ms")', "1000 * core.now().sec + core.now().usec // 1000", name="iam-live.lua"),
     setting(proxy_worker, "GRACE", 60.0),
 )
-
 mutant("live.last-byte", "LIVE-EXPIRY-001", "passes bytes for 0.8 s after the credential's end")(
     replaced('.iam.expires")) or 0) - self.early', '.iam.expires")) or 0) + 800', name="iam-live.lua"),
     setting(proxy_worker, "GRACE", 60.0),
@@ -58,8 +57,6 @@ mutant("live.a-moment-late", "LIVE-EXPIRY-003", "ends each stream 10 to 40 ms af
 mutant("live.looks-once", "LIVE-CHANGE-001", "reads open streams for a quarter of a second after a change")(
     setting(proxy_worker, "SETTLE", 0.25)
 )
-
-
 _MEDIA_TYPE = "reg -i ^text/event-stream([[:space:];]|$)"
 mutant("live.types-by-letter", "LIVE-REFUSE-002", "knows an event stream by small letters alone")(
     replaced(_MEDIA_TYPE, _MEDIA_TYPE.replace(" -i", ""), name="iam-routes.cfg")
@@ -159,6 +156,9 @@ mutant("live.deaf", "LIVE-POLICY-001 LIVE-KEY-001 LIVE-REVOKE-001", "judges no o
     setting(proxy_worker, "SETTLE", 0.0),
     setting(proxy_worker, "UNLISTED", 0.0),
 )
+mutant("live.half-closed", "LIVE-POLICY-001 LIVE-REVOKE-001", "ends no tunnel whose client closed its side")(
+    replaced("if not txn.req:may_recv() then", "if false then", name="iam-live.lua")
+)
 mutant("live.revocations-alone", "LIVE-POLICY-001 LIVE-KEY-001", "ends streams for revocations alone")(
     setting(Cutter, "changed", Cutter.revoked)
 )
@@ -249,7 +249,6 @@ mutant("live.cuts-by-recycled-number", "LIVE-KEEP-001", "cuts by pointer, withou
 mutant("live.new-worker-only", "LIVE-RELOAD-001", "reaches only the newest worker of the proxy")(
     around(cutter, "workers")(lambda sound, answer: sound(answer)[:1])
 )
-
 mutant("live.end-without-leeway", "LIVE-KEEP-001", "judges a stream again without its issuer's leeway")(
     around(judging, "accepted_now")(lambda sound, who, of: sound(who, of.model_copy(update={"leeway": 0.0})))
 )

@@ -35,12 +35,12 @@ _MOMENTS, _LATE = range(5), 2 / 3
 def expiry(target: Target) -> None:
     """WebSockets, event streams, downloads and uploads end when their token expires, busy or idle.
 
-    So does a download that answers a body which has ended. All at once, next to one whose token lasts: that
-    one goes on.
+    So do a download that answers a body which has ended, and a WebSocket whose client has closed its side.
+    All at once, next to one whose token lasts: that one goes on.
     """
     with live_bench(target, "live.expiry") as here:
         lasting = here.open(SOCKET, here.token(exp="+15m"))
-        here.must_expire(here.open_short((*EVERY, fixture.REPLY)))
+        here.must_expire(here.open_short((*EVERY, *fixture.HALF, fixture.REPLY)))
         if not lasting.moves(here.seconds(OPEN)):
             raise here.failed("a WebSocket whose token lasts was ended as well")
 

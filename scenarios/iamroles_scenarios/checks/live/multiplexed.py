@@ -23,17 +23,12 @@ _PIECE = 65536
 class Multiplexed(ObservedStream):
     """One stream of a connection."""
 
-    def __init__(self, connection: H2Client, number: int, shape: StreamShape, token: str) -> None:
+    def __init__(self, number: int, shape: StreamShape, token: str) -> None:
         super().__init__(shape, token)
         self.number = number
-        self._connection = connection
 
     def __str__(self) -> str:
         return f"{self.shape} over HTTP/2"
-
-    def say(self) -> None:
-        """Send one piece on an idle WebSocket."""
-        self._connection.send(self, StreamShape("websocket").beat)
 
     def saw(self, event: Event) -> None:
         match event:
@@ -77,7 +72,7 @@ class H2Client:
     def stream(self, shape: StreamShape, path: str, token: str) -> Multiplexed:
         with self._lock:
             number = self._h2.get_next_available_stream_id()
-            found = self._streams[number] = Multiplexed(self, number, shape, token)
+            found = self._streams[number] = Multiplexed(number, shape, token)
             ends = shape.kind in ("events", "download")
             fields = shape.fields(path, token)
             self._h2.send_headers(number, fields, end_stream=ends)
@@ -147,6 +142,8 @@ class H2Client:
                 stream = self._streams.get(getattr(event, "stream_id", None) or 0)
                 if stream is not None:
                     stream.saw(event)
+                    if stream.shape.half and isinstance(event, ResponseReceived):
+                        self._h2.end_stream(stream.number)
             self._flush()
 
     def _feed(self) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from contextlib import closing
 
 from iamroles_scenarios.base.polling import rest
-from iamroles_scenarios.checks.live.fixture import AFTER, EVERY, WITHIN, LiveBench, live_bench
+from iamroles_scenarios.checks.live.fixture import AFTER, EVERY, HALF, SOCKET, WITHIN, LiveBench, live_bench
 from iamroles_scenarios.checks.live.multiplexed import H2Client, Multiplexed
-from iamroles_scenarios.checks.live.stream import KINDS, Kind, StreamShape
+from iamroles_scenarios.checks.live.stream import KINDS, StreamShape
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation
 from iamroles_scenarios.engine.target import Target
@@ -48,7 +48,7 @@ def expiry(target: Target) -> None:
         lasts = here.token(exp="+15m")
         lasting = [begun(here, line, StreamShape(kind), lasts, "/live/reader") for kind in KINDS]
         token = here.token(exp=here.end())
-        short = [line.stream(shape, "/live/reader", token) for shape in EVERY]
+        short = [line.stream(shape, "/live/reader", token) for shape in (*EVERY, *HALF)]
         for stream in short:
             here.must_begin(stream)
         here.must_expire(short)
@@ -65,26 +65,27 @@ def revoked(target: Target) -> None:
     gives up the whole connection, which says nothing of the others: it is played again.
     """
     with live_bench(target, "live.h2.revoked", revoking=True) as here:
-        for kinds in (KINDS[:1], KINDS):  # an agent may look for few streams of a connection otherwise
+        every = (*map(StreamShape, KINDS), *HALF)
+        for shapes in ((SOCKET,), every):  # an agent may look for few streams of a connection otherwise
             for _ in range(_TIMES):
                 with closing(H2Client(here)) as line:
                     must_offer(here, line)
-                    if _one_goes(here, line, kinds):
+                    if _one_goes(here, line, shapes):
                         break
             else:
                 raise here.failed(f"the proxy broke the connection each of {_TIMES} times: {line.fault}")
 
 
-def _one_goes(here: LiveBench, line: H2Client, kinds: Iterable[Kind]) -> bool:
+def _one_goes(here: LiveBench, line: H2Client, shapes: Iterable[StreamShape]) -> bool:
     """Play it on one connection; False: the proxy sent a second head there."""
     alice = here.token(exp="+15m", sub="alice")
     bob = here.token(exp="+15m", sub="bob", roles=["writer"])
     here.revoke()
     here.expect("nothing is revoked", alice, Expectation(backend="plain"), within=WITHIN, path="/plain/a")
     going, staying = [], []
-    for kind in kinds:
-        staying.append(begun(here, line, StreamShape(kind), bob, "/live/writer"))
-        going.append(begun(here, line, StreamShape(kind), alice, "/live/reader"))
+    for shape in shapes:
+        staying.append(begun(here, line, shape, bob, "/live/writer"))
+        going.append(begun(here, line, shape, alice, "/live/reader"))
     here.revoke(principals=["alice"])
     here.must_end(going, "its revocation")
     rest(here.stretched(AFTER))  # what cuts too much has had its time

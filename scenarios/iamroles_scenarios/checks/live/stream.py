@@ -38,20 +38,18 @@ class StreamShape:
 
     kind: Kind
     busy: bool = True
+    half: bool = False
+    """A WebSocket whose client closes its own side (a FIN) once it is open, while the server's stays open."""
 
     def __str__(self) -> str:
-        return f"{'busy' if self.busy else 'idle'} {self.kind}"
+        return f"{'busy' if self.busy else 'idle'} {'half-closed ' * self.half}{self.kind}"
 
     def target(self, path: str) -> str:
         """Return the path with the query that says how the answer comes."""
-        match self.kind:
-            case "events":
-                return path if self.busy else f"{path}?quiet=1"
-            case "interim":
-                return f"{path}?interim=1"
-            case "download" | "reply":
-                return f"{path}?endless=1" if self.busy else f"{path}?endless=1&quiet=1"
-        return path
+        endless = self.half or self.kind in ("download", "reply")
+        quiet = not self.busy and (endless or self.kind == "events")
+        words = ["endless=1"] * endless + ["quiet=1"] * quiet + ["interim=1"] * (self.kind == "interim")
+        return f"{path}?{'&'.join(words)}" if words else path
 
     def head(self, path: str, token: str) -> bytes:
         lines = ["Host: gate.example", f"Authorization: Bearer {token}"]
@@ -90,7 +88,7 @@ class StreamShape:
     @property
     def beat(self) -> bytes:
         """The piece that the client sends again and again; empty: it only listens."""
-        if not self.busy:
+        if not self.busy or self.half:
             return b""
         if self.kind == "websocket":
             return b"\x81\x82" + struct.pack("!I", 0) + b"hi"
@@ -136,7 +134,8 @@ class ObservedStream:
         """Return whether it is under way: the head of the answer is here; an upload has begun."""
         if self.shape.kind == "upload":
             return not self.over.wait(min(within, 10 * BEAT))
-        return self._answered.wait(within) and self.status in (101, 103, 200) and not self.over.is_set()
+        begun = self._answered.wait(within) and self.status in (101, 103, 200)
+        return begun and (self.shape.half or not self.over.is_set())
 
     def answered(self, within: float) -> int:
         """Return the status, 0 if none comes in time."""
@@ -240,6 +239,8 @@ class Stream(ObservedStream):
                         head += piece
                         if b"\r\n\r\n" in head:
                             self.status = int(head.split(b" ", 2)[1])
+                            if self.shape.half:
+                                self._sock.shutdown(socket.SHUT_WR)
                             self._answered.set()
                             if self.shape.kind == "upload":
                                 break  # the answer ends an upload
