@@ -27,8 +27,9 @@ from iamroles_conformance.selftest.registry import mutant
 mutant("tolerant.displaces", "", "ends an idle connection at once in favour of another above the limit")(
     setting(idle, "IDLE", 0.0)
 )
-
-
+mutant("tolerant.ends-half-closed", "", "ends a WebSocket when its client closes its side")(
+    edit.replaced("longest = HALF", 'if txn:get_var("txn.iam_tunnel") then error() end', name="iam-live.lua")
+)
 mutant("tolerant.ages-early", "", "ends connections long before `max_connection_age`, also busy ones")(
     setting(server, "_YOUNGEST", 0.3), setting(server, "GENTLY", 0.0)
 )
