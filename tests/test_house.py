@@ -38,7 +38,7 @@ ROOMS = {
 ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 25_834,
-    "scenarios": 36_961,
+    "scenarios": 36_966,
     "conformance": 11_818,
     "loadtests": 4_962,
     "benchmarks": 4_271,

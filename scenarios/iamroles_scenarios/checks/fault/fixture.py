@@ -11,7 +11,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import cached_property
 from typing import Any
 
@@ -86,7 +86,12 @@ class FaultBench(Bench):
     @contextmanager
     def waiting(self, question: HttpQuestion) -> Iterator[None]:
         """Have this asked meanwhile, by a client that may wait; its answer does not matter."""
-        client = threading.Thread(target=recording.carried(self.send), args=(question,), daemon=True)
+
+        def ask() -> None:
+            with suppress(StageError):  # the run is over
+                self.send(question)
+
+        client = threading.Thread(target=recording.carried(ask), daemon=True)
         client.start()
         yield
         client.join(self.seconds(2 * _ANSWER))
