@@ -37,14 +37,14 @@ ROOMS = {
 }
 ARROWS = {"iamroles_agent": 40}
 LINES = {
-    "reference": 25_834,
+    "reference": 25_832,
     "scenarios": 36_966,
-    "conformance": 11_818,
+    "conformance": 11_819,
     "loadtests": 4_962,
     "benchmarks": 4_271,
-    "tests": 36_130,
+    "tests": 36_119,
 }
-TRUSTED_LINES = 19_472
+TRUSTED_LINES = 19_470
 """Of the agent: what an auditor must trust."""
 DATA_LINES = 22_102
 """Of TOML and JSON: code must not hide as data."""

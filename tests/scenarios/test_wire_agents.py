@@ -194,7 +194,7 @@ def test_a_slow_question_that_was_answered_at_once_is_followed_by_another():
     asked = []
     with blunt("allow-after-timeout", "--delay", "0") as address:
         slow = lambda _scale: asked.append({}) or {}  # noqa: E731
-        target = WireTarget(address, 0.1, allowed={}, slow=slow, features=frozenset({"oidc"}))
+        target = WireTarget(address, 1.0, allowed={}, slow=slow, features=frozenset({"oidc"}))
         with pytest.raises(Untestable, match="answered at once"):
             asyncio.run(notify.pipeline(target))
 

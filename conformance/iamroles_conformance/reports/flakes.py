@@ -35,7 +35,7 @@ class Measured:
     again: int
     """Runs in which it was played more than once until its result held."""
     why: str
-    """What was wrong when it last did not pass, or how the host was late for it in the last of these runs."""
+    """Why it did not pass the last time; if it always did, how the host was late for it."""
     narrowest: Wait | None
     """The least of all runs; None: the check has no wait with a bound."""
 
@@ -91,13 +91,14 @@ def measured(runs: Sequence[dict[str, Any]]) -> list[Measured]:
     for name in names:
         played = [run["checks"][name] for run in runs if name in run["checks"]]
         waits = [Wait(*one[2]) for one in played if one[2]]
-        whys = sorted((len(one), at, one[-1]) for at, one in enumerate(played) if len(one) > 4 or one[1] > 1)
+        late = [one[3] for one in played if one[1] > 1]
+        wrong = [one[4] for one in played if len(one) > 4]
         found.append(
             Measured(
                 name,
                 Counter(str(one[0]) for one in played),
                 sum(one[1] > 1 for one in played),
-                whys[-1][-1] if whys else "",
+                "".join([*late, *wrong][-1:]),
                 min(waits, key=lambda wait: wait.margin, default=None),
             )
         )

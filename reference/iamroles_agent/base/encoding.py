@@ -17,6 +17,8 @@ from collections.abc import Callable
 from string import ascii_lowercase, ascii_uppercase
 from typing import Any
 
+VISIBLE = re.compile(r"[!-~](?:[ -~]*[!-~])?")
+"""A value that a header carries as it is: visible ASCII, with blanks inside alone."""
 MAX_DEPTH = 16
 """Nesting of objects and arrays in a header, payload or key set; real documents need four."""
 MAX_CONTAINERS = 1024

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from iamroles_agent.base import config
 from iamroles_agent.base.config import Config
+from iamroles_agent.base.encoding import VISIBLE
 from iamroles_agent.base.errors import closest
 from iamroles_agent.base.identity import RoleArn, is_tag
 from iamroles_agent.base.reasons import Refusal
@@ -50,7 +51,6 @@ _FILE = re.compile(r"/[A-Za-z0-9._/@+-]{1,200}", re.ASCII)
 _TLS_NAME = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*", re.ASCII)
 _ACCOUNT = re.compile(r"[0-9]{12}", re.ASCII)
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}", re.ASCII)
-_VALUE = re.compile(r"[!-~](?:[ -~]*[!-~])?", re.ASCII)
 _TAKEN = re.compile(
     "(?i)host|accept(-encoding)?|user-agent|content-length|(proxy-)?connection|keep-alive|te|trailer"
     "|transfer-encoding|upgrade"
@@ -197,7 +197,7 @@ def _sts(key: str, sts: config.Sts) -> Iterator[Fault]:
         (not sts.hosts, "hosts", no_hosts, "Write STS's host names"),
         (not _HEADER.fullmatch(header), "binding_header", "is not a header name", edge),
         (_TAKEN.fullmatch(header), "binding_header", "is a field that the call itself has", edge),
-        (not _VALUE.fullmatch(sts.binding_value), "binding_value", unfit, "Write this proxy's own name"),
+        (not VISIBLE.fullmatch(sts.binding_value), "binding_value", unfit, "Write this proxy's own name"),
     )
     for index, host in enumerate(sts.hosts):
         if "*" in host or not _host_and_port(host):

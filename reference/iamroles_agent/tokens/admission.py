@@ -42,7 +42,7 @@ MAX_WAIT = 2.0
 """Seconds; by then HAProxy has given up (`timeout processing`)."""
 _KNOWN_FOR = 3600.0
 _BUCKETS, _EACH = 1 << 14, 4
-"""Of the table of known keys, and entries of a bucket: 1 MiB, of which the kernel gives what is used."""
+"""Buckets of the table of known keys, and entries in each: 1 MiB, whose unused pages cost nothing."""
 
 
 def client_network(address: IPv4Address | IPv6Address | None) -> str:

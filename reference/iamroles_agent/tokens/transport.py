@@ -27,6 +27,7 @@ from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 from iamroles_agent.base import files
+from iamroles_agent.base.encoding import VISIBLE
 
 _T = TypeVar("_T")
 _Resolved = tuple[list[Any], ssl.SSLContext | None]
@@ -42,7 +43,6 @@ _MAX_HEAD = 65536
 _MAX_INTERIM, _MAX_CHUNKS = 8, 4096
 _FRAMING = (b"transfer-encoding", b"content-length")
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [^\r\n]*)?")
-_VISIBLE = re.compile(r"[!-~](?:[ -~]*[!-~])?")
 _FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([^\r\n\0]*)")
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\r\n]*)?")
 
@@ -212,11 +212,7 @@ class Transport:
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         fields = {"Host": parts.netloc, "Accept-Encoding": "identity", "User-Agent": "iamroles-agent"}
         fields |= headers or {}
-        if (
-            not all(map(_VISIBLE.fullmatch, fields.values()))
-            or " " in target
-            or not _VISIBLE.fullmatch(target)
-        ):
+        if not all(map(VISIBLE.fullmatch, fields.values())) or " " in target or not VISIBLE.fullmatch(target):
             raise TransportError("a URL or header that cannot be sent")
         lines = [f"GET {target} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items()), "", ""]
         request = "\r\n".join(lines).encode()

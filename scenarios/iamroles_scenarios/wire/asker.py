@@ -60,7 +60,7 @@ class Asker:
         self._stream_id = 1
         self._opening: asyncio.Lock | None = None
         self._dropped = WireError("no connection yet")
-        """What ended the last connection."""
+        """How the last connection ended."""
         self._turn: AbstractAsyncContextManager[object] = nullcontext()
         self._limit = MAX_ANSWER
         """Bytes of the longest frame that was agreed on."""

@@ -71,24 +71,13 @@ async def test_a_flood_from_one_source_stays_in_the_worker():
     assert asked._flights._flights == {}
 
 
-async def test_a_known_key_has_room_beside_floods_from_everywhere():
-    link = Link()
-    remote = Remote(link, Clock())
-    assert await outcome(prover(link, remote), credential(GOOD), "sound") == ""
-    asked = prover(link, remote)  # a reload forgets nobody
-    flood = [task for n in range(50) for task in forged(asked, f"flood-{n}", 16, 16 * n)]
-    await until(lambda: len(link.asked) == 1 + 64 - 16)
-
-    assert await outcome(asked, credential(presign(now=NOW - 1)), "sound") == ""
-    link.release.set()
-    await asyncio.gather(*flood)
-
-
-async def test_who_is_known_to_one_process_is_known_to_all():
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["after-a-reload", "in-another-worker"])
+async def test_a_known_key_has_room_beside_floods_from_everywhere(elsewhere):
     """He once was a stranger to the next worker, and waited two seconds there behind a flood."""
     link, callers = Link(), Callers()
-    assert await outcome(prover(link, Remote(link, Clock(), callers)), credential(GOOD), "sound") == ""
-    asked = prover(link, Remote(link, Clock(), callers))
+    remote = Remote(link, Clock(), callers)
+    assert await outcome(prover(link, remote), credential(GOOD), "sound") == ""
+    asked = prover(link, Remote(link, Clock(), callers) if elsewhere else remote)
     flood = [task for n in range(50) for task in forged(asked, f"flood-{n}", 16, 16 * n)]
     await until(lambda: len(link.asked) == 1 + 64 - 16)
 
