@@ -103,8 +103,9 @@ def _check(sound: Sound) -> Iterator[Fault]:
     yield from _references(sound)
     yield from _resources(sound)
     yield from _conflicts(sound, faulty)
-    if sound.whole is not None:
-        yield from _whole(sound.whole)
+    if sound.whole is not None and not sound.issuers and not sound.sts:
+        yield Fault("", "trusts nobody: neither [[issuers]] nor [[sts]]", "Add at least one")
+    yield from _tables(sound.tables)
 
 
 def _rows(key: str, *rows: tuple[object, str, str, str]) -> Iterator[Fault]:
@@ -586,9 +587,7 @@ def _client_certificate(front: config.ClientCertificate) -> Iterator[Fault]:
         yield from _network(f"client_certificate.from[{index}]", network)
 
 
-def _whole(whole: Config) -> Iterator[Fault]:
-    if not whole.issuers and not whole.sts:
-        yield Fault("", "trusts nobody: neither [[issuers]] nor [[sts]]", "Add at least one")
+def _tables(whole: Config) -> Iterator[Fault]:
     addresses = whole.agent.addresses or [""]
     for index, text in enumerate(addresses):
         if not _is_listen(text):

@@ -21,6 +21,8 @@ class Sound:
     union: bool
     whole: Config | None
     """None if some part has the wrong shape."""
+    tables: Config
+    """The single tables, such as `dpop`, that have the right shape."""
     issuers: list[tuple[str, config.Issuer]]
     sts: list[tuple[str, config.Sts]]
     roles: list[tuple[str, config.Role]]
@@ -42,7 +44,8 @@ class Sound:
     @classmethod
     def of_config(cls, whole: Config) -> Sound:
         """Take all items of a configuration with the right shape."""
-        return cls._of(lambda table, _: list(getattr(whole, table)), whole.multi_role == "union", whole)
+        union = whole.multi_role == "union"
+        return cls._of(lambda table, _: list(getattr(whole, table)), union, whole, whole)
 
     @classmethod
     def of_data(cls, data: dict[str, Any], wrong: set[tuple[int | str, ...]]) -> Sound:
@@ -59,7 +62,10 @@ class Sound:
             names = [{str(f[2]) for f in fields if f[:2] == (table, index)} for index in range(len(listed))]
             return [_mended(model, item, bad) for item, bad in zip(listed, names, strict=True)]
 
-        sound = cls._of(items, data.get("multi_role") == "union", None)
+        faulty = {loc[0] for loc in wrong if loc}
+        tables = {name: item for name, item in data.items() if isinstance(item, dict) and name not in faulty}
+        shaped = Config.model_validate({"version": 1, **tables})
+        sound = cls._of(items, data.get("multi_role") == "union", None, shaped)
         return replace(
             sound,
             role_names=_raw_names(data.get("roles")),
@@ -68,7 +74,9 @@ class Sound:
         )
 
     @classmethod
-    def _of(cls, items: Callable[[str, Any], list[Any]], union: bool, whole: Config | None) -> Sound:
+    def _of(
+        cls, items: Callable[[str, Any], list[Any]], union: bool, whole: Config | None, tables: Config
+    ) -> Sound:
         def keyed(table: str, model: type[_M]) -> list[tuple[str, _M]]:
             found = items(table, model)
             return [(f"{table}[{index}]", item) for index, item in enumerate(found) if item is not None]
@@ -77,6 +85,7 @@ class Sound:
         return cls(
             union=union,
             whole=whole,
+            tables=tables,
             issuers=keyed("issuers", config.Issuer),
             sts=keyed("sts", config.Sts),
             roles=roles,

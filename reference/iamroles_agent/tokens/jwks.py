@@ -264,6 +264,8 @@ class KeySource(Keyring):
         uri = document.get("jwks_uri")
         if not isinstance(uri, str):
             raise TransportError("the discovery document has no jwks_uri")
+        if self.issuer.issuer.startswith("https:"):  # which `insecure_http` does not weaken on the way
+            check_url(uri, insecure_http=False)
         return uri
 
     async def _get(self, url: str) -> dict[str, Any]:

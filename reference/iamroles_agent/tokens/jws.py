@@ -88,7 +88,7 @@ def _read_header(protected: bytes) -> Header:
     if not isinstance(alg, str):
         raise ValueError("`alg` is not a string")
     if "kid" in members and not kid_allowed(kid):
-        raise ValueError("`kid` is not 1 to 256 visible ASCII characters")
+        raise ValueError("`kid` is not a string of 1 to 256 characters")
     if not isinstance(typ, str):
         raise ValueError("`typ` is not a string")
     # No extension is implemented, so none may be critical (RFC 7515 section 4.1.11), an empty list included.

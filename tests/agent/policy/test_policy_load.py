@@ -221,6 +221,9 @@ methods = ["get"]
 path = "/a//b"
 backend = "nowhere"
 
+[dpop]
+origins = ["http://x"]
+
 [x-acme]
 anything = true
 """
@@ -230,7 +233,7 @@ anything = true
     assert [(p.line, p.key) for p in caught.value.problems] == [
         *((2, "multi_rol"), (6, "issuers[0].issuer"), (8, "issuers[0].algorithms[1]"), (15, "roles[0].arn")),
         *((17, "grants[0].roles"), (19, "grants[0].role"), (20, "grants[0].methods[0]")),
-        *((21, "grants[0].path"), (22, "grants[0].backend")),
+        *((21, "grants[0].path"), (22, "grants[0].backend"), (25, "dpop.origins[0]")),
     ]
     assert str(caught.value).startswith("p.toml:2: multi_rol: is not a known key. Did you mean `multi_role`?")
 

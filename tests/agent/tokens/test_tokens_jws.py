@@ -91,8 +91,8 @@ def test_no_configuration_can_allow_weak_algorithms(alg):
     [
         {"crit": []}, {"crit": ["b64"], "b64": True}, {"crit": ["x"]}, {"b64": False}, {"b64": True},
         {"zip": "DEF"}, {"cty": "JWT"}, {"cty": "application/jwt"}, {"cty": 1}, {"alg": 1}, {"alg": None},
-        {"kid": 7}, {"kid": ""}, {"kid": None}, {"kid": "a b"}, {"kid": "k" * 257}, {"kid": "k\n1"},
-        {"kid": "kéy"}, {"kid": ["k1"]}, {"typ": 1}, {"typ": None},
+        {"kid": 7}, {"kid": ""}, {"kid": None}, {"kid": "k" * 257}, {"kid": ["k1"]},
+        {"typ": 1}, {"typ": None},
     ],
     ids=str,
 )  # fmt: skip
@@ -100,9 +100,11 @@ def test_header_rules(change):
     assert judge(raw(HEADER | change, claims())) == "token_malformed"
 
 
-@pytest.mark.parametrize("kid", ["../../dev/null", "' OR 1=1", "k1%00", "http://evil.example/k"])
+@pytest.mark.parametrize(
+    "kid", ["../../dev/null", "' OR 1=1", "k1%00", "k\n1", "kéy", "http://evil.example/k"]
+)
 def test_kid_is_a_dictionary_key_only(kid):
-    assert judge(raw(HEADER | {"kid": kid}, claims())) in ("key_unknown", "token_malformed")
+    assert judge(raw(HEADER | {"kid": kid}, claims())) == "key_unknown"
 
 
 def test_keys_in_the_header_are_ignored():
