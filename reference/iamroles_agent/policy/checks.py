@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from itertools import combinations
 from typing import Any
 from urllib.parse import urlsplit
@@ -358,16 +358,16 @@ def _region(key: str, rule: config.Grant | config.Deny | config.Scope) -> Iterat
 
 def _network(key: str, text: str) -> Iterator[Fault]:
     try:
-        ip_network(text)
+        meant = ip_network(text, strict=False)
     except ValueError as error:
-        try:
-            meant = ip_network(text, strict=False)
-        except ValueError:
-            remedy = 'Write e.g. "10.0.0.0/8" or "2001:db8::/32"'
-            yield Fault(key, f"{text!r} is not a network: {error}", remedy)
-        else:
-            remedy = f'Write "{meant}", or the address with no prefix'
-            yield Fault(key, f"{text!r} has bits set beyond its prefix", remedy)
+        yield Fault(key, f"{text!r} is not a network: {error}", 'Write e.g. "10.0.0.0/8" or "2001:db8::/32"')
+        return
+    address, slash, bits = text.partition("/")
+    remedy = f'Write "{meant}", or the address with no prefix'
+    if slash and bits != str(meant.prefixlen):
+        yield Fault(key, f"{text!r} does not say its prefix as a number of bits", remedy)
+    elif ip_address(address) != meant.network_address:
+        yield Fault(key, f"{text!r} has bits set beyond its prefix", remedy)
 
 
 def _groups(sound: Sound) -> Iterator[Fault]:

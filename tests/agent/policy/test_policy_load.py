@@ -126,6 +126,7 @@ def test_the_example_loads_and_lints_clean_of_warnings():
         ("grants[0].hosts", ["x.test:80"], "and port", "api.example.com"),
         ("grants[0].sources", ["10.0.0.1/8"], "bits set beyond", "10.0.0.0/8"),
         ("grants[0].sources", ["ten"], "not a network", "10.0.0.0/8"),
+        ("grants[0].sources", ["10.0.0.0/255.0.0.0"], "number of bits", "10.0.0.0/8"),
         ("grants[0].match", "regex", "is not one of", "one of"),
         ("denies[0].id", "g", "a second grant or deny", "Rename"),
         ("denies[0].path", "/%2e%2e", "dot segment", "forwarded"),
