@@ -30,6 +30,7 @@ from iamroles_scenarios.wire.frames import Flags, Frame, FrameType, read_message
 
 _OWN, _REQUIRED = "https://mcp.example", "dpop_bound_access_tokens_required"
 _CHANGES, _DPOP = {*FEATURES, "reload"}, {*FEATURES, "dpop"}
+_PARTNER = {"name": "partner", "issuer": "{idp}/partner", "insecure_http": True, "algorithms": ["RS256"]}
 
 
 @check("mcp.policy.refused", "MCP-LOAD-001", features=_CHANGES)
@@ -223,10 +224,10 @@ class _Call(StreamShape):
 
 @check("mcp.stream.policy", "MCP-CUT-001", lane="gate", features={"live", *_CHANGES})
 def streams(target: Target) -> None:
-    """A policy that no longer permits a stream's name, origin, method or version ends it, and no other."""
+    """A policy that no longer permits a stream's issuer, name, origin, method or version ends it alone."""
     own, page = "https://gate.example/live", "https://app.example"
     tables: dict[str, Any] = {
-        "issuers": [{"name": "corp", "audiences": ["edge", own]}],
+        "issuers": [{"name": "corp", "audiences": ["edge", own]}, {**_PARTNER, "audiences": [own]}],
         "grants": [{"id": name, "hosts": ["gate.example"]} for name in ("L1", "L2")],
         "resources": [{"name": "live", "resource": own, "validates_headers": True, "origins": [page]}],
     }
@@ -236,6 +237,7 @@ def streams(target: Target) -> None:
         shapes = [_Call("events", method="tools/call", name=name) for name in ("watch", "other")]
         shapes += [_Call("events", origin=origin) for origin in (page, "")]
         named, other, paged, plain = here.open_all(shapes, token)
+        foreign = here.open(shapes[1], here.token("partner", aud=own))
 
         def change(table: str, row: Mapping[str, Any], going: Stream) -> None:
             document[table] = [{**(document.get(table) or [{}])[0], **row}, *document.get(table, [])[1:]]
@@ -244,6 +246,7 @@ def streams(target: Target) -> None:
 
         entry = {"method": "tools/call", "name": "watch"}
         deny = {"id": "D1", "roles": ["*"], "path": "/live", "mcp": [entry]}
+        change("resources", {"issuers": ["corp"]}, foreign)
         change("denies", deny, named)
         change("resources", {"origins": []}, paged)
         change("grants", {"mcp": [{"method": "tools/call"}]}, plain)
