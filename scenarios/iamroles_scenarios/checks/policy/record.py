@@ -65,9 +65,9 @@ def _compare(row: dict[str, Any], seen: Observation, record: dict[str, Any]) -> 
         raise CheckFailed(f"{row['what']}: {'; '.join(wrong)}", evidence)
 
 
-_SHORT, _MANY, _PART = 260, 10, 150
+_SHORT, _MANY, _PART, _LONG = 260, 10, 150, 1000
 """Characters of a credential that is a host too, and how often it stands in a path: 4096 bytes hold that; and
-of a secret that is a role, which an agent may record cut."""
+of a secret that is a role, which an agent may record cut; segments of a path too long for a record."""
 _PAGES = ("show info", "show stat", "show table", "show servers state")
 """HAProxy's own pages that say something about requests."""
 
@@ -161,7 +161,7 @@ def _send(here: Bench, token: str) -> None:
     path = quote(token, safe=".")[:2000]
     places: list[dict[str, Any]] = [{"authorization": form} for form in _TABLE["forms"]]
     places += [{"path": f"/orders/{path}"}, {"path": f"/orders/1?access_token={path}"}]
-    places.append({"role": path})
+    places += [{"role": path}, {"path": f"/orders/{path}{_LONG * '/x'}"}]
     if len(path) < _SHORT:
         places += [{"path": f"/orders{_MANY * f'/{path}'}"}, {"host": path}]
     for request in places:
