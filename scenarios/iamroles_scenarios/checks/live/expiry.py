@@ -15,7 +15,7 @@ from iamroles_scenarios.base import recording
 from iamroles_scenarios.base.polling import rest
 from iamroles_scenarios.checks.live import fixture
 from iamroles_scenarios.checks.live.fixture import EVENTS, EVERY, FEW, OPEN, SOCKET, LiveBench, live_bench
-from iamroles_scenarios.checks.live.stream import Stream, StreamShape
+from iamroles_scenarios.checks.live.stream import Stream
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.target import Target
 
@@ -64,7 +64,7 @@ def late(target: Target) -> None:
 def elsewhere(target: Target) -> None:
     """A backend without streams refuses an upgrade and an event stream.
 
-    Both are refused with 403, a plain request passes.
+    Both are refused with 403, a plain request passes, and each of two long downloads ends with its token.
     """
     with live_bench(target, "live.elsewhere") as here:
         token = here.token(exp="+15m")
@@ -74,7 +74,8 @@ def elsewhere(target: Target) -> None:
                     raise here.failed(
                         f"{shape.kind} to a backend without streams: status {status}, expected 403"
                     )
-        here.must_expire([here.open(StreamShape("download"), here.token(exp=here.end()), "/plain/a")])
+        tokens = [here.token(exp=here.end(turn * fixture.LIFE)) for turn in (1, 2)]  # a rare look misses one
+        here.must_expire([here.open(fixture.DOWNLOAD, token, "/plain/a") for token in tokens])
 
 
 @check("live.expiry.no-agent", "LIVE-ALONE-001", features={"live"})

@@ -35,7 +35,7 @@ EVERY = tuple(StreamShape(kind, busy) for kind in KINDS for busy in (True, False
 SOCKET, IDLE_SOCKET = StreamShape("websocket"), StreamShape("websocket", busy=False)
 EVENTS, UPLOAD = StreamShape("events"), StreamShape("upload")
 REPLY = StreamShape("reply")
-IDLE_DOWNLOAD = StreamShape("download", busy=False)
+DOWNLOAD, IDLE_DOWNLOAD = (StreamShape("download", busy) for busy in (True, False))
 FEW = (SOCKET, IDLE_SOCKET, EVENTS)
 HALF = tuple(StreamShape("websocket", busy, half=True) for busy in (True, False))
 """A proxy may end them when the client closes its side, so no check wants them to live."""
