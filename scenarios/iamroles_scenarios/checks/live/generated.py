@@ -278,7 +278,8 @@ def pairs(target: Target) -> str:
         west, east = (moment.astimezone(timezone(timedelta(hours=hours))) for hours in (-5, 5.5))
         spelt = [bound, moment, moment.isoformat(), moment.isoformat().replace("+00:00", "Z")]
         spelt += [west, east.isoformat(), west.isoformat()]
-        lines = [{"id": f"other{n}", **filled(others["row"], {"n": n})} for n in range(others["many"])]
+        strangers = itertools.islice(itertools.cycle(others["rows"]), others["many"])
+        lines = [filled(row, {"n": n}) for n, row in enumerate(strangers)]
         for number, (named, bounded, credentials) in enumerate(rows):
             row = {key: filled(KEYS[key]["names"][-bounded], {"n": number}) for key in named}
             made = [(each, *_token(here, number, each, bound)) for each in credentials]
