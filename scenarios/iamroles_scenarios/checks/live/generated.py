@@ -338,6 +338,8 @@ def likeness(target: Target) -> str:
             seen = all_.status(row["differs"], fresh, **{"path": "/renewing/rest", **row.get("ask", {})})
             if seen != row.get("status", 200):
                 raise here.failed(f"a question with another {row['differs']}: status {seen}")
+            if row.get("beside"):
+                all_.status("beside", token({}, number, end + 300), path="/renewing/rest", role="reader")
         here.in_time(end - 1, "the questions with fresh credentials")
         all_.must_split("their first credentials' end", end)
         return f"{all_.played} streams"
