@@ -63,10 +63,11 @@ def refusal(*reasons: str, **more: object) -> Expected:
 
 def expected(said: str | Mapping[str, Any]) -> Expected:
     """Read an answer in a table: `allow`, `refuse`, `open`, reasons joined by ` or `; else variables by
-    name."""
+    name, of a list any value."""
     if isinstance(said, str):
         return _WORDS[said] if said in _WORDS else refusal(*said.split(" or "))
-    return {"allow": "reason" not in said, **said}
+    variables = {name: set(value) if isinstance(value, list) else value for name, value in said.items()}
+    return {"allow": "reason" not in said, **variables}
 
 
 @dataclass(frozen=True, slots=True)
