@@ -191,15 +191,14 @@ def _given(here: Bench, asking: Asking, worker: int = 0) -> str:
 def nonces(target: Target) -> str:
     """With `nonce`, a proof without a nonce of this gate is refused and gets one, which every worker accepts.
 
-    No nonce, one of another key, one bent; then the right one to each worker. A plain token needs none.
-    Then the same key in another file, and no file, beside a shadow policy; at last another key in the same
-    file, while the agent stops.
+    No nonce, one of a key with another last octet, one bent; the right one to each worker. Then the same key
+    in another file, and no file, beside a shadow policy; at last one with another first octet, after a stop.
     """
     with bound(target, "bound.dpop.nonces", dpop=DPOP, agent=keeping(target.stage)) as here:
-        asking = Asking(here)
-        _reload(here)
+        asking, most = Asking(here), secrets.token_hex(32)
+        _reload(here, key=f"{most}a")
         other = _given(here, asking)
-        key = _reload(here)
+        key = _reload(here, key=f"{most}b")
         own, second = _given(here, asking), _given(here, asking, 1)
         bent = own[:-2] + ("A" if own[-2] != "A" else "B") + own[-1]
         asked = [_question(asking, "another worker's nonce", second)]
@@ -213,10 +212,10 @@ def nonces(target: Target) -> str:
         here.ask_all([_question(asking, "a nonce of this key, which stood in another file", own)])
         _reload(here, file="")
         here.ask_all([_question(asking, "a worker's nonce, without a file", _given(here, asking))])
-        _reload(here)
+        _reload(here, key=f"a{most}")
         former = _given(here, asking)
         here.world.agent.stop()
-        here.world.agent.put(_KEY, secrets.token_hex(32))
+        here.world.agent.put(_KEY, f"b{most}")
         here.world.agent.start()
         here.wait_for_keys([asking.question("keys", BASES["plain"])])
         here.ask_all([_question(asking, "a nonce of the key before", former, "nonce_required")])
