@@ -24,8 +24,8 @@ from iamroles_scenarios.wire.asker import decide
 _ROTATE = 8.0
 """Seconds that a key signs; an identity lives half as long. Both times the scale."""
 _POLL, _WITHIN = 0.25, 10.0
-_SOON = 3.0
-"""Seconds until a token ends that ends before an identity would, times the scale."""
+_SOON, _LATER = 3.0, 900
+"""Seconds until a token ends that ends before an identity would, times the scale, and until all others do."""
 
 _READS = {"path": "/orders/1", "role": "reader"}
 _EXPORTS = {"path": "/orders/export", "role": "reader"}
@@ -102,11 +102,11 @@ def _wrong_actor(here: Bench, recipe: dict[str, Any], answer: Answered) -> str:
 def _judge(target: Target, rows: _Rows) -> str:
     with _signed(target) as (here, sets):
         with sets.fetched():
-            answers = []
+            answers, later = [], here.now() + _LATER
             for recipe, request in [*rows, *reversed(rows)]:
                 soon = here.now() + round(here.seconds(_SOON)) if "exp" in recipe else 0
-                ends = {"exp": soon} if soon else {}
-                answers.append(_ask(here, here.token(**{**recipe, **ends}), request, soon))
+                token = here.token(**{**recipe, "exp": soon or later})
+                answers.append(_ask(here, token, request, soon))
         _verify(here, sets, answers)
         for (recipe, _), answer in zip([*rows, *reversed(rows)], answers, strict=True):
             if rows is _ACTORS and (why := _wrong_actor(here, recipe, answer)):
