@@ -38,6 +38,8 @@ def refused(target: Target) -> str:
     """A policy is refused whose resources, rules or scopes cannot mean what they say; sound ones load."""
     with serving(target, "mcp.policy.refused") as here:
         base = edited(here.loan.policy, {"drop": {"resources": ["whole"]}})
+        bare = edited(base, {"set": {name: [] for name in rows.TABLE["loading"]}})
+        here.must_reload(edited(bare, {"add": {"grants": [rows.TABLE["late"]["grants"]]}}), "no resources")
         count = 0
         for name, kinds in rows.TABLE["loading"].items():
             for kind, changes in kinds.items():
@@ -46,7 +48,7 @@ def refused(target: Target) -> str:
                     row = {key: value for key, value in row.items() if value != "{absent}"}
                     corp, *others = base["issuers"]
                     audiences = {*corp["audiences"], str(row.get("resource", "edge"))}
-                    policy = edited(base, {"add": {name: [row]}})
+                    policy = edited(bare if kind == "nowhere" else base, {"add": {name: [row]}})
                     policy["issuers"] = [{**corp, "audiences": sorted(audiences)}, *others]
                     if kind == "sound":
                         here.must_reload(policy, f"{name}: {change}")
