@@ -228,10 +228,11 @@ def nonce(target: Target) -> str:
         if answer.status != 200:
             gated.here.in_time(allowed + window, "a question in a nonce's second window")
         given, stored = answer.all("dpop-nonce"), ",".join(answer.all("cache-control"))
+        exposed = ",".join(answer.all("access-control-expose-headers")).lower()
         if answer.status != 200 or len(given) != 1 or "server" in given:
             gated.wrong.append(f"no fresh nonce in a nonce's second window: status {answer.status}, {given}")
-        elif "no-store" not in stored:
-            gated.wrong.append(f"a fresh nonce beside Cache-Control {stored!r}")
+        elif "no-store" not in stored or "dpop-nonce" not in exposed:
+            gated.wrong.append(f"a fresh nonce: Cache-Control {stored!r}, browsers see {exposed!r}")
         return gated.end()
 
 
