@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from iamroles_scenarios.base.polling import polls
 from iamroles_scenarios.checks.derived.world import derived, iam_check
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.tables import ARN, filled, table
@@ -92,6 +93,8 @@ def _questions(here: Bench, key: str, number: int, row: Row, now: int) -> tuple[
 
 
 _CHANGES = ((False, ""), (True, "without it: "), (False, "again with it: "))
+_PAUSES = 3.5
+"""Seconds, times the scale, in which an agent meets an STS in vain, and may come to its longest pause."""
 _FETCHED = {"name", "issuer", "jwks_uri", "algorithms"}
 """Keys whose change may cost an agent the keys that it had, so that it must fetch them again."""
 
@@ -168,6 +171,10 @@ def keys_of_endpoints(target: Target) -> str:
                         for asked, (_, *answers) in zip(shown, row["asked"], strict=True)
                     ]
                     here.ask_all(questions, when)
+                    if key == "endpoint" and without:
+                        for _last in polls(here.seconds(_PAUSES)):  # a pause ends with its policy (8.5)
+                            for worker in here.spread.askers():
+                                here.actions(questions, of=worker)
     return f"{here.asked} questions"
 
 

@@ -93,9 +93,14 @@ def _xml(shape: Any, space: str = ' xmlns="https://sts.amazonaws.com/doc/2011-06
 
 
 _GOOD = _response(_READER, ResponseMetadata={"RequestId": "x"})
+_OTHER = {**_READER, "Arn": "arn:aws:sts::111111111111:assumed-role/other/mallory"}
+_SEVERAL = [{"GetCallerIdentityResult": result} for result in (_READER, _OTHER, _READER)]
 _TEXTS: dict[str, str] = {
     "a page": f"<html><body>{json.dumps(_response(_READER))}</body></html>",
     "two answers": json.dumps(_response(_READER)) * 2,
+    "several results": json.dumps({"GetCallerIdentityResponse": _SEVERAL})
+    .translate(str.maketrans("", "", "[]"))
+    .replace("}}, {", "}, "),
     "a member twice": json.dumps(_response(_READER)).replace('"Account"', '"Arn": "x", "Account"'),
     "XML called JSON": "<GetCallerIdentityResponse><GetCallerIdentityResult><Arn>"
     + _READER["Arn"]
@@ -105,6 +110,7 @@ _TEXTS: dict[str, str] = {
 _XML_TEXTS = {
     "a page": f"<html><body>{_xml(_GOOD)}</body></html>",
     "two answers": _xml(_GOOD) * 2,
+    "several results": _xml({"GetCallerIdentityResponse": "".join(_xml(one, "") for one in _SEVERAL)}),
     "a member twice": _xml(_GOOD).replace("<Account>", "<Arn>x</Arn><Account>"),
     "XML called JSON": json.dumps(_GOOD),
     "nothing": " ",
