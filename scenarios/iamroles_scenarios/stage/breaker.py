@@ -13,7 +13,7 @@ fault        what happens to the bytes
 ``reset``    each connection is reset after some hundred bytes at most
 ``half``     the answering side's end is passed on after some bytes, as if it had said all; the rest is lost
 ``late``     each piece comes a tenth of a second late, more or less
-``drip``     one byte at a time
+``drip``     one byte at a time, and a pause after each of a line's end: a reader gets them alone
 ===========  =============================================================================================
 """
 
@@ -33,6 +33,8 @@ FAULTS = ("refused", "cut", "reset", "half", "late", "drip")
 _PIECE = 1 << 16
 _LATE = 0.1
 """Seconds, about, that a piece is late."""
+_ALONE = 0.003
+"""Seconds in which the other side reads a byte of a line's end, before the next one comes."""
 _SOON = 300
 """Bytes at most after which a connection is reset, or half of it ends."""
 _PATIENCE = 10.0
@@ -141,6 +143,7 @@ class Breaker:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _listen(self, listener: socket.socket) -> None:
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # connections have it from there
         self._server = await asyncio.start_server(self._accepted, sock=listener)
 
     async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -206,9 +209,9 @@ class Breaker:
             case "drip":
                 began = time.monotonic()
                 for at in range(len(data)):
-                    writer.write(data[at : at + 1])  # asyncio sends each write at once, without Nagle's delay
+                    writer.write(data[at : at + 1])
                     await writer.drain()
-                    await asyncio.sleep(0)
+                    await asyncio.sleep(_ALONE if data[at] in b"\r\n" else 0)
                     self.longest = max(self.longest, time.monotonic() - began)
             case _:
                 writer.write(data)
