@@ -43,6 +43,8 @@ _DRIP = 0.3
 """Seconds, not scaled, between two bytes of a HELLO: less than `handshake_timeout` here."""
 _PORTS = 20_000, 32_000
 """Below those that a kernel gives by itself."""
+_QUEUED = 1.5
+"""Seconds, times the scale, without an answer on a connection that was made; a slow question takes longer."""
 _CROSSINGS = 3
 """Connections on which a goodbye may cross the first question."""
 
@@ -176,9 +178,9 @@ async def bye_form(target: WireTarget) -> str:
     return f"{seen} of {len(provoked)} ends had an AGENT-DISCONNECT"
 
 
-def _in_flight(target: WireTarget, count: int) -> list[Frame]:
+def _in_flight(target: WireTarget, count: int, times: int = 1) -> list[Frame]:
     """Make questions of which the first keeps the agent waiting, if such a question is known."""
-    first = probe(target) if target.slow is None else target.slow(target.time_scale)
+    first = probe(target) if target.slow is None else target.slow(times * target.time_scale)
     return [
         question(first if number == 1 else probe(target), stream_id=number) for number in range(1, count + 1)
     ]
@@ -290,13 +292,26 @@ async def sigterm(target: WireTarget) -> None:
 async def stopped(target: WireTarget) -> None:
     """SIGTERM turns no question in flight into a refusal: its verdict comes, or the connection ends.
 
-    After that the proxy asks another agent.
+    After that the proxy asks another agent. So no new connection may wait meanwhile for an answer either.
     """
     how = {"drain_timeout": f"{target.seconds(10.0):g}s"}
     async with launched(target, how) as process, session(target, address=process.spop_address) as connection:
-        await connection.send(*_in_flight(target, 5))
+
+        async def takes_none() -> bool:
+            try:
+                late = await Connection.open(process.spop_address, within=target.seconds(_QUEUED))
+                with closing(late):
+                    await late.hello()
+            except SilenceError as error:
+                raise connection.fail("while the agent drains, a new connection gets no answer") from error
+            except WireError:
+                return True
+            return False
+
+        await connection.send(*_in_flight(target, 5, 2))
         acks = [await connection.expect(FrameType.ACK)]
         process.terminate()
+        await judge.eventually(target, takes_none)
         while len(acks) < 5:
             answer = await connection.receive(target.seconds(12.0))
             if not isinstance(answer, Frame) or answer.type != FrameType.ACK:
