@@ -340,7 +340,7 @@ def no_secrets(target: Target) -> None:
     """No token, signature, security token or secret is in the agent's log.
 
     Of good credentials and of bad ones, because a log says most about what the agent refuses; and where a
-    client puts them that they do not belong.
+    client puts them that they do not belong, a token as a caller's name among them.
     """
     if not target.agent.runs:
         raise Inapplicable("process of its own")
@@ -348,6 +348,8 @@ def no_secrets(target: Target) -> None:
         keys = here.session()
         tokens = [here.token("corp", sub="secretive", **change) for change in _CHANGES]
         credentials = [here.credential(keys, **change) for change in _CREDENTIAL_CHANGES]
+        named = here.token("corp", key="ES256", claims={"jti": "s"}, drop=_UNNAMED)
+        tokens += [named, here.token("corp", sub=named, claims={"jti": named})]
         for text in [*tokens, *credentials]:
             here.ask(text)
         here.ask("", authorization=[f"Bearer {tokens[0]} {tokens[0]}"])
@@ -376,6 +378,8 @@ _CHANGES: list[dict[str, Any]] = [
 ]  # fmt: skip
 _SHORT = "c2hvcnQtYnV0LXdob2xl4.VGhlIHNlY29uZCBwYXJ0Ig.dGhlIHRoaXJkIGFuZCBsYXN0"
 """Three runs of base64url, which this suite did not mint."""
+_UNNAMED = ["iss", "iat", "nbf", "sub", "aud", "exp", "roles"]
+"""Claims without which a token is short enough to be a principal (5.11)."""
 _CREDENTIAL_CHANGES: list[dict[str, Any]] = [
     {}, {"secret": "wrong"}, {"action": "AssumeRole"}, {"date": "-1h"}, {"url_host": "evil.example"},
     {"extra": [["X-Evil", "1"]]}, {"encoding": "padded"},
