@@ -16,6 +16,7 @@ from iamroles_agent.control.slots import Members
 from iamroles_agent.identity_header import KeyRing
 from iamroles_agent.processes import identity_keys as part
 from iamroles_agent.processes import worker
+from iamroles_agent.processes.agent import Agent
 from iamroles_agent.processes.supervisor import Supervisor
 from iamroles_agent.serving import accepting
 from iamroles_agent.serving.gate import Gate
@@ -62,6 +63,13 @@ mutant("fire.removed-issuer", "FIRE-ISSUER-002", "goes on with issuers that were
 )
 mutant("fire.unpublished-key", "FIRE-IDENTITY-001", "publishes the key that signs, and no other")(
     around(KeyRing, "jwks")(lambda _sound, self: {"keys": [self.signing(time.time()).jwk]})
+)
+mutant("fire.start-keys", "FIRE-IDENTITY-001", "forgets at its end the keys that came since its start")(
+    around(Agent, "_save")(
+        lambda sound, self, document, running: sound(
+            self, document if running else self._document, running=running
+        )
+    )
 )
 
 # --- reloads

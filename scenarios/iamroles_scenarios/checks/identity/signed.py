@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import ceil
 from typing import Any
@@ -163,6 +163,31 @@ def keys(target: Target) -> str:
     return f"{len(answers)} identities, {len(sets.signed)} keys"
 
 
+@contextmanager
+def _stopping(target: Target, owner: str) -> Iterator[tuple[Bench, float, Callable[[], str]]]:
+    """Lend a world whose agent keeps its keys over a stop; `rotate`, and who returns the name of the key that
+    signs.
+    """
+    if not target.agent.runs:
+        raise Inapplicable("process of its own")
+    rotate = 4.0 * ceil(target.scale)  # an agent may refuse less than two lifetimes
+    tables = {**signing(target.stage, rotate), "agent": keeping(target.stage)}
+    tables["identity_header"]["lifetime"] = "2s"
+    with bench(target, "orders", owner, own=True, **tables) as here:
+        token = here.token(exp="+15m")
+
+        def signer() -> str:
+            for _last in polls(here.seconds(_WITHIN)):
+                signed = decide(here.world.agent.spop_address, iam_check(token, path="/orders/1"))
+                if identity := signed.get("identity"):
+                    return str(jwt.get_unverified_header(str(identity))["kid"])
+            raise here.failed(f"no identity was signed within {_WITHIN:g} s of the start")
+
+        here.expect("before the stop", token, ALLOWED, within=_WITHIN)
+        here.close()
+        yield here, rotate, signer
+
+
 @check("identity.signed.restart", "SIGNED-KEY-002", features={"identity", "oidc"}, long=True)
 def restart(target: Target) -> None:
     """After a long stop no key signs that was just made, if an older one is still published.
@@ -170,30 +195,39 @@ def restart(target: Target) -> None:
     The stop is as long as the keys sign that were published before it. An agent may forget its keys. A key
     may be made while the agent stops, after the judge has looked; so the agent is stopped a second time.
     """
-    if not target.agent.runs:
-        raise Inapplicable("process of its own")
-    rotate = 4.0 * ceil(target.scale)  # an agent may refuse less than two lifetimes
-    tables = {**signing(target.stage, rotate), "agent": keeping(target.stage)}
-    tables["identity_header"]["lifetime"] = "2s"
-    with bench(target, "orders", "identity.signed.restart", own=True, **tables) as here:
-        agent, token = here.world.agent, here.token(exp="+15m")
-        here.expect("before the stop", token, ALLOWED, within=_WITHIN)
-        here.close()
-        sets = KeySets([agent], rotate)
+    with _stopping(target, "identity.signed.restart") as (here, rotate, signer):
+        sets = KeySets([here.world.agent], rotate)
         for _ in range(2):
             before = sets.published()
-            agent.stop()
+            here.world.agent.stop()
             rest(2 * rotate)
             began = time.time()
-            agent.start()
-            for _last in polls(here.seconds(_WITHIN)):
-                if signed := decide(agent.spop_address, iam_check(token, path="/orders/1")).get("identity"):
-                    break
-            else:
-                raise here.failed(f"no identity was signed within {_WITHIN:g} s of the start")
-            kid = str(jwt.get_unverified_header(str(signed))["kid"])
-            if kid in before or not before & sets.published():
+            here.world.agent.start()
+            if (kid := signer()) in before or not before & sets.published():
                 return
             here.in_time(began + rotate / 2, "an answer soon after the start")
         what = "a key signs that was not published before the stop"
         raise here.failed(what, expected=f"one of {sorted(before)}", received=kid)
+
+
+@check("identity.signed.stopped", "FIRE-IDENTITY-001", features={"identity", "oidc"}, long=True)
+def stopped(target: Target) -> None:
+    """After a stop the key is still published that signed last before it.
+
+    None of the keys with which the agent began signs any longer then. An agent may forget all its keys.
+    """
+    with _stopping(target, "identity.signed.stopped") as (here, rotate, signer):
+        sets = KeySets([here.world.agent], rotate)
+        first = sets.published()
+        for _last in polls(4 * rotate):
+            signed, kid = time.time(), signer()
+            if kid not in first:
+                break
+        before = sets.published()
+        here.world.agent.stop()
+        here.world.agent.start()
+        signer()
+        after = sets.published()
+        here.in_time(signed + rotate, "a look at the keys after a stop")
+        if kid in before and before & after and kid not in after:
+            raise here.failed("the key that signed last is not published after a stop", received=f"{after}")
