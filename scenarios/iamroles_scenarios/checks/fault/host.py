@@ -494,9 +494,13 @@ def _nobody_allowed(here: FaultBench, fault: str, texts: Sequence[Path] = ()) ->
 def agent(target: Target) -> str:
     """An agent that is killed or frozen allows nothing, and serves when it is back.
 
-    HAProxy is left alone.
+    HAProxy is left alone. What a killed agent left on disk, state and log, keeps its successor from nothing.
     """
-    with fault_bench(target) as here:
+    folder, kept = Path(f"/tmp/iamroles{own_suffix()}"), dict[str, Any]()  # noqa: S108 - on this host
+    if target.stage.kind == "processes":
+        folder.mkdir()
+        kept = {"agent": keeping(target.stage), "audit": {"path": str(folder / "log")}}
+    with _removed(folder), fault_bench(target, override=kept) as here:
         _has_processes(here)
         part = here.world.agent
         part.kill()
