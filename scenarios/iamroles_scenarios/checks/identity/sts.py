@@ -11,7 +11,7 @@ from typing import Any
 
 from iamroles_scenarios.base import recording
 from iamroles_scenarios.base.errors import Untestable, WaitTimeoutError
-from iamroles_scenarios.base.polling import polls
+from iamroles_scenarios.base.polling import polls, rest
 from iamroles_scenarios.checks.derived.world import iam_check
 from iamroles_scenarios.checks.identity.caller import WORLD
 from iamroles_scenarios.declarations.results import check
@@ -31,8 +31,9 @@ _RECOVERY = 12.0
 _AT_ONCE, _CALM, _LONGEST = 40, 0.3, 1.0
 """Questions at once; and seconds, times the scale, after which the agent makes no more calls for them; and
 at most, because an agent may bound the wait for a call."""
-_PROMPT, _STALLED = 3.0, 8.0
-"""Seconds, times the scale, for an answer beside a stalled STS, and within which no agent gives one up."""
+_PROMPT, _HELD, _STALLED = 3.0, 3.0, 5.0
+"""Seconds, times the scale, for an answer beside a stalled STS; and, not scaled, for which STS stalls at
+least, and at most: half of `sts.timeout` (4.4)."""
 _READER = {
     "Arn": "arn:aws:sts::111111111111:assumed-role/reader/mallory",
     "UserId": "AROAQABCDEFGHIJKLMNOP:mallory",
@@ -334,7 +335,7 @@ def stalled(target: Target) -> None:
 
 @check("identity.sts.left", "STS-SHARED-001", features={"sts"})
 def left(target: Target) -> None:
-    """A client that goes away takes no answer of STS from another that waits for the same.
+    """A client that goes away takes no answer of STS, which comes late, from another that waits for the same.
 
     To each worker two clients send one credential, and the first resets its connection while STS stalls.
     """
@@ -354,7 +355,8 @@ def left(target: Target) -> None:
                 here.expect("a question beside them", "", refused("no_credentials"))
                 for one in goes:
                     one.close(reset=True)
-            here.in_time(began + here.seconds(_STALLED), "leaving before STS answers")
+            rest(began + _HELD - time.time())
+            here.in_time(began + _STALLED, "leaving before STS answers")
             here.sts_clear()
             for each in waiting:
                 here.judge([same], each.result())
