@@ -285,7 +285,8 @@ for _kind in _KINDS:
 def signed_since(target: Target) -> None:
     """A revocation with `issued_before` refuses pre-signed requests that were signed later, too.
 
-    The caller chooses the date; a token that was issued later passes. Then a request is revoked by its hash.
+    The caller chooses the date; a token that was issued later passes. Then a request is revoked by its hash,
+    its endpoint, its principal and its session.
     """
     sts = {"name": "cloud", "endpoint": "{sts}", "binding_value": EDGE, "insecure_http": True}
     hosts = [f"{_STS}{{suffix}}.sts.example"]
@@ -302,6 +303,13 @@ def signed_since(target: Target) -> None:
         here.revoke(credentials=[hash_of(mine)])
         here.expect("another request of the same keys", other, passes, within=WITHIN, **how)
         here.expect("a request that is revoked by its signature", mine, gone, within=WITHIN, **how)
+        whose = {"issuers": "cloud", "principals": keys.arn, "sessions": keys.arn.rpartition("/")[2]}
+        for kind, name in whose.items():
+            here.revoke()
+            here.expect(f"a request before its {kind} are revoked", mine, passes, within=WITHIN, **how)
+            here.revoke_all([{"id": "now", kind: [name]}])
+            here.expect(f"a request that is revoked by {kind}", mine, gone, within=WITHIN, **how)
+            here.expect("a token beside it", here.token(), passes, **how)
 
 
 _VAST = ('"9999-12-31T23:59:60Z"', "9" * 5000)
