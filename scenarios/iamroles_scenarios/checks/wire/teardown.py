@@ -349,7 +349,7 @@ async def connection_limit(target: WireTarget) -> str:
     """Connections above the limit are refused at once, or an idle one ends for them; the rest is served.
 
     The agent listens at two addresses. Half of the connections come to each. A connection that waits for an
-    answer is not idle. Each worker has the limit for itself.
+    answer is not idle. Each worker has the limit for itself. A connection that was cut counts no longer.
     """
     port = _free_port()
     if "workers" in target.features:
@@ -370,16 +370,15 @@ async def connection_limit(target: WireTarget) -> str:
             except CheckFailed as failure:
                 over = failure
         gone = [connection for connection in held if not await _serves(connection)]
-        if len(gone) == 1:
-            return "an idle connection ended in favour of the one above the limit"
-        if over or gone:
+        if len(gone) != 1 and (over or gone):
             raise over or gone[0].fail(f"{len(gone)} connections below the limit ended")
-        held.pop().close()
-        seen: list[str] = []
-        if not await judge.eventually(target, lambda: _accepts(target, address, seen)):
-            tried = f"{len(seen)} were tried; the last: {seen[-1] if seen else 'no answer'}"
-            raise held[0].fail(f"a connection was freed, but no new one is served ({tried})")
-    return ""
+        for cut in (*reversed(held), held[0]):  # `_accepts` cuts its own too
+            cut.close()
+            seen: list[str] = []
+            if not await judge.eventually(target, partial(_accepts, target, address, seen)):
+                tried = f"{len(seen)} were tried; the last: {seen[-1] if seen else 'no answer'}"
+                raise held[0].fail(f"a connection was freed, but no new one is served ({tried})")
+    return "an idle connection ended in favour of the one above the limit" if gone else ""
 
 
 async def _must_keep_waiting(target: WireTarget, held: list[JudgedConnection], address: str) -> None:
