@@ -19,17 +19,23 @@ from iamroles_scenarios.declarations.tables import ARN
 from iamroles_scenarios.engine.bench import ALLOWED, Bench, Pending, bench, beside, own_bench, refused
 from iamroles_scenarios.engine.events import EVENT_DEADLINE
 from iamroles_scenarios.engine.target import Target
+from iamroles_scenarios.jose.encoding import b64url
 
 _SHUT = refused("no_grant", status=403)
 _FETCH = 3.0
 """Seconds, times the scale, by which the keys come late while the policy changes."""
 _LIMITS = {"method": 32, "host": 260, "path": 4096, "role": 640}
 """Bytes: SPEC.md 2.6."""
-_RUNS = ("a", "eyJ", "a.", "/a", "%41")
-"""A path repeats one of them, with a dot behind: a search that begins at each letter reads all each time."""
-_LONGER, _LONGER_BY, _FEW, _PROMPT = 2880, 16, 9, 0.02
-"""Bytes of such a path, of which an agent may look at the first kilobytes alone; how much shorter another is;
-how often both are asked; and seconds that are too few to say anything."""
+_NESTED = "{" + '"x":[' * 17
+"""The begin of a token's header with so many lists that an agent may look at the brackets alone."""
+_RUNS = [
+    *(("path", 2880, run) for run in ("a", "eyJ", "a.", "/a", "%41")),
+    *(("header", 5760, run) for run in ('"', r"\"", r"\\", "[", "{", '"x":', "1", " ")),
+]
+"""Bytes of a text, of which an agent may look at the first kilobytes alone, and what it repeats: a search
+that begins at each letter reads all each time."""
+_LONGER_BY, _FEW, _PROMPT = 16, 9, 0.02
+"""How much shorter another such text is; how often both are asked; and seconds too few to say anything."""
 _ROUNDS = 60
 _MULTIPLE, _FLOOR = 25.0, 0.1
 """Beside hostile texts, the slowest good answers may take this multiple of their time alone, and at least the
@@ -160,12 +166,25 @@ def _of_length(name: str, size: int) -> dict[str, Any]:
             return {"role": "r" * size}
 
 
+def _wide(name: str, size: int) -> dict[str, Any]:
+    """Return a request with a text of this even length in bytes, of letters that have two."""
+    return {name: "/" * (name == "path") + "é" * ((size - (name == "path")) // 2)}
+
+
+def _refused(what: str, text: str, end: int) -> dict[str, Any]:
+    """Return a request without a valid credential that has a text, and ends in a number."""
+    if what == "path":
+        return {"token": "", "path": f"/{text}/x.{end}"}
+    return {"token": f"{b64url((_NESTED + text).encode())}.e30.{end}000"}
+
+
 @check("policy.hold.text-limits", "TEXT-LIMIT-001", features={"oidc"})
 def text_limits(target: Target) -> None:
     """Each text is judged up to its limit, and one byte more is text_too_long.
 
-    The last length that is judged, the first that is refused, and a very long one. The work for a path
-    without a credential grows no faster than its length.
+    The last length that is judged, the first that is refused, and a very long one; the length counts octets,
+    of whatever letters. The work for a path without a credential, and for a token's header, grows no faster
+    than its length.
     """
     with bench(target, "orders") as here:
         token = here.token()
@@ -177,15 +196,17 @@ def text_limits(target: Target) -> None:
             for size in (limit + 1, 9000):
                 here.expect(f"a {name} of {size} bytes", token, too_long, **_of_length(name, size))
                 here.expect(f"a {name} of {size} bytes, no token", "", too_long, **_of_length(name, size))
-        for run in _RUNS:
+            wide = _wide(name, limit + 2)
+            here.expect(f"a {name} of {limit + 2} bytes, two a letter", token, too_long, **wide)
+        for what, longest, run in _RUNS:
             none, short, long = (
-                # Each ends otherwise, because an agent may remember a path, or do the work behind its answer.
-                _times([partial(here.ask, "", path=f"/{run * times}/x.{end}") for end in range(_FEW)])[1]
-                for times in (0, _LONGER // _LONGER_BY // len(run), _LONGER // len(run))
+                # Each ends otherwise, because an agent may remember it, or do the work behind its answer.
+                _times([partial(here.ask, **_refused(what, run * times, end)) for end in range(_FEW)])[1]
+                for times in (0, longest // _LONGER_BY // len(run), longest // len(run))
             )
             if long - short > max(2 * _LONGER_BY * (short - none), here.seconds(_PROMPT)):
-                took = f"{short * 1e3:.1f} ms, of a path {_LONGER_BY} times as long {long * 1e3:.1f} ms"
-                raise here.failed(f"the refusal of a path of {run!r} takes {took}")
+                took = f"{short * 1e3:.1f} ms, with {_LONGER_BY} times the length {long * 1e3:.1f} ms"
+                raise here.failed(f"the refusal of a {what} of {run!r} takes {took}")
 
 
 def _times(asks: Iterable[Callable[[], object]]) -> list[float]:
