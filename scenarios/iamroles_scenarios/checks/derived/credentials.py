@@ -115,7 +115,8 @@ def _alike(here: Bench, base: dict[str, Any], claims: dict[str, Any], now: int) 
 def sts_credential(target: Target) -> str:
     """A pre-signed request with one part of another kind opens nothing.
 
-    Each part of the URL changes alone, after the sound one was accepted.
+    Each part of the URL changes alone, after the sound one was accepted. Then so does the alphabet of base64
+    alone: at one of three hosts the `?` behind it becomes a `_`.
     """
     with derived(target) as here:
         keys, now = here.session("kiosk"), time.time()
@@ -127,5 +128,10 @@ def sts_credential(target: Target) -> str:
         for what, recipe in STS_PARTS.items():
             answer = ALLOW if what == "date" else REFUSE
             questions.append(SpopQuestion(f"another {what}", presigned(recipe), answer))
+        hosts = [{"host": f"{more}{here.sts_host}"} for more in ("", "a", "aa")]
+        host = next(each for each in hosts if "_" in here.credential(keys, now=now, **each))
+        questions.append(SpopQuestion("a host", presigned(host), ALLOW))
+        other = presigned({**host, "encoding": "standard"})
+        questions.append(SpopQuestion("another alphabet", other, REFUSE))
         here.ask_all(questions, window=4)
     return f"{here.asked} questions"
