@@ -62,12 +62,11 @@ class _Row:
     """Requests that the agent had made when the answer changed."""
 
     @property
-    def table(self) -> dict[str, Any]:
-        own = {} if self.said.get("discovery") else {"jwks_uri": f"{self.issuer.url}/jwks"}
-        return {
-            "name": self.issuer.name, "issuer": self.issuer.url, "insecure_http": True,
-            "audiences": ["edge"], "algorithms": ["RS256", "ES256"], **own,
-        }  # fmt: skip
+    def tables(self) -> list[dict[str, Any]]:
+        own: dict[str, Any] = {} if self.said.get("discovery") else {"jwks_uri": f"{self.issuer.url}/jwks"}
+        own |= {"insecure_http": True, "audiences": ["edge"], "algorithms": ["RS256", "ES256"]}
+        names = ("", "twin")[: 1 + self.said.get("twin", False)]
+        return [{"name": self.issuer.name + more, "issuer": self.issuer.url + more, **own} for more in names]
 
     @cached_property
     def watched(self) -> str:
@@ -77,13 +76,14 @@ class _Row:
     def entries(self, said: list[Any]) -> list[Any]:
         found = []
         for one in said:
-            changed = {"key": one} if isinstance(one, str) else dict(one)
+            changed: dict[str, Any] = {"key": one} if isinstance(one, str) else dict(one)
             if "raw" in changed:
                 found.append(changed["raw"])
                 continue
-            gone = changed.pop("without", ())
+            gone, times = changed.pop("without", ()), changed.pop("times", 1)
             jwk = self.key(changed.pop("key")).public_jwk(**changed)
-            found.append({name: value for name, value in jwk.items() if name not in gone})
+            jwk = {name: value for name, value in jwk.items() if name not in gone}
+            found += [{**jwk, "kid": f"{jwk['kid']}{n}"} for n in range(times)] if times > 1 else [jwk]
         return found
 
     def show(self, said: Mapping[str, Any]) -> None:
@@ -100,11 +100,12 @@ class _Row:
 
     def token(self, said: str, sub: str) -> str:
         """Mint a token by one of the row's keys, under its own kid or another."""
+        said, _, twin = said.partition(" of ")
         name, _, kid = said.partition(" as ")
         recipe: dict[str, Any] = {"roles": ["kiosk"], "sub": sub, "kid": kid or name}
         recipe |= {"drop_header": ["kid"]} if kid == "nobody" else {}
         recipe |= {"header": {"kid": int(kid[7:])}} if kid.startswith("number ") else {}
-        return mint(recipe, [self.key(name)], time.time(), self.issuer.url)
+        return mint(recipe, [self.key(name)], time.time(), self.issuer.url + twin)
 
 
 def _asked(rows: list[_Row], known: Mapping[tuple[int, str], str], act: int) -> list[SpopQuestion]:
@@ -166,7 +167,7 @@ def key_sets(target: Target) -> str:
     ]
     for row in rows:
         row.show({"keys": ["a"]} | row.said.get("first", {}))
-    with started(target, suffix, keys=KEYS, issuers=[row.table for row in rows]) as here:
+    with started(target, suffix, keys=KEYS, issuers=[one for row in rows for one in row.tables]) as here:
         known = {
             (number, said): row.token(said, "known")
             for number, row in enumerate(rows)
