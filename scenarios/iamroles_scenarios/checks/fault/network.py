@@ -155,15 +155,19 @@ def client(target: Target) -> str:
 def bad_keys(target: Target) -> str:
     """During any fault of an issuer's answers, also from the start, known keys go on; new ones come later.
 
-    Tokens of a key that the agent has, and of a key that was published meanwhile.
+    Tokens of a key that the agent has, and of a key that was published meanwhile. What fails from the start
+    is asked again long before `refresh`.
     """
-    suffix = own_suffix()
+    suffix, rare = own_suffix(), _TIMES | {"refresh": "5m"}
     issuer = target.worlds.issuer(f"corp{suffix}")
     issuer.fault("*", **_EVERYWHERE["failing"])
-    with fault_bench(target, override={"keys": _TIMES}, suffix=suffix, start=False) as here:
+    with fault_bench(target, override={"keys": rare}, suffix=suffix, start=False) as here:
         here.ask_during("failing from the start")
         issuer.clear()
         here.must_recover("failing from the start")
+    suffix = own_suffix()
+    issuer = target.worlds.issuer(f"corp{suffix}")
+    with fault_bench(target, override={"keys": _TIMES}, suffix=suffix) as here:
         faults = [(what, partial(issuer.fault, "*", **fault)) for what, fault in _OF_ISSUERS.items()]
         here.rotate_through(faults, issuer.clear)
         return here.remark
