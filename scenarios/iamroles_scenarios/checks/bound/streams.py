@@ -121,7 +121,8 @@ _NOBODY = dict.fromkeys(("principal", "session", "issuer"), "")
 def revoked(target: Target) -> None:
     """A revocation by `keys` ends and refuses what is bound to a key or certificate, and nothing else.
 
-    A policy without `dpop` ends what a proof opened alone, and one with `bound = "required"` a bearer's.
+    A policy without `dpop` ends what a proof opened alone, one with `bound = "required"` a bearer's, and one
+    with `bound = "refused"` what a certificate opened.
     """
     with _renewing(target, "bound.stream.revoked", revoking=True) as here, here.asking():
         asking = Asking(here)
@@ -151,3 +152,7 @@ def revoked(target: Target) -> None:
             here.must_reload(required, "its issuer must bind")
             here.must_end(others[1:2], "the reload by which its issuer must bind")
             here.must_last(others[2:], "the reload by which its issuer must bind", 0.0)
+            unbound = {name: value for name, value in without.items() if name != "client_certificate"}
+            unbound["issuers"] = [{**first, "bound": "refused"}, *rest]
+            here.must_reload(unbound, "its issuer must not bind")
+            here.must_end(others[2:], "the reload by which its issuer must not bind")

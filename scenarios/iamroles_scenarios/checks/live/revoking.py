@@ -145,6 +145,7 @@ def away(target: Target) -> None:
     """A key that leaves its issuer's set while the agent is away ends the streams that it opened.
 
     The agent is killed, the key replaced, and the agent started again. The token is for several audiences.
+    Then once more, and the issuer is down until the agent is there.
     """
     with live_bench(target, "live.away", own=True, keys=_FAST_KEYS) as here:
         issuer = here.issuer()
@@ -157,6 +158,12 @@ def away(target: Target) -> None:
         here.start_agent()
         here.must_end(going, "the agent came back", WITHIN)
         here.must_last([staying], "the return of the agent", 0.0)
+        here.world.agent.kill()
+        issuer.rotate(overlap=False)
+        issuer.fault("*", "status", status=503)
+        here.start_agent()
+        issuer.clear()
+        here.must_end([staying], "the agent came back, and then the issuer", WITHIN)
 
 
 def _issuer(name: str) -> dict[str, Any]:
