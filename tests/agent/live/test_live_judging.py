@@ -119,7 +119,7 @@ def credential(scheme="https"):
 
 
 def caller_of(token, policy, now):
-    """Judge a stream by what a new request's credential proves at STS. Another endpoint or edge may say anything."""
+    """Prove at STS what a new request's credential says. Another endpoint or edge may say anything."""
     [endpoint] = policy.config.sts
     there = endpoint.endpoint, endpoint.binding_header, endpoint.binding_value
     if there != ("https://sts/", "x-iam-edge", "edge"):
