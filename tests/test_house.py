@@ -37,16 +37,16 @@ ROOMS = {
 }
 ARROWS = {"iamroles_agent": 40}
 LINES = {
-    "reference": 25_841,
+    "reference": 25_849,
     "scenarios": 37_127,
     "conformance": 11_827,
     "loadtests": 4_962,
     "benchmarks": 4_271,
     "tests": 36_138,
 }
-TRUSTED_LINES = 19_479
+TRUSTED_LINES = 19_487
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 22_320
+DATA_LINES = 22_321
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""

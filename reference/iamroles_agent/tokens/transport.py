@@ -268,7 +268,14 @@ class Transport:
         except (OSError, UnicodeError):  # no such name, or no name at all
             raise TransportError("cannot connect") from None
         while addresses:
-            sock, at, _ = await staggered_race([functools.partial(_reach, *one) for one in addresses], _NEXT)
+            made: list[socket.socket] = []
+            tries = [functools.partial(_reach, made, *one) for one in addresses]
+            try:
+                sock, at, _ = await staggered_race(tries, _NEXT)
+            except asyncio.CancelledError:  # a race that is given up keeps what won it
+                for lost in made:
+                    lost.close()
+                raise
             if sock is None or at is None:
                 break
             try:
@@ -327,7 +334,7 @@ class Transport:
         self._drop()
 
 
-async def _reach(family: int, address: Any) -> socket.socket:  # noqa: ANN401 - as each family has it
+async def _reach(made: list[socket.socket], family: int, address: Any) -> socket.socket:  # noqa: ANN401 - as each family has it
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
@@ -335,6 +342,7 @@ async def _reach(family: int, address: Any) -> socket.socket:  # noqa: ANN401 - 
     except BaseException:
         sock.close()
         raise
+    made.append(sock)
     return sock
 
 

@@ -355,7 +355,7 @@ def left(target: Target) -> None:
                 here.expect("a question beside them", "", refused("no_credentials"))
                 for one in goes:
                     one.close(reset=True)
-            rest(began + _HELD - time.time())
+            rest(max(0.0, began + _HELD - time.time()))  # `sts.timeout` is not stretched
             here.in_time(began + _STALLED, "leaving before STS answers")
             here.sts_clear()
             for each in waiting:
