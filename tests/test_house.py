@@ -46,7 +46,7 @@ LINES = {
 }
 TRUSTED_LINES = 19_487
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 22_321
+DATA_LINES = 22_464
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""
