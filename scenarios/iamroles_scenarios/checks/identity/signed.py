@@ -10,7 +10,7 @@ from typing import Any
 
 import jwt
 
-from iamroles_scenarios.base.errors import Inapplicable, TooSlow
+from iamroles_scenarios.base.errors import Inapplicable, TooSlow, Untestable
 from iamroles_scenarios.base.polling import polls, rest
 from iamroles_scenarios.checks.derived.world import iam_check
 from iamroles_scenarios.declarations.results import check
@@ -165,9 +165,7 @@ def keys(target: Target) -> str:
 
 @contextmanager
 def _stopping(target: Target, owner: str) -> Iterator[tuple[Bench, float, Callable[[], str]]]:
-    """Lend a world whose agent keeps its keys over a stop; `rotate`, and who returns the name of the key that
-    signs.
-    """
+    """Lend a world whose agent keeps its keys, `rotate`, and a function that asks which key signs."""
     if not target.agent.runs:
         raise Inapplicable("process of its own")
     rotate = 4.0 * ceil(target.scale)  # an agent may refuse less than two lifetimes
@@ -223,6 +221,8 @@ def stopped(target: Target) -> None:
             signed, kid = time.time(), signer()
             if kid not in first:
                 break
+        else:
+            raise Untestable("no key signed that was made after the start")
         before = sets.published()
         here.world.agent.stop()
         here.world.agent.start()
