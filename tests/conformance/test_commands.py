@@ -69,6 +69,25 @@ def test_pytest_runs_the_installed_suite_by_its_package_name(agent, tmp_path):
     assert (tmp_path / "report" / "report.html").is_file()
 
 
+def test_a_thread_that_makes_loggers_disturbs_no_check(agent, tmp_path):
+    (tmp_path / "makes_loggers.py").write_text(
+        "import logging, sys, threading\n"
+        "sys.setswitchinterval(1e-5)\n"
+        "named = logging.Logger.manager.loggerDict\n"
+        "for at in range(5000):\n"
+        "    logging.getLogger(f'standing{at}')\n"
+        "def make():\n"
+        "    while True:\n"
+        "        logging.getLogger('passing')\n"
+        "        del named['passing']\n"
+        "threading.Thread(target=make, daemon=True).start()\n"
+    )
+    options = ("-p", "makes_loggers", f"--iamroles-agent={agent}", "-k", "gate.no-token and spop")
+    done = _pytest("--pyargs", "iamroles_conformance", *options, cwd=tmp_path)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_under_xdist_one_worker_has_all_checks_and_writes_the_report(agent, tmp_path):
     done = _pytest(
         *("-v", "-n", "2", "--dist", "loadgroup", "--pyargs", "iamroles_conformance"),
