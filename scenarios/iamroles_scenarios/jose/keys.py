@@ -37,7 +37,6 @@ CURVES: dict[str, ec.EllipticCurve] = {
     "secp256k1": ec.SECP256K1(),
 }
 _EC_CURVE = {"ES256": "P-256", "ES384": "P-384", "ES512": "P-521", "ES256K": "secp256k1"}
-_EC_HASH = {"P-256": "256", "P-384": "384", "P-521": "512", "secp256k1": "256"}
 _ORDERS = {
     "P-256": 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551,
     "P-384": (1 << 384) - 0x389CB27E0BC8D220A7E5F24DB74F58851313E695333AD68D,
@@ -177,11 +176,8 @@ class SigningKey:
                 return self.private.sign(data, pss, digest)
             return self.private.sign(data, padding.PKCS1v15(), digest)
         if isinstance(self.private, ec.EllipticCurvePrivateKey):
-            r, s = decode_dss_signature(
-                self.private.sign(
-                    data, ec.ECDSA(_HASHES[_EC_HASH[self.curve]], deterministic_signing=self.steady)
-                )
-            )
+            scheme = ec.ECDSA(_HASHES[algorithm[2:5]], deterministic_signing=self.steady)
+            r, s = decode_dss_signature(self.private.sign(data, scheme))
             size = (self.private.key_size + 7) // 8
             return r.to_bytes(size, "big") + s.to_bytes(size, "big")
         return self.private.sign(data)

@@ -8,8 +8,10 @@ other.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from iamroles_scenarios.base.polling import polls
@@ -189,10 +191,11 @@ _CURVES = {"ES256": "ES256", "ES384": "ES384", "ES512": "ES512", "EdDSA": "EdDSA
 
 
 def keys_of_all(issuer: IssuerHandle) -> dict[str, SigningKey]:
-    """Publish a key for each algorithm; those of RSA share one, which does not say which it is for."""
-    keys = {name: issuer.add_key(name) for name in _CURVES}
+    """Publish a key for each algorithm, and one for all of RSA; no key says which algorithm it is for."""
+    keys = {name: SigningKey.generate(name, kid=name) for name in _CURVES}
     keys["RSA"] = SigningKey.generate("RS256", kid="any")
-    issuer.publish({name: value for name, value in keys["RSA"].public_jwk().items() if name != "alg"})
+    shown = [key.public_jwk() for key in keys.values()]
+    issuer.publish(*({name: value for name, value in jwk.items() if name != "alg"} for jwk in shown))
     return keys
 
 
@@ -203,6 +206,9 @@ def _by_each_algorithm(here: Bench, keys: dict[str, SigningKey], now: float) -> 
     for name in NEVER:
         forged = {"confusion": f"{name.lower()}-with-public-key"} if name != "none" else {"alg": "none"}
         yield name, mint({"roles": ["kiosk"], **forged}, [keys["RSA"]], now, _URL)
+    for name, other in itertools.permutations(("ES256", "ES384", "ES512"), 2):
+        odd = replace(keys[other], algorithm=name)
+        yield f"{name} by a key of {odd.curve}", mint({"roles": ["kiosk"]}, [odd], now, _URL)
     wide = here.issuer("algorithms").add_key("EdDSA", curve="Ed448", sign=False)
     yield (
         "Ed25519 by a key of Ed448",
@@ -214,8 +220,8 @@ def _by_each_algorithm(here: Bench, keys: dict[str, SigningKey], now: float) -> 
 def algorithms(target: Target) -> str:
     """A policy that names one algorithm allows only tokens by this algorithm, or is refused.
 
-    All algorithms share one key set. The RSA key does not name its algorithm, so the policy alone
-    decides.
+    All algorithms share one key set. No key names its algorithm, so the policy and the key's curve alone
+    decide.
     """
     with derived(target, "identity.derived.algorithms") as here:
         issuer = here.issuer("algorithms")
