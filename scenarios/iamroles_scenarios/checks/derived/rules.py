@@ -157,11 +157,17 @@ class _Rules:
         return found
 
 
-def longer(policy: Mapping[str, Any]) -> dict[str, Any]:
-    """Add many rows about nothing to each table, behind those that a policy has."""
-    rows = range(_TABLE["long"]["rows"])
-    more = {name: [filled(row, {"n": n}) for n in rows] for name, row in _TABLE["long"]["row"].items()}
-    return {**policy, **{name: [*policy.get(name, []), *added] for name, added in more.items()}}
+def longer(policy: Mapping[str, Any], divisor: int, remainder: int) -> dict[str, Any]:
+    """Add rows about nothing in the middle of each table, until it has a number of rows with this remainder.
+
+    An agent that reads tables in parts may lose the only row of a part, or the last row of a whole part.
+    """
+    found = dict(policy)
+    for name, row in _TABLE["long"]["row"].items():
+        rows = policy.get(name, [])
+        more = [filled(row, {"n": n}) for n in range((remainder - len(rows)) % divisor)]
+        found[name] = rows[: len(rows) // 2] + more + rows[len(rows) // 2 :]
+    return found
 
 
 @check("policy.derived.rules", "DERIVED-KEY-001", features={"oidc", "reload"})
@@ -169,12 +175,14 @@ def keys_of_rules(target: Target) -> str:
     """Every key of a rule takes effect on both sides of its bound, and has none once it is removed.
 
     All rows at once, in rooms of their own, in long tables: with the keys, without them, with them again.
+    The tables end just behind a round number of rows, and then at it.
     """
     with derived(target, "policy.derived.rules") as here:
         base, added = {**here.loan.policy, "denies": []}, edges()  # its own would refuse each `guard`
         asked = _Rules(here, added)
-        for without, when in ((False, ""), (True, "without it: "), (False, "again with it: ")):
-            here.must_reload(longer(policy_with(base, added, without=without)), "the keys of rules")
+        changes = ((False, ""), (True, "without it: "), (False, "again with it: "))
+        for (without, when), ends in zip(changes, _TABLE["long"]["ends"], strict=True):
+            here.must_reload(longer(policy_with(base, added, without=without), *ends), "the keys of rules")
             here.ask_all(asked.questions(base, without=without), when, again=not when)
             here.in_time(asked.now + _EDGE, "questions before the nearest end of a role")
     return f"{here.asked} questions about {len(added)} values"
