@@ -28,7 +28,7 @@ from iamroles_scenarios.engine.bench import Bench, SpopQuestion
 from iamroles_scenarios.engine.target import Target
 
 _LEEWAY = 30
-"""Seconds of the issuer `nested`."""
+"""Seconds of the issuers `nested` and `outbound`."""
 _BRIEF = 600
 """Seconds of the role `brief`."""
 _BEFORE = 0.5
@@ -63,9 +63,12 @@ RULES: Mapping[str, Rule] = {
     "iat with leeway": Rule("nested", {"iat": _LEEWAY}, _UNUSUAL, ALLOW, ends=False),
     "a role's lifetime": Rule("corp", {"iat": -_BRIEF, **_BRIEFLY}, ALLOW, _EXPIRED),
     "exp before the role's lifetime": Rule("corp", {"exp": 0, "iat": -60, **_BRIEFLY}, ALLOW, _EXPIRED),
+    "a role's lifetime, with leeway": Rule(
+        "nested", {"exp": 200, "iat": -_BRIEF, "realm": {**_BRIEFLY, "who": "ann"}}, ALLOW, _EXPIRED
+    ),
     "the outer session": Rule("outbound", {AWS: {"original_session_exp": 0}}, ALLOW, _EXPIRED),
     "exp before the outer session": Rule(
-        "outbound", {"exp": 0, AWS: {"original_session_exp": 500}}, ALLOW, _EXPIRED
+        "outbound", {"exp": -_LEEWAY, AWS: {"original_session_exp": 500}}, ALLOW, _EXPIRED
     ),
     "a lifetime without iat": Rule("corp", {"iat": ABSENT, "exp": 3600}, _LONG, ALLOW, ends=False),
 }
