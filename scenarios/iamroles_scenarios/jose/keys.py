@@ -167,8 +167,12 @@ class SigningKey:
         return algorithm in ("EdDSA", self.curve)  # RFC 9864: the curve in the algorithm's name
 
     def sign(self, data: bytes, algorithm: str | None = None) -> bytes:
-        """JWS signature octets; ECDSA as raw R||S of exact length (RFC 7518 section 3.4)."""
-        algorithm = algorithm if algorithm and self.can(algorithm) else self.algorithm
+        """JWS signature octets; ECDSA as raw R||S of exact length (RFC 7518 section 3.4).
+
+        An EC key signs by the hash of each algorithm of ECDSA, also if that names another curve.
+        """
+        if not algorithm or not (self.can(algorithm) or {algorithm, self.algorithm} <= _EC_CURVE.keys()):
+            algorithm = self.algorithm
         if isinstance(self.private, rsa.RSAPrivateKey):
             digest = _HASHES[algorithm[2:]]
             if algorithm.startswith("PS"):

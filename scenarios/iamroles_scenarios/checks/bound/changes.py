@@ -69,6 +69,9 @@ def algorithms(target: Target) -> str:
             asked = [asking.question(f"a proof by {one}", own[one], answers[one]) for one in names]
             private = combined(own[name], {"proof": {"header": {"jwk": "{private}"}}})
             asked.append(asking.question(f"{name}, a private `jwk`", private, answer_of("proof_invalid")))
+            for one in (one for one in names if name[:2] == one[:2] == "ES" and one != name):
+                odd = combined(own[one], {"proof": {"alg": name}})
+                asked.append(asking.question(f"{name} by a key for {one}", odd, answer_of("proof_invalid")))
             here.ask_all(asked, f"{name} is listed: ")
         return f"{here.asked} questions; not offered: {', '.join(lacking) or 'none'}"
 
