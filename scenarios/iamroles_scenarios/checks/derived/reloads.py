@@ -185,14 +185,15 @@ def faults(base: Policy) -> Iterator[tuple[str, str, dict[str, Any]]]:
                 continue
             for value in (how.wrong, *how.beyond):
                 yield f"{name}.{key} = {value!r}", key, _with(base, name, key, value)
+    yield from _in_shadow(base)
     for name, names in ONE_OF.items():
         policy = whole(base)
         for key in names:
             policy[name][-1].pop(key, None)
         yield f"{name} without {' and '.join(names)}", "", policy
-    for name, other, key in SHARED:
+    for name, other, key, apart in SHARED:
         policy = whole(base)
-        policy[other].append({**policy[other][0], key: policy[name][0].get(key)})
+        policy[other].append({**policy[other][0], **apart, key: policy[name][-1].get(key)})
         yield f"a name of {name} again in {other}", "", policy
     arn = base["roles"][0].get("arn")
     for twin in ({"arn": arn}, {"arns": [arn]}):
@@ -209,6 +210,14 @@ def faults(base: Policy) -> Iterator[tuple[str, str, dict[str, Any]]]:
     for name, key, value in (("keys", "refresh", 7), ("grants", "methods", 3)):
         what = f"{name}.{key} = {value}, and a grant to no backend"
         yield what, f"{key} backend", _with(astray, name, key, value)
+
+
+def _in_shadow(base: Policy) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield a fault of each key of a grant or deny that is not enforced: it is refused all the same."""
+    for name in ("grants", "denies"):
+        shadow = _with(base, name, "shadow", True)
+        for key, value in ((key, how.beyond[-1]) for key, how in KEYS[name].items() if how.beyond):
+            yield f"{name}.{key} = {value!r} in shadow", key, _with(shadow, name, key, value)
 
 
 def _with(base: Policy, name: str, key: str, value: object) -> dict[str, Any]:

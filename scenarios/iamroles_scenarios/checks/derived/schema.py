@@ -23,7 +23,7 @@ ONE_OF: Mapping[str, list[str]] = _KEYS["one_of"]
 UNKNOWN: list[str] = _KEYS["unknown"]["keys"]
 GRANTS: list[dict[str, Any]] = _KEYS["conflicts"]["grants"]
 CONFLICTS = [order for pair in _KEYS["conflicts"]["pairs"] for order in (pair, pair[::-1])]
-SHARED: list[list[str]] = _KEYS["shared"]["tables"]
+SHARED = [(*row, _KEYS["shared"]["apart"].get(row[1], {})) for row in _KEYS["shared"]["tables"]]
 
 
 @dataclass(frozen=True, slots=True)
