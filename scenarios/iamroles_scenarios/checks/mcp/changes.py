@@ -54,7 +54,7 @@ def refused(target: Target) -> str:
                         here.must_reload(policy, f"{name}: {change}")
                     elif here.reload(policy).get("reloaded"):
                         here.note_wrong(f"a policy was taken, {name}: {change}")
-        nobodys = {**rows.TABLE["late"]["resources"], "resource": "https://late.example"}
+        nobodys = {**rows.TABLE["late"]["resources"], "resource": f"{FILES}/late"}
         if here.reload(edited(base, {"add": {"resources": [nobodys]}})).get("reloaded"):
             here.note_wrong("a policy was taken whose resource is nobody's audience")
         return f"{count + 1} policies"

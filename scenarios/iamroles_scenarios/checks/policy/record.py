@@ -7,6 +7,7 @@ import re
 import secrets
 from base64 import b64encode, urlsafe_b64decode
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -148,9 +149,9 @@ def _send_parts(here: Bench, credential: str) -> None:
 
 def _reload_with_passwords(here: Bench) -> None:
     """Write a URL with a password in each place of a policy, which an agent may refuse, or use."""
-    for place, edits in _TABLE["urls"].items():
+    for (place, edits), begins in product(_TABLE["urls"].items(), ("", "x@")):
         password = note(f"password of {place}", word := secrets.token_urlsafe(32), word)
-        url = f"https://gate:{password}@127.0.0.1:9"
+        url = f"https://gate:{begins}{password}@127.0.0.1:9"
         here.reload(edited(here.loan.policy, filled(edits, {"url": url})))
         here.ask(here.token(), with_reason=False)
     _send(here, here.token())
