@@ -25,8 +25,8 @@ _MAX_AGE, _LEEWAY = 60, 5
 """Seconds, as the policy has them by default."""
 _BEFORE, _AFTER = 0.5, 0.05
 """Seconds from minting to asking, times the scale, and beyond an edge."""
-_WINDOW, _KEY = 2.0, "nonce.key"
-"""Seconds of a nonce's window, times the scale, and the file of the key."""
+_WINDOW, _KEY, _LEAST = 2.0, "nonce.key", 32
+"""Seconds of a nonce's window, times the scale; the file of the key, and the fewest octets in it."""
 _ALL = {"certificate", "dpop", "reload"}
 _OWN: dict[str, Any] = {"token": {"claims": {"cnf": {"jkt": "{own}"}}}}
 """A token that is bound to the key that the proof shows."""
@@ -81,6 +81,7 @@ def refused(target: Target) -> str:
     """A policy whose keys of a binding are unknown, missing, of another type or out of range is refused."""
     with bound(target, "bound.policy.refused", dpop=DPOP) as here:
         policy, count = here.loan.policy, 0
+        here.world.agent.put("short.key", "x" * (_LEAST - 1))
         first, *rest = policy["issuers"]
         unbound = [{**one, "bound": "refused"} for one in policy["issuers"]]
         tables = {"client_certificate": {"from": ["10.0.0.0/8"]}, "issuers": first}
@@ -195,10 +196,12 @@ def nonces(target: Target) -> str:
     """With `nonce`, a proof without a nonce of this gate is refused and gets one, which every worker accepts.
 
     No nonce, one of a key with another last octet, one bent; the right one to each worker. Then the same key
-    in another file, and no file, beside a shadow policy; at last one with another first octet, after a stop.
+    in another file, and no file, beside a shadow policy; at last, after a stop, one with another first octet
+    of the fewest.
     """
     with bound(target, "bound.dpop.nonces", dpop=DPOP, agent=keeping(target.stage)) as here:
         asking, most = Asking(here), secrets.token_hex(32)
+        least = most[: _LEAST - 1]
         _reload(here, key=f"{most}a")
         other = _given(here, asking)
         key = _reload(here, key=f"{most}b")
@@ -215,10 +218,10 @@ def nonces(target: Target) -> str:
         here.ask_all([_question(asking, "a nonce of this key, which stood in another file", own)])
         _reload(here, file="")
         here.ask_all([_question(asking, "a worker's nonce, without a file", _given(here, asking))])
-        _reload(here, key=f"a{most}")
+        _reload(here, key=f"a{least}")
         former = _given(here, asking)
         here.world.agent.stop()
-        here.world.agent.put(_KEY, f"b{most}")
+        here.world.agent.put(_KEY, f"b{least}")
         here.world.agent.start()
         here.wait_for_keys([asking.question("keys", BASES["plain"])])
         here.ask_all([_question(asking, "a nonce of the key before", former, "nonce_required")])
