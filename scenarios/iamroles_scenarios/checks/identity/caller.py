@@ -53,8 +53,8 @@ def host(target: Target) -> None:
             f"{true}.evil.example", f"evil-{true}", f"{true}:443", f"{true}:80", f"{true}.", f"user@{true}",
             f"user:pass@{true}", f"{true}@{listener.host}", f"{listener.host}", f"{true}%2f@{listener.host}",
             f"{true}%00", f"{true}\\@{listener.host}", true.upper(), f"{true}#@{listener.host}",
-            f"{true}?@{listener.host}", "169.254.169.254", "sts.amazonaws.com", "", "localhost",
-            true.replace(".", "\u3002"), true.replace("s", "\u017f"),
+            f"{true}?@{listener.host}", f"@{true}", f"{true}:", "169.254.169.254", "sts.amazonaws.com", "",
+            "localhost", true.replace(".", "\u3002"), true.replace("s", "\u017f"),
         ):  # fmt: skip
             answer = refused("issuer_untrusted", "token_malformed", "sts_rejected")
             here.expect(f"host {false!r}", here.credential(keys, url_host=false), answer)
@@ -312,7 +312,7 @@ def same_name(target: Target) -> None:
     """The same role and session names in another account never get the first account's verdict.
 
     The first verdict is in every cache; the second caller has all names alike but the account. In each other
-    partition that 6.10 knows the role has a grant, which opens to it.
+    partition that 6.10 knows the role has a grant, which opens to it, signed for a region there.
     """
     with bench(target, WORLD, flow="labels") as here:
         mine, foreign = (
@@ -331,8 +331,17 @@ def same_name(target: Target) -> None:
                 about = {"Arn": arn, "UserId": "AROAX:alice", "Account": "111111111111"}
                 here.sts_fault("forge", members=about)
                 answer = ALLOWED.model_copy(update={"role": role["arn"], "principal": arn})
-                here.expect(f"its namesake of {role['name']}", here.credential(keys), answer)
+                signed = here.credential(keys, region=_REGIONS[role["name"]])
+                here.expect(f"its namesake of {role['name']}", signed, answer)
         here.sts_clear()
+
+
+_REGIONS = {
+    "aws-cn": "cn-northwest-1", "aws-us-gov": "us-gov-west-1", "aws-iso": "us-iso-east-1",
+    "aws-iso-b": "us-isob-east-1", "aws-iso-e": "eu-isoe-west-1", "aws-iso-f": "us-isof-south-1",
+    "aws-eusc": "eusc-de-east-1",
+}  # fmt: skip
+"""A region of each partition, which callers write into the scope of their signature."""
 
 
 @check("identity.caller.secrets", "PRINCIPAL-SECRET-001", features={"sts"})
