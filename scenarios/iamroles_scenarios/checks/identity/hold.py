@@ -41,7 +41,7 @@ _MANY, _FEWEST, _LONGEST = 4200, 1000, 30.0
 """Questions to one worker, more than any table of those on their way should hold; those that say something;
 and seconds, times the scale, after which no more are asked."""
 _FLOODS = (
-    ("a newcomer", "192.0.2.98", [f"2001:db8::{number:x}" for number in range(_CROWD)]),
+    ("a newcomer", "2001:db8:0:1::98", [f"2001:db8:0:0:{number:x}::" for number in range(_CROWD)]),
     ("another newcomer", "::ffff:192.0.2.99", ["::ffff:192.0.2.0"] * _CROWD),  # IPv4 too (6.18)
     ("the first of many callers", "203.0.113.0", [f"198.51.100.{number}" for number in range(2 * _CROWD)]),
 )
@@ -135,8 +135,8 @@ def many(target: Target) -> str:
 def newcomer(target: Target) -> None:
     """A caller whom STS never confirmed is served beside a flood from another address.
 
-    Or from a network of IPv6. A caller whom STS knows, long before others, is served beside a flood from
-    many addresses.
+    Or from the next network of IPv6. A caller whom STS knows, long before others, is served beside a flood
+    from many addresses.
     STS takes seconds for each forged credential, and no longer than usual for the caller's. All come over
     SPOP, so that the judge chooses their addresses.
     """
