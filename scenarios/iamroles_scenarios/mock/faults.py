@@ -3,7 +3,7 @@
 ==============  ========================================================================================
 kind            effect (parameters)
 ==============  ========================================================================================
-``slow``        the sound answer after `seconds`
+``slow``        the sound answer after `seconds`, or once the fault is cleared
 ``stall``       no answer until the fault is cleared, then the sound one, or with `status` that of ``status``
 ``drip``        the head of an answer, one byte each `seconds`, and never its end: no read ever times out
 ``hang``        the sound head and half of the body, and then nothing until the fault is cleared
@@ -132,7 +132,8 @@ async def answer(fault: Fault | None, request: web.Request, sound: Sound) -> web
     if fault is None:
         return await sound()
     if fault.kind == "slow":
-        await asyncio.sleep(fault.seconds)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(fault.cleared.wait(), fault.seconds)
         return await sound()
     if fault.kind == "stall":
         await fault.cleared.wait()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine import bench as benches
 from iamroles_scenarios.engine.answers import ALLOW, REFUSE
 from iamroles_scenarios.engine.bench import ALLOWED, Bench, bench, beside, own_bench, own_suffix, refused
+from iamroles_scenarios.engine.spread import Spread
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.wire.asker import Asker
 
@@ -43,9 +45,11 @@ and seconds, times the scale, after which no more are asked."""
 _FLOODS = (
     ("a newcomer", "2001:db8:0:1::98", [f"2001:db8:0:0:{number:x}::" for number in range(_CROWD)]),
     ("another newcomer", "::ffff:192.0.2.99", ["::ffff:192.0.2.0"] * _CROWD),  # IPv4 too (6.18)
-    ("the first of many callers", "203.0.113.0", [f"198.51.100.{number}" for number in range(2 * _CROWD)]),
 )
-"""The caller, its address, and the address of each question of a flood; the last flood goes on meanwhile."""
+"""The caller, its address, and the address of each question of a flood."""
+_MANY_SOURCES = [f"198.51.100.{number}" for number in range(2 * _CROWD)]
+_BETWEEN = 0.3
+"""Seconds, times the scale, from the caller's question to the second half of the last flood, if it waits."""
 _SHUT_OUT = refused("sts_rejected", "sts_unavailable", "token_expired", status=[401, 503])
 
 
@@ -135,8 +139,8 @@ def many(target: Target) -> str:
 def newcomer(target: Target) -> None:
     """A caller whom STS never confirmed is served beside a flood from another address.
 
-    Or from the next network of IPv6. A caller whom STS knows, long before others, is served beside a flood
-    from many addresses.
+    Or from the next network of IPv6. A caller whom STS knows, long before others, is served by each worker
+    beside a flood from many addresses, which STS rejected before, and which goes on while the caller waits.
     STS takes seconds for each forged credential, and no longer than usual for the caller's. All come over
     SPOP, so that the judge chooses their addresses.
     """
@@ -153,25 +157,66 @@ def newcomer(target: Target) -> None:
         here.judge(before, here.actions(before, window=4))
         for first, (what, source, strangers) in enumerate(_FLOODS, 1):
             here.sts_fault("slow", seconds=here.seconds(_SLOW))
-            who, calls = keys if first < len(_FLOODS) else known[0], here.sts_calls()
-            text = here.credential(who, host=hosts[1], expires=2 * _CROWD * first)
+            calls = here.sts_calls()
+            text = here.credential(keys, host=hosts[1], expires=2 * _CROWD * first)
             with beside(here, partial(_flood, keys, strangers, 2 * _CROWD * first), 1):
                 try:
-                    any(here.sts_calls() >= calls + _FULL for _last in polls(here.seconds(_SLOW / 3)))
+                    _begun(here, calls)
                     began = time.monotonic()
                     here.ask_all([benches.SpopQuestion(what, _question(text, source), ALLOW)], again=False)
                     if (took := time.monotonic() - began) > here.seconds(_PROMPT):
                         raise here.failed(f"{what} waited {took:.1f} s, at most {_PROMPT:g} s")
                 finally:
                     here.sts_clear()
+        _from_many(here, keys, here.credential(known[0], host=hosts[1], expires=900))
+
+
+def _from_many(here: Bench, keys: SessionKeys, text: str) -> None:
+    """Flood each worker from many addresses; ask about a known caller between two halves of the flood."""
+    what = "the first of many callers"
+    caller = benches.SpopQuestion(what, _question(text, "203.0.113.0"), ALLOW)
+    before, flood = (_forged(here, keys, _MANY_SOURCES, 2 * _CROWD * times) for times in (3, 4))
+    within = here.seconds(_CROWD * _SLOW)
+    with Spread(here.world.agent, here.loan.workers, within) as crowd, ThreadPoolExecutor(_CROWD) as pool:
+
+        def each(workers: Spread, asked: list[tuple[Any, None]]) -> list[Future[Any]]:
+            ask = [recording.carried(one.actions_of) for one in workers.askers()]
+            return [pool.submit(one, asked, window=_CROWD) for one in ask]
+
+        crowd.askers()[0].actions_of(before, window=_CROWD)
+        calls = here.sts_calls()
+        here.sts_fault("slow", seconds=here.seconds(_SLOW))
+        try:
+            strangers = each(crowd, flood[:_CROWD])
+            _begun(here, calls)
+            began, asked = time.monotonic(), each(here.spread, [(caller.check, None)])
+            wait(asked, here.seconds(_BETWEEN))
+            strangers += each(crowd, flood[_CROWD:])
+            for found in asked:
+                here.judge([caller], found.result())
+            if (took := time.monotonic() - began) > here.seconds(_PROMPT):
+                raise here.failed(f"{what} waited {took:.1f} s, at most {_PROMPT:g} s")
+        finally:
+            here.sts_clear()
+        for stranger in strangers:
+            stranger.result()
+
+
+def _begun(here: Bench, calls: int) -> None:
+    """Wait until STS has more calls, as many as an agent makes for an address at a time, or for a while."""
+    any(here.sts_calls() >= calls + _FULL for _last in polls(here.seconds(_SLOW / 3)))
+
+
+def _forged(here: Bench, keys: SessionKeys, sources: list[str], first: int) -> list[tuple[Any, None]]:
+    """Make a question with a forged credential from each address."""
+    numbered = enumerate(sources, first)
+    return [(_question(here.credential(keys, secret="wrong", expires=n), one), None) for n, one in numbered]  # noqa: S106
 
 
 def _flood(keys: SessionKeys, sources: list[str], first: int, here: Bench, _ended: threading.Event) -> None:
     """Ask with forged credentials from some addresses, all at once."""
     with Asker(here.world.agent.spop_address, timeout=here.seconds(_CROWD * _SLOW)) as asker:
-        bad = enumerate(sources, first)
-        crowd = [(_question(here.credential(keys, secret="wrong", expires=n), one), None) for n, one in bad]  # noqa: S106
-        asker.actions_of(crowd, window=_CROWD)
+        asker.actions_of(_forged(here, keys, sources, first), window=_CROWD)
 
 
 def _question(credential: str, source: str) -> dict[str, Any]:
