@@ -49,8 +49,8 @@ _FLOODS = (
 """The caller, its address, and the address of each question of a flood."""
 _MANY_SOURCES = [f"198.51.100.{number}" for number in range(2 * _CROWD)]
 _SINCE, _BETWEEN = 5.0, 0.3
-"""Seconds, at any scale, from STS's word about the caller to the last flood; and, times the scale, from the
-caller's question to the second half of this flood, if the caller waits."""
+"""Seconds, times the scale, from STS's word about the caller to the last flood, and from the caller's
+question to the second half of this flood, if the caller waits."""
 _SHUT_OUT = refused("sts_rejected", "sts_unavailable", "token_expired", status=[401, 503])
 
 
@@ -156,7 +156,7 @@ def newcomer(target: Target) -> None:
             for number, text in enumerate(texts)
         ]
         here.judge(before, here.actions(before, window=4))
-        confirmed = time.monotonic()
+        due = time.monotonic() + here.seconds(_SINCE)
         for first, (what, source, strangers) in enumerate(_FLOODS, 1):
             here.sts_fault("slow", seconds=here.seconds(_SLOW))
             calls = here.sts_calls()
@@ -170,7 +170,7 @@ def newcomer(target: Target) -> None:
                         raise here.failed(f"{what} waited {took:.1f} s, at most {_PROMPT:g} s")
                 finally:
                     here.sts_clear()
-        rest(confirmed + _SINCE - time.monotonic())
+        rest(due - time.monotonic())
         _from_many(here, keys, here.credential(known[0], host=hosts[1], expires=900))
 
 
