@@ -51,7 +51,8 @@ def read(path: Path, limit: int, *, own: bool = False) -> bytes:
             raise _fault(EPERM, path, f"it belongs to user {found.st_uid}, and everybody may write it")
         content = b"" if found.st_size > limit else file.read(limit + 1)
         if max(found.st_size, len(content)) > limit:
-            raise _fault(EFBIG, path, f"it is larger than {limit >> 20} MiB")
+            size = f"{limit >> 20} MiB" if limit >> 20 else f"{limit} octets"
+            raise _fault(EFBIG, path, f"it is larger than {size}")
     return content
 
 

@@ -595,9 +595,12 @@ def test_the_key_of_nonces_goes_to_every_worker_with_the_policy(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "mode", "says"),
-    [(b"x" * 31, 0o600, "31 octets"), (b"x" * 32, 0o640, "others may read"), (None, 0, "No such file")],
+    [
+        *((b"x" * 31, 0o600, "31 octets"), (b"x" * 4097, 0o600, "larger than 4096 octets")),
+        *((b"x" * 32, 0o640, "others may read"), (None, 0, "No such file")),
+    ],
 )
-def test_a_key_of_nonces_that_is_not_secret(tmp_path, content, mode, says):
+def test_a_key_of_nonces_that_is_not_secret_or_of_another_size(tmp_path, content, mode, says):
     key = tmp_path / "nonce.key"
     if content is not None:
         key.write_bytes(content)

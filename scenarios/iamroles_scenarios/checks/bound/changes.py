@@ -25,8 +25,8 @@ _MAX_AGE, _LEEWAY = 60, 5
 """Seconds, as the policy has them by default."""
 _BEFORE, _AFTER = 0.5, 0.05
 """Seconds from minting to asking, times the scale, and beyond an edge."""
-_WINDOW, _KEY, _LEAST = 2.0, "nonce.key", 32
-"""Seconds of a nonce's window, times the scale; the file of the key, and the fewest octets in it."""
+_WINDOW, _KEY, _LEAST, _MOST = 2.0, "nonce.key", 32, 4096
+"""Seconds of a nonce's window, times the scale; the file of the key, and the fewest and most octets in it."""
 _ALL = {"certificate", "dpop", "reload"}
 _OWN: dict[str, Any] = {"token": {"claims": {"cnf": {"jkt": "{own}"}}}}
 """A token that is bound to the key that the proof shows."""
@@ -200,7 +200,7 @@ def nonces(target: Target) -> str:
     of the fewest.
     """
     with bound(target, "bound.dpop.nonces", dpop=DPOP, agent=keeping(target.stage)) as here:
-        asking, most = Asking(here), secrets.token_hex(32)
+        asking, most = Asking(here), secrets.token_hex(_MOST)[: _MOST - 1]
         least = most[: _LEAST - 1]
         _reload(here, key=f"{most}a")
         other = _given(here, asking)
