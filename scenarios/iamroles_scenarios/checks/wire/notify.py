@@ -216,14 +216,15 @@ async def odd_arguments(target: WireTarget) -> None:
 async def extra_and_missing(target: WireTarget) -> None:
     """Extra arguments are ignored, also unnamed ones; a missing required one is an explicit deny.
 
-    Some have the name of a known one in other letters. SPEC.md section 2 requires `authorization`, `method`,
-    `path` and `src`; the reason is `internal_error`.
+    There are as many as a message can have, some by a known name in other letters. SPEC.md section 2 requires
+    `authorization`, `method`, `path` and `src`; the reason is `internal_error`.
     """
     async with session(target) as connection:
         known = check_arguments(probe(target)).items()
         unknown: list[tuple[str, Value | Typed]] = [("x-before", -1), ("", "x"), ("", None), ("", "x")]
         near = [(other, "x") for name, _ in known for other in (name.title(), f"{name} ", f"{name}s")]
         extra = [*unknown, *near, *known, *unknown[1:], ("x-after", None)]
+        extra += [("", None)] * (255 - len(extra))  # as many as the one byte of their number says
         message = encode_message("iam-check", extra)
         await connection.must_answer(notify(1, 1, message))
         for name in ("method", "path", "src"):
