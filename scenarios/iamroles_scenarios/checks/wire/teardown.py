@@ -45,6 +45,8 @@ _PORTS = 20_000, 32_000
 """Below those that a kernel gives by itself."""
 _QUEUED = 1.5
 """Seconds, times the scale, without an answer on a connection that was made; a slow question takes longer."""
+_MOMENT = 0.1
+"""Seconds, times the scale, in which a connection is served after others got their goodbye."""
 _CROSSINGS = 3
 """Connections on which a goodbye may cross the first question."""
 
@@ -349,7 +351,8 @@ async def connection_limit(target: WireTarget) -> str:
     """Connections above the limit are refused at once, or an idle one ends for them; the rest is served.
 
     The agent listens at two addresses. Half of the connections come to each. A connection that waits for an
-    answer is not idle. Each worker has the limit for itself. A connection that was cut counts no longer.
+    answer is not idle. Each worker has the limit for itself. A connection that was cut counts no longer, nor
+    does one that got its goodbye and is held open.
     """
     port = _free_port()
     if "workers" in target.features:
@@ -378,7 +381,21 @@ async def connection_limit(target: WireTarget) -> str:
             if not await judge.eventually(target, partial(_accepts, target, address, seen)):
                 tried = f"{len(seen)} were tried; the last: {seen[-1] if seen else 'no answer'}"
                 raise held[0].fail(f"a connection was freed, but no new one is served ({tried})")
+        for _ in range(len(held) + 1):
+            if not await judge.eventually(target, partial(_leaves, target, address, stack), seconds=_MOMENT):
+                raise held[0].fail("a connection counts after its goodbye, while its peer holds it open")
     return "an idle connection ended in favour of the one above the limit" if gone else ""
+
+
+async def _leaves(target: WireTarget, address: str, stack: AsyncExitStack) -> bool:
+    """Tell whether a new connection is served; it says goodbye, and stays open at this end."""
+    with suppress(WireError):
+        connection = await stack.enter_async_context(connected(target, address))
+        await connection.hello()
+        await connection.send(disconnect())
+        await connection.must_end("HAPROXY-DISCONNECT", 0)
+        return True
+    return False
 
 
 async def _must_keep_waiting(target: WireTarget, held: list[JudgedConnection], address: str) -> None:
