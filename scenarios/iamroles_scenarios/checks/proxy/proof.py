@@ -105,9 +105,9 @@ def asker(target: Target) -> None:
     """
     with _proven(target, _PROXY_NAME, _SECOND.title()) as (here, _, authority):
         _must_greet(here, authority.issue(_SECOND), {})
-        _must_greet(
-            here, authority.issue(_PROXY_NAME), {f"for {name}": authority.issue(name) for name in _OTHERS}
-        )
+        others = {f"for {name}": authority.issue(name) for name in _OTHERS}
+        others["with the name as its common name"] = authority.issue(_PROXY_NAME, named=False)
+        _must_greet(here, authority.issue(_PROXY_NAME), others)
         newer = Authority()
         here.world.agent.put(AGENT_CA, newer.public)
         _must_greet(here, newer.issue(_PROXY_NAME), {"of before": authority.issue(_PROXY_NAME)})
