@@ -18,7 +18,7 @@ kind            effect (parameters)
 ``oversized``   the sound object with one more member, another each time, `size` bytes in all (2 MiB)
 ``ended``       the sound body with blanks, `size` bytes in all, without a length: its connection ends
 ``early``       the sound answer after two interim ones
-``chunked``     the sound answer in chunks with extensions, and a trailer
+``chunked``     the sound answer in chunks of 1, 2, 3 … letters with extensions, and a trailer
 ``repeated``    the sound answer a hundred times in one piece, on a connection that stays
 ``patch``       the sound object with `members` set (a discovery document's issuer, for example)
 ==============  ========================================================================================
@@ -49,8 +49,6 @@ ENDLESS = frozenset({"stall", "drip", "hang", "trickle", "endless"})
 _PIECE = 1 << 16
 """Bytes that `endless` writes at a time."""
 _EARLY = b"HTTP/1.1 103 Early Hints\r\nLink: </keys>; rel=preload\r\n\r\n"
-_CHUNK = 100
-"""Letters of a chunk."""
 _COPIES = 100
 """Answers of `repeated`: more than a client asks for while a check lasts."""
 Sound = Callable[[], Awaitable[web.Response]]
@@ -238,8 +236,8 @@ async def _altered(fault: Fault, request: web.Request, response: web.Response) -
         return response
     if fault.kind == "chunked" and request.transport is not None:
         head = f"HTTP/1.1 {response.status} X\r\nContent-Type: {response.content_type}\r\n"
-        pieces = (text[at : at + _CHUNK] for at in range(0, len(text), _CHUNK))
-        chunks = "".join(f"{len(piece):x};of=set\r\n{piece}\r\n" for piece in pieces)
+        pieces = [text[n * (n - 1) // 2 : n * (n + 1) // 2] for n in range(1, len(text) + 1)]
+        chunks = "".join(f"{len(piece):x};of=set\r\n{piece}\r\n" for piece in pieces if piece)
         end = f"{chunks}0;last\r\nX-Trailer: 1\r\n\r\n"
         request.transport.write(f"{head}Transfer-Encoding: chunked\r\n\r\n{end}".encode())
         return _Written()

@@ -66,7 +66,12 @@ class _Row:
         own: dict[str, Any] = {} if self.said.get("discovery") else {"jwks_uri": f"{self.issuer.url}/jwks"}
         own |= {"insecure_http": True, "audiences": ["edge"], "algorithms": ["RS256", "ES256"]}
         names = ("", "twin")[: 1 + self.said.get("twin", False)]
-        return [{"name": self.issuer.name + more, "issuer": self.issuer.url + more, **own} for more in names]
+        return [{"name": self.issuer.name + more, "issuer": self.url + more, **own} for more in names]
+
+    @property
+    def url(self) -> str:
+        """The `iss` of the row's tokens."""
+        return self.issuer.url + "/" * self.said.get("slash", False)
 
     @cached_property
     def watched(self) -> str:
@@ -88,6 +93,8 @@ class _Row:
 
     def show(self, said: Mapping[str, Any]) -> None:
         """Let the issuer answer so from now on."""
+        if self.said.get("slash"):
+            self.issuer.fault("discovery", "patch", members={"issuer": self.url})
         for endpoint in _ENDPOINTS:
             if endpoint in said:
                 urls = {"own": self.issuer.url, "foreign": self.foreign.url}
@@ -105,7 +112,7 @@ class _Row:
         recipe: dict[str, Any] = {"roles": ["kiosk"], "sub": sub, "kid": kid or name}
         recipe |= {"drop_header": ["kid"]} if kid == "nobody" else {}
         recipe |= {"header": {"kid": int(kid[7:])}} if kid.startswith("number ") else {}
-        return mint(recipe, [self.key(name)], time.time(), self.issuer.url + twin)
+        return mint(recipe, [self.key(name)], time.time(), self.url + twin)
 
 
 def _asked(rows: list[_Row], known: Mapping[tuple[int, str], str], act: int) -> list[SpopQuestion]:
@@ -119,9 +126,7 @@ def _asked(rows: list[_Row], known: Mapping[tuple[int, str], str], act: int) -> 
             for token in (*shown, row.token(said, f"sub{act}")):
                 what = f"{row.said['what']}: a token by {said}"
                 found.append(SpopQuestion(what, iam_check(token), expected(wanted)))
-        neighbour = mint(
-            {"roles": ["kiosk"], "kid": "a"}, [rows[number - 1].key("a")], time.time(), row.issuer.url
-        )
+        neighbour = mint({"roles": ["kiosk"], "kid": "a"}, [rows[number - 1].key("a")], time.time(), row.url)
         what = f"{row.said['what']}: a token by another issuer's key of this kid"
         found.append(SpopQuestion(what, iam_check(neighbour), REFUSE))
     return found
