@@ -18,7 +18,8 @@ Claims
                   epoch seconds and ``{iso+60}`` an instant
 ``merge``         likewise, but merged into nested tables
 ``drop``          names of claims to leave out, last of all; a list in the list is a path
-``raw``           claim name to raw JSON text: ``{exp = "1e400"}``; ``{now}``, ``{now+300}`` are replaced
+``raw``           claim name to raw JSON text: ``{exp = "1e400"}``; ``{now}``, ``{now+300}`` are replaced,
+                  and ``{9 lists}``, ``{9 objects}`` by so many empty ones with commas between
 ``duplicate``     claim name to the list of values it has in turn: ``{exp = ["-60s", "+5m"]}``
 ``depth``         one more claim, a list nested so deep
 ``size``          pads the token with a claim, and if need be the header, to just so many bytes
