@@ -55,7 +55,9 @@ _ACTORS: _Rows = [
     ({**_BOTH, "claims": {"jti": "s1", **({"act": act} if act else {})}}, _READS)
     for act in ({}, {"sub": "bot"}, {"sub": "svc"}, {"sub": "bot", "iss": "urn:x", "act": {"sub": "svc"}})
 ]
-"""Each differs from the others in the actor alone."""
+_LONG = {"jti": "j" * 512, "act": {"sub": "b" * 512, "iss": "urn:" + "x" * 508}}
+_ACTORS.append(({**_BOTH, "sub": "a" * 512, "claims": _LONG}, _READS))
+"""Each differs from the others in the actor alone; the last is as long as tags may be (5.11)."""
 _SHARED = {"id": "R5", "roles": ["writer"], "methods": ["GET"], "path": "/orders", "backend": "orders-ro"}
 
 

@@ -20,7 +20,7 @@ from iamroles_scenarios.checks.mcp.rows import CALL, FEATURES, FIELDS, FILES, ex
 from iamroles_scenarios.checks.proxy.misbehaving import actions
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.tables import filled
-from iamroles_scenarios.engine.answers import expected
+from iamroles_scenarios.engine.answers import expected, read
 from iamroles_scenarios.engine.bench import SpopQuestion, own_bench
 from iamroles_scenarios.engine.players import challenges
 from iamroles_scenarios.engine.target import Target
@@ -31,6 +31,10 @@ from iamroles_scenarios.wire.frames import Flags, Frame, FrameType, read_message
 _OWN, _REQUIRED = "https://mcp.example", "dpop_bound_access_tokens_required"
 _CHANGES, _DPOP = {*FEATURES, "reload"}, {*FEATURES, "dpop"}
 _PARTNER = {"name": "partner", "issuer": "{idp}/partner", "insecure_http": True, "algorithms": ["RS256"]}
+_CROWDED, _NAME = f"{_OWN}/crowd", "https://crowd.example/"
+_JWKS = {"jwks_uri": "{idp}/partner/jwks", "audiences": [_CROWDED]}
+_CROWD = [{**_PARTNER, **_JWKS, "name": f"c{n}", "issuer": f"{_NAME}{n}/{'x' * 200}"} for n in range(25)]
+"""Issuers of a resource whose metadata have 6 kB."""
 
 
 @check("mcp.policy.refused", "MCP-LOAD-001", features=_CHANGES)
@@ -60,9 +64,12 @@ def refused(target: Target) -> str:
         return f"{count + 1} policies"
 
 
-@check("mcp.policy.reload", "MCP-MEMORY-001", features=_CHANGES)
+@check("mcp.policy.reload", "MCP-MEMORY-001", "MCP-META-001", features=_CHANGES)
 def reloads(target: Target) -> str:
-    """Each change of a resource or rule decides from its reload on, also for calls seen before."""
+    """Each change of a resource or rule decides from its reload on, also for calls seen before.
+
+    The last adds a resource whose metadata are long.
+    """
     with serving(target, "mcp.policy.reload") as here:
         token, acting = (
             here.token(key="ES256", roles=["kiosk"], aud=["edge", FILES], claims=claims)
@@ -78,6 +85,15 @@ def reloads(target: Target) -> str:
                 for name, answer in row["answers"].items()
             ]
             here.ask_all(asked, f"{row['what']}: ")
+        added = {"issuers": _CROWD, "resources": [{"name": "crowd", "resource": _CROWDED}]}
+        here.must_reload(edited(here.loan.policy, {"add": here.loan.own(added)}), "a crowd of issuers")
+        path = metadata(_CROWDED).removeprefix(_OWN)
+        question = SpopQuestion(
+            "long metadata", {**iam_check(None), **CALL, "method": "GET", "path": path}, {}
+        )
+        text = str((seen := read(here.actions([question])[0])).get("document"))
+        if text.count(_NAME) != len(_CROWD) or not text.endswith("}"):
+            here.note_wrong("the metadata are cut, or lack issuers of the resource", question, seen)
         return f"{here.asked} questions"
 
 
