@@ -164,6 +164,7 @@ def test_rfc9068_has_its_type_and_required_claims():
         (1, {"raw": {"exp": "1e400"}}, '"exp":1e400'),
         (1, {"raw": {"exp": '"{now+300}"'}}, f'"exp":"{int(NOW) + 300}"'),
         (1, {"raw": {"exp": "{now}.0"}}, f'"exp":{int(NOW)}.0'),
+        (1, {"raw": {"x": "[{2 lists},{1 objects}]"}}, '"x":[[],[],{}]'),
         (1, {"claims": {"exp": float("nan")}}, '"exp":NaN'),
         (1, {"claims": {"exp": float("inf")}}, '"exp":Infinity'),
         (1, {"duplicate": {"exp": ["-60s", "+5m"]}}, f'"exp":{int(NOW) - 60},"exp":{int(NOW) + 300}'),
