@@ -206,8 +206,8 @@ class _Minting:
         return epoch if match[1] == "now" else iso(epoch)
 
     def _at(self, text: str) -> str:
-        for name, empty in (("lists", "[]"), ("objects", "{}")):
-            text = re.sub(rf"{{(\d+) {name}}}", lambda n, one=empty: ",".join([one] * int(n[1])), text)
+        many = {"lists": "[]", "objects": "{}"}
+        text = re.sub(r"\{(\d+) (lists|objects)\}", lambda n: ",".join([many[n[2]]] * int(n[1])), text)
         return re.sub(r"\{now([+-]\d+)?\}", lambda found: str(int(self.now) + int(found[1] or 0)), text)
 
     def _payload_text(self, padding: int) -> str:

@@ -18,7 +18,8 @@ kind            effect (parameters)
 ``oversized``   the sound object with one more member, another each time, `size` bytes in all (2 MiB)
 ``ended``       the sound body with blanks, `size` bytes in all, without a length: its connection ends
 ``early``       the sound answer after two interim ones
-``chunked``     the sound answer in chunks of 1, 2, 3 … letters with extensions, and a trailer
+``chunked``     the sound answer in chunks of 1, 2, 3 … letters, the sizes in each form, with extensions,
+                and a trailer
 ``repeated``    the sound answer a hundred times in one piece, on a connection that stays
 ``patch``       the sound object with `members` set (a discovery document's issuer, for example)
 ==============  ========================================================================================
@@ -237,7 +238,8 @@ async def _altered(fault: Fault, request: web.Request, response: web.Response) -
     if fault.kind == "chunked" and request.transport is not None:
         head = f"HTTP/1.1 {response.status} X\r\nContent-Type: {response.content_type}\r\n"
         pieces = [text[n * (n - 1) // 2 : n * (n + 1) // 2] for n in range(1, len(text) + 1)]
-        chunks = "".join(f"{len(piece):x};of=set\r\n{piece}\r\n" for piece in pieces if piece)
+        sizes = [format(len(piece), "03X" if len(piece) % 2 else "x") for piece in pieces if piece]
+        chunks = "".join(f"{size};of=set\r\n{piece}\r\n" for size, piece in zip(sizes, pieces, strict=False))
         end = f"{chunks}0;last\r\nX-Trailer: 1\r\n\r\n"
         request.transport.write(f"{head}Transfer-Encoding: chunked\r\n\r\n{end}".encode())
         return _Written()

@@ -71,7 +71,7 @@ class _Row:
     @property
     def url(self) -> str:
         """The `iss` of the row's tokens."""
-        return self.issuer.url + "/" * self.said.get("slash", False)
+        return self.issuer.url + "/" * bool(self.said.get("slash"))
 
     @cached_property
     def watched(self) -> str:
