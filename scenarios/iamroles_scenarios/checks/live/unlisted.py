@@ -52,7 +52,8 @@ def waiting(target: Target) -> None:
     """A request that waits for its answer ends as a stream does, though interim responses come all the time.
 
     The server sends 103 again and again, and no answer: in a backend with streams, and in one without. A
-    stream that lives on has a usual path, and a token for many audiences.
+    stream that lives on has a usual path, and a token for many audiences. The first long stream begins after
+    the revocation.
     """
     with live_bench(target, "live.wait", revoking=True) as here:
         paths = {"reader": ("/live/reader", "/plain/a"), "writer": ("/live/writer",)}
@@ -62,12 +63,12 @@ def waiting(target: Target) -> None:
             return [here.open(_INTERIM, token, path) for path in paths[role]]
 
         lasting, revoked, policy = opened("ann", "reader"), opened("eve", "reader"), opened("bob", "writer")
-        lasting.append(here.open(SOCKET, lasting[0].token))  # a long stream beside them
         many = here.token(exp="+15m", aud=fixture.AUDIENCES)
         lasting.append(here.open(_INTERIM, many, f"/live/reader/{'x' * fixture.USUAL}"))
         here.must_expire(opened("sue", "reader", here.end()))
         here.revoke(principals=["eve"])
         here.must_end(revoked, "its revocation")
+        lasting.append(here.open(SOCKET, lasting[0].token))  # the first long stream
         here.must_last(lasting, "the revocation of another", AFTER + WITHIN)
         here.take_grant("L2", policy)
         here.must_last(lasting, "the reload that took another's grant away")
