@@ -35,16 +35,17 @@ def _open(here: LiveBench, *who: tuple[str, str]) -> list[Stream]:
 def revoked(target: Target) -> None:
     """A revocation by `actors` ends and refuses what an agent does, for one person or all, and nothing else.
 
-    First for ann alone; after a restart of the agent, for everybody.
+    First for ann alone; after a restart of the agent, for everybody. The actor's name is long.
     """
+    bot = "bot" * 170
     with live_bench(target, "actor.stream.revoked", revoking=True) as here:
-        who = (("ann", "bot"), ("ben", "bot"), ("ben", f"bot of {_ELSEWHERE}"), ("ann", ""), ("ann", "svc"))
+        who = (("ann", bot), ("ben", bot), ("ben", f"{bot} of {_ELSEWHERE}"), ("ann", ""), ("ann", "svc"))
         anns, *others = _open(here, *who)
-        here.revoke(actors=["ann", "bot"], principals=["ann"])
+        here.revoke(actors=["ann", bot], principals=["ann"])
         here.must_end([anns], "the revocation of its actor for ann")
         here.must_last(others, "the revocation of another actor, or for another person")
         here.restart_agent()
-        here.revoke(actors=["bot"])
+        here.revoke(actors=[bot])
         here.must_end(others[:2], "the revocation of its actor")
         here.must_last(others[2:], "the revocation of another actor")
         gone = refused("credential_revoked")

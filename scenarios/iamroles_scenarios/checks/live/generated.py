@@ -268,7 +268,8 @@ def pairs(target: Target) -> str:
     of `issued_before`, from the second before it, and without `iat`. Moments are at several offsets.
     """
     rows = list(revocations())
-    roles = [{"name": f"r{number}", "arn": f"{ARN}r{number}"} for number in range(len(rows))]
+    arns = [filled(KEYS["roles"]["claims"]["roles"][0], {"n": number}) for number in range(len(rows))]
+    roles = [{"name": f"r{number}", "arn": arn} for number, arn in enumerate(arns)]
     grant = {"id": "L1", "roles": ["reader", *(role["name"] for role in roles)]}
     tables = {"issuers": list(map(issuers.entry, range(len(rows)))), "roles": roles, "grants": [grant]}
     name = "live.derived.revocations"
