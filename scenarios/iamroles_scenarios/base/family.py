@@ -36,6 +36,15 @@ def resident(pid: int) -> int | None:
     return total * 1024 or None
 
 
+def cpu_time(pid: int) -> float:
+    """Return the seconds of CPU that one process has used, all its threads together; 0 once it is gone."""
+    total = 0
+    for thread in (_PROC / str(pid) / "task").glob("*/schedstat"):
+        with suppress(OSError):
+            total += int(thread.read_text().split()[0])
+    return total / 1e9
+
+
 def descriptors(pid: int) -> int:
     """Return the number of open descriptors of the family, as far as this user may see them."""
     total = 0

@@ -22,7 +22,7 @@ import jwt
 
 from iamroles_scenarios.base import lateness, recording
 from iamroles_scenarios.base.errors import AgentFault, TooSlow, Untestable, WireError
-from iamroles_scenarios.base.family import family, holders
+from iamroles_scenarios.base.family import cpu_time, family, holders
 from iamroles_scenarios.base.polling import polls, rest
 from iamroles_scenarios.checks.derived.world import iam_check
 from iamroles_scenarios.declarations.results import check
@@ -55,6 +55,8 @@ _ROTATE, _KEYS_SEEN = 4.0, 3
 _GRANTS, _HELD, _ANSWER = 2000, 2.0, 40.0
 """Grants of a large policy; seconds, times the scale, for which a process stands before it dies, and in which
 a reload is answered: no clause says how long it may take to read such a policy."""
+_BUSY = 0.01
+"""Seconds of CPU that show that a process works at a reload."""
 _DELAYS = 0.2, 0.5
 """Seconds, times the scale, from the signal for a faulty policy to that for a good one: no event shows that
 an agent has read a file."""
@@ -307,8 +309,8 @@ def while_reloading(target: Target) -> str:
     """A reload is answered although a process dies meanwhile, and a large policy is put in force.
 
     Each process but the first is stopped, so that the reload waits for it, and then killed; at last a process
-    that the agent makes for a reload. An agent may refuse such a reload, and takes up the next one, also if
-    it comes while a faulty policy is read.
+    that the agent makes for a reload, and the first that works at a large policy. An agent may refuse such a
+    reload, and takes up the next one, also if it comes while a faulty policy is read.
     """
     with _world(target, "policy.workers.reloads") as here, ThreadPoolExecutor(1) as pool:
         policy, token, number = here.loan.policy, here.token(exp="+55m"), 0
@@ -334,6 +336,14 @@ def while_reloading(target: Target) -> str:
         for _last in polls(here.seconds(_HELD), 0.005):
             if made := set(family(here.world.agent.host_pid or 0)) - known:
                 end_process(made.pop())
+                break
+        answer.result()
+        used = {pid: cpu_time(pid) for _what, pid in _processes(here)}
+        answer = pool.submit(recording.carried(reload), large)
+        for _last in polls(here.seconds(_HELD), 0.002):
+            if busy := [pid for pid, before in used.items() if cpu_time(pid) > before + _BUSY]:
+                end_process(busy[0])
+            if busy or answer.done():
                 break
         answer.result()
         if not (said := reload(large)).get("reloaded"):
