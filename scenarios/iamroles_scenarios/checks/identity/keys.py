@@ -35,6 +35,8 @@ _REFRESH, _LATE = 20.0, 1.0
 """Seconds: `keys.refresh` where renewals are timed; and, times the scale, by which one may be late."""
 _STOPPED = 2.0
 """Seconds, times the scale, for which an agent is stopped, and as many as `keys.refresh` has."""
+_OFTEN = 0.5
+"""Seconds, times the scale: `keys.refresh` of an agent that is killed soon after a key was withdrawn."""
 _NOT_A_KEY = refused("key_unknown", "signature_invalid", "algorithm_not_allowed", "token_malformed")
 _NOT_TAKEN = refused("key_unknown", "signature_invalid", "keys_unavailable", status=[401, 503])
 
@@ -199,7 +201,8 @@ def restart(target: Target) -> None:
     """A key that was withdrawn while the agent was stopped opens nothing after the start.
 
     The agent is stopped for longer than `refresh`, and may keep its state. A set that it restores is as old
-    as the stop was long.
+    as the stop was long. Another key is withdrawn after a reload; then the agent is killed and its issuer is
+    down.
     """
     if not target.agent.runs:
         raise Inapplicable("process of its own")
@@ -219,3 +222,22 @@ def restart(target: Target) -> None:
         back = here.another()
         back.expect("a key withdrawn before the start", old, _NOT_TAKEN, within=_LATE)
         back.expect("its successor", here.token(sub="bob"), ALLOWED, within=_TAKEN)
+        if target.lacks(["reload"]):
+            return
+        renewed = {
+            **here.loan.policy,
+            "keys": {"refresh": f"{target.seconds(_OFTEN):g}s", "cooldown": "500ms"},
+        }
+        back.must_reload(renewed, "its keys are renewed often")
+        keys, gone = here.issuer(), here.token()
+        keys.rotate(overlap=False)
+        keys.wait_for("jwks-done", keys.counters()["jwks-done"] + 3, target.seconds(_TAKEN))
+        back.expect("a key withdrawn after a reload", gone, _NOT_TAKEN)
+        back.close()
+        keys.fault("*", "status", status=503)
+        try:
+            here.world.agent.kill()
+            here.world.agent.start()
+            here.another().expect("this key after a death, its issuer down", gone, _NOT_TAKEN)
+        finally:
+            keys.clear()
