@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from ipaddress import IPv4Address
@@ -49,6 +50,7 @@ from iamroles_agent.spop.actions import encode_verdict
 from iamroles_agent.spop.messages import LIMITS, Check, Context
 from iamroles_agent.tokens import Authenticator
 from iamroles_agent.tokens.admission import client_network
+from iamroles_agent.tokens.authenticator import Once
 from iamroles_agent.tokens.proof import Bindings
 
 _HALF = 16 << 20
@@ -57,6 +59,8 @@ _ENTRY_OVERHEAD = 600
 """Bytes, about, of an entry beside its key and actions: objects, audit record, table slot."""
 _LONGEST_KEY = 2 << 10
 """A longer question is remembered under its hash, so that a client cannot fill the memory with long keys."""
+_once: ContextVar[Once] = ContextVar("once")
+"""What the present question has proved."""
 
 
 @dataclass(slots=True)
@@ -198,6 +202,7 @@ class Gate:
                 self._metrics.shadowed += verdict.shadowed
                 self._metrics.decided(verdict.reason, time.perf_counter() - began)
                 return verdict.actions
+        _once.set(Once())
         judged = await self._judged(check)
         recorded: Decision | None = None
         while judged.decision != recorded:
@@ -325,7 +330,8 @@ class Gate:
             self._metrics.identity_hits += 1
             return identity
         self._metrics.identity_misses += 1
-        return await self.authenticator.authenticate(check.authorization, client_network(check.src))
+        once = _once.get(None) or Once()
+        return await self.authenticator.prove(check.authorization, client_network(check.src), once)
 
     def _remembered(self, key: bytes) -> _Verdict | None:
         state = self._state

@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from iamroles_agent.base.clocks import Clock
@@ -80,6 +81,15 @@ class _Itself:
 
     def close(self) -> None:
         self._transport.close()
+
+
+@dataclass(slots=True)
+class Once:
+    """What a question has proved by a credential that counts once, for when it is judged again."""
+
+    identity: Identity | None = None
+    entries: list[Sts] | None = None
+    """The STS endpoints by which it was proved."""
 
 
 class _Issuer(NamedTuple):
@@ -238,6 +248,16 @@ class Authenticator:
         """
         token = self._token(authorization)
         return self._cache.get(hashlib.sha256(token).digest()) if token else None
+
+    async def prove(self, authorization: str, source: str, once: Once) -> Identity:
+        """Verify as `authenticate` does, for a question that may ask again: what it proved stays proved."""
+        known = once.identity if once.entries == self._entries else None
+        if known is not None and self._clock() < known.believed_until:
+            return known
+        identity = await self.authenticate(authorization, source)
+        if self.recall(authorization) is None and (self._token(authorization) or b"").startswith(PREFIX):
+            once.identity, once.entries = identity, self._entries
+        return identity
 
     async def authenticate(self, authorization: str, source: str = "") -> Identity:
         """Verify a credential.

@@ -324,6 +324,22 @@ async def test_the_gate_remembers_no_verdict_for_a_credential_that_counts_once(o
         assert (gate.recall(b"key", Context("r", 1, 1)) is None) is once
 
 
+@pytest.mark.parametrize("changed", ["policy", "revocations"])
+async def test_a_credential_that_counts_once_is_judged_again_by_what_changes_while_it_waits(changed):
+    with playing(replay_cache=True) as (server, agent):
+        gate, release = gate_of(OPEN, agent, Clock()), held(server)
+        waiting = asyncio.ensure_future(gate.judge(CHECK, Context("r", 1, 1), b"key"))
+        await asyncio.to_thread(server.wait_for, "/", 1)
+        if changed == "policy":
+            adopt(agent, Config(version=1, sts=[agent.sts._by_host[HOST]]))
+            gate.replace(gate.policy)
+        else:
+            gate.revoke(gate.revocations)
+        release.set()
+        assert variables(await waiting)["allow"] is True
+        assert variables(await gate.judge(CHECK, Context("r", 1, 1), b"key"))["reason"] == b"sts_rejected"
+
+
 async def test_a_session_that_ends_dies_within_the_recheck_remembered_verdicts_included():
     clock = Clock()
 

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from iamroles_scenarios.base import recording
 from iamroles_scenarios.base.errors import SilenceError
 from iamroles_scenarios.checks.derived.key_sets import until_right
-from iamroles_scenarios.checks.derived.waits import CALLS, NOT_YET, Call, issuer_of, started
+from iamroles_scenarios.checks.derived.waits import CALLS, NO_STS, NOT_YET, Call, issuer_of, started
 from iamroles_scenarios.checks.derived.world import edited, iam_check
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine import answers
 from iamroles_scenarios.engine.answers import ALLOW, Expected, refusal
-from iamroles_scenarios.engine.bench import SpopQuestion, own_suffix
+from iamroles_scenarios.engine.bench import EDGE, STS_ACTION, Bench, SpopQuestion, own_suffix
 from iamroles_scenarios.engine.observation import differences
 from iamroles_scenarios.engine.spread import Spread
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.wire.asker import Asker
+
+if TYPE_CHECKING:
+    from iamroles_scenarios.mock.clients import IssuerHandle
 
 _KEYS = {"refresh": "1h", "cooldown": "500ms", "max_stale": "2h", "timeout": "10s"}
 _MOVED = {"id": "moved", "roles": ["kiosk"], "methods": ["GET"], "path": "/kiosk", "backend": "orders-rw"}
@@ -30,7 +35,30 @@ _STRAYS = 3
 """Unknown kids: the first may cause a fetch, and the others cannot for a cooldown."""
 _LAST: Expected = {**_NEW, "principal": "carol"}
 _WHOLE = ({**_OLD, "principal": "bob"}, _LAST, NOT_YET)
-"""Answers by one policy, and that of an agent that gives up the wait."""
+_PROVED = (_OLD, _NEW, NO_STS)
+"""Answers by one policy, and that of an agent that gives up the wait; of a credential that waits for STS."""
+
+
+def _endpoints(suffix: str) -> Iterator[dict[str, Any]]:
+    """Yield an endpoint whose credentials count once, and an endpoint whose credentials count again."""
+    usual = {"endpoint": "{sts}", "binding_value": EDGE, "insecure_http": True, "timeout": _KEYS["timeout"]}
+    for name in ("once", "again"):
+        yield usual | {"name": name, "hosts": [f"{name}{suffix}.sts.example"], "replay_cache": name == "once"}
+
+
+def _proving(here: Bench, sts: list[dict[str, Any]]) -> Iterator[tuple[SpopQuestion, tuple[Expected, ...]]]:
+    """Stall STS, and yield a question for each endpoint, with all its right answers."""
+    for row in sts:
+        here.cloud.fault(f"{STS_ACTION}@{row['hosts'][0]}", "stall")
+        proof = iam_check(here.credential(here.session("kiosk"), host=row["hosts"][0]))
+        yield SpopQuestion(f"a credential that counts {row['name']} waits for STS", proof, _NEW), _PROVED
+
+
+def _mend(here: Bench, issuers: Iterable[IssuerHandle], sts: list[dict[str, Any]]) -> None:
+    for issuer in issuers:
+        issuer.clear()
+    for row in sts:
+        here.cloud.clear(f"{STS_ACTION}@{row['hosts'][0]}")
 
 
 @check("identity.derived.in-flight", "DERIVED-KEYS-002", features={"oidc", "reload"})
@@ -39,7 +67,8 @@ def in_flight(target: Target) -> str:
 
     A question that need not wait is answered meanwhile, by the new policy once it is confirmed. Then a
     withdrawn key, and keys in an outage, open nothing within the times of that policy, also if the outage
-    began before the reload. Nor does a pause of a longer cooldown outlive the reload that shortens it.
+    began before the reload. Nor does a pause of a longer cooldown outlive the reload that shortens it. Two
+    credentials wait for STS, of which one may count once.
     """
     suffix = own_suffix()
     rows = {f"f{number}": (what, call) for number, (what, call) in enumerate(CALLS.items())}
@@ -48,11 +77,13 @@ def in_flight(target: Target) -> str:
     down = target.worlds.issuer(f"down{suffix}")
     calls = {**{name: call for name, (_, call) in rows.items()}, "down": Call("jwks", known=True)}
     tables = [issuer_of(name, call) for name, call in calls.items()]
+    sts = [] if target.lacks(["sts"]) else list(_endpoints(suffix))
 
     for name, (_, call) in rows.items():
         if name not in known:
             issuers[name].fault(call.endpoint, "stall")
-    with started(target, suffix, keys=_KEYS, issuers=tables) as here, ThreadPoolExecutor(1) as pool:
+    override: dict[str, Any] = {"keys": _KEYS, "issuers": tables, "sts": sts}
+    with started(target, suffix, **override) as here, ThreadPoolExecutor(1) as pool:
 
         def ask(what: str, name: str, sub: str, expected: Expected) -> SpopQuestion:
             token = here.token(name, key="ES256", roles=["kiosk"], sub=sub, claims={"who": "carol"})
@@ -68,7 +99,8 @@ def in_flight(target: Target) -> str:
             issuers[name].rotate("ES256")
         waiting = [ask(what, name, "bob", _LAST) for name, (what, _) in rows.items()]
         # The call that the issuer counts goes first: an agent may answer a connection question by question.
-        asked = [(question.check, None) for question in reversed(waiting)]
+        judged = [*((question, _WHOLE) for question in reversed(waiting)), *_proving(here, sts)]
+        asked = [(question.check, None) for question, _ in judged]
         slow = Asker(here.world.agent.spop_address, timeout=here.seconds(_PATIENCE))
         found = pool.submit(recording.carried(slow.actions_of), asked, window=len(asked))
         try:
@@ -82,12 +114,11 @@ def in_flight(target: Target) -> str:
             moved = SpopQuestion(quick.what, quick.check, _NEW)
             here.ask_all([moved], "beside questions that wait, after the reload: ")
         finally:
-            for each in issuers.values():
-                each.clear()
+            _mend(here, issuers.values(), sts)
         try:
-            for question, actions in zip(reversed(waiting), found.result(), strict=True):
+            for (question, wholes), actions in zip(judged, found.result(), strict=True):
                 seen = {**answers.UNSET, **answers.read(actions)}
-                if all(differences(whole, seen) for whole in _WHOLE):
+                if all(differences(whole, seen) for whole in wholes):
                     here.note_wrong(f"{question.what}: the answer is of no single policy", question, seen)
         except SilenceError:
             here.note_wrong("a question that waited while a reload came was never answered")
