@@ -126,6 +126,7 @@ FAULTS = {
         ("walk_first", "Of the first {} faults"),
         ("walk_third", "wrote {} more faults"),
         ("walk_fourth", "was played, {} faults"),
+        ("walk_fifth", "The other {} faults"),
     ],
 )
 def test_the_page_counts_the_faults_from_the_source_as_their_rows_do(walk, whole):
