@@ -15,10 +15,11 @@ from typing import Any
 
 from iamroles_scenarios.checks.derived.world import PATH, SOURCE, derived, iam_check
 from iamroles_scenarios.declarations.results import check
-from iamroles_scenarios.declarations.tables import ARN, table
+from iamroles_scenarios.declarations.tables import ARN, filled, table
 from iamroles_scenarios.engine.answers import ALLOW, REFUSE, expected
 from iamroles_scenarios.engine.bench import Bench, SpopQuestion
 from iamroles_scenarios.engine.target import Target
+from iamroles_scenarios.wire.client import OMIT
 
 Values = Sequence[tuple[Any, Any]]
 """Values of an argument, and the answer to each."""
@@ -32,7 +33,7 @@ def _one_bit_off(text: str, every: int) -> Values:
 
 
 ARGUMENTS: Mapping[str, Values] = table("arguments")["iam-check"]
-CONTEXT: Mapping[str, Sequence[Any]] = table("arguments")["iam-context"]
+CONTEXT: Mapping[str, Sequence[Any]] = filled(table("arguments")["iam-context"], {"omit": OMIT})
 _NEIGHBOURS = {"src": (*_one_bit_off(SOURCE, 1), *_one_bit_off("2001:db8::7", 4))}
 _LONG = 3000
 """Letters that make a token so long that an agent may remember its questions in another way."""

@@ -216,7 +216,10 @@ async def _negotiated(target: WireTarget, size: int) -> int:
 async def bounds(target: WireTarget) -> None:
     """The agent's max-frame-size is at least 256 and at most HAProxy's."""
     for size in (256, 257, 1024, 4095, 16380):
-        await _negotiated(target, size)
+        said = await _negotiated(target, size)
+    if said < size:
+        why = f"frames of {size} bytes, HAProxy's default, are not accepted"
+        raise CheckFailed(why, Evidence(received=str(said)))
 
 
 @check("wire.size.smaller-of-two", "SPOP-SIZE-003")

@@ -189,6 +189,7 @@ async def odd_arguments(target: WireTarget) -> None:
         "path": "/other",
         "src": "192.0.2.99",
         "role": "x",
+        "host": "other.test",
     }
     other = check_arguments({**probe(target), **differing})
     odd = {
@@ -216,8 +217,9 @@ async def odd_arguments(target: WireTarget) -> None:
 async def extra_and_missing(target: WireTarget) -> None:
     """Extra arguments are ignored, also unnamed ones; a missing required one is an explicit deny.
 
-    There are as many as a message can have, some by a known name in other letters. SPEC.md section 2 requires
-    `authorization`, `method`, `path` and `src`; the reason is `internal_error`.
+    There are as many as a message can have, some by a known name in other letters. The known ones also come
+    backwards. SPEC.md section 2 requires `authorization`, `method`, `path` and `src`; the reason is
+    `internal_error`.
     """
     async with session(target) as connection:
         known = check_arguments(probe(target)).items()
@@ -225,8 +227,8 @@ async def extra_and_missing(target: WireTarget) -> None:
         near = [(other, "x") for name, _ in known for other in (name.title(), f"{name} ", f"{name}s")]
         extra = [*unknown, *near, *known, *unknown[1:], ("x-after", None)]
         extra += [("", None)] * (255 - len(extra))  # as many as the one byte of their number says
-        message = encode_message("iam-check", extra)
-        await connection.must_answer(notify(1, 1, message))
+        for arguments in (extra, [*known][::-1]):
+            await connection.must_answer(notify(1, 1, encode_message("iam-check", arguments)))
         for name in ("method", "path", "src"):
             ack = await connection.ask(question({**probe(target), name: OMIT}))
             connection.must_deny(ack, "internal_error")
