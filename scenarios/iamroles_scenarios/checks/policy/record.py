@@ -53,7 +53,9 @@ def _of_host(host: str) -> Callable[[dict[str, Any]], bool]:
 
 
 def _compare(row: dict[str, Any], seen: Observation, record: dict[str, Any]) -> None:
-    wanted: dict[str, object] = dict(row["record"])
+    wanted: dict[str, object] = {
+        name: set(value) if isinstance(value, list) else value for name, value in row["record"].items()
+    }
     if "reason" in row["record"]:
         known = {name: {row["record"][name], "-"} for name in _WHO if name in row["record"]}
         wanted |= known

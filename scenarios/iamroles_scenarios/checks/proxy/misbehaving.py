@@ -65,7 +65,8 @@ def actions(row: Row) -> bytes:
     """Return the actions of a verdict that a row changed."""
     how = {"only", "again", "unset", "begin", "end"}
     changes = {name: value for name, value in row.items() if name not in how}
-    verdict = {**_verdict(), **filled(changes, {"past": int(time.time()) - 60})}
+    now = int(time.time())
+    verdict = {**_verdict(), **filled(changes, {"now": now, "past": now - 60})}
     verdict = {name: value for name, value in verdict.items() if value != "{gone}"}
     if "only" in row:
         verdict = {name: verdict[name] for name in row["only"]}

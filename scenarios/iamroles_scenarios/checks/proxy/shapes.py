@@ -165,6 +165,6 @@ def refused(target: Target) -> str:
                 raise here.failed(
                     f"{asked.what}: another body than for {first}", asked.seen, body.decode("latin-1")
                 )
-            if answer.status in (401, 403) and not asked.seen.challenge:
+            if answer.status in (400, 401, 403) and not asked.seen.challenge:
                 raise here.failed(f"{asked.what}: {answer.status} without a challenge", asked.seen)
     return f"{count} requests"
