@@ -155,9 +155,12 @@ def _without(*names: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
     return lambda jwk: {name: value for name, value in jwk.items() if name not in names}
 
 
-def _private(issuer: Issuer) -> Poisoned:
-    key = issuer.new_key("RS256")
-    return [key.private_jwk()], key
+def _private(algorithm: str) -> Callable[[Issuer], Poisoned]:
+    def poison(issuer: Issuer) -> Poisoned:
+        key = issuer.new_key(algorithm)
+        return [key.private_jwk()], key
+
+    return poison
 
 
 def _duplicate(issuer: Issuer) -> Poisoned:
@@ -174,7 +177,8 @@ def _symmetric(issuer: Issuer) -> Poisoned:
 POISONS: dict[str, Callable[[Issuer], Poisoned]] = {
     "weak-rsa": _with_key("RS256", dict, bits=1024),
     "oct": _symmetric,
-    "private": _private,
+    "private": _private("RS256"),
+    "private-ec": _private("ES256"),
     "duplicate": _duplicate,
     "use-enc": _with_key("RS256", lambda jwk: jwk | {"use": "enc"}),
     "no-verify": _with_key("ES256", lambda jwk: _without("use")(jwk) | {"key_ops": ["deriveKey"]}),

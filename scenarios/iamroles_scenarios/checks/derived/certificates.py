@@ -19,7 +19,7 @@ from iamroles_scenarios.checks.derived.waits import NO_STS, NOT_YET, started
 from iamroles_scenarios.checks.derived.world import iam_check
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.tables import filled, table
-from iamroles_scenarios.engine.answers import ALLOW
+from iamroles_scenarios.engine.answers import ALLOW, REFUSE
 from iamroles_scenarios.engine.bench import EDGE, Bench, SpopQuestion, own_suffix
 from iamroles_scenarios.engine.certificates import Authority, context
 from iamroles_scenarios.engine.target import Target
@@ -149,9 +149,13 @@ def sts_certificates(target: Target) -> str:
         def turn(sound: bool) -> list[SpopQuestion]:
             credentials = [here.credential(session, expires=next(used), host=host) for host in hosts]
             wanted = ALLOW if sound else NO_STS
+            plain = here.credential(session, expires=next(used), host=next(iter(hosts)), scheme="http")
             return [
-                SpopQuestion(what, iam_check(credential), wanted)
-                for what, credential in zip(hosts.values(), credentials, strict=True)
+                SpopQuestion("a URL of http", iam_check(plain), REFUSE),
+                *(
+                    SpopQuestion(what, iam_check(credential), wanted)
+                    for what, credential in zip(hosts.values(), credentials, strict=True)
+                ),
             ]
 
         return servers.acts(here, turn)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from iamroles_scenarios.checks.derived.claims import CLAIMS, minted
+from iamroles_scenarios.checks.derived.claims import ABSENT, CLAIMS, minted
 from iamroles_scenarios.checks.derived.world import HOST, PATH, derived, iam_check
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.tables import ARN, AWS, table
@@ -68,6 +68,13 @@ def _claim(issuer: str, *names: str, **beside: Any) -> _Asking:  # noqa: ANN401 
     return ask
 
 
+def _claim_named(name: str, value: Any) -> _Asking:  # noqa: ANN401 - a claim
+    def ask(here: Bench, text: str) -> dict[str, Any]:
+        return iam_check(minted(here, "corp", {name: ABSENT, text: value or here.now() + 300}))
+
+    return ask
+
+
 def _argument(name: str, *roles: str) -> _Asking:
     def ask(here: Bench, text: str) -> dict[str, Any]:
         return iam_check(here.token(key="ES256", roles=list(roles or ["kiosk"]))) | {name: text}
@@ -106,10 +113,13 @@ EXACT: Mapping[str, Exact] = {
         "kiosk", _claim("corp", "scope"), dict.fromkeys(("a blank behind", "a blank before"), ALLOW)
     ),
     "sub of AWS": Exact(_KIOSK, _claim("outbound", "sub")),
+    "name of the claim aud": Exact("aud", _claim_named("aud", "kiosk")),
+    "name of the claim exp": Exact("exp", _claim_named("exp", None)),
+    "name of roles_claim": Exact("roles", _claim_named("roles", [_KIOSK])),
     "alg": Exact("ES256", _header("alg")),
     "typ": Exact("JWT", _header("typ"), _FOLDED),
     "typ of the policy": Exact("kind+jwt", _header("typ"), _FOLDED),
-    "scheme": Exact("Bearer", _scheme, _FOLDED | _TRIMMED),
+    "scheme": Exact("Bearer", _scheme, _FOLDED | _TRIMMED | {"a blank behind": ALLOW}),
     "role by name": Exact("kiosk", _argument("role", "kiosk", "clerk"), _TRIMMED),
     "role by ARN": Exact(_KIOSK, _argument("role", "kiosk", "clerk"), _TRIMMED),
     "method": Exact("GET", _argument("method"), _TRIMMED),

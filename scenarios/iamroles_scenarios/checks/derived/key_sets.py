@@ -8,6 +8,7 @@ does not, and about a token by the next row's key under the same `kid`.
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -27,6 +28,7 @@ from iamroles_scenarios.engine.bench import Bench, SpopQuestion, own_suffix
 from iamroles_scenarios.engine.observation import differences
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.jose import SigningKey, mint
+from iamroles_scenarios.jose.encoding import b64url_decode
 
 if TYPE_CHECKING:
     from iamroles_scenarios.mock.clients import IssuerHandle
@@ -44,9 +46,16 @@ def _rsa() -> SigningKey:
     return SigningKey.generate("RS256", kid="r")
 
 
+@cache
+def _short(name: str) -> SigningKey:
+    """Make a key that has a zero octet where this coordinate begins."""
+    keys = (SigningKey.generate("ES256", kid=name) for _ in itertools.count())
+    return next(key for key in keys if not b64url_decode(key.public_jwk()[name])[0])
+
+
 def _made(foreign: SigningKey) -> Key:
     """Return a row's keys by name; an RSA key is the same in all rows, because it is slow to make."""
-    made = {"f": foreign, "r": _rsa()}
+    made = {"f": foreign, "r": _rsa(), "x": _short("x"), "y": _short("y")}
     return lambda name: made.get(name) or made.setdefault(name, SigningKey.generate("ES256", kid=name))
 
 
@@ -100,7 +109,7 @@ class _Row:
                 urls = {"own": self.issuer.url, "foreign": self.foreign.url}
                 fault = dict(filled(said[endpoint], urls))
                 if "set" in fault:
-                    fault["body"] = json.dumps({"keys": self.entries(fault.pop("set"))})
+                    fault["body"] = f"\r\n\t {json.dumps({'keys': self.entries(fault.pop('set'))})} \n"
                 self.issuer.fault(endpoint, **fault)
         if "keys" in said:  # last, so that no agent gets them before the fault is there
             self.issuer.publish(*self.entries(said["keys"]), replace=True)

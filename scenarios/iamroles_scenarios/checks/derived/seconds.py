@@ -70,6 +70,9 @@ RULES: Mapping[str, Rule] = {
     "exp before the outer session": Rule(
         "outbound", {"exp": -_LEEWAY, AWS: {"original_session_exp": 500}}, ALLOW, _EXPIRED
     ),
+    "a lifetime without iat, with leeway": Rule(
+        "nested", {"iat": ABSENT, "exp": 900}, _LONG, ALLOW, ends=False
+    ),
     "a lifetime without iat": Rule("corp", {"iat": ABSENT, "exp": 3600}, _LONG, ALLOW, ends=False),
 }
 """Each is the only rule that its token meets at that second."""

@@ -24,7 +24,8 @@ from iamroles_scenarios.engine.target import Target
 
 _TROUBLE = refused("sts_unavailable", status=503)
 _NOT_BELIEVED = refused(
-    "sts_rejected", "sts_unavailable", "role_malformed", "claim_invalid", status=[401, 403, 503]
+    *("sts_rejected", "sts_unavailable", "role_malformed", "role_missing", "claim_invalid"),
+    status=[401, 403, 503],
 )
 _RECOVERY = 12.0
 """Seconds, times the scale, until the agent asks an STS again that answers again."""
@@ -78,6 +79,11 @@ _SHAPES: dict[str, Any] = {
     "a number for the account": _response({**_READER, "Account": 111111111111}),
     "another action's answer": {"AssumeRoleResponse": {"AssumeRoleResult": {"AssumedRoleUser": _READER}}},
     "the result of another action": {"AssumeRoleResponse": {"GetCallerIdentityResult": _READER}},
+    "members in small letters": {
+        "getcalleridentityresponse": {
+            "getcalleridentityresult": {name.lower(): text for name, text in _READER.items()}
+        }
+    },
     "another result of the action": {"GetCallerIdentityResponse": {"AssumeRoleResult": _READER}},
 }
 _XML_ALONE = {"a number for the account": _response({**_READER, "Account": {"Id": "111111111111"}})}
@@ -126,6 +132,7 @@ _NO_VERDICTS: dict[str, tuple[dict[str, Any], Expectation]] = {
     "a 429": ({"kind": "throttle", "status": 429, "body": "TooManyRequestsException"}, _TROUBLE),
     "a 503": ({"kind": "status", "status": 503, "body": ""}, _TROUBLE),
     "a 500 with a code": ({"kind": "status", "status": 500, "body": _FAILURE, "headers": _JSON}, _TROUBLE),
+    "a 504 with a code": ({"kind": "status", "status": 504, "body": _FAILURE, "headers": _JSON}, _TROUBLE),
     "a 403 of a proxy": ({"kind": "status", "status": 403, "body": _PAGE}, _NOT_BELIEVED),
     "a 200 of a proxy": ({"kind": "malformed", "body": _PAGE, "xml": _PAGE}, _NOT_BELIEVED),
 }
@@ -160,7 +167,7 @@ def answer(target: Target) -> None:
 
 @check("identity.sts.answer-parts", "STS-ANSWER-002", features={"sts"})
 def answer_parts(target: Target) -> None:
-    """An answer whose parts are malformed or disagree is not believed.
+    """An answer whose parts are malformed or disagree is not believed, and one without a role opens nothing.
 
     Its shape is that of STS.
     """
@@ -176,6 +183,12 @@ def answer_parts(target: Target) -> None:
             "an ARN of another service": {"Arn": arn.replace(":sts:", ":s3:")},
             "an ARN with a line break": {"Arn": f"{arn}\n"},
             "an ARN without a session": {"Arn": arn.rpartition("/")[0]},
+            "a user": {"Arn": "arn:aws:iam::111111111111:user/reader", "UserId": "AIDAQABCDEFGHIJKLMNOP"},
+            "a federated user": {
+                "Arn": "arn:aws:sts::111111111111:federated-user/reader",
+                "UserId": "111111111111:reader",
+            },
+            "root": {"Arn": "arn:aws:iam::111111111111:root", "UserId": "111111111111"},
         }.items():
             here.sts_fault("forge", members={**_READER, **change})
             _disbelieved(here, what)
