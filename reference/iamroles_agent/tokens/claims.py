@@ -224,7 +224,7 @@ class ClaimRules:
         return exp, iat
 
     def _plain_audience(self, payload: Payload) -> tuple[str, ...]:
-        if "aud" not in payload and self._client_ids:
+        if "aud" not in payload and self._client_ids and self._profile == "generic":
             return self._check_client(payload)
         return self._check_audience(payload.get("aud"))
 

@@ -128,6 +128,7 @@ def test_client_id_stands_for_a_missing_audience_only():
     assert reason(claims(aud="other", client_id="app"), **both) == "audience_mismatch"
     assert reason(claims(aud=None, client_id="app"), **both) == "audience_mismatch"
     assert reason(claims(aud=..., client_id="app")) == "audience_mismatch"
+    assert reason(claims(aud=..., client_id="app"), profile="rfc9068", **both) == "audience_mismatch"
 
 
 def test_each_audience_of_ours_is_kept_for_open_streams():

@@ -136,6 +136,10 @@ def keys_of_issuers(target: Target) -> str:
             for number, row in enumerate(bounds, 1000):
                 issuer = here.loan.own(entry_of(number, "", row, without=False))
                 pair = _questions(here, f"limits.{key}", number, row, now)
+                if not target.lacks(["sts"]):  # pre-signed credentials have a bound of their own (2.6)
+                    text = here.credential(here.session("kiosk"))
+                    for each in pair:
+                        each.append(SpopQuestion(f"limits.{key}, asked by STS", iam_check(text), ALLOW))
                 for without, when in _CHANGES[:2]:
                     value = value_of(row, without=without)
                     limits = {} if value is None else {"limits": {key: value}}

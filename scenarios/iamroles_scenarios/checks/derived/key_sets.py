@@ -190,7 +190,7 @@ def key_sets(target: Target) -> str:
         for act, when in enumerate(("at first: ", "then: ", "after the withdrawal: ")):
             for row in rows if act else ():
                 row.issuer.clear()
-                row.show(row.said["then"] if act == 1 else {"keys": ["z"]})
+                row.show(row.said["then"] if act == 1 else row.said.get("last", {"keys": ["z"]}))
                 row.mark = row.issuer.counters().get(row.watched, 0)
             _until_asked(here, rows if act else [])
             asked = _asked(rows, known, act)

@@ -34,6 +34,14 @@ _REFUSED = 20
 """Credentials that STS confirms and the agent refuses, each shown twice: more than it may ask about."""
 _BRIEF, _LEFT, _WAIT = 600, 2.0, 2.5
 """Seconds: `max_lifetime` of the role `brief`; times the scale, what is left of it, and what STS takes."""
+_EXPIRED = '{"Error": {"Code": "ExpiredToken", "Message": "x", "Type": "Sender"}, "RequestId": "x"}'
+_EXPIRED_XML = (
+    '<ErrorResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><Error><Type>Sender</Type>'
+    "<Code>ExpiredToken</Code><Message>x</Message></Error><RequestId>x</RequestId></ErrorResponse>"
+)
+"""How STS refuses, in both of its forms; a `RequestExpired`, for one, comes with the status 400."""
+_RECOVERY = 12.0
+"""Seconds, times the scale, until the agent asks an STS again that answers again."""
 _RECHECK, _ROUNDED, _POLL = 1.0, 0.1, 0.05
 """Seconds, of the world and of no host: an agent that is late has believed no longer for it."""
 
@@ -157,7 +165,7 @@ def _must_refuse(here: Bench, keys: SessionKeys, reason: str, dates: tuple[str, 
 def dates(target: Target) -> None:
     """Old dates, and those more than 15 minutes ahead, are refused though STS would accept them."""
     with _believed(target, "dates") as (here, keys):
-        _must_refuse(here, keys, "token_expired", ("-17m", "-3h", "-72h"))
+        _must_refuse(here, keys, "token_expired", ("-901s", "-17m", "-3h", "-72h"))
         _must_refuse(here, keys, "token_not_yet_valid", ("+16m", "+24h"))
 
 
@@ -244,6 +252,10 @@ def expired(target: Target) -> None:
         here.cloud.expire(keys)
         here.expect("after the session", late, refused("sts_rejected", "token_expired"))
         here.expect("signed after the session", here.credential(keys, date="-2s"), REJECTED)
+        json_type = {"Content-Type": "application/json"}
+        here.sts_fault("status", status=400, body=_EXPIRED, xml=_EXPIRED_XML, headers=json_type)
+        here.expect("a session that ended, by a 400", here.credential(here.session()), REJECTED)
+        here.sts_clear()
 
 
 @check("identity.caller.ended", "STS-EXPIRY-003", features={"sts"})
@@ -251,13 +263,15 @@ def ended(target: Target) -> None:
     """A session that ends after its credential was accepted is refused within `recheck`.
 
     The world says `recheck = "1s"`; the credential itself would be good for another fifteen minutes. No
-    question that is asked after that second is allowed.
+    question that is asked after that second is allowed, also if STS cannot say whether the session lives.
     """
     with bench(target, WORLD, flow="ended") as here:
         keys = here.session()
         credential = here.credential(keys)
         here.expect("while the session lives", credential, ALLOWED)
         here.expect("again, from memory", credential, ALLOWED)
+        other = here.credential(here.session())
+        here.expect("another session", other, ALLOWED)
         here.cloud.expire(keys)
         believed = time.time() + _RECHECK + _ROUNDED
         recording.timed(_RECHECK)
@@ -265,6 +279,11 @@ def ended(target: Target) -> None:
             rest(_POLL)
         what = "after `recheck`" if asked >= believed else "once it was refused"
         here.expect(what, credential, refused("sts_rejected", "token_expired"))
+        here.sts_fault("status", status=503, body="")
+        unknown = refused("sts_unavailable", status=503)
+        here.expect("another session, when STS cannot say", other, unknown, within=2 * _RECHECK)
+        here.sts_clear()
+        here.expect("another session, when STS can", other, ALLOWED, within=_RECOVERY)
 
 
 @check(

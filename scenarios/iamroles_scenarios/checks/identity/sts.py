@@ -206,6 +206,8 @@ def answer_size(target: Target) -> None:
         here.sts_fault(
             "malformed", body=json.dumps(_GOOD) + " " * (2 << 20), xml=_xml(_GOOD) + " " * (2 << 20)
         )
+        text = here.credential(here.reader, expires=_next())
+        here.expect("an answer of two megabytes to a sound credential", text, _TROUBLE)
         _disbelieved(here, "an answer of two megabytes")
         here.sts_fault("ended")
         _disbelieved(here, "an answer of two megabytes to a sound credential, without a length", secret="")
@@ -213,6 +215,7 @@ def answer_size(target: Target) -> None:
         keys = here.session()
         here.expect("the same answer, short", here.credential(keys), ALLOWED, within=_RECOVERY)
         here.sts_clear()
+        here.expect("the same credential", text, ALLOWED, within=_RECOVERY)
 
 
 @check("identity.sts.throttled", "STS-THROTTLE-001", "STS-THROTTLE-002", features={"sts"})
