@@ -29,9 +29,7 @@ class Composer:
         bare = [
             backend
             for backend in document.get("backends", [])
-            if isinstance(backend, dict)
-            and not backend.get("servers")
-            and isinstance(backend.get("name"), str)
+            if isinstance(backend, dict) and "servers" not in backend and isinstance(backend.get("name"), str)
         ]
         if bare:
             part, addresses = self._kind.echo(frozenset(backend["name"] for backend in bare))

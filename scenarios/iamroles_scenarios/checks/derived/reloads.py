@@ -15,11 +15,22 @@ so an agent that remembers a refusal, or an allow, beyond the policy that gave i
 from __future__ import annotations
 
 import copy
+import itertools
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from iamroles_scenarios.checks.derived.schema import CONFLICTS, GRANTS, KEYS, ONE_OF, PROCESS, SHARED, UNKNOWN
+from iamroles_scenarios.checks.derived.schema import (
+    CONFLICTS,
+    DECLARED,
+    GRANTS,
+    KEYS,
+    ONE_OF,
+    PROCESS,
+    SHARED,
+    SOUND,
+    UNKNOWN,
+)
 from iamroles_scenarios.checks.derived.world import Policy, derived, edited, iam_check
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.tables import ARN, filled, table
@@ -155,6 +166,7 @@ _LARGE = [{"id": f"large{n}", "roles": ["kiosk"], "path": f"/large/{n}"} for n i
 """Denies that make more than 100 kB of a policy."""
 _LOOK = 16
 """Policies that the agent turns down between two looks at what is in force."""
+_WRONG = max(len(how.wrong) for keys in KEYS.values() for how in keys.values())
 _DIGITS = 5000
 _VAST = {"number": 10**_DIGITS - 1, "duration": f"{10**400 - 1}s"}
 
@@ -171,7 +183,7 @@ def whole(base: Policy) -> dict[str, Any]:
     )
 
 
-def faults(base: Policy) -> Iterator[tuple[str, str, dict[str, Any]]]:
+def faults(base: Policy, features: Iterable[str] = DECLARED) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Yield each fault in words, the key that the error must name, and the policy with the fault."""
     for name, keys in KEYS.items():
         if name == "backends.tls":
@@ -180,11 +192,13 @@ def faults(base: Policy) -> Iterator[tuple[str, str, dict[str, Any]]]:
             yield f"an unknown key in {name}: {key}", key, _with(base, name, key, 1)
         for key, how in keys.items():
             if how.required:
-                yield f"{name} without {key}", key, _with(base, name, key, None)
+                yield f"{name} without {key}", key, _with(base, name, key)
             if name == "top" and (how.table or key in PROCESS):
                 continue
-            for value in (how.wrong, *how.beyond):
+            for value in (how.wrong[0], *how.beyond):
                 yield f"{name}.{key} = {value!r}", key, _with(base, name, key, value)
+    yield from _mistyped(base)
+    yield from _of_features(base, features)
     yield from _in_shadow(base)
     for name, names in ONE_OF.items():
         policy = whole(base)
@@ -212,6 +226,23 @@ def faults(base: Policy) -> Iterator[tuple[str, str, dict[str, Any]]]:
         yield what, f"{key} backend", _with(astray, name, key, value)
 
 
+def _mistyped(base: Policy) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield policies in which all keys of a table have values of other types: each is named (6.2)."""
+    for name, number in itertools.product(KEYS, range(1, _WRONG)):
+        spoilt = {key: how.wrong[number] for key, how in KEYS[name].items() if how.wrong[number:]}
+        if spoilt and name != "backends.tls":
+            policy = whole(base)
+            _row(policy, name).update(spoilt)
+            yield f"{name} with {spoilt}", " ".join(spoilt), policy
+
+
+def _of_features(base: Policy, features: Iterable[str]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield faults of tables that agents with a feature must read; the error names the last key."""
+    for name, rows in (pair for one in features for pair in DECLARED[one].items()):
+        for row in rows:
+            yield f"{name} = {row}", [*row][-1], {**whole(base), name: row}
+
+
 def _in_shadow(base: Policy) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Yield a fault of each key of a grant or deny that is not enforced: it is refused all the same."""
     for name in ("grants", "denies"):
@@ -220,15 +251,20 @@ def _in_shadow(base: Policy) -> Iterator[tuple[str, str, dict[str, Any]]]:
             yield f"{name}.{key} = {value!r} in shadow", key, _with(shadow, name, key, value)
 
 
-def _with(base: Policy, name: str, key: str, value: object) -> dict[str, Any]:
-    """Put a value at a key of the last row of a table; None takes the key away."""
+def _with(base: Policy, name: str, key: str, *values: object) -> dict[str, Any]:
+    """Put a value at a key of the last row of a table, or take the key away."""
     policy = whole(base)
-    row = policy if name == "top" else policy[name]
-    row = row[-1] if isinstance(row, list) else row
-    row[key] = value
-    if value is None:
-        del row[key]
+    row = _row(policy, name)
+    row.pop(key, None)
+    row.update(zip([key], values, strict=False))
     return policy
+
+
+def _row(policy: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return the last row of a table."""
+    found: Any = policy if name == "top" else policy[name]
+    row: dict[str, Any] = found[-1] if isinstance(found, list) else found
+    return row
 
 
 def _reload_vast(here: Bench, base: Policy, edits: Policy) -> None:
@@ -248,7 +284,8 @@ def refused(target: Target) -> str:
     """A policy with an unknown, missing or mistyped key, or a name twice, is refused and harmless.
 
     One fault at a time, while nobody answers for the keys: the agent still allows tokens that it never
-    saw before. Before them vast numbers, which may be refused, and a large policy, which is read whole.
+    saw before. Before them vast numbers, which may be refused, a policy with all forms of the keys, and a
+    large policy, which is read whole.
     """
     with derived(target, "policy.derived.refused") as here:
         base = whole(here.loan.policy)
@@ -264,13 +301,15 @@ def refused(target: Target) -> str:
             fresh = [SpopQuestion(f"after a vast {key}", iam_check(here.token(roles=["kiosk"])), ALLOW)]
             here.wait_for_keys(fresh)
             here.ask_all(fresh)
+        here.must_reload(edited(base, SOUND), "the least, the most and all forms that a policy may have")
         large = {"denies": [*base["denies"], *_LARGE], "x-other": {"notes": 1200 * ["x" * 1000]}}
         here.must_reload({**base, **large}, "many denies, and a megabyte of another vendor's (6.1)")
         last = iam_check(here.token(roles=["kiosk"]), path=_LARGE[-1]["path"])
         here.ask_all([SpopQuestion("the last of many denies", last, expected("denied_by_rule"))])
         here.issuer().fault("*", "status", status=500)
         count = 0
-        for what, key, policy in faults(base):
+        declared = [feature for feature in DECLARED if not target.lacks([feature])]
+        for what, key, policy in faults(base, declared):
             count += 1
             answer = here.reload(policy)
             if answer.get("reloaded"):

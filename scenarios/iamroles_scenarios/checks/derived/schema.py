@@ -20,6 +20,8 @@ EXEMPT: Mapping[str, str] = _KEYS["exempt"]
 BOUNDS: Mapping[str, str] = _KEYS["bounds"]
 """Durations and numbers that `EXEMPT` does not have, and where their ends are played."""
 ONE_OF: Mapping[str, list[str]] = _KEYS["one_of"]
+DECLARED: Mapping[str, Mapping[str, list[dict[str, Any]]]] = _KEYS["declared"]
+SOUND: dict[str, Any] = _KEYS["sound"]
 UNKNOWN: list[str] = _KEYS["unknown"]["keys"]
 GRANTS: list[dict[str, Any]] = _KEYS["conflicts"]["grants"]
 CONFLICTS = [order for pair in _KEYS["conflicts"]["pairs"] for order in (pair, pair[::-1])]
@@ -28,10 +30,10 @@ SHARED = [(*row, _KEYS["shared"]["apart"].get(row[1], {})) for row in _KEYS["sha
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key: whether it must be there, a value of another type, and values beyond its range."""
+    """One key: whether it must be there, values of other types, and values beyond its range."""
 
     required: bool
-    wrong: object
+    wrong: tuple[Any, ...]
     beyond: tuple[Any, ...]
     table: str = ""
     """The schema's name of the tables that the key holds, if any."""
@@ -65,13 +67,13 @@ def _table(described: Mapping[str, Any]) -> str:
     return str(described.get("items", described).get("$ref", "")).rpartition("/")[2]
 
 
-def _wrong(described: Mapping[str, Any]) -> object:
-    """Return a value of another type than the key's."""
+def _wrong(described: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return values of other types than the key's."""
     if _table(described):
-        return "a text"
+        return ("a text",)
     if "enum" in described:
-        return "another"
-    return {"array": {"a": "table"}, "boolean": [], "integer": "many"}.get(described["type"], 7)
+        return ("another",)
+    return tuple(_KEYS["wrong"][described["type"]])
 
 
 KEYS = keys(policy_schema())
