@@ -37,6 +37,8 @@ _BACKENDS = ("orders-ro", "orders-rw")
 _ROUTE = "/live/reader"
 _LIFE = 5.0
 """Seconds, times the scale."""
+_SIGNED = 900
+"""Seconds that a pre-signed request lives (5.14)."""
 _SOON, _LEAST = 15.0, 20
 """Seconds by which the streams of a reload must have begun, and for which their tokens last at least."""
 _EACH = 2
@@ -187,25 +189,37 @@ def policy(target: Target) -> str:
         return f"{all_.played} streams"
 
 
-@check("live.sts.ends", "LIVE-POLICY-003", "LIVE-KEEP-001", features={"live", "sts", "reload"})
+@check(
+    "live.sts.ends",
+    *("LIVE-POLICY-003", "LIVE-REVOKE-001", "LIVE-KEEP-001"),
+    features={"live", "sts", "reload"},
+)
 def endpoints(target: Target) -> str:
     """An STS endpoint by which a pre-signed request would be refused ends its stream, whichever key says so.
 
-    One endpoint for each key, and an endpoint that stays as it is.
+    One endpoint for each key, and an endpoint that stays as it is. So does a revocation of a request, of its
+    principal and of its session, whatever date it spares.
     """
     stricter: list[Policy] = table("streams")["endpoints"]
     usual = {"endpoint": "{sts}", "binding_value": EDGE, "insecure_http": True}
     hosts = [f"ends-{number}{{suffix}}.sts.example" for number in range(len(stricter))]
     entries = [{"name": f"sts-{number}", "hosts": [host], **usual} for number, host in enumerate(hosts)]
-    with crowd(target, "live.sts.ends", "live", sts=entries) as all_:
+    with crowd(target, "live.sts.ends", "live", revoking=True, sts=entries) as all_:
         here, policy = all_.here, all_.here.loan.policy
         for more, entry in zip(stricter, policy["sts"], strict=True):
             credential = here.credential(here.session(), host=entry["hosts"][0])
             all_.join(f"an endpoint that gets {more}", credential, path=_ROUTE, ends=bool(more))
+        revoked = []
+        for number, kind in enumerate(("credentials", "principals", "sessions")):
+            credential = here.credential(keys := here.session(), host=policy["sts"][-1]["hosts"][0])
+            name = (hash_of(credential), keys.arn, keys.arn.rpartition("/")[2])[number]
+            revoked.append({"id": kind, kind: [name], "issued_before": 0})
+            all_.join(f"a request that is revoked by {kind}", credential, path=_ROUTE, ends=True)
         all_.must_begin()
         changed = [{**entry, **more} for entry, more in zip(policy["sts"], stricter, strict=True)]
         here.must_reload({**policy, "sts": changed}, "it lets less in")
-        all_.must_split("the reload of endpoints")
+        here.revoke_all(revoked)
+        all_.must_split("the reload of endpoints, and revocations")
         return f"{all_.played} streams"
 
 
@@ -271,7 +285,8 @@ def pairs(target: Target) -> str:
     arns = [filled(KEYS["roles"]["claims"]["roles"][0], {"n": number}) for number in range(len(rows))]
     roles = [{"name": f"r{number}", "arn": arn} for number, arn in enumerate(arns)]
     grant = {"id": "L1", "roles": ["reader", *(role["name"] for role in roles)]}
-    tables = {"issuers": list(map(issuers.entry, range(len(rows)))), "roles": roles, "grants": [grant]}
+    entries = [*map(issuers.entry, range(len(rows))), issuers.entry(len(rows), name="nobody")]
+    tables = {"issuers": entries, "roles": roles, "grants": [grant]}
     name = "live.derived.revocations"
     with crowd(target, name, "live", revoking=True, **tables) as all_, all_.here.asking():
         here, bound, questions = all_.here, int(time.time()) - 30, []
@@ -279,10 +294,12 @@ def pairs(target: Target) -> str:
         west, east = (moment.astimezone(timezone(timedelta(hours=hours))) for hours in (-5, 5.5))
         spelt = [bound, moment, moment.isoformat(), moment.isoformat().replace("+00:00", "Z")]
         spelt += [west, east.isoformat(), west.isoformat()]
+        spelt.append((moment - timedelta(milliseconds=500)).isoformat())
         strangers = itertools.islice(itertools.cycle(others["rows"]), others["many"])
         lines = [filled(row, {"n": n}) for n, row in enumerate(strangers)]
         for number, (named, bounded, credentials) in enumerate(rows):
-            row = {key: filled(KEYS[key]["names"][-bounded], {"n": number}) for key in named}
+            forms = {key: KEYS[key]["names"] for key in named}
+            row = {key: filled(form[number % len(form)], {"n": number}) for key, form in forms.items()}
             made = [(each, *_token(here, number, each, bound)) for each in credentials]
             for each, token, role in made:
                 ends = revoked(named, each, bounded=bounded)
@@ -295,7 +312,7 @@ def pairs(target: Target) -> str:
                 lines.append({"id": f"beside{number}", **row, **others["beside"]})
             said = {"issued_before": spelt[number % len(spelt)]} if bounded else {}
             added = bound + (-3600, 3600)[number % 2]  # counts for nothing
-            lines.append({"id": f"row{number}", "added": added, **row, **said})
+            lines.append({"id": f"row {number}, é", "added": added, **row, **said})
         here.wait_for_keys([SpopQuestion(what, question, ALLOW) for what, question, _ in questions])
         for what, question, ends in questions:
             token = question["authorization"].partition(" ")[2]
@@ -317,10 +334,12 @@ def likeness(target: Target) -> str:
     """A fresh credential of which one likeness differs, or that does not permit the stream's own request,
     prolongs nothing.
 
-    A stream for each difference, and for each difference that counts for nothing; all end together.
+    A stream for each difference, and for each difference that counts for nothing; all end together. With the
+    feature `sts` also one of a pre-signed request, and a later one of its session.
     """
     found = table("streams")
-    with crowd(target, "live.derived.likeness", "live-renew", **found["renewing"]) as all_:
+    signs = [] if target.lacks(["sts"]) else [found["endpoint"]]
+    with crowd(target, "live.derived.likeness", "live-renew", **found["renewing"], sts=signs) as all_:
         here = all_.here
         end = here.end(_LIFE)
 
@@ -332,11 +351,19 @@ def likeness(target: Target) -> str:
         rows: list[Mapping[str, Any]] = found["likeness"]
         for number, row in enumerate(rows):
             ends = not row.get("prolongs")
-            all_.join(row["differs"], token({}, number, end), path="/renewing/own", role="reader", ends=ends)
+            how = {"path": "/renewing/own", "role": "reader", **row.get("opens", {})}
+            all_.join(row["differs"], token({}, number, end), ends=ends, **how)
+        for entry in here.loan.policy["sts"]:
+            here.sts_host = entry["hosts"][0]
+            signed = here.credential(keys := here.session(), end - _SIGNED, expires=_SIGNED)
+            all_.join("nothing but the date of a pre-signed request", signed, path="/renewing/own")
         all_.must_begin(end - 1)
+        if signs and all_.status("a later request", here.credential(keys), path="/renewing/rest") != 200:
+            raise here.failed("a later pre-signed request of a stream's session is refused")
         for number, row in enumerate(rows):
             fresh = token(row, number, end + 600, key=row.get("key", "RS256"))
-            seen = all_.status(row["differs"], fresh, **{"path": "/renewing/rest", **row.get("ask", {})})
+            ask = {"path": "/renewing/rest", **row.get("opens", {}), **row.get("ask", {})}
+            seen = all_.status(row["differs"], fresh, **ask)
             if seen != row.get("status", 200):
                 raise here.failed(f"a question with another {row['differs']}: status {seen}")
             if row.get("beside"):
