@@ -146,6 +146,7 @@ class Authority:
         days: tuple[int, int] = _DAYS,
         client: bool = False,
         named: bool = True,
+        before: Sequence[str] = (),
     ) -> str:
         """Return a certificate for a host, and its key, PEM.
 
@@ -155,6 +156,7 @@ class Authority:
             days: from now in which it is good.
             client: True: for clients alone.
             named: False: the host stands in its subject alone.
+            before: DNS names that stand before the host's.
         """
         key, signer, chain = ec.generate_private_key(ec.SECP256R1()), (self._key, _AUTHORITY), ""
         if by:
@@ -163,7 +165,8 @@ class Authority:
             chain = self._issued(*signer, (self._key, _AUTHORITY), [])
         address = host.replace(".", "").isdecimal()
         name = x509.IPAddress(ip_address(host)) if address else x509.DNSName(host)
-        extensions: list[x509.ExtensionType] = [x509.SubjectAlternativeName([name])] if named else []
+        names = [*map(x509.DNSName, before), name]
+        extensions: list[x509.ExtensionType] = [x509.SubjectAlternativeName(names)] if named else []
         extensions += [x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH])] if client else []
         issued = self._issued(key, host, signer, extensions, days) + chain
         return issued + key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()

@@ -129,7 +129,11 @@ def revoked(target: Target) -> None:
         mine = [_open(here, sub, owner, "+15m") for sub, owner, _ in _FRESH if owner.endswith("client")]
         whose = (("ben", "stranger"), ("cat", ""), ("dan", "certificate of stranger"))
         others = [_open(here, *who, "+15m") for who in whose]
-        here.revoke(keys=["x" * 43, thumbprint(jwk_of(key("client"))), thumbprints()["x5t"]])
+        stranger = [thumbprint(jwk_of(key("stranger")))]  # in rows that are about nobody
+        beside = [{"id": "other", "keys": stranger, "principals": ["ann"]}]
+        beside.append({"id": "spared", "keys": stranger, "issued_before": 0})
+        keys = ["x" * 43, thumbprint(jwk_of(key("client"))), thumbprints()["x5t"]]
+        here.revoke_all([*beside, {"id": "now", "keys": keys}])
         here.must_end(mine, "the revocation of its key")
         here.must_last(others, "the revocation of another key")
         for x5t, shown, answer in _SHOWN:

@@ -216,7 +216,8 @@ def endpoints(target: Target) -> str:
             revoked.append({"id": kind, kind: [name], "issued_before": 0})
             all_.join(f"a request that is revoked by {kind}", credential, path=_ROUTE, ends=True)
         all_.must_begin()
-        changed = [{**entry, **more} for entry, more in zip(policy["sts"], stricter, strict=True)]
+        pairs = zip(policy["sts"], stricter, strict=True)
+        changed = [{**entry, **more} for entry, more in pairs if "gone" not in more]
         here.must_reload({**policy, "sts": changed}, "it lets less in")
         here.revoke_all(revoked)
         all_.must_split("the reload of endpoints, and revocations")

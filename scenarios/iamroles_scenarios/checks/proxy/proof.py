@@ -26,6 +26,8 @@ from iamroles_scenarios.wire.frames import FrameType, hello
 _PROXY_NAME, _SECOND = "proxy.iamroles.test", "second.iamroles.test"
 _OTHERS = ["www.iamroles.test", f"x{_PROXY_NAME}", f"{_PROXY_NAME}.example", "proxy"]
 """Names that are not the proxy's."""
+_INVALID = (-3, -2), (2, 3)
+"""Days from now in which a certificate that is shown today is good."""
 _TRIED = 10.0
 """Seconds, times the scale, within which a health check reaches an impostor."""
 _ANSWER, _SILENT = 5.0, 1.0
@@ -98,16 +100,17 @@ def impostor(target: Target) -> str:
 def asker(target: Target) -> None:
     """The agent answers the proxy alone: a peer without the proxy's certificate gets no AGENT-HELLO.
 
-    By two names, whatever their case, by the certificates of another authority that took their place, and
-    without names. Those who may issue an issuer's certificate count for nothing here. So it does at an IPv6
-    address too; an agent may not know any. With the feature `limits` the agent closes a connection that never
-    begins its TLS.
+    By two names, whatever their case and whatever stands before them, by the certificates of another
+    authority that took their place, and without names. Those who may issue an issuer's certificate count for
+    nothing here. So it does at an IPv6 address too; an agent may not know any. With the feature `limits` the
+    agent closes a connection that never begins its TLS.
     """
     with _proven(target, _PROXY_NAME, _SECOND.title()) as (here, _, authority):
-        _must_greet(here, authority.issue(_SECOND), {})
-        others = {f"for {name}": authority.issue(name) for name in _OTHERS}
-        others["with the name as its common name"] = authority.issue(_PROXY_NAME, named=False)
-        _must_greet(here, authority.issue(_PROXY_NAME), others)
+        _must_greet(here, authority.issue(_SECOND.upper(), before=_OTHERS), {})
+        bad = {f"for {name}": authority.issue(name) for name in _OTHERS}
+        bad |= {f"of days {days}": authority.issue(_PROXY_NAME, days=days) for days in _INVALID}
+        bad["with the name as its common name"] = authority.issue(_PROXY_NAME, named=False)
+        _must_greet(here, authority.issue(_PROXY_NAME), bad)
         newer = Authority()
         here.world.agent.put(AGENT_CA, newer.public)
         _must_greet(here, newer.issue(_PROXY_NAME), {"of before": authority.issue(_PROXY_NAME)})
