@@ -107,8 +107,8 @@ def sts_grounds(endpoint: Sts, url: str) -> tuple[str, ...]:
     return ground("host", url), rules_ground(endpoint)
 
 
-def _accepted(entry: Issuer | Sts, keys: Iterable[Key] | None) -> Mapping[str, set[str] | None]:
-    """Return the grounds that are accepted now, by kind; None: not known."""
+def _accepted(entry: Issuer | Sts, keys: Iterable[Key] | None, kid: str) -> Mapping[str, set[str] | None]:
+    """Return the grounds that are accepted now of a token with this `kid`, by kind; None: not known."""
     if isinstance(entry, Sts):
         schemes = ("https", "http") if entry.insecure_http else ("https",)
         hosts = {ground("host", f"{scheme}://{host}") for host in entry.hosts for scheme in schemes}
@@ -121,7 +121,7 @@ def _accepted(entry: Issuer | Sts, keys: Iterable[Key] | None) -> Mapping[str, s
         "audience": {ground("aud", name) for name in entry.audiences}
         | {ground("client", name) for name in entry.client_ids},
         "rules": {rules_ground(entry)},
-        "key": None if keys is None else {key_ground(key) for key in keys},
+        "key": None if keys is None else {key_ground(key) for key in keys if kid in ("", key.kid)},
     }
 
 
@@ -137,7 +137,7 @@ def lost(
         keys: of the issuer; None: not known yet, so that no key counts as lost.
         now: epoch seconds.
     """
-    for kind, there in _accepted(entry, keys).items():
+    for kind, there in _accepted(entry, keys, identity.key_id).items():
         kinds = ("aud:", "client:") if kind == "audience" else (f"{kind}:",)
         mine = {found for found in identity.grounds if found.startswith(kinds)}
         if mine and there is not None and mine.isdisjoint(there):

@@ -523,9 +523,10 @@ def test_what_a_policy_takes_away_of_a_credential_s_grounds(more, kind):
     assert lost_of(issuer_of(**more)) == kind
 
 
-def test_another_key_under_its_kid_is_another_key():
+def test_another_key_under_its_kid_is_another_key_and_so_is_its_key_under_another():
     issuer = issuer_of(audiences=["a"])
-    key, other = (Key("k1", "RSA", "", None, None, ("AQAB", n)) for n in ("n1", "n2"))
-    mine = [key_ground(key)]
+    key, other = (Key(WHO.key_id, "RSA", "", None, None, ("AQAB", n)) for n in ("n1", "n2"))
+    renamed, mine = Key("k2", "RSA", "", None, None, ("AQAB", "n1")), [key_ground(key)]
 
-    assert [lost_of(issuer, mine, keys) for keys in ([key], [other], None)] == ["", "key", ""]
+    found = [lost_of(issuer, mine, keys) for keys in ([key], [other], [renamed], None)]
+    assert found == ["", "key", "key", ""]

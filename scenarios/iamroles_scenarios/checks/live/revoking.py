@@ -126,7 +126,8 @@ def key(target: Target) -> None:
 def replaced(target: Target) -> None:
     """A key that is replaced under its own key id ends the streams that the first one opened.
 
-    The issuer publishes another key under the kid of the first one; a second key stays.
+    The issuer publishes another key under the kid of the first one, and the third under another kid; the
+    second stays.
     """
     with live_bench(target, "live.replaced", own=True, keys=_FAST_KEYS) as here:
         issuer = here.issuer()
@@ -134,9 +135,12 @@ def replaced(target: Target) -> None:
         going = here.open_all(fixture.FEW, here.token(exp="+15m"))
         second = issuer.rotate()
         staying = here.open(SOCKET, here.token(exp="+15m"))
+        third = issuer.rotate()
+        going.append(here.open(IDLE_SOCKET, here.token(exp="+15m")))
         other = issuer.add_key(publish=False, sign=False, kid=first.kid)
-        issuer.publish(second.public_jwk(), other.public_jwk(), replace=True)
-        here.must_end(going, "its key was replaced", _KEYS)
+        renamed = {**third.public_jwk(), "kid": "renamed"}
+        issuer.publish(second.public_jwk(), other.public_jwk(), renamed, replace=True)
+        here.must_end(going, "its key was replaced or renamed", _KEYS)
         here.must_last([staying], "the replacement of another's key", 0.0)
 
 
