@@ -113,7 +113,7 @@ def _proven(asked, token, dpop):
             "key": import_key(shown).thumbprint() == part(token, 1)["cnf"]["jkt"],
             "type": header["typ"] == "dpop+jwt",
             "algorithm": header["alg"] in dpop["algorithms"] and "crit" not in header,
-            "public": not set(shown) & {"d", "p", "q"},
+            "public": not set(shown) & {"d", "p", "q", "dp", "dq", "qi", "oth"},
             "long": shown["kty"] != "RSA" or len(b64url_decode(shown["n"])) >= 256,
             "htm": said["htm"] == asked["method"],
             "ath": said["ath"] == hashed(token),
@@ -131,6 +131,7 @@ def _proven(asked, token, dpop):
 def _allowed(asked, dpop):
     """Judge a question of the world `bound` by the standards alone."""
     scheme, _, token = asked["authorization"].partition(" ")
+    token = token.lstrip(" ")  # RFC 9110 section 11.4
     given = asked["proof"]
     if asked["authorization-count"] != 1 or (isinstance(given, str) and len(given) > 4096):
         return False
@@ -141,6 +142,8 @@ def _allowed(asked, dpop):
     kind = {"https://must.kiosk.example": "required", "https://never.kiosk.example": "refused"}
     kind, cnf = kind.get(claims["iss"], "accepted"), claims.get("cnf", {})
     if claims["exp"] < time.time() or claims["roles"] != ["arn:aws:iam::111111111111:role/kiosk"]:
+        return False
+    if "cnf" in claims and not (cnf and isinstance(cnf, dict)):
         return False
     if (cnf and kind == "refused") or (not cnf and kind == "required") or set(cnf) - {"jkt", "x5t#S256"}:
         return False
