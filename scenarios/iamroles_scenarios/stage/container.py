@@ -93,7 +93,9 @@ class Box(Part):
 
     def put(self, files: Mapping[str, str]) -> None:
         if files:
-            contents = {path.lstrip("/"): text.encode() for path, text in files.items()}
+            contents = {
+                path.lstrip("/"): text.encode(errors="surrogateescape") for path, text in files.items()
+            }
             # With its moment: an agent may see by that alone that a file was replaced.
             self._container.put_archive("/", pack(contents, at=time.time()))
 

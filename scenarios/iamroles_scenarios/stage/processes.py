@@ -64,7 +64,7 @@ class AgentProcess:
     def put(self, name: str, text: str) -> None:
         fresh = self._directory / f"{name}.new"
         fresh.touch(0o600 if name.endswith(".key") else 0o666)
-        fresh.write_text(text, encoding="utf-8")
+        fresh.write_text(text, encoding="utf-8", errors="surrogateescape")
         written = time.time() - _OLDER * (self._written[name] % 2)
         os.utime(fresh, (written, written))
         self._written[name] += 1

@@ -36,21 +36,27 @@ class _Proven(StreamShape):
 
     def head(self, path: str, token: str) -> bytes:
         plain = StreamShape.head(self, path, token)
-        if not self.owner:
-            return plain
-        if self.owner.startswith(_CERTIFIED):
-            der = certificate(self.owner.removeprefix(_CERTIFIED))
-            shown = f"Client-Cert: :{base64.b64encode(der).decode()}:"
-            return plain.replace(b"Authorization", f"{shown}\r\nAuthorization".encode())
-        shown = proof(key(self.owner), token, time.time(), url=_ORIGIN + path)
-        return plain.replace(b"Authorization: Bearer ", f"DPoP: {shown}\r\nAuthorization: DPoP ".encode())
+        for one in filter(None, self.owner.split(" and ")):
+            if one.startswith(_CERTIFIED):
+                der = certificate(one.removeprefix(_CERTIFIED))
+                shown = f"Client-Cert: :{base64.b64encode(der).decode()}:\r\nAuthorization"
+                plain = plain.replace(b"Authorization", shown.encode())
+            else:
+                shown = proof(key(one), token, time.time(), url=_ORIGIN + path)
+                shown = f"DPoP: {shown}\r\nAuthorization: DPoP "
+                plain = plain.replace(b"Authorization: Bearer ", shown.encode())
+        return plain
+
+
+def _member(owner: str) -> tuple[str, str]:
+    """Return the member of `cnf` that names a key or certificate."""
+    if owner.startswith(_CERTIFIED):
+        return "x5t#S256", hashed(certificate(owner.removeprefix(_CERTIFIED)))
+    return "jkt", thumbprint(jwk_of(key(owner)))
 
 
 def _token(here: LiveBench, sub: str, owner: str, exp: object = "+10m") -> str:
-    bound = {"jkt": thumbprint(jwk_of(key(owner)))} if owner else {}
-    if owner.startswith(_CERTIFIED):
-        bound = {"x5t#S256": hashed(certificate(owner.removeprefix(_CERTIFIED)))}
-    cnf = {"cnf": bound} if owner else {}
+    cnf = {"cnf": dict(map(_member, owner.split(" and ")))} if owner else {}
     return here.token(sub=sub, claims={"sid": f"session of {sub}", **cnf}, key="ES256", exp=exp)
 
 
@@ -87,6 +93,7 @@ _FRESH = (
     ("eve", "certificate of client", "certificate of client"),
     ("fay", "certificate of client", "certificate of stranger"),
     ("gus", "certificate of client", ""),
+    ("hal", "stranger and certificate of client", "stranger"),
 )
 """Who opens a stream, the key to which the token is bound, and that of the fresh token; "": none."""
 
@@ -121,8 +128,8 @@ _NOBODY = dict.fromkeys(("principal", "session", "issuer"), "")
 def revoked(target: Target) -> None:
     """A revocation by `keys` ends and refuses what is bound to a key or certificate, and nothing else.
 
-    A policy without `dpop` ends what a proof opened alone, one with `bound = "required"` a bearer's, and one
-    with `bound = "refused"` what a certificate opened.
+    A policy with `bound = "required"` ends a bearer's alone, also if it asks for other proofs. One without
+    `dpop` ends what a proof opened, and one with `bound = "refused"` what a certificate opened.
     """
     with _renewing(target, "bound.stream.revoked", revoking=True) as here, here.asking():
         asking = Asking(here)
@@ -147,15 +154,16 @@ def revoked(target: Target) -> None:
         for sub, owner, status in (("ann", "client", 401), ("ben", "stranger", 200), ("ann", "", 200)):
             _expect(here, sub, owner, status)
         if not target.lacks(["reload"]):
-            without = {name: value for name, value in here.loan.policy.items() if name != "dpop"}
+            (first, *rest), former = here.loan.policy["issuers"], here.loan.policy["dpop"]
+            required = {**here.loan.policy, "issuers": [{**first, "bound": "required"}, *rest]}
+            required["dpop"] = {**former, "origins": ["https://other.example"], "nonce": True}
+            here.must_reload(required, "its issuer must bind, by other proofs")
+            here.must_end(others[1:2], "the reload by which its issuer must bind")
+            here.must_last(others[::2], "the reload by which its issuer must bind")
+            without = {name: value for name, value in required.items() if name != "dpop"}
             here.must_reload(without, "without the table `dpop`")
             here.must_end(others[:1], "the reload that asks for no proofs")
-            here.must_last(others[1:], "the reload that asks for no proofs")
-            first, *rest = here.loan.policy["issuers"]
-            required = {**here.loan.policy, "issuers": [{**first, "bound": "required"}, *rest]}
-            here.must_reload(required, "its issuer must bind")
-            here.must_end(others[1:2], "the reload by which its issuer must bind")
-            here.must_last(others[2:], "the reload by which its issuer must bind", 0.0)
+            here.must_last(others[2:], "the reload that asks for no proofs", 0.0)
             unbound = {name: value for name, value in without.items() if name != "client_certificate"}
             unbound["issuers"] = [{**first, "bound": "refused"}, *rest]
             here.must_reload(unbound, "its issuer must not bind")

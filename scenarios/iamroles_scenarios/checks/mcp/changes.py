@@ -115,6 +115,7 @@ def sts(target: Target) -> str:
 _BOUND: dict[str, Any] = {
     "dpop": {"origins": [_OWN], "replay": "none"},
     "issuers": [{"name": "corp", "bound": "accepted"}, {"name": "partner", "bound": "required"}],
+    "resources": [{"name": "blunt", "issuers": ["twice"]}],
 }
 
 
@@ -122,7 +123,7 @@ _BOUND: dict[str, Any] = {
 def dpop(target: Target) -> None:
     """Both challenges say where the metadata is where DPoP counts, and the metadata say so of DPoP."""
     with serving(target, **_BOUND) as here:
-        for resource, required in ((FILES, False), (f"{FILES}/deep", True), (f"{_OWN}/blunt", False)):
+        for resource, required in ((FILES, False), (f"{FILES}/deep", True), (f"{_OWN}/blunt", None)):
             path = resource.removeprefix(_OWN)
             found = challenges(exchange(here, "GET", path, [("Host", "mcp.example")]))
             named = {scheme: said.get("resource_metadata") for scheme, said in found.items()}
@@ -131,7 +132,7 @@ def dpop(target: Target) -> None:
             answer = exchange(here, "GET", metadata(resource).removeprefix(_OWN), [("Host", "mcp.example")])
             said = json.loads(answer.body)
             algs, must = said.get("dpop_signing_alg_values_supported"), said.get(_REQUIRED, False)
-            if algs != ["ES256"] or must is not required:
+            if (algs, must) != ((["ES256"], required) if required is not None else (None, False)):
                 here.note_wrong(f"{path}: its metadata say {algs}, required {must}")
 
 

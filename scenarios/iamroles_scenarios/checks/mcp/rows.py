@@ -143,7 +143,7 @@ def rows(here: Bench, group: Mapping[str, Any], *, strict: bool = False) -> Iter
         said = {**TABLE["usual"], **combined(group["usual"], own)}
         scope = {"scope": said["holds"]} if "holds" in said else {}
         claims = {"sub": "ann", "sid": "s", "jti": "one", **scope, **said.get("claims", {})}
-        recipe = {name: said[name] for name in ("issuer", "roles", "aud")} | {"claims": claims}
+        recipe = {name: said[name] for name in ("issuer", "roles", "aud", "drop")} | {"claims": claims}
         if (name := repr(recipe)) not in tokens:
             tokens[name] = here.token(key="ES256", **recipe)
         asked = {name: said.get(name, value) for name, value in CALL.items()}
