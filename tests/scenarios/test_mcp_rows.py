@@ -87,7 +87,8 @@ def _decided(row):
         url, issuer = resource["resource"], ISSUERS[claims["iss"]]
         if url not in issuer["audiences"] or issuer["name"] not in resource.get("issuers", [issuer["name"]]):
             return "issuer_untrusted", ""
-        if url not in ([claims["aud"]] if isinstance(claims["aud"], str) else claims["aud"]):
+        aud = claims.get("aud", [])
+        if url not in ([aud] if isinstance(aud, str) else aud):
             return "audience_mismatch", ""
         try:
             call = _call(asked, resource)
