@@ -17,6 +17,7 @@ from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
 
+from iamroles_scenarios.checks.oracle.corpus import tricks
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec
 from iamroles_scenarios.declarations.tables import filled, table
@@ -43,6 +44,13 @@ _SHOWN = 8
 _BACKEND = "orders-ro"
 _OPEN, _SHUT = Expectation(status=200, backend=_BACKEND), (400, 401, 403, 503)
 _REACHED = re.compile(r'"reached": (\d+)')
+_LONG = {
+    "a long path": {"path": f"/{'p' * 4096}"},
+    "a long method": {"method": "M" * 33},
+    "a long host": {"host": "h" * 261},
+    "a long role": {"role": "r" * 641},
+}
+"""Each a byte longer than 2.6 permits."""
 _FORGED = re.compile(r"^x-forged\s*:", re.MULTILINE | re.IGNORECASE)
 
 
@@ -101,11 +109,14 @@ class Script:
         return said, row.get("ends", False)
 
 
-@check("proxy.verdict.misbehaving", "PROXY-VERDICT-001", features={"spop"}, long=True)
+@check(
+    "proxy.verdict.misbehaving", "PROXY-VERDICT-001", "TRAVERSAL-REFUSED-001", features={"spop"}, long=True
+)
 def misbehaving(target: Target) -> str:
     """Whatever an agent answers, the proxy lets in with a sound verdict alone, and where that says.
 
-    A scripted agent stands in the agent's place: verdicts with one thing changed, and broken frames.
+    A scripted agent stands in the agent's place: verdicts with one thing changed, and broken frames. Then it
+    allows all ambiguous paths and texts that are too long, which the proxy must refuse by itself.
     """
     impostors = list[Impostor]()
     with ExitStack() as stack:
@@ -116,7 +127,7 @@ def misbehaving(target: Target) -> str:
 
         here = stack.enter_context(own_bench(target, "orders", between=between, settings=_SETTINGS))
         impostors[0].takes_over(None)
-        if faults := [found for found in _played(here) if found[1]]:
+        if faults := [found for found in (*_played(here), *_ambiguous(here)) if found[1]]:
             sentences = "; ".join(f"{what}: {wrong}" for what, wrong, *_ in faults[:_SHOWN])
             raise here.failed(f"{len(faults)} answers of the agent: {sentences}", faults[0][2], faults[0][3])
     return f"{len(_ALL)} answers of a scripted agent"
@@ -137,8 +148,17 @@ def _played(here: Bench) -> Iterator[tuple[str, str, Observation, str]]:
         yield what, wrong, seen, said
 
 
-def _ask(here: Bench, path: str) -> Observation:
-    return here.client.ask(RequestSpec(path=path, connection="one"), "", with_reason=False)
+def _ambiguous(here: Bench) -> Iterator[tuple[str, str, Observation, str]]:
+    """Ask what the proxy itself must refuse (1.4), which is allowed by this agent, whatever it is."""
+    asked = [(trick.name, {"path": trick.path}) for trick in tricks() if trick.kind == "refused"]
+    for what, request in (*asked, *_LONG.items()):
+        seen = _ask(here, **request)
+        right = seen.status in (400, 501) and not seen.allow  # 501: 1.20
+        yield what, "" if right else f"{request}: {seen.status}", seen, "400"
+
+
+def _ask(here: Bench, path: str = "/sound", **more: str) -> Observation:
+    return here.client.ask(RequestSpec(path=path, connection="one", **more), "", with_reason=False)
 
 
 def _sound(here: Bench, what: str, path: str = "/sound") -> Observation:
