@@ -363,13 +363,15 @@ def faulty(target: Target) -> None:
 def reloaded(target: Target) -> None:
     """Streams from before a reload of the proxy end with a revocation and with their token.
 
-    The streams are in the old worker when it is revoked.
+    The streams are in the oldest of three workers when it is revoked.
     """
 
     def reload(here: fixture.LiveBench) -> None:
         short = here.open_short(SHAPES)
         here.world.haproxy.reload()
-        here.must_expire(short, "its token's end, over a reload")
+        here.open(IDLE_SOCKET, here.token(exp="+15m", roles=["writer"]), "/live/writer")  # its worker stays
+        here.world.haproxy.reload()
+        here.must_expire(short, "its token's end, over two reloads")
 
     _revoked(target, "live.reload", "role", reload)
 
