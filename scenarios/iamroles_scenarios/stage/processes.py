@@ -32,6 +32,8 @@ _MASTER = "m"
 LOOPBACK = "127.0.0.1"
 _OLDER = 3600.0
 """Seconds before now at which every second file of a name was written, as a copy that keeps its time."""
+_ONE_PAGE = 4096
+"""Bytes up to which every third TOML file of a name is written in place, if it is as long as the former."""
 
 
 class AgentProcess:
@@ -68,7 +70,13 @@ class AgentProcess:
         written = time.time() - _OLDER * (self._written[name] % 2)
         os.utime(fresh, (written, written))
         self._written[name] += 1
-        fresh.replace((self._directory / name).resolve())
+        place, size = (self._directory / name).resolve(), len(text.encode())
+        third = self._written[name] % 3 == 0 and name.endswith(".toml")
+        if third and place.stat().st_size == size <= _ONE_PAGE:
+            with place.open("r+b") as file:
+                file.write(text.encode())
+        else:
+            fresh.replace(place)
 
     def mount(self, name: str) -> None:
         (self._directory / name).symlink_to(f"mounted-{name}")

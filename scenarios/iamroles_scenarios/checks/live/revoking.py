@@ -149,7 +149,7 @@ def away(target: Target) -> None:
     """A key that leaves its issuer's set while the agent is away ends the streams that it opened.
 
     The agent is killed, the key replaced, and the agent started again. The token is for several audiences.
-    Then once more, and the issuer is down until the agent is there.
+    Then it is stopped, which ends nothing, and the issuer is down until it is there again.
     """
     with live_bench(target, "live.away", own=True, keys=_FAST_KEYS) as here:
         issuer = here.issuer()
@@ -162,7 +162,8 @@ def away(target: Target) -> None:
         here.start_agent()
         here.must_end(going, "the agent came back", WITHIN)
         here.must_last([staying], "the return of the agent", 0.0)
-        here.world.agent.kill()
+        here.world.agent.stop()
+        here.must_last([staying], "the stop of the agent", 0.0)
         issuer.rotate(overlap=False)
         issuer.fault("*", "status", status=503)
         here.start_agent()
