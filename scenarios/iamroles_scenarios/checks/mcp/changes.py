@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -13,7 +14,8 @@ from typing import Any
 from iamroles_scenarios.base.polling import polls
 from iamroles_scenarios.checks.actor.rows import framed
 from iamroles_scenarios.checks.derived.world import edited, iam_check
-from iamroles_scenarios.checks.live.fixture import live_bench
+from iamroles_scenarios.checks.live import renewing
+from iamroles_scenarios.checks.live.fixture import SOCKET, live_bench
 from iamroles_scenarios.checks.live.stream import Stream, StreamShape
 from iamroles_scenarios.checks.mcp import rows
 from iamroles_scenarios.checks.mcp.rows import CALL, FEATURES, FIELDS, FILES, exchange, metadata, serving
@@ -274,3 +276,26 @@ def streams(target: Target) -> None:
         change("grants", {"mcp": [{"method": "tools/call"}]}, plain)
         here.must_last([other], "what no longer permits other calls")
         change("resources", {"versions": ["2025-11-25"]}, other)
+
+
+@check(
+    "mcp.stream.renew", "MCP-CUT-001", "LIVE-RENEW-003", lane="gate", features={"live", "renew", *FEATURES}
+)
+def renew(target: Target) -> None:
+    """A fresh credential that is not for the stream's resource does not prolong it."""
+    path = f"{renewing.RENEWING}/own"
+    own = f"https://gate.example{path}"
+    tables: dict[str, Any] = {
+        "issuers": [{"name": "corp", "audiences": ["edge", own]}],
+        "grants": [{"id": name, "hosts": ["gate.example", "api.example.com"]} for name in ("W1", "W2")],
+        "resources": [{"name": "own", "resource": own, "versions": ["2025-11-25"]}],
+    }
+    with live_bench(target, "mcp.stream.renew", renewing.WORLD, **tables) as here:
+        end, both = here.end(), ["edge", own]
+        streams = [
+            here.open(SOCKET, renewing.token(here, sub, exp=end, aud=both), path) for sub in ("ann", "ben")
+        ]
+        for sub, audience in (("ann", "edge"), ("ben", both)):
+            renewing.ask(here, streams, renewing.token(here, sub, aud=audience))
+        here.must_expire(streams[:1])
+        renewing.outlive(here, streams[1:], math.inf, "a fresh credential for its resource was seen")
