@@ -137,7 +137,7 @@ def revoked(target: Target) -> None:
         whose = (("ben", "stranger"), ("cat", ""), ("dan", "certificate of stranger"))
         others = [_open(here, *who, "+15m") for who in whose]
         stranger = [thumbprint(jwk_of(key("stranger")))]  # in rows that are about nobody
-        beside = [{"id": "other", "keys": stranger, "principals": ["ann"]}]
+        beside: list[dict[str, Any]] = [{"id": "other", "keys": stranger, "principals": ["ann"]}]
         beside.append({"id": "spared", "keys": stranger, "issued_before": 0})
         keys = ["x" * 43, thumbprint(jwk_of(key("client"))), thumbprints()["x5t"]]
         here.revoke_all([*beside, {"id": "now", "keys": keys}])

@@ -133,6 +133,8 @@ _NO_VERDICTS: dict[str, tuple[dict[str, Any], Expectation]] = {
     "a 503": ({"kind": "status", "status": 503, "body": ""}, _TROUBLE),
     "a 500 with a code": ({"kind": "status", "status": 500, "body": _FAILURE, "headers": _JSON}, _TROUBLE),
     "a 504 with a code": ({"kind": "status", "status": 504, "body": _FAILURE, "headers": _JSON}, _TROUBLE),
+    "a 302": ({"kind": "status", "status": 302, "body": ""}, _NOT_BELIEVED),
+    "a 404 of a proxy": ({"kind": "status", "status": 404, "body": _PAGE}, _NOT_BELIEVED),
     "a 403 of a proxy": ({"kind": "status", "status": 403, "body": _PAGE}, _NOT_BELIEVED),
     "a 200 of a proxy": ({"kind": "malformed", "body": _PAGE, "xml": _PAGE}, _NOT_BELIEVED),
 }

@@ -45,10 +45,10 @@ _BACKEND = "orders-ro"
 _OPEN, _SHUT = Expectation(status=200, backend=_BACKEND), (400, 401, 403, 503)
 _REACHED = re.compile(r'"reached": (\d+)')
 _LONG = {
-    "a long path": {"path": f"/{'p' * 4096}"},
-    "a long method": {"method": "M" * 33},
-    "a long host": {"host": "h" * 261},
-    "a long role": {"role": "r" * 641},
+    "a long path": RequestSpec(path=f"/{'p' * 4096}"),
+    "a long method": RequestSpec(path="/sound", method="M" * 33),
+    "a long host": RequestSpec(path="/sound", host="h" * 261),
+    "a long role": RequestSpec(path="/sound", role="r" * 641),
 }
 """Each a byte longer than 2.6 permits."""
 _FORGED = re.compile(r"^x-forged\s*:", re.MULTILINE | re.IGNORECASE)
@@ -137,11 +137,11 @@ def _played(here: Bench) -> Iterator[tuple[str, str, Observation, str]]:
     _sound(here, "the first")
     for number, (what, (row, said)) in enumerate(_ALL):
         mark = secrets.token_hex(8)
-        seen = _ask(here, f"{_PATH}{number}?{mark}")
+        seen = _ask(here, RequestSpec(path=f"{_PATH}{number}?{mark}"))
         wrong = _wrong(said, seen)
         if row.get("late"):  # the answer to this question comes just before the refusal of the next
             refused = [name for name, _ in _ALL].index("a refusal")
-            wrong = wrong or _wrong("shut", _ask(here, f"{_PATH}{refused}"))
+            wrong = wrong or _wrong("shut", _ask(here, RequestSpec(path=f"{_PATH}{refused}")))
         _sound(here, what)
         if not seen.allow and _reached(here, mark):
             wrong = wrong or f"status {seen.status}, but it reaches {_BACKEND}"
@@ -150,15 +150,15 @@ def _played(here: Bench) -> Iterator[tuple[str, str, Observation, str]]:
 
 def _ambiguous(here: Bench) -> Iterator[tuple[str, str, Observation, str]]:
     """Ask what the proxy itself must refuse (1.4), which is allowed by this agent, whatever it is."""
-    asked = [(trick.name, {"path": trick.path}) for trick in tricks() if trick.kind == "refused"]
+    asked = [(trick.name, RequestSpec(path=trick.path)) for trick in tricks() if trick.kind == "refused"]
     for what, request in (*asked, *_LONG.items()):
-        seen = _ask(here, **request)
+        seen = _ask(here, request)
         right = seen.status in (400, 501) and not seen.allow  # 501: 1.20
         yield what, "" if right else f"{request}: {seen.status}", seen, "400"
 
 
-def _ask(here: Bench, path: str = "/sound", **more: str) -> Observation:
-    return here.client.ask(RequestSpec(path=path, connection="one", **more), "", with_reason=False)
+def _ask(here: Bench, asked: RequestSpec) -> Observation:
+    return here.client.ask(asked.model_copy(update={"connection": "one"}), "", with_reason=False)
 
 
 def _sound(here: Bench, what: str, path: str = "/sound") -> Observation:
