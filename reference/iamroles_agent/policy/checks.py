@@ -358,6 +358,8 @@ def _region(key: str, rule: config.Grant | config.Deny | config.Scope) -> Iterat
 
 def _network(key: str, text: str) -> Iterator[Fault]:
     try:
+        if "%" in text:
+            raise ValueError("it names a zone")
         meant = ip_network(text, strict=False)
     except ValueError as error:
         yield Fault(key, f"{text!r} is not a network: {error}", 'Write e.g. "10.0.0.0/8" or "2001:db8::/32"')

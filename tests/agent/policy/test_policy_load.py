@@ -125,6 +125,7 @@ def test_the_example_loads_and_lints_clean_of_warnings():
         ("grants[0].hosts", ["\u212aiosk.test"], "not a host name", "*.example.com"),
         ("grants[0].hosts", ["x.test:80"], "and port", "api.example.com"),
         ("grants[0].sources", ["10.0.0.1/8"], "bits set beyond", "10.0.0.0/8"),
+        ("grants[0].sources", ["fe80::1%eth0"], "names a zone", "10.0.0.0/8"),
         ("grants[0].sources", ["ten"], "not a network", "10.0.0.0/8"),
         ("grants[0].sources", ["10.0.0.0/255.0.0.0"], "number of bits", "10.0.0.0/8"),
         ("grants[0].match", "regex", "is not one of", "one of"),

@@ -39,7 +39,9 @@ def reloads(target: Target) -> str:
         asking, policy = Asking(here), here.loan.policy
         for row in table("proofs")["reloads"]:
             first, *rest = policy["issuers"]
-            first = first | {"bound": row.get("bound", "accepted")}
+            first = {**first, "bound": row.get("bound", "accepted")}
+            if first["bound"] == "{absent}":
+                del first["bound"]
             others = [] if row.get("alone") else rest
             fresh = {**policy, "issuers": [first, *others], "dpop": {**DPOP, **row.get("dpop", {})}}
             if row.get("drop"):
