@@ -66,15 +66,16 @@ class AgentProcess:
     def put(self, name: str, text: str) -> None:
         fresh = self._directory / f"{name}.new"
         fresh.touch(0o600 if name.endswith(".key") else 0o666)
-        fresh.write_text(text, encoding="utf-8", errors="surrogateescape")
+        content = text.encode(errors="surrogateescape")
+        fresh.write_bytes(content)
         written = time.time() - _OLDER * (self._written[name] % 2)
         os.utime(fresh, (written, written))
         self._written[name] += 1
-        place, size = (self._directory / name).resolve(), len(text.encode())
+        place = (self._directory / name).resolve()
         third = self._written[name] % 3 == 0 and name.endswith(".toml")
-        if third and place.stat().st_size == size <= _ONE_PAGE:
+        if third and place.stat().st_size == len(content) <= _ONE_PAGE:
             with place.open("r+b") as file:
-                file.write(text.encode())
+                file.write(content)
         else:
             fresh.replace(place)
 

@@ -136,7 +136,7 @@ def revoked(target: Target) -> None:
         mine = [_open(here, sub, owner, "+15m") for sub, owner, _ in _FRESH if owner.endswith("client")]
         whose = (("ben", "stranger"), ("cat", ""), ("dan", "certificate of stranger"))
         others = [_open(here, *who, "+15m") for who in whose]
-        stranger = [thumbprint(jwk_of(key("stranger")))]  # in rows that are about nobody
+        stranger = [thumbprint(jwk_of(key("stranger")))]  # in rows that fit no credential
         beside: list[dict[str, Any]] = [{"id": "other", "keys": stranger, "principals": ["ann"]}]
         beside.append({"id": "spared", "keys": stranger, "issued_before": 0})
         keys = ["x" * 43, thumbprint(jwk_of(key("client"))), thumbprints()["x5t"]]

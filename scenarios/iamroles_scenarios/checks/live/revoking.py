@@ -220,9 +220,9 @@ _OTHERS = [
     {"id": f"other-{number}", "principals": [f"guest-{number}"], "reason": "x" * 330}
     for number in range(9999)
 ]
-"""Revocations of strangers, with one more as many as 9.6 names, and nearly 4 MiB: read for a while."""
+"""Revocations of strangers, and one less than the 10,000 of 9.6, nearly 4 MiB: read for a while."""
 _NAMES = 1000
-"""Principals of one revocation."""
+"""Principals of a revocation."""
 _READS = 0.15
 """Seconds, times the scale, after which an agent may read a file, and not be done with it."""
 _KINDS: dict[str, dict[str, Any]] = {
