@@ -22,7 +22,7 @@ from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec
 from iamroles_scenarios.declarations.tables import filled, table
 from iamroles_scenarios.engine.bench import Bench, own_bench
-from iamroles_scenarios.engine.observation import Observation
+from iamroles_scenarios.engine.observation import Observation, mismatches
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.stage.impostor import Impostor
 from iamroles_scenarios.wire.codec import DataType, Typed, Value, string
@@ -42,6 +42,17 @@ _BACK = 15.0
 """Seconds, times the scale, within which HAProxy asks on a new connection."""
 _SHOWN = 8
 _BACKEND = "orders-ro"
+_TAGS = {
+    "role": f"arn:aws:iam::111111111111:role/{'r' * 64}",
+    "principal": "p" * 512,
+    "session": "s" * 512,
+    "issuer": "corp",
+    "rule": "R1",
+    "actor": "a" * 512,
+    "actor_issuer": f"https://issuer.example/{'i' * 200}",
+}
+"""Of the sound verdict: each arrives whole (1.10)."""
+_HEADERS = {f"x-iam-{name.replace('_', '-')}": [text] for name, text in _TAGS.items()}
 _OPEN, _SHUT = Expectation(status=200, backend=_BACKEND), (400, 401, 403, 503)
 _REACHED = re.compile(r'"reached": (\d+)')
 _LONG = {
@@ -56,9 +67,8 @@ _FORGED = re.compile(r"^x-forged\s*:", re.MULTILINE | re.IGNORECASE)
 
 def _verdict() -> dict[str, Any]:
     """Return a sound verdict for now."""
-    named = {"role": "arn:aws:iam::111111111111:role/reader", "principal": "ann", "session": "s-1"}
-    more = {"issuer": "corp", "rule": "R1", "backend": _BACKEND, "expires": int(time.time()) + 600}
-    return {"status": 200, **named, **more, "allow": True}
+    more = {"backend": _BACKEND, "expires": int(time.time()) + 600}
+    return {"status": 200, **_TAGS, **more, "allow": True}
 
 
 def _set(name: str, value: Any) -> bytes:  # noqa: ANN401 - any value of a row
@@ -88,10 +98,13 @@ class Script:
 
     def __init__(self) -> None:
         self._late = b""
+        self.port: object = None
+        """The client's port, as the last question says it."""
 
     def __call__(self, asked: Frame) -> tuple[bytes, bool]:
         """Return the bytes of the answer to a question, and whether the connection ends behind it."""
-        path = next(str(value.value) for name, value in read_messages(asked)[-1].arguments if name == "path")
+        said_of = {name: value.value for each in read_messages(asked) for name, value in each.arguments}
+        path, self.port = str(said_of["path"]), said_of.get("src-port")
         number = path.removeprefix(_PATH)
         verdict, row = _CHANGES[int(number)] if number.isdecimal() else ({}, {})
         late, self._late = self._late, b""
@@ -110,7 +123,12 @@ class Script:
 
 
 @check(
-    "proxy.verdict.misbehaving", "PROXY-VERDICT-001", "TRAVERSAL-REFUSED-001", features={"spop"}, long=True
+    "proxy.verdict.misbehaving",
+    "PROXY-VERDICT-001",
+    "TRAVERSAL-REFUSED-001",
+    "PROXY-ASKED-001",
+    features={"spop"},
+    long=True,
 )
 def misbehaving(target: Target) -> str:
     """Whatever an agent answers, the proxy lets in with a sound verdict alone, and where that says.
@@ -118,11 +136,11 @@ def misbehaving(target: Target) -> str:
     A scripted agent stands in the agent's place: verdicts with one thing changed, and broken frames. Then it
     allows all ambiguous paths and texts that are too long, which the proxy must refuse by itself.
     """
-    impostors = list[Impostor]()
+    impostors, script = list[Impostor](), Script()
     with ExitStack() as stack:
 
         def between(host: str, agent: str) -> str:
-            impostors.append(stack.enter_context(Impostor(host, agent, backend=_BACKEND, answer=Script())))
+            impostors.append(stack.enter_context(Impostor(host, agent, backend=_BACKEND, answer=script)))
             return impostors[0].address
 
         here = stack.enter_context(own_bench(target, "orders", between=between, settings=_SETTINGS))
@@ -130,11 +148,17 @@ def misbehaving(target: Target) -> str:
         if faults := [found for found in (*_played(here), *_ambiguous(here)) if found[1]]:
             sentences = "; ".join(f"{what}: {wrong}" for what, wrong, *_ in faults[:_SHOWN])
             raise here.failed(f"{len(faults)} answers of the agent: {sentences}", faults[0][2], faults[0][3])
+        client = here.world.haproxy.wait_log(
+            lambda line: line.get("client_port") == script.port, here.seconds(_BACK)
+        )
+        if client is None:
+            raise here.failed(f"the proxy asked about the port {script.port}, from which no client asks")
     return f"{len(_ALL)} answers of a scripted agent"
 
 
 def _played(here: Bench) -> Iterator[tuple[str, str, Observation, str]]:
-    _sound(here, "the first")
+    first = _sound(here, "the first")
+    yield "long tags", "; ".join(mismatches(Expectation(headers=_HEADERS), first, {})), first, "each whole"
     for number, (what, (row, said)) in enumerate(_ALL):
         mark = secrets.token_hex(8)
         seen = _ask(here, RequestSpec(path=f"{_PATH}{number}?{mark}"))
