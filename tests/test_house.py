@@ -37,16 +37,16 @@ ROOMS = {
 }
 ARROWS = {"iamroles_agent": 40}
 LINES = {
-    "reference": 25_849,
-    "scenarios": 37_127,
+    "reference": 25_878,
+    "scenarios": 37_610,
     "conformance": 11_829,
     "loadtests": 4_962,
     "benchmarks": 4_271,
-    "tests": 36_157,
+    "tests": 36_186,
 }
-TRUSTED_LINES = 19_487
+TRUSTED_LINES = 19_516
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 22_464
+DATA_LINES = 23_291
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""

@@ -201,7 +201,7 @@ def nonces(target: Target) -> str:
 
     No nonce, one of a key with another last octet, one bent; the right one to each worker. Then the same key
     in another file, and no file, beside a shadow policy; at last, after a stop, one with another first octet
-    of the fewest, which are no text and end a line.
+    of the fewest: they are not UTF-8, and end in a line feed.
     """
     with bound(target, "bound.dpop.nonces", dpop=DPOP, agent=keeping(target.stage)) as here:
         asking, most = Asking(here), secrets.token_hex(_MOST)[: _MOST - 1]

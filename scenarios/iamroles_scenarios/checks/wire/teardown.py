@@ -352,7 +352,7 @@ async def connection_limit(target: WireTarget) -> str:
 
     The agent listens at two addresses. Half of the connections come to each. A connection that waits for an
     answer is not idle. Each worker has the limit for itself. A connection that was cut counts no longer, nor
-    does one that got its goodbye and is held open.
+    does a connection that got its goodbye and is held open.
     """
     port = _free_port()
     if "workers" in target.features:
