@@ -292,10 +292,10 @@ def renew(target: Target) -> None:
     }
     with live_bench(target, "mcp.stream.renew", renewing.WORLD, **tables) as here:
         end, both = here.end(), ["edge", own]
-        streams = [
+        opened = [
             here.open(SOCKET, renewing.token(here, sub, exp=end, aud=both), path) for sub in ("ann", "ben")
         ]
         for sub, audience in (("ann", "edge"), ("ben", both)):
-            renewing.ask(here, streams, renewing.token(here, sub, aud=audience))
-        here.must_expire(streams[:1])
-        renewing.outlive(here, streams[1:], math.inf, "a fresh credential for its resource was seen")
+            renewing.ask(here, opened, renewing.token(here, sub, aud=audience))
+        here.must_expire(opened[:1])
+        renewing.outlive(here, opened[1:], math.inf, "a fresh credential for its resource was seen")
