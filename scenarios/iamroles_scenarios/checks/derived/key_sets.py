@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from iamroles_scenarios.mock.clients import IssuerHandle
 
 ROWS: list[Mapping[str, Any]] = table("key_sets")["row"]
-KEYS = {"refresh": "1500ms", "cooldown": "500ms", "max_stale": "1h", "timeout": "1s"}
+KEYS = {"refresh": "1500ms", "cooldown": "100ms", "max_stale": "1h", "timeout": "1s"}
 _TAKEN = 10.0
 """Seconds, times the scale, until an agent has asked again and has taken what it got."""
 _ENDPOINTS = ("jwks", "discovery")
@@ -118,7 +118,7 @@ class _Row:
         """Mint a token by one of the row's keys, under its own kid or another."""
         said, _, twin = said.partition(" of ")
         name, _, kid = said.partition(" as ")
-        recipe: dict[str, Any] = {"roles": ["kiosk"], "sub": sub, "kid": kid or name}
+        recipe: dict[str, Any] = {"roles": ["kiosk"], "sub": sub, "kid": kid or name, "exp": "+55m"}
         recipe |= {"drop_header": ["kid"]} if kid == "nobody" else {}
         recipe |= {"header": {"kid": int(kid[7:])}} if kid.startswith("number ") else {}
         return mint(recipe, [self.key(name)], time.time(), self.url + twin)
