@@ -42,11 +42,11 @@ LINES = {
     "conformance": 11_829,
     "loadtests": 4_962,
     "benchmarks": 4_271,
-    "tests": 36_186,
+    "tests": 36_187,
 }
 TRUSTED_LINES = 19_516
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 23_291
+DATA_LINES = 23_294
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""
