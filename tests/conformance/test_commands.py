@@ -76,11 +76,16 @@ def test_a_thread_that_makes_loggers_disturbs_no_check(agent, tmp_path):
         "named = logging.Logger.manager.loggerDict\n"
         "for at in range(5000):\n"
         "    logging.getLogger(f'standing{at}')\n"
+        "over = threading.Event()\n"
         "def make():\n"
-        "    while True:\n"
+        "    while not over.is_set():\n"
         "        logging.getLogger('passing')\n"
         "        del named['passing']\n"
-        "threading.Thread(target=make, daemon=True).start()\n"
+        "maker = threading.Thread(target=make)\n"
+        "maker.start()\n"
+        "def pytest_unconfigure():\n"
+        "    over.set()\n"
+        "    maker.join()\n"
     )
     options = ("-p", "makes_loggers", f"--iamroles-agent={agent}", "-k", "gate.no-token and spop")
     done = _pytest("--pyargs", "iamroles_conformance", *options, cwd=tmp_path)
