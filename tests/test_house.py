@@ -42,7 +42,7 @@ LINES = {
     "conformance": 11_829,
     "loadtests": 4_962,
     "benchmarks": 4_271,
-    "tests": 36_192,
+    "tests": 36_193,
 }
 TRUSTED_LINES = 19_516
 """Of the agent: what an auditor must trust."""
