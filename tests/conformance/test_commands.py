@@ -74,7 +74,7 @@ def test_a_thread_that_makes_loggers_disturbs_no_check(agent, tmp_path):
         "import logging, sys, threading\n"
         "sys.setswitchinterval(1e-5)\n"
         "named = logging.Logger.manager.loggerDict\n"
-        "for at in range(5000):\n"
+        "for at in range(200_000):\n"
         "    logging.getLogger(f'standing{at}')\n"
         "over = threading.Event()\n"
         "def make():\n"
