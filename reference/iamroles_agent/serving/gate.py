@@ -60,7 +60,7 @@ _ENTRY_OVERHEAD = 600
 _LONGEST_KEY = 2 << 10
 """A longer question is remembered under its hash, so that a client cannot fill the memory with long keys."""
 _once: ContextVar[Once] = ContextVar("once")
-"""What the present question has proved."""
+"""The proof that the present question has got, in case it is judged again."""
 
 
 @dataclass(slots=True)

@@ -85,7 +85,7 @@ class _Itself:
 
 @dataclass(slots=True)
 class Once:
-    """What a question has proved by a credential that counts once, for when it is judged again."""
+    """The proof that a question got by a credential that counts once, in case it is judged again."""
 
     identity: Identity | None = None
     entries: list[Sts] | None = None
