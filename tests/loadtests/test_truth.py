@@ -9,28 +9,23 @@ import threading
 import time
 
 import pytest
-from truth import POOLS, Compared, phase, road, truth
+from truth import POOLS, Compared, phase, truth
 
 from iamroles_loadtests.measuring.generator import Generator, GeneratorError
 from iamroles_loadtests.measuring.validity import Tolerance, doubts
-
-
-@pytest.fixture(scope="module")
-def way():
-    return road()
 
 
 @pytest.mark.parametrize(
     ("plan", "rate", "samples"),
     [("fixed", 300, 600), ("stall", 2_000, 10_000), ("bimodal", 10_000, 10_000), ("quick", 2_000, 2_000)],
 )
-def test_the_figures_are_the_servers_own(way, plan, rate, samples):
+def test_the_figures_are_the_servers_own(plan, rate, samples):
     found = Compared(plan, rate, samples / rate)
 
     assert found.known  # each sample is in the server's record
     assert (found.over > 0).all()  # nothing was answered faster than it was held
-    assert found.share_off(way) < 0.05, (way, found.figures)
-    assert found.share_off(way, factor=2) > 0.5  # a meter that lies is caught
+    assert found.share_off() < 0.05, found.figures
+    assert found.share_off(factor=2) > 0.5  # a meter that lies is caught
     assert found.measured.stamped
     assert not found.measured.faults
 
