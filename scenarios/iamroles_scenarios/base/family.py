@@ -67,7 +67,8 @@ def holders(pid: int, ports: Iterable[int]) -> dict[int, int]:
     found: dict[int, int] = {}
     for name in ("tcp", "tcp6"):  # the kernel takes milliseconds for each
         with suppress(OSError):
-            for row in map(str.split, (_PROC / str(pid) / "net" / name).read_text().splitlines()):
+            rows = (_PROC / str(pid) / "net" / name).read_text().splitlines()
+            for row in (row.split() for row in rows if " 01 " in row):
                 if row[3] == "01" and (holder := held.get(f"socket:[{row[9]}]")):
                     found[int(row[2].rpartition(":")[2], 16)] = holder
         if found.keys() >= set(ports):

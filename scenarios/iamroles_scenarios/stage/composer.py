@@ -41,7 +41,7 @@ class Composer:
 
 def _replaced(value: Any, urls: Mapping[str, str]) -> Any:  # noqa: ANN401 - any JSON
     if isinstance(value, str):
-        for name in urls:
+        for name in urls if "{" in value else ():
             variable = "{" + name + "}"
             if variable in value:  # asking for a URL waits for its mock
                 value = value.replace(variable, urls[name])

@@ -78,9 +78,8 @@ def _allowed(
     by_name = _arns_by_name(policy)
     granted: list[tuple[tuple[int, int], Rule, list[str]]] = []
     for rule in policy.get("grants", ()):
-        roles = [
-            held for held in active if any(held in by_name.get(name, ()) for name in roles_of(policy, rule))
-        ]
+        named = {one for name in roles_of(policy, rule) for one in by_name.get(name, ())}
+        roles = [held for held in active if held in named]
         if roles and not rule.get("shadow") and matches(rule, request):
             granted.append((_specificity(rule), rule, roles))
     if not granted:
