@@ -402,7 +402,7 @@ class StsVerifier:
             identity = self._identity(question, caller)
             proved = True  # to STS anybody is, and anybody may make it throttle his own account
         except Rejected as error:
-            self.counts["rejected"] += 1
+            self.counts["rejected" if error.final else "unavailable"] += 1
             if error.final:
                 self._remember(digest, str(error))
             raise _rejected(str(error)) from None
@@ -451,14 +451,10 @@ class StsVerifier:
         if ":assumed-role/" not in caller.arn:
             raise Refusal(Reason.ROLE_MISSING, "the caller is a user, not a role")
         role = RoleArn.parse(caller.arn)
-        session = caller.arn.rpartition("/")[2]
-        # The unique id of a role is "<role id>:<session>"; STS never sends parts that disagree.
-        if role.account != caller.account or caller.user_id.partition(":")[2] != session:
-            raise _rejected("the answer's ARN, account and unique id disagree")
         return Identity(
             issuer=question.endpoint.name,
             principal=caller.arn,
-            session=session,
+            session=caller.session,
             roles=(role,),
             not_after=question.signed_at + LIFETIME,
             issued_at=question.signed_at,

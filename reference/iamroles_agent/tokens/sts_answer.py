@@ -35,6 +35,10 @@ class Caller:
     account: str
     user_id: str
 
+    @property
+    def session(self) -> str:
+        return self.arn.rpartition("/")[2] if ":assumed-role/" in self.arn else ""
+
 
 class Rejected(Exception):  # noqa: N818 - a verdict
     """STS refused, or the answer has another shape; `final`: the same question gets the same answer."""
@@ -80,11 +84,13 @@ def _read_caller(answer: Answer) -> Caller:
     except (ValueError, RecursionError, ET.ParseError):
         raise Rejected("STS answered 200 with something that is not its answer", final=False) from None
     arn, user_id, account = fields
-    # No part is trusted alone: the ARN's account must be the account.
+    caller = Caller(arn, account, user_id)
+    # No part is trusted alone. The unique id of a role is "<role id>:<session>".
     good = _ARN.fullmatch(arn) and _USER_ID.fullmatch(user_id) and _ACCOUNT.fullmatch(account)
-    if not good or arn.split(":")[4] != account:
+    other = arn.split(":")[4] != account or caller.session not in ("", user_id.partition(":")[2])
+    if not good or other:
         raise Rejected("STS's answer has parts that are malformed or disagree", final=False)
-    return Caller(arn, account, user_id)
+    return caller
 
 
 def _from_json(body: bytes) -> tuple[str, str, str]:

@@ -19,6 +19,8 @@ from iamroles_scenarios.wire.frames import HELLO, Action, Frame, FrameType, read
 from iamroles_scenarios.wire.transcript import Transcript
 
 _T = TypeVar("_T")
+_MOST = 8
+"""Connections of one asker to an agent that answers each connection's questions one by one."""
 
 
 class _Background:
@@ -44,7 +46,8 @@ class Asker:
     """A connection kept open for many questions; synchronous, safe to share between threads.
 
     Questions of several threads are pipelined: each has a stream-id of its own and gets its own ACK. An agent
-    that does not announce pipelining gets the next one after its answer (SPOE.txt section 3.2.4.1).
+    that does not announce pipelining gets the next one after its answer (SPOE.txt section 3.2.4.1), and many
+    questions at once on more connections, as HAProxy does it.
     If the connection breaks, all questions that wait fail; the next one opens a new connection.
 
     Args:
@@ -61,6 +64,8 @@ class Asker:
         self._opening: asyncio.Lock | None = None
         self._dropped = WireError("no connection yet")
         """How the last connection ended."""
+        self._more: list[Asker] = []
+        """On further connections, for an agent that does not announce pipelining."""
         self._turn: AbstractAsyncContextManager[object] = nullcontext()
         self._limit = MAX_ANSWER
         """Bytes of the longest frame that was agreed on."""
@@ -112,14 +117,19 @@ class Asker:
             found: dict[int, _T] = {}
             left = iter(enumerate(asked))
 
-            async def some() -> None:
+            async def some(asker: Asker) -> None:
                 for number, pair in left:
-                    found[number] = await self._asked(*pair, read)
+                    found[number] = await asker._asked(*pair, read)
 
             if (side_by_side := min(window, len(asked))) > 1:
-                await asyncio.gather(*(some() for _ in range(side_by_side)))
+                await self._connected()
+                if not isinstance(self._turn, nullcontext):
+                    lacking = min(side_by_side, _MOST) - 1 - len(self._more)
+                    self._more += [Asker(self.address, timeout=self.timeout) for _ in range(lacking)]
+                askers = [self, *self._more]
+                await asyncio.gather(*(some(askers[at % len(askers)]) for at in range(side_by_side)))
             else:  # most often, and without a task of its own
-                await some()
+                await some(self)
             return [found[number] for number in range(len(asked))]
 
         return _background.run(all_of_them())
@@ -130,7 +140,8 @@ class Asker:
         async def drop() -> None:
             if reset and self._connection is not None:
                 self._connection.reset()
-            self._drop(WireError("the asker was closed"))
+            for asker in (self, *self._more):
+                asker._drop(WireError("the asker was closed"))  # noqa: SLF001 - of this class
 
         _background.run(drop())
 

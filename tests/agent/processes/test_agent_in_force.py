@@ -168,7 +168,7 @@ def test_a_replaced_policy_stays_replaced_though_the_next_one_did_not_fit_on_the
         token = token_of(server.url)
         assert agent.ask(token) == "allow"
         index = tmp_path / "state" / "in-force.json"
-        until(lambda: json.loads(index.read_text())["version"] == 2)  # the key set is saved behind its answers
+        until(lambda: json.loads(index.read_text())["version"] == 2)  # the key set is saved late
         [fetcher] = agent.children("iamroles-fetch")
         resource.prlimit(fetcher, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
         line = agent.reload(grants=[])

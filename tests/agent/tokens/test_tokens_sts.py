@@ -243,6 +243,7 @@ async def test_only_stss_own_answer_is_believed(kind, body, expected):
     with playing() as (server, agent):
         server.raw("/", body, Content_Type=kind)
         assert await reason(agent, credential(GOOD)) == expected
+        assert agent.sts.counts["unavailable"] == expected.startswith("sts_")
 
 
 @pytest.mark.parametrize("once", [False, True])
