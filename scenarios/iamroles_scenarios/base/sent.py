@@ -35,8 +35,7 @@ def note(kind: str, credential: str, *secrets: str) -> str:
     """
     name = f"{kind} {hashlib.sha256(credential.encode('utf-8', 'replace')).hexdigest()[:12]}"
     with _lock:
-        for secret in secrets:
-            run = max(_LETTERS.findall(secret.encode("utf-8", "replace")), key=len, default=b"")
+        for run in _LETTERS.findall(" ".join(secrets).encode("utf-8", "replace")):
             for at in {0, _RUN - _PIECE, max(0, len(run) - _RUN), max(0, len(run) - _PIECE)}:
                 piece = run[at : at + _PIECE]
                 if len(piece) == _PIECE and len(set(piece)) >= _DISTINCT:

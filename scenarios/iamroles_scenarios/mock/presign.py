@@ -20,7 +20,7 @@ sound credential signed now.
 ``order``            ``reversed``; ``case`` ``lower`` or ``upper``: spelling of the parameters' names;
                      ``kelvin``, ``long s``: with U+212A in place of k, U+017F in place of s
 ``secret``           ``wrong``: signs with another secret; ``key_id`` claims another access key
-``token``            ``drop``, ``wrong``: the security token
+``token``            ``drop``, ``wrong``, ``malformed``: the security token, as one run of letters and a mark
 ``signature``        ``flipped``, ``truncated``, ``upper``, ``empty``
 ``encoding``         ``padded``, ``standard``, ``whitespace``, ``hex`` instead of unpadded base64url
 ``prefix``           ``iam-sts-v1.``; ``size`` pads the URL with one signed parameter to so many bytes
@@ -153,8 +153,9 @@ def _url(recipe: dict[str, Any], keys: SessionKeys, now: float) -> str:
         ("X-Amz-SignedHeaders", recipe.get("signed_headers", ";".join(sorted(headers)))),
     ]
     if keys.session_token and recipe.get("token") != "drop":
-        wrong = recipe.get("token") == "wrong"
-        parameters.append(("X-Amz-Security-Token", keys.session_token[::-1] if wrong else keys.session_token))
+        spoilt = {"wrong": keys.session_token[::-1], "malformed": re.sub(r"\W", "", keys.session_token) + "!"}
+        token = spoilt.get(recipe.get("token", ""), keys.session_token)
+        parameters.append(("X-Amz-Security-Token", token))
     parameters += [(str(name), str(value)) for name, value in recipe.get("extra", [])]
     secret = keys.secret_access_key[::-1] if recipe.get("secret") == "wrong" else keys.secret_access_key
     signature = sigv4.signature(
