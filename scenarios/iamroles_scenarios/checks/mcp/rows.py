@@ -23,6 +23,7 @@ from iamroles_scenarios.engine.http import Answer, HttpConnection, request_bytes
 from iamroles_scenarios.engine.players import challenges
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.jose.proof import combined
+from iamroles_scenarios.wire.client import OMIT
 
 POLICY, FEATURES = "mcp", {"mcp"}
 TABLE: Mapping[str, Any] = table("mcp")
@@ -169,10 +170,18 @@ def serving(target: Target, owner: str = "", **how: Any) -> Iterator[Bench]:  # 
         yield here
 
 
+def _without_nulls(question: SpopQuestion) -> SpopQuestion:
+    """Leave out each header's argument that is NULL, which is the same (SPEC.md 2.2), but never all."""
+    absent = [name for name in FIELDS if question.check[name] is None]
+    left_out = absent[1:] if len(absent) == len(FIELDS) else absent
+    return replace(question, check={**question.check, **dict.fromkeys(left_out, OMIT)})
+
+
 def by_spop(here: Bench, found: list[McpRow]) -> str:
-    """Ask in order, and backwards."""
-    for ordered in (found, found[::-1]):
-        questions = [row.question for row in ordered]
+    """Ask in order with NULLs, and backwards without."""
+    forwards = [row.question for row in found]
+    backwards = [_without_nulls(question) for question in forwards[::-1]]
+    for ordered, questions in ((found, forwards), (found[::-1], backwards)):
         for worker in here.spread.askers():
             answers = here.actions(questions, window=1, of=worker)
             here.judge(questions, answers)
@@ -274,7 +283,7 @@ def _declare(name: str, group: Mapping[str, Any], chosen: Callable[[Bench], list
 
     @check(f"mcp.{name}", *requirements, features=FEATURES, title=title)
     def _by_spop(target: Target) -> str:
-        """Each row of data/derived/mcp.toml is asked in order, and backwards."""
+        """Each row of data/derived/mcp.toml is asked in order, and backwards without NULLs."""
         with serving(target) as here:
             return by_spop(here, [row for row in chosen(here) if row.said.get("lane") != "proxy"])
 
