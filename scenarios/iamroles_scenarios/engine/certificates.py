@@ -6,7 +6,7 @@ import socket
 import ssl
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
@@ -147,6 +147,7 @@ class Authority:
         client: bool = False,
         named: bool = True,
         before: Sequence[str] = (),
+        kind: Callable[[str], x509.GeneralName] = x509.DNSName,
     ) -> str:
         """Return a certificate for a host, and its key, PEM.
 
@@ -157,6 +158,7 @@ class Authority:
             client: True: for clients alone.
             named: False: the host stands in its subject alone.
             before: DNS names that stand before the host's.
+            kind: of the host's name, if it is not an address.
         """
         key, signer, chain = ec.generate_private_key(ec.SECP256R1()), (self._key, _AUTHORITY), ""
         if by:
@@ -164,7 +166,7 @@ class Authority:
         if by == "server":
             chain = self._issued(*signer, (self._key, _AUTHORITY), [])
         address = host.replace(".", "").isdecimal()
-        name = x509.IPAddress(ip_address(host)) if address else x509.DNSName(host)
+        name = x509.IPAddress(ip_address(host)) if address else kind(host)
         names = [*map(x509.DNSName, before), name]
         extensions: list[x509.ExtensionType] = [x509.SubjectAlternativeName(names)] if named else []
         extensions += [x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH])] if client else []

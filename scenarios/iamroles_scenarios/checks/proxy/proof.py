@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 
+from cryptography import x509
+
 from iamroles_scenarios.base.errors import StageError
 from iamroles_scenarios.base.polling import polls
 from iamroles_scenarios.checks.fault.fixture import FAULTY, FaultBench, fault_bench
@@ -26,6 +28,8 @@ from iamroles_scenarios.wire.frames import FrameType, hello
 _PROXY_NAME, _SECOND = "proxy.iamroles.test", "second.iamroles.test"
 _OTHERS = ["www.iamroles.test", f"x{_PROXY_NAME}", f"{_PROXY_NAME}.example", "proxy"]
 """Names that are not the proxy's."""
+_KINDS = {"mail address": x509.RFC822Name, "URI": x509.UniformResourceIdentifier}
+"""Names in a certificate that are not DNS names."""
 _INVALID = (-3, -2), (2, 3)
 """Days from now in which a certificate that is shown today is good."""
 _TRIED = 10.0
@@ -109,6 +113,9 @@ def asker(target: Target) -> None:
         _must_greet(here, authority.issue(_SECOND.upper(), before=_OTHERS), {})
         bad = {f"for {name}": authority.issue(name) for name in _OTHERS}
         bad |= {f"of days {days}": authority.issue(_PROXY_NAME, days=days) for days in _INVALID}
+        bad |= {
+            f"with the name as a {kind}": authority.issue(_PROXY_NAME, kind=of) for kind, of in _KINDS.items()
+        }
         bad["with the name as its common name"] = authority.issue(_PROXY_NAME, named=False)
         _must_greet(here, authority.issue(_PROXY_NAME), bad)
         newer = Authority()
