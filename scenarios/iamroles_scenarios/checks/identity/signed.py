@@ -42,15 +42,15 @@ _FIELDS: _Rows = [
 """Recipe and request: backends, roles, a caller without a session, an access that ends soon."""
 _CALLERS: _Rows = [
     (_BOTH, _READS),
+    ({**_BOTH, "exp": "soon"}, _READS),
     (_BOTH, _EXPORTS),
     (_BOTH, {**_READS, "role": "writer"}),
     (_BOTH, _WRITES),
     ({**_BOTH, "sub": "bob"}, _READS),
     ({**_BOTH, "claims": {"jti": "s2"}}, _READS),
     ({**_BOTH, "issuer": "other"}, _READS),
-    ({**_BOTH, "exp": "soon"}, _READS),
 ]
-"""Each differs from the first: in backend, role, both, caller, session, issuer, end."""
+"""Each differs from the first: in end (in the same second), backend, role, both, caller, session, issuer."""
 _ACTORS: _Rows = [
     ({**_BOTH, "claims": {"jti": "s1", **({"act": act} if act else {})}}, _READS)
     for act in ({}, {"sub": "bot"}, {"sub": "svc"}, {"sub": "bot", "iss": "urn:x", "act": {"sub": "svc"}})
