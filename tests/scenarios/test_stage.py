@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -179,6 +180,24 @@ def test_an_agent_comes_back_where_it_was(world):
 
     assert world.agent.alive
     assert world.agent.spop_address == address
+
+
+def test_what_an_agent_leaves_when_its_first_process_is_killed_alone_ends_with_the_world(tmp_path):
+    (program := tmp_path / "agent").write_text(
+        f'sleep 600 & echo $! > "$0.child"\nexec {shlex.join(PUPPET)}\n'
+    )
+    spec = described(tables={}, command=["sh", str(program)])
+
+    with open_stage("processes") as stage, stage.world(spec, POLICY, haproxy=False) as world:
+        child = Path("/proc", Path(f"{program}.child").read_text().strip())
+        world.agent.kill_first()
+        assert not world.agent.alive
+        assert child.exists()
+        world.agent.start()
+        assert child.exists()
+        world.close()
+
+        assert until(lambda: not child.exists())
 
 
 def test_a_drained_agent_says_zero(stage):

@@ -19,6 +19,8 @@ _REMEDY = (
     " It must serve every policy of SPEC.md section 6, and print the ready line of section 8 once it listens"
     " (`iamroles conformance spec 8`)."
 )
+_DIES = 5.0
+"""Seconds in which the kernel ends a process that was killed."""
 
 
 class AgentHandle:
@@ -32,6 +34,8 @@ class AgentHandle:
         self._past: list[str] = []
         self.parts: list[Part] = []
         """A part for each start, those that have ended too."""
+        self._left: list[Part] = []
+        """Parts whose first process was killed alone."""
         self._paused = False
         self._asked_to_end = True
         """True once it was asked to end, and before it has begun."""
@@ -94,6 +98,18 @@ class AgentHandle:
         with self._lock:
             self._asked_to_end = True
             self._running("killed").kill()
+
+    def kill_first(self) -> None:
+        """SIGKILL to its first process alone, with which a container ends; what stays ends with the world."""
+        if self.pid is None:
+            self.kill()
+            return
+        with self._lock:
+            self._asked_to_end = True
+            part = self._running("killed, but for its children")
+            part.send(signal.SIGKILL)
+            part.wait(_DIES)
+            self._left.append(part)
 
     def stop(self, within: float = 15.0) -> int:
         """SIGTERM, and SIGKILL after `within` seconds; returns the exit code (0: it drained and left)."""
@@ -200,6 +216,8 @@ class AgentHandle:
                 if self._paused:
                     self._part.kill()
                 self._part.stop(2.0)
+            for part in self._left:
+                part.kill()
             if self._place is not None:
                 self._place.close()
 

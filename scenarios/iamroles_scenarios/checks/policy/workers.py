@@ -21,7 +21,7 @@ from typing import Any
 import jwt
 
 from iamroles_scenarios.base import lateness, recording
-from iamroles_scenarios.base.errors import AgentFault, TooSlow, Untestable, WireError
+from iamroles_scenarios.base.errors import AgentFault, StageError, TooSlow, Untestable, WireError
 from iamroles_scenarios.base.family import cpu_time, family, holders
 from iamroles_scenarios.base.polling import polls, rest
 from iamroles_scenarios.checks.derived.world import iam_check
@@ -234,8 +234,11 @@ def deaths(here: Bench) -> Iterator[tuple[str, Callable[[], None]]]:
         yield f"the death of {what}", partial(end_process, pid)
 
     def end_first() -> None:
-        agent.kill()  # with the rest of its group, as a service manager does
-        agent.start()
+        agent.kill_first()
+        for last in polls(here.seconds(_WITHIN)):  # until its children have ended by themselves
+            with suppress(*() if last else (StageError,)):
+                agent.start()
+                break
 
     yield "the death of its first process, and a start", end_first
 
