@@ -106,6 +106,13 @@ async def test_start_does_not_wait_for_a_dead_issuer(server):
     hang.set()
 
 
+async def test_after_a_long_outage_the_next_fetch_is_a_cooldown_away(server, caplog):
+    async with running(config(server, refresh="5m", cooldown="2s")) as agent:
+        agent.sources["i0"].failures = 9
+        agent.sources["i0"]._failed("the issuer is down")
+    assert "again in 2.0 s" in caplog.text
+
+
 async def test_discovery(server):
     path = "/corp/.well-known/openid-configuration"
     iss = server.url + "/corp"
