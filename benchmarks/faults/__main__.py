@@ -91,7 +91,8 @@ def seen(fault, stage, turns):
     with tempfile.TemporaryDirectory(prefix="iamroles-fault-") as folder:
         spec = copied(fault, Path(folder))
         for turn in turns:
-            chosen = [check for check in checks if rank(check) == turn]
+            if not (chosen := [check for check in checks if rank(check) == turn]):
+                continue
             with Run(spec, chosen, Options(), stage=stage, namespace=f"-{fault['id']}-{turn}") as run:
                 for check, result in run.in_budget(LONGEST):
                     if result.verdict in (Verdict.FAIL, Verdict.DEPARTURE):
