@@ -20,7 +20,7 @@ from iamroles_scenarios.wire.transcript import Transcript
 
 _T = TypeVar("_T")
 _MOST = 8
-"""Connections of one asker to an agent that answers each connection's questions one by one."""
+"""Connections that an asker opens, at most, to an agent that does not pipeline."""
 
 
 class _Background:
