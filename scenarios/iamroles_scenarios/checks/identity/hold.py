@@ -142,8 +142,8 @@ def newcomer(target: Target) -> None:
 
     Or from the next network of IPv6. A caller whom STS knows, long before others, is served by each worker
     beside a flood from many addresses, which STS rejected before, and which goes on while the caller waits.
-    STS takes seconds for each forged credential, and no longer than usual for the caller's. All come over
-    SPOP, so that the judge chooses their addresses.
+    STS takes seconds for each forged credential, or throttles it, and no longer than usual for the caller's.
+    All come over SPOP, so that the judge chooses their addresses.
     """
     suffix = own_suffix()
     hosts = [f"{name}{suffix}.sts.example" for name in ("forged", "newcomer")]
@@ -172,6 +172,7 @@ def newcomer(target: Target) -> None:
                     here.sts_clear()
         rest(due - time.monotonic())
         _from_many(here, keys, here.credential(known[0], host=hosts[1], expires=900))
+        _while_throttled(here, keys, here.credential(known[1], host=hosts[1], expires=900))
 
 
 def _from_many(here: Bench, keys: SessionKeys, text: str) -> None:
@@ -203,6 +204,18 @@ def _from_many(here: Bench, keys: SessionKeys, text: str) -> None:
             here.sts_clear()
         for stranger in strangers:
             stranger.result()
+
+
+def _while_throttled(here: Bench, keys: SessionKeys, text: str) -> None:
+    """Let STS throttle the calls for forged credentials, and ask about a known caller right after them."""
+    caller = benches.SpopQuestion("a known caller", _question(text, "203.0.113.1"), ALLOW)
+    here.sts_fault("throttle")
+    try:
+        flood = _forged(here, keys, _MANY_SOURCES[:_FULL], 10 * _CROWD)
+        here.spread.askers()[0].actions_of(flood, window=_FULL)
+        here.judge([caller], here.actions([caller]), "while STS throttles strangers: ")
+    finally:
+        here.sts_clear()
 
 
 def _begun(here: Bench, calls: int) -> None:
