@@ -98,7 +98,7 @@ def seen(fault, stage, turns):
                     if result.verdict in (Verdict.FAIL, Verdict.DEPARTURE):
                         return check.name, result.message
                     if result.verdict not in (Verdict.PASS, Verdict.NOT_APPLICABLE):
-                        near.append(f"{result.verdict.value} {check.name}")
+                        near.append(f"{result.verdict.value} {check.name}: {result.message[:200]}")
     return "", ", ".join(near[:5])
 
 
@@ -117,7 +117,7 @@ def main():
             rows, pool.map(lambda row: seen(row, stage, options.turns), rows), strict=True
         ):
             word = "seen" if check else "MISSED"
-            print(f"{word:7}{row['id']:28} {row['title']} — {check} {message[:160]}", flush=True)
+            print(f"{word:7}{row['id']:28} {row['title']} — {check} {message[:300]}", flush=True)
             ended = "same" if row.get("same") or row.get("permitted") else "seen" if check else "unseen"
             at_first = ["at first"] if ended == "seen" and not row.get("missed") else []
             count.setdefault(row["kind"], Counter()).update([ended, *at_first])

@@ -51,7 +51,7 @@ from iamroles_scenarios.mock import control, faults
 from iamroles_scenarios.mock.issuer import DEFAULT_ALGORITHMS, ENDPOINTS, POISONS, Issuer, OauthClient
 
 _log = logging.getLogger("iamroles.mock.idp")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 class Idp:
