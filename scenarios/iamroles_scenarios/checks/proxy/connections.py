@@ -118,8 +118,8 @@ def ageing(target: Target) -> str:
     """Connections that the agent ends because they are old cost no request, and change no verdict.
 
     A question that crosses the goodbye on its way is lost, whatever the agent does: the relay notes when.
-    The agent has `max_connection_age = "1s"`. Traffic flows until HAProxy has made twice as many connections
-    again as it began with.
+    The agent has `max_connection_age = "1s"`. Traffic flows until HAProxy has made two more connections for
+    each of its threads; a busy host begins with many more of them than it goes on with.
     """
     age = {"max_connection_age": "1s"}
     with (
@@ -130,7 +130,7 @@ def ageing(target: Target) -> str:
     ):
         flowing.wait(_BETWEEN)
         first, end = len(here.frames.asking()), now() + round(here.seconds(_AGES) * NANO)
-        while (made := len(here.frames.asking())) < 3 * first:
+        while (made := len(here.frames.asking())) < first + 2 * _THREADS:
             if now() > end:
                 raise here.failed(
                     f"in {here.seconds(_AGES):g} s HAProxy made {made} connections, first {first}"
