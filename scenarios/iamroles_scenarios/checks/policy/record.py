@@ -71,6 +71,8 @@ def _compare(row: dict[str, Any], seen: Observation, record: dict[str, Any]) -> 
 _SHORT, _MANY, _PART, _LONG = 260, 10, 150, 1000
 """Characters of a credential that is a host too, and how often it stands in a path: 4096 bytes hold that; and
 of a secret that is a role, which an agent may record cut; segments of a path too long for a record."""
+_RUN = 16
+"""Characters of the shortest run of a token."""
 _PAGES = ("show info", "show stat", "show table", "show servers state")
 """HAProxy's own pages that say something about requests."""
 
@@ -99,6 +101,7 @@ def credentials(target: Target) -> str:
             _send(here, here.credential(here.reader))
         if sts:
             _send_parts(here, here.credential(here.reader))
+        _send_runs(here)
         if not target.lacks(["reload"]):
             _reload_with_passwords(here)
         pages = {page: here.world.haproxy.runtime(page) for page in _PAGES}
@@ -147,6 +150,14 @@ def _send_parts(here: Bench, credential: str) -> None:
             places = {"role": f"x?{text}"}, {"path": f"/orders/x&{text}"}, {"path": f"/orders/{escaped}"}
             for request in places:
                 here.ask(here.token(), with_reason=False, **request)
+
+
+def _send_runs(here: Bench) -> None:
+    """Send what is just long enough for a token (SPEC.md 1.16), with a secret as each of its runs."""
+    for at, place in product(range(3), ("/orders/", "/orders/1?a=")):
+        runs = [_RUN * "x"] * 3
+        runs[at] = note("token", word := secrets.token_urlsafe(32), word)
+        here.ask(here.token(), with_reason=False, path=place + ".".join(runs))
 
 
 def _reload_with_passwords(here: Bench) -> None:
