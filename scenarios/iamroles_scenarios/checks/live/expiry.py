@@ -24,6 +24,8 @@ LIFE = 6.0
 _Pair = tuple[list[Stream], list[Stream]]
 _FROZEN = 7.0
 """Seconds that a worker stands after a change: an agent may look at what is new for some seconds only."""
+_KNOWN = 0.7
+"""Seconds, times the scale, after a reload of the proxy in which an agent has found both workers."""
 HALT = 2.0
 """Seconds, times the scale, for which the proxy is frozen: more than `AFTER`."""
 _SOON = 0.5
@@ -182,6 +184,7 @@ def frozen(target: Target) -> None:
     with live_bench(target, "live.frozen", revoking=True) as here:
         (old_going, old_staying), old, (going, staying) = _two_workers(here)
         haproxy = here.world.haproxy
+        rest(here.stretched(_KNOWN))
         haproxy.send_to(old, signal.SIGSTOP)
         try:
             here.revoke(principals=["alice"])
