@@ -61,7 +61,9 @@ class AgentProcess:
         """Put down the world file, whole or not at all."""
         self._document = document
         listen = f"{self._host}:{self._port}"
-        self.put(self._world.name, world_file(document, self._spec, listen, self.master))
+        # Relative to the world file, as SPEC.md 6.1 says; the agent runs elsewhere.
+        master = self.master and os.path.relpath(self.master, self._directory)
+        self.put(self._world.name, world_file(document, self._spec, listen, master))
 
     def put(self, name: str, text: str) -> None:
         fresh = self._directory / f"{name}.new"
