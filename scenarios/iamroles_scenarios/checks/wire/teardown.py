@@ -520,9 +520,10 @@ async def connection_age(target: WireTarget) -> str:
 
         slow = [] if target.slow is None else [wait()]
         half = on_one(_must_not_wait), on_one(partial(_ask_until_old, ahead=_HALF))
-        busy, quiet = [on_one(_ask_until_old) for _ in range(6)], [_age_of(target, process) for _ in range(4)]
-        ages, *_ = await asyncio.gather(asyncio.gather(*quiet), *slow, *half, *busy)
-    if min(ages) > target.seconds(_AGE):
+        busy = [on_one(_ask_until_old) for _ in range(6)]
+        quiet = asyncio.gather(*(_age_of(target, process) for _ in range(4)))
+        await asyncio.gather(*slow, *half, *busy, quiet)
+    if min(ages := quiet.result()) > target.seconds(_AGE):
         raise CheckFailed(
             f"{len(ages)} idle connections ended at ages of {min(ages):.2f} to {max(ages):.2f} s",
             Evidence(expected=f"an end within `max_connection_age`, {target.seconds(_AGE):g} s"),
