@@ -18,6 +18,7 @@ from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.tables import ARN
 from iamroles_scenarios.engine.bench import ALLOWED, Bench, Pending, bench, beside, own_bench, refused
 from iamroles_scenarios.engine.events import EVENT_DEADLINE
+from iamroles_scenarios.engine.key_sets import keeping
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.jose.encoding import b64url
 
@@ -53,18 +54,19 @@ def _without_reads(here: Bench) -> dict[str, Any]:
 def restart(target: Target) -> None:
     """An agent that died after a reload comes back with the policy that it had accepted.
 
-    A reload takes the grant away; then the agent is killed and started again twice, as in a crash loop.
+    A reload takes the grant away; then the agent is killed and started again twice, as in a crash loop. It
+    keeps its state, and no change of a key makes it save that once more.
     """
-    with bench(target, "orders", "policy.hold.restart", own=True) as here:
+    tables = {"agent": keeping(target.stage), "keys": {"refresh": "5m"}}
+    with bench(target, "orders", "policy.hold.restart", own=True, **tables) as here:
         here.expect("before the reload", here.token(), ALLOWED)
+        here.close()
         here.must_reload(_without_reads(here), "without the reader's grant")
-        here.expect("after the reload", here.token(), _SHUT)
         for crash in (1, 2):
-            here.close()
-            here.world.agent.kill()
+            here.world.agent.kill()  # at once: what is confirmed is saved
             here.world.agent.start()
-            here = here.another()  # noqa: PLW2901 - the former client's connection died with the agent
             here.expect(f"after crash {crash}", here.token(), _SHUT, within=EVENT_DEADLINE)
+            here.close()
 
 
 @check("policy.hold.first-world", "START-WORLD-001", features={"oidc"})
