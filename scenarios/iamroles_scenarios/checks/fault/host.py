@@ -358,16 +358,21 @@ def disk(target: Target) -> str:
                 override = {"audit": {**log, "path": str(pipe.path)}}
                 _strange_log(target, override, partial(_stuck_log, pipe=pipe))
         if not target.lacks(["reload"]):
-            _die_unsaved(target)
+            _die_unsaved(target, {**log, "path": f"{folder}.unsaved", "sync": "0s"})
         return remark
 
 
-def _die_unsaved(target: Target) -> None:
-    """Kill the agent after a reload beside a full disk: what it confirmed comes back, and no older policy."""
-    with fault_bench(target, override={"agent": keeping(target.stage)}) as here:
+def _die_unsaved(target: Target, log: Mapping[str, Any]) -> None:
+    """Kill the agent after a reload beside a full disk: what it confirmed comes back, and no older policy.
+
+    Each batch of its log is synced: not even the first answer comes without a record.
+    """
+    with fault_bench(target, override={"agent": keeping(target.stage), "audit": log}) as here:
         policy = here.loan.policy
         kept = [grant for grant in policy["grants"] if grant["backend"] != "orders-ro"]
         with _full_disk(here):
+            if (seen := here.ask_each_worker(here.people[0])) and seen.opened:
+                raise here.failed("a full disk, sync 0s: the first answer opens without a record", seen)
             confirmed = here.reload({**policy, "grants": kept}).get("reloaded")
         here.world.agent.kill()  # before it saves again
         if confirmed:
