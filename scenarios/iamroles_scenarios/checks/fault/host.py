@@ -44,8 +44,9 @@ _PATIENCE = 15.0
 _HOGS, _CROWD = 4, 32
 _BUSY = "while True: pass"
 _FOREIGN = b"This is not a log.\n"
-_NOTICED = 2.0
-"""Seconds, times the scale, in which an agent sees that its log was moved away, if it looks."""
+_NOTICED, _WRITTEN = 2.0, 0.2
+"""Seconds, times the scale, in which an agent sees that its log was moved away, if it looks; and in which it
+writes a record: longer than `sync`."""
 
 
 def _has_processes(here: FaultBench) -> None:
@@ -453,7 +454,11 @@ def _replace_log(here: FaultBench, folder: Path) -> None:
                 break
         here.must_recover("a log that was moved away", everywhere=True)
     here.ask_during("a sound disk", 5 * here.people, served=True)  # the next log is shorter
-    longest = max((one.stat().st_size for one in _logs(folder)), default=0)
+    longest = 0
+    for _last in polls(here.seconds(_NOTICED), here.seconds(_WRITTEN)):
+        former, longest = longest, max((one.stat().st_size for one in _logs(folder)), default=0)
+        if longest == former:
+            break
     with _full_disk(here, longest):
         _nobody_allowed(here, "a full disk")
         folder.rename(folder.with_suffix(".full"))
