@@ -37,16 +37,16 @@ ROOMS = {
 }
 ARROWS = {"iamroles_agent": 40}
 LINES = {
-    "reference": 25_878,
-    "scenarios": 37_610,
+    "reference": 25_880,
+    "scenarios": 37_714,
     "conformance": 11_829,
     "loadtests": 4_962,
-    "benchmarks": 4_271,
-    "tests": 36_193,
+    "benchmarks": 4_272,
+    "tests": 36_208,
 }
-TRUSTED_LINES = 19_516
+TRUSTED_LINES = 19_518
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 23_294
+DATA_LINES = 23_457
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""
