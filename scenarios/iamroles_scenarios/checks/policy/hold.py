@@ -57,8 +57,8 @@ def restart(target: Target) -> None:
     A reload takes the grant away; then the agent is killed and started again twice, as in a crash loop. It
     keeps its state, and no change of a key makes it save that once more.
     """
-    tables = {"agent": keeping(target.stage), "keys": {"refresh": "5m"}}
-    with bench(target, "orders", "policy.hold.restart", own=True, **tables) as here:
+    agent, keys = keeping(target.stage), {"refresh": "5m"}
+    with bench(target, "orders", "policy.hold.restart", own=True, agent=agent, keys=keys) as here:
         here.expect("before the reload", here.token(), ALLOWED)
         here.close()
         here.must_reload(_without_reads(here), "without the reader's grant")
