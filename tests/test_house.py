@@ -39,7 +39,7 @@ ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 25_880,
     "scenarios": 37_714,
-    "conformance": 11_829,
+    "conformance": 11_833,
     "loadtests": 4_962,
     "benchmarks": 4_272,
     "tests": 36_208,

@@ -17,6 +17,7 @@ from typing import Any
 from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.commands import serve
 from iamroles_agent.control.reloads import Reloads
+from iamroles_agent.control.store import Store
 from iamroles_agent.policy import paths
 from iamroles_agent.policy.compiled import Index, Policy
 from iamroles_agent.policy.regions import Region
@@ -82,7 +83,10 @@ def _deaf(sound: Any, self: Any) -> None:
 
 
 @mutant(
-    "policy.first-world-again", "RELOAD-RESTART-001", "goes back to its first policy when it is restarted"
+    "policy.first-world-again",
+    "RELOAD-RESTART-001",
+    "goes back to its first policy when it is restarted",
+    around(Store, "read")(lambda *_: None),
 )
 @Override
 def first_policy_again() -> None:
