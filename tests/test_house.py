@@ -38,7 +38,7 @@ ROOMS = {
 ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 25_880,
-    "scenarios": 37_714,
+    "scenarios": 37_715,
     "conformance": 11_833,
     "loadtests": 4_962,
     "benchmarks": 4_272,

@@ -53,7 +53,7 @@ class Spread:
             self._askers = [Asker(address, timeout=self._timeout)]
             return
         while True:
-            self._askers += [Asker(address, timeout=self._timeout) for _ in range(_AT_ONCE)]
+            self._askers += [Asker(address, timeout=self._timeout, most=1) for _ in range(_AT_ONCE)]
             ports = {asker.port: asker for asker in self._askers}
             held = holders(pid, ports) if pid and any(ports) else {}
             by_holder = {held[port]: asker for port, asker in ports.items() if port in held}

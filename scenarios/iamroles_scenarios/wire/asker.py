@@ -20,7 +20,6 @@ from iamroles_scenarios.wire.transcript import Transcript
 
 _T = TypeVar("_T")
 _MOST = 8
-"""Connections that an asker opens, at most, to an agent that does not pipeline."""
 
 
 class _Background:
@@ -53,11 +52,13 @@ class Asker:
     Args:
         address: `host:port` or `unix:/path`.
         timeout: seconds for each answer.
+        most: connections, at most, to an agent that does not pipeline; 1: all stay with the same worker.
     """
 
-    def __init__(self, address: str, *, timeout: float = 5.0) -> None:
+    def __init__(self, address: str, *, timeout: float = 5.0, most: int = _MOST) -> None:
         self.address = address
         self.timeout = timeout
+        self.most = most
         self._connection: Connection | None = None
         self._waiting: dict[int, asyncio.Future[Frame]] = {}
         self._stream_id = 1
@@ -124,7 +125,7 @@ class Asker:
             if (side_by_side := min(window, len(asked))) > 1:
                 await self._connected()
                 if not isinstance(self._turn, nullcontext):
-                    lacking = min(side_by_side, _MOST) - 1 - len(self._more)
+                    lacking = min(side_by_side, self.most) - 1 - len(self._more)
                     self._more += [Asker(self.address, timeout=self.timeout) for _ in range(lacking)]
                 askers = [self, *self._more]
                 await asyncio.gather(*(some(askers[at % len(askers)]) for at in range(side_by_side)))
