@@ -52,7 +52,7 @@ class Asker:
     Args:
         address: `host:port` or `unix:/path`.
         timeout: seconds for each answer.
-        most: connections, at most, to an agent that does not pipeline; 1: all stay with the same worker.
+        most: connections, at most, to an agent that does not pipeline; 1: it stays with its worker.
     """
 
     def __init__(self, address: str, *, timeout: float = 5.0, most: int = _MOST) -> None:
