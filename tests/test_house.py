@@ -37,14 +37,14 @@ ROOMS = {
 }
 ARROWS = {"iamroles_agent": 40}
 LINES = {
-    "reference": 25_880,
-    "scenarios": 37_715,
+    "reference": 25_882,
+    "scenarios": 37_725,
     "conformance": 11_833,
     "loadtests": 4_962,
     "benchmarks": 4_272,
-    "tests": 36_208,
+    "tests": 36_228,
 }
-TRUSTED_LINES = 19_518
+TRUSTED_LINES = 19_520
 """Of the agent: what an auditor must trust."""
 DATA_LINES = 23_457
 """Of TOML and JSON: code must not hide as data."""

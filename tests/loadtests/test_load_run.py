@@ -198,6 +198,15 @@ def test_any_server(tmp_path, lenient):
         assert "status 200 where 404" in said(f"{url} --json --status 404", "--slo", lenient, code=1)
 
 
+@pytest.mark.usefixtures("engine")
+def test_haproxy_3_2_loses_no_answer_when_64_come_at_once(lenient):
+    stage = "--stage containers --haproxy 3.2 --shape closed"
+
+    result = measured(f"{ANY} {stage} --duration 0.5 --pairs 0", "--slo", lenient)
+
+    assert (result["wrong"], result["faults"], result["stray"]) == (0, 0, 0)
+
+
 def test_a_missed_objective_fails_the_run(tmp_path):
     slo = tmp_path / "slo.toml"
     slo.write_text(

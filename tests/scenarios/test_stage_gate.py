@@ -58,6 +58,14 @@ def test_tags_in_trailers_do_not_pass_as_headers(world):
     assert answer.header("x-iam-role") == [YES["role"]]
 
 
+def test_up_to_3_0_haproxy_offers_async_by_which_the_agent_tells_it_apart(world):
+    ask(world)
+    line = world.agent.wait_line(lambda text: text.startswith('{"offered": "pipelining'))
+
+    later = tuple(map(int, world.haproxy.version.split(".")[:2])) > (3, 0)
+    assert json.loads(line) == {"offered": "pipelining" if later else "pipelining,async"}
+
+
 def test_the_requested_role_reaches_the_agent_whole(world):
     answer = ask(world, headers=["X-IAM-Role: reader, admin"])
 

@@ -12,7 +12,9 @@ outgoing bytes at once. Only a new question becomes a `CheckRequested` event; it
 `acknowledge` is called, in any order, because SPOP's pipelining lets ACKs overtake each other. `data_to_send`
 then returns all ACKs and replies since the last call as one run of whole frames, for a single write.
 
-The agent announces `pipelining` if HAProxy does, never fragmentation or async: so each frame must carry FIN.
+The agent announces `pipelining` if HAProxy offers `async` too, as 2.6 to 3.0 do. A later HAProxy never reads a
+connection again whose unread ACKs have filled its buffer (16 kB), and goes on asking there: it must not pipeline.
+The agent never announces fragmentation or async: each frame must carry FIN.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ from iamroles_agent.spop.values import INTEGERS, DataType, Value
 
 VERSION = "2.0"
 _MAJOR = VERSION.partition(".")[0]
-_PIPELINING = "pipelining"
+_PIPELINING, _ASYNC = "pipelining", "async"
 _MAX_MESSAGE = 255
 """Bytes of a DISCONNECT's `message`."""
 _ACK_HEAD = struct.Struct(">IBI")
@@ -233,7 +235,7 @@ class Connection:
             raise RemoteProtocolError(Status.BAD_VERSION, f"this agent speaks SPOP {VERSION}")
         size = _size(pairs)
         offered = _text(pairs, b"capabilities", Status.NO_CAPABILITIES)
-        pipelining = _PIPELINING in {name.strip() for name in offered.split(",")}
+        pipelining = {_PIPELINING, _ASYNC} <= {name.strip() for name in offered.split(",")}
         checked = pairs.get(b"healthcheck") == (DataType.BOOL, True)
         if checked and (problem := self._unhealthy()):
             # The health check must fail for an agent that can only refuse.

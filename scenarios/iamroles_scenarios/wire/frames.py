@@ -157,10 +157,10 @@ def notify(stream_id: int, frame_id: int, *messages: bytes, flags: int = Flags.F
 HELLO: dict[str, Value] = {
     "supported-versions": "2.0",
     "max-frame-size": 16380,
-    "capabilities": "pipelining",
+    "capabilities": "pipelining,async",
     "engine-id": "C0FFEE00-0000-4000-8000-000000000001",
 }
-"""The first frame of HAProxy 3.x; `max-frame-size` is a UINT32."""
+"""The first frame of HAProxy 2.6 to 3.0; 3.1 left out `async`. `max-frame-size` is a UINT32."""
 
 
 def hello(items: Arguments | None = None) -> Frame:

@@ -66,7 +66,7 @@ class TestHandshake:
             {"supported_versions": (DataType.STRING, b"2.7,3.1")},
             {"engine_id": (DataType.NULL, None)},
             {"healthcheck": (DataType.BOOL, False)},
-            {"capabilities": (DataType.STRING, b"teleport , pipelining")},
+            {"capabilities": (DataType.STRING, b"teleport , async, pipelining")},
             {"max_frame_size": (DataType.UINT64, (1 << 64) - 1)},
             {
                 f"unknown{kind}": (DataType(kind), value)
@@ -80,15 +80,16 @@ class TestHandshake:
 
     def test_order_of_keys_makes_no_difference(self):
         pairs = [
-            argument("capabilities", DataType.STRING, b"pipelining"),
+            argument("capabilities", DataType.STRING, b"pipelining,async"),
             argument("max-frame-size", DataType.UINT32, 16380),
             argument("supported-versions", DataType.STRING, b"2.0"),
         ]
 
         assert Talk().send(frame(FrameType.HAPROXY_HELLO, b"".join(pairs))).lines == GREETED
 
-    def test_only_what_haproxy_offers_is_announced(self):
-        assert Talk().send(hello(capabilities=(DataType.STRING, b""))).lines == [
+    @pytest.mark.parametrize("offered", [b"", b"async", b"pipelining"])
+    def test_without_both_of_them_nothing_is_announced(self, offered):
+        assert Talk().send(hello(capabilities=(DataType.STRING, offered))).lines == [
             "-- hello 16380 one by one",
             "<< AGENT-HELLO 0/0 FIN version=b'2.0' max-frame-size=16380 capabilities=b''",
         ]

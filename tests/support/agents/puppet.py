@@ -48,6 +48,7 @@ class Handler(socketserver.StreamRequestHandler):
             frame = Frame.decode(self.rfile.read(int.from_bytes(head, "big")))
             if frame.type == FrameType.HAPROXY_HELLO:
                 items = dict(frames.read_kv(frame))
+                say(sys.stderr, {"offered": items["capabilities"].value})
                 hello = {"version": "2.0", "max-frame-size": 16380, "capabilities": "pipelining"}
                 self.send(Frame(FrameType.AGENT_HELLO, payload=encode_kv(as_hello(hello))))
                 if "healthcheck" in items and items["healthcheck"].value:
@@ -84,6 +85,7 @@ class Handler(socketserver.StreamRequestHandler):
 class Server(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
     daemon_threads = True
+    request_queue_size = 256  # HAProxy 3.2 may connect for each of many requests at once.
 
 
 def reload(*_):
