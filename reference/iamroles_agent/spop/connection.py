@@ -12,8 +12,8 @@ outgoing bytes at once. Only a new question becomes a `CheckRequested` event; it
 `acknowledge` is called, in any order, because SPOP's pipelining lets ACKs overtake each other. `data_to_send`
 then returns all ACKs and replies since the last call as one run of whole frames, for a single write.
 
-The agent announces `pipelining` if HAProxy offers `async` too, as 2.6 to 3.0 do. A later HAProxy never reads a
-connection again whose unread ACKs have filled its buffer (16 kB), and goes on asking there: it must not pipeline.
+The agent announces `pipelining` if HAProxy offers `async` too, as 2.6 to 3.0 do. A later HAProxy must not
+pipeline: if unread ACKs fill its buffer (16 kB), it never reads that connection again, but goes on asking there.
 The agent never announces fragmentation or async: each frame must carry FIN.
 """
 
