@@ -13,8 +13,8 @@ outgoing bytes at once. Only a new question becomes a `CheckRequested` event; it
 then returns all ACKs and replies since the last call as one run of whole frames, for a single write.
 
 The agent announces `pipelining` if HAProxy offers `async` too, as 2.6 to 3.0 do. A later HAProxy must not
-pipeline: if unread ACKs fill its buffer (16 kB), it never reads that connection again, but goes on asking there.
-The agent never announces fragmentation or async: each frame must carry FIN.
+pipeline: if unread ACKs fill its buffer (16 kB), it never reads them, yet goes on asking there. The agent
+never announces fragmentation or async: each frame must carry FIN.
 """
 
 from __future__ import annotations
