@@ -1,7 +1,7 @@
 """Connections to one agent that reach each of its workers, so that a question can be put to all of them.
 
 A black box chooses which of its processes takes a connection. If its processes can be seen, connections are
-opened until each worker holds one, and no more are kept. Otherwise, as behind a Unix socket, `UNSEEN`
+opened until each worker holds one. Otherwise, as behind a Unix socket, `UNSEEN`
 connections are kept: if the kernel spreads them, one of two workers is missed once in 128 times.
 """
 
@@ -56,14 +56,18 @@ class Spread:
             self._askers += [Asker(address, timeout=self._timeout, most=1) for _ in range(_AT_ONCE)]
             ports = {asker.port: asker for asker in self._askers}
             held = holders(pid, ports) if pid and any(ports) else {}
-            by_holder = {held[port]: asker for port, asker in ports.items() if port in held}
+            by_holder: dict[int, list[Asker]] = {}
+            for port, asker in ports.items():
+                by_holder.setdefault(held.get(port, 0), []).append(asker)
+            unheld = by_holder.pop(0, [])
             if len(by_holder) >= self._workers or len(self._askers) >= (_MOST if by_holder else UNSEEN):
                 break
         self.reached = len(by_holder)
         if by_holder:
-            spare = [one for one in self._askers if one not in by_holder.values()]
-            self._askers = list(by_holder.values())
-            for one in spare:
+            self._askers = [first for first, *_ in by_holder.values()]
+            for first, *others in by_holder.values():
+                first.join(others)
+            for one in unheld:
                 one.close()
 
     def close(self) -> None:

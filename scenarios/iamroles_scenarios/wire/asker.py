@@ -124,7 +124,8 @@ class Asker:
 
             if (side_by_side := min(window, len(asked))) > 1:
                 await self._connected()
-                if not isinstance(self._turn, nullcontext):
+                if not self._pipelines:
+                    self._more = [one for one in self._more if one.connected or self.most > 1]
                     lacking = min(side_by_side, self.most) - 1 - len(self._more)
                     self._more += [Asker(self.address, timeout=self.timeout) for _ in range(lacking)]
                 askers = [self, *self._more]
@@ -134,6 +135,18 @@ class Asker:
             return [found[number] for number in range(len(asked))]
 
         return _background.run(all_of_them())
+
+    def join(self, others: list[Asker]) -> None:
+        """Take over connections of the same worker; close them if the agent pipelines."""
+        if self._pipelines:
+            for one in others:
+                one.close()
+        else:
+            self._more += others
+
+    @property
+    def _pipelines(self) -> bool:
+        return isinstance(self._turn, nullcontext)
 
     def close(self, *, reset: bool = False) -> None:
         """Close the connection, or reset it; the next question opens another."""
