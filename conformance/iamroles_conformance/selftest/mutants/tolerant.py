@@ -130,6 +130,11 @@ mutant("tolerant.one-by-one", "", "announces no pipelining, answers a connection
 )
 
 
+mutant("tolerant.pipelines", "", "announces pipelining to each HAProxy that offers it")(
+    edit.hello_text(lambda key, text: f"{text},async" if key == b"capabilities" else text)
+)
+
+
 @mutant("tolerant.own-variables", "", "unsets all first, sets 64-bit numbers and variables of its own")
 @around(gate, "encode_verdict")
 def own_variables(sound: Any, *decided: Any) -> bytes:

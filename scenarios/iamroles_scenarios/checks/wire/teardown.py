@@ -28,8 +28,9 @@ _ERROR_LINE = re.compile(
     r"Traceback|panic|\b(ERROR|CRITICAL|FATAL)\b|\"(level|severity)\": ?\"(error|critical|fatal)\"",
 )
 
-_AGE, _SPREAD = 2.0, 0.1
-"""Seconds: `max_connection_age` here, times the scale; and by how much ages must differ, not scaled."""
+_AGE, _SPREAD, _LATE = 2.0, 0.1, 1.0625
+"""Seconds: `max_connection_age` here, times the scale; and by how much ages must differ, not scaled. The last is
+the ratio of a late age to the first: an agent may end connections in their last moment."""
 _IDLE = 12
 """Connections that are idle until they are old."""
 _HALF = 30
@@ -504,7 +505,7 @@ async def connection_age(target: WireTarget) -> str:
 
     A fresh agent with 2 s. On some connections the check asks all the time, on one never. On another an
     answer is still under way when the connection is old, on two half a question is there. A goodbye may come
-    at any age below. Four are idle, of which the host does not make each late.
+    at any age below. Four are idle, of which the host does not make several late.
     """
     async with launched(target, _ageing(target)) as process:
 
@@ -523,7 +524,7 @@ async def connection_age(target: WireTarget) -> str:
         busy = [on_one(_ask_until_old) for _ in range(6)]
         quiet = asyncio.gather(*(_age_of(target, process) for _ in range(4)))
         await asyncio.gather(*slow, *half, *busy, quiet)
-    if min(ages := quiet.result()) > target.seconds(_AGE):
+    if sorted(ages := quiet.result())[-2] > target.seconds(_AGE) * _LATE:
         raise CheckFailed(
             f"{len(ages)} idle connections ended at ages of {min(ages):.2f} to {max(ages):.2f} s",
             Evidence(expected=f"an end within `max_connection_age`, {target.seconds(_AGE):g} s"),
