@@ -37,6 +37,8 @@ _STOPPED = 2.0
 """Seconds, times the scale, for which an agent is stopped, and as many as `keys.refresh` has."""
 _OFTEN = 0.5
 """Seconds, times the scale: `keys.refresh` of an agent that is killed soon after a key was withdrawn."""
+_OUTAGE = 2.5
+"""Seconds, times the scale: `max_stale` of an agent that is stopped in an outage; its start takes less."""
 _NOT_A_KEY = refused("key_unknown", "signature_invalid", "algorithm_not_allowed", "token_malformed")
 _NOT_TAKEN = refused("key_unknown", "signature_invalid", "keys_unavailable", status=[401, 503])
 
@@ -207,13 +209,13 @@ def renewed(target: Target) -> None:
                 raise here.failed("a renewal was late", expected=expected) from None
 
 
-@check("identity.keys.restart", "ROTATE-KEY-004", features={"oidc"})
+@check("identity.keys.restart", "ROTATE-KEY-004", "JWKS-OUTAGE-002", features={"oidc"})
 def restart(target: Target) -> None:
     """A key that was withdrawn while the agent was stopped opens nothing after the start.
 
     The agent is stopped for longer than `refresh`, and may keep its state. A set that it restores is as old
     as the stop was long. Another key is withdrawn after a reload; then the agent is killed and its issuer is
-    down.
+    down. After `max_stale` no set that the agent keeps over a stop opens anything.
     """
     if not target.agent.runs:
         raise Inapplicable("process of its own")
@@ -246,9 +248,19 @@ def restart(target: Target) -> None:
         back.expect("a key withdrawn after a reload", gone, _NOT_TAKEN)
         back.close()
         keys.fault("*", "status", status=503)
+        over = time.monotonic() + target.seconds(_OUTAGE)
         try:
             here.world.agent.kill()
             here.world.agent.start()
-            here.another().expect("this key after a death, its issuer down", gone, _NOT_TAKEN)
+            back = here.another()
+            back.expect("this key after a death, its issuer down", gone, _NOT_TAKEN)
+            renewed["keys"]["max_stale"] = f"{target.seconds(_OUTAGE):g}s"
+            back.must_reload(renewed, "its keys soon get stale")
+            back.close()
+            rest(over - time.monotonic())
+            here.world.agent.stop()
+            here.world.agent.start()
+            what = "max_stale after an outage began, and a stop"
+            here.another().expect(what, here.token(), UNAVAILABLE, within=_LATE)
         finally:
             keys.clear()
