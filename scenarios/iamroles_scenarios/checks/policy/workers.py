@@ -223,6 +223,14 @@ def _processes(here: Bench) -> Iterator[tuple[str, int]]:
             yield f"process {number} of {len(found)} ({name})", pid
 
 
+def _serving(here: Bench, held: ExitStack) -> int:
+    """Return a process that holds a connection, which stays open; any, if the first process holds all."""
+    children = [pid for _what, pid in _processes(here)]
+    askers = held.enter_context(Spread(here.world.agent, WORKERS, here.seconds(_WITHIN))).askers()
+    held_by = holders(here.world.agent.host_pid or 0, ports := [one.port for one in askers])
+    return [*(pid for port in ports if (pid := held_by.get(port)) in children), *children][0]
+
+
 def deaths(here: Bench) -> Iterator[tuple[str, Callable[[], None]]]:
     """Yield each process of the agent in words, and what ends it: the first process last.
 
@@ -316,7 +324,8 @@ def while_reloading(target: Target) -> str:
 
     Each process but the first is stopped, so that the reload waits for it, and then killed; at last a process
     that the agent makes for a reload, and the first that works at a large policy. An agent may refuse such a
-    reload, and takes up the next one, also if it comes while a faulty policy is read.
+    reload, and takes up the next one, also if it comes while a faulty policy is read. A process that is born
+    during a reload decides by the new policy.
     """
     with _world(target, "policy.workers.reloads") as here, ThreadPoolExecutor(1) as pool:
         policy, token, number = here.loan.policy, here.token(exp="+55m"), 0
@@ -337,6 +346,10 @@ def while_reloading(target: Target) -> str:
             here.client.close()
             here.expect(f"without its grant, {what} died", token, refused("no_grant", status=403))
             here.must_reload(policy, f"after the death of {what}")
+        if not _reload_at_a_birth(here, pool, partial(reload, shut)).get("reloaded"):
+            here.must_reload(shut, "after a process was born")
+        here.client.close()
+        here.expect("without its grant, a process was born", token, refused("no_grant", status=403))
         known = set(family(here.world.agent.host_pid or 0))
         answer = pool.submit(recording.carried(reload), large)
         for _last in polls(here.seconds(_HELD), 0.005):
@@ -366,6 +379,24 @@ def while_reloading(target: Target) -> str:
                 here.client.close()
                 here.expect("by a good policy behind a faulty one", token, seen, within=_WITHIN)
     return f"{number} processes"
+
+
+def _reload_at_a_birth(
+    here: Bench, pool: ThreadPoolExecutor, reload: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """Kill a worker, and reload while the process that takes its place stands still, just born."""
+    with ExitStack() as held:
+        worker, known = _serving(here, held), set(family(here.world.agent.host_pid or 0))
+        end_process(worker)
+        for _last in polls(here.seconds(_WITHIN), 0.002):
+            if born := set(family(here.world.agent.host_pid or 0)) - known:
+                break
+        for pid in born:
+            held.callback(end_process, pid, SIGCONT)
+            end_process(pid, SIGSTOP)
+        answer = pool.submit(recording.carried(reload))
+        rest(here.seconds(_DELAYS[1]))
+    return answer.result()
 
 
 def _grant(number: int) -> dict[str, Any]:
@@ -423,16 +454,13 @@ def born(target: Target) -> None:
     ):
         token, issuer = here.token(), here.issuer()
         here.expect("the first", token, ALLOWED, within=_WITHIN)
-        children = [pid for _what, pid in _processes(here)]
         rest(here.seconds(_STALE))
-        askers = held.enter_context(Spread(here.world.agent, WORKERS, here.seconds(_WITHIN))).askers()
-        held_by = holders(here.world.agent.host_pid or 0, ports := [one.port for one in askers])
-        serving = [pid for port in ports if (pid := held_by.get(port)) in children]
+        serving = _serving(here, held)
         issuer.wait_for("jwks-done", issuer.counters().get("jwks-done", 0) + 1, here.seconds(_WITHIN))
         until = time.time() + here.seconds(_STALE / 2)
         held.callback(issuer.clear)
         issuer.fault("*", "status", status=503)
-        end_process((serving or children)[0])  # the first process may hold the connections of all
+        end_process(serving)
         for _last in polls(until - time.time()):
             here.client.close()
             try:
