@@ -90,6 +90,12 @@ def test_the_former_name_of_the_variable_works_and_says_so(tmp_path, also):
         assert ("IAMROLES_WORLD is deprecated" in agent.log()) == (not also)
 
 
+def test_the_former_name_of_the_variable_counts_only_by_itself(tmp_path, monkeypatch):
+    monkeypatch.setenv("IAMROLES_WORLD", str(tmp_path / "absent.json"))
+    with running(write(tmp_path / "world.json")) as (agent, _):
+        assert agent.ended(signal.SIGTERM) == 0
+
+
 def test_no_file_gets_the_number_of_a_closed_standard_stream(tmp_path):
     """The log once went into the lock of the state directory; it could have been the audit."""
     here = tmp_path / "a.sock"

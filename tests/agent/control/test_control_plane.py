@@ -92,6 +92,13 @@ def test_a_replacement_is_born_with_the_version_in_force(workers):
     assert bench.plane.changes.confirmed == workers
 
 
+def test_a_member_that_dies_again_and_again_is_replaced_within_ten_seconds(bench):
+    """SPEC.md 10.10. A longer pause before each fork would cost a worker for minutes."""
+    for _ in range(12):
+        bench.dies(0)
+        assert any(line.startswith("fork 0") for line in bench.passes(9.0))
+
+
 def test_a_worker_that_refuses_ends_the_reload_and_nothing_changes(bench):
     """All or nobody."""
     bench.loads(TWO)
