@@ -55,7 +55,8 @@ def restart(target: Target) -> None:
     """An agent that died after a reload comes back with the policy that it had accepted.
 
     A reload takes the grant away; then the agent is killed and started again twice, as in a crash loop. It
-    keeps its state, and no change of a key makes it save that once more.
+    keeps its state, and no change of a key makes it save that once more. At last it is stopped, and started
+    on another world file.
     """
     agent, keys = keeping(target.stage), {"refresh": "5m"}
     with bench(target, "orders", "policy.hold.restart", own=True, agent=agent, keys=keys) as here:
@@ -67,6 +68,10 @@ def restart(target: Target) -> None:
             here.world.agent.start()
             here.expect(f"after crash {crash}", here.token(), _SHUT, within=EVENT_DEADLINE)
             here.close()
+        if here.world.agent.stop() == 0:
+            here.world.agent.write(here.world.document)
+            here.world.agent.start()
+            here.expect("started on a file with the grant", here.token(), ALLOWED, within=EVENT_DEADLINE)
 
 
 @check("policy.hold.first-world", "START-WORLD-001", features={"oidc"})
