@@ -171,7 +171,7 @@ def newcomer(target: Target) -> None:
                 finally:
                     here.sts_clear()
         rest(due - time.monotonic())
-        _from_many(here, keys, here.credential(known[0], host=hosts[1], expires=900))
+        _from_many(here, known[0], here.credential(known[0], host=hosts[1], expires=900))
         _while_throttled(here, keys, here.credential(known[1], host=hosts[1], expires=900))
 
 
@@ -224,9 +224,13 @@ def _begun(here: Bench, calls: int) -> None:
 
 
 def _forged(here: Bench, keys: SessionKeys, sources: list[str], first: int) -> list[tuple[Any, None]]:
-    """Make a question with a forged credential from each address."""
-    numbered = enumerate(sources, first)
-    return [(_question(here.credential(keys, secret="wrong", expires=n), one), None) for n, one in numbered]  # noqa: S106
+    """Make a question with a forged credential from each address; if all are one, each has its own key id."""
+    asked, alone = list[tuple[Any, None]](), len(set(sources)) == 1
+    for number, source in enumerate(sources, first):
+        key_id = f"ASIA{number:016b}".translate({48: "A", 49: "B"}) if alone else keys.access_key_id
+        text = here.credential(keys, secret="wrong", expires=number, key_id=key_id)  # noqa: S106
+        asked.append((_question(text, source), None))
+    return asked
 
 
 def _flood(keys: SessionKeys, sources: list[str], first: int, here: Bench, _ended: threading.Event) -> None:
