@@ -19,7 +19,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from iamroles_scenarios.base import recording
 from iamroles_scenarios.base.errors import CheckFailed, Evidence, TooSlow
@@ -419,6 +419,7 @@ def own_bench(
     suffix: str = "",
     *,
     override: Mapping[str, Any] | None = None,
+    agents: Literal[1, 2] = 1,
     flow: str = "",
     **how: Any,  # noqa: ANN401 - of `Worlds.start`
 ) -> Iterator[Bench]:
@@ -429,10 +430,11 @@ def own_bench(
         policy: file name of the policy.
         suffix: what the names of its issuers end in, if they must be known before.
         override: merged over the policy.
+        agents: how many are behind HAProxy.
         flow: names the host of STS that credentials are signed for.
         how: passed to `Worlds.start`.
     """
-    spec = WorldSpec(policy=policy, override=dict(override or {}), own=True, changes=True)
+    spec = WorldSpec(policy=policy, override=dict(override or {}), own=True, changes=True, agents=agents)
     loan = target.worlds.start(spec, suffix or own_suffix(), **how)
     with loan.world, closing(Bench(target, loan, flow)) as found:
         yield found

@@ -36,8 +36,8 @@ class RelayedLink(breaker.Link):
         """The capabilities that the agent announced, before the relay struck any."""
         self.asked, self.asked_at = 0, 0
         """NOTIFY frames seen, and when the last was: nanoseconds of CLOCK_REALTIME."""
-        self.over = False
-        """True from the agent's goodbye on."""
+        self.over = asyncio.Event()
+        """Set from the agent's goodbye on."""
         self.waiting = 0
         """NOTIFY frames without an answer passed on."""
         self.deepest = 0
@@ -56,7 +56,7 @@ class Relay(breaker.Breaker):
 
     def __init__(self, host: str, agent: str, *, pipelining: bool = True) -> None:
         self._pipelining = pipelining
-        self._holding = False
+        self._holding, self._late = False, 0.0
         self._moved = threading.Condition()
         self.links: list[RelayedLink] = []
         """Every connection so far, health checks included."""
@@ -80,6 +80,16 @@ class Relay(breaker.Breaker):
                 data, link.held = b"".join(reversed(link.held)), []
                 self._loop.call_soon_threadsafe(link.haproxy.write, data)
 
+    def leaves(self, late: float) -> None:
+        """Refuse connections from now on, and keep questions for a time, or until the agent's goodbye.
+
+        Args:
+            late: in seconds.
+        """
+        self._late = late
+        if self._server is not None:
+            self._loop.call_soon_threadsafe(self._server.close)
+
     def wait_held(self, count: int, within: float) -> bool:
         """Until so many answers are held; False at the deadline."""
         with self._moved:
@@ -88,6 +98,10 @@ class Relay(breaker.Breaker):
     @property
     def held(self) -> int:
         return sum(len(link.held) for link in self.links)
+
+    @property
+    def asked(self) -> int:
+        return sum(link.asked for link in self.links)
 
     @property
     def deepest(self) -> int:
@@ -126,11 +140,14 @@ class Relay(breaker.Breaker):
                 while True:
                     length = int.from_bytes(await reader.readexactly(4), "big")
                     goes_on = read(link, await reader.readexactly(length))
-                    if goes_on and (answering or not link.over):
+                    if self._late and not answering:
+                        with suppress(TimeoutError):
+                            await asyncio.wait_for(link.over.wait(), self._late)
+                    if goes_on and (answering or not link.over.is_set()):
                         writer.write(prefixed(goes_on))
                         await writer.drain()
         finally:
-            if not (answering and link.over):
+            if not (answering and link.over.is_set()):
                 link.close()
 
     def _from_haproxy(self, link: RelayedLink, said: bytes) -> bytes:
@@ -161,12 +178,12 @@ class Relay(breaker.Breaker):
                     return b""
                 link.waiting -= 1
         elif frame.type == FrameType.AGENT_DISCONNECT:
-            link.over = True
+            link.over.set()
             self._note_crossing(link)
         return said
 
     def _note_crossing(self, link: RelayedLink) -> None:
-        if link.over and link.waiting:
+        if link.over.is_set() and link.waiting:
             self.crossed.append((link.asked_at, time.time_ns()))
 
     def _struck(self, frame: Frame) -> bytes:

@@ -8,6 +8,7 @@ time.
 from __future__ import annotations
 
 from iamroles_scenarios.base.errors import Untestable
+from iamroles_scenarios.base.polling import polls
 from iamroles_scenarios.checks.proxy import traffic as proxy_traffic
 from iamroles_scenarios.checks.proxy.traffic import HttpQuestion, at_once, gate, person, shut, traffic
 from iamroles_scenarios.declarations.results import check
@@ -22,6 +23,8 @@ _SIDE_BY_SIDE = 8
 _BETWEEN = 60
 """Requests that must end before, between and after the reloads."""
 _RELOADS, _CLIENTS = 3, 3
+_ON_ITS_WAY = 2.0
+"""Seconds, times the scale, in which the stopped agent says goodbye."""
 _AGES = 10.0
 """Seconds, times the scale, in which connections of a second at most must have ended twice."""
 
@@ -137,6 +140,21 @@ def ageing(target: Target) -> str:
                 )
             flowing.wait(_BETWEEN)
     return f"{made} connections, {first} at first"
+
+
+@check("proxy.pair.crossed", "FIRE-PAIR-002", features={"pair", "spop"})
+def crossed(target: Target) -> str:
+    """A question that is on its way to an agent when SIGTERM ends it costs no request: the other is asked."""
+    with gate(target, pipelining=True, agents=2) as here:
+        with traffic(here, _people(here, _PEOPLE), "while one agent of two stops") as flowing:
+            flowing.wait(_BETWEEN)
+            before = here.frames.asked
+            here.frames.leaves(here.seconds(_ON_ITS_WAY))
+            if not any(here.frames.asked > before for _last in polls(here.seconds(_ON_ITS_WAY / 2))):
+                raise Untestable("HAProxy asks the first of two agents nothing")
+            here.world.agent.stop()
+            flowing.wait(_BETWEEN)
+        return f"{len(here.frames.crossed)} questions crossed a goodbye"
 
 
 @check("gate.haproxy-reload.verdicts", "GATE-RELOAD-001")

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from iamroles_scenarios.base.errors import HarnessFault, HttpFault
 from iamroles_scenarios.base.recording import carried
@@ -80,6 +80,7 @@ def gate(
     settings: Mapping[str, str] | None = None,
     pipelining: bool | None = None,
     agent: Mapping[str, Any] | None = None,
+    agents: Literal[1, 2] = 1,
 ) -> Iterator[Bench]:
     """Yield a bench on a world of the orders' policy.
 
@@ -88,6 +89,7 @@ def gate(
         settings: HAProxy's, over a patient IAM_TIMEOUT_PROCESSING.
         pipelining: puts a relay before the agent, with or without that capability; None: no relay.
         agent: keys of the world's `agent` table.
+        agents: how many are behind HAProxy; the relay stands before the first.
     """
     chosen = {"IAM_TIMEOUT_PROCESSING": f"{PROCESSING:g}s", **(settings or {})}
     with ExitStack() as stack:
@@ -99,7 +101,7 @@ def gate(
 
         how: dict[str, Any] = {"settings": chosen, "between": None if pipelining is None else between}
         how["override"] = {"agent": agent} if agent else {}
-        here = stack.enter_context(own_bench(target, "orders", **how))
+        here = stack.enter_context(own_bench(target, "orders", agents=agents, **how))
         here.relay = relays[0] if relays else None
         yield here
 
