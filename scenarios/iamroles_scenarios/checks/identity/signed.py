@@ -19,6 +19,7 @@ from iamroles_scenarios.engine.bench import ALLOWED, Bench, bench
 from iamroles_scenarios.engine.key_sets import Answered, KeySets, keeping, kid_of, signing
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.jose.encoding import part
+from iamroles_scenarios.traffic.polling import NANO
 from iamroles_scenarios.wire.asker import decide
 
 _ROTATE = 8.0
@@ -41,8 +42,8 @@ _FIELDS: _Rows = [
 ]
 """Recipe and request: backends, roles, a caller without a session, an access that ends soon."""
 _CALLERS: _Rows = [
-    (_BOTH, _READS),
-    ({**_BOTH, "exp": "soon"}, _READS),
+    *[(_BOTH, _READS)] * 4,  # so that most likely each worker has made the longer identity before
+    *[({**_BOTH, "exp": "soon"}, _READS)] * 4,
     (_BOTH, _EXPORTS),
     (_BOTH, {**_READS, "role": "writer"}),
     (_BOTH, _WRITES),
@@ -50,9 +51,9 @@ _CALLERS: _Rows = [
     ({**_BOTH, "claims": {"jti": "s2"}}, _READS),
     ({**_BOTH, "issuer": "other"}, _READS),
 ]
-"""Each differs from the first: in end (in the same second), backend, role, both, caller, session, issuer."""
+"""Each other differs from the first: in end, backend, role, both, caller, session, issuer."""
 _ACTORS: _Rows = [
-    ({**_BOTH, "claims": {"jti": "s1", **({"act": act} if act else {})}}, _READS)
+    ({**_BOTH, "claims": {"jti": "a1", **({"act": act} if act else {})}}, _READS)
     for act in ({}, {"sub": "bot"}, {"sub": "svc"}, {"sub": "bot", "iss": "urn:x", "act": {"sub": "svc"}})
 ]
 _LONG = {"jti": "j" * 512, "act": {"sub": "b" * 512, "iss": "urn:" + "x" * 508}}
@@ -104,9 +105,11 @@ def _wrong_actor(here: Bench, recipe: dict[str, Any], answer: Answered) -> str:
 def _judge(target: Target, rows: _Rows) -> str:
     with _signed(target) as (here, sets):
         with sets.fetched():
-            answers, later = [], here.now() + _LATER
+            answers, later = list[Answered](), here.now() + _LATER
             for recipe, request in [*rows, *reversed(rows)]:
-                soon = here.now() + round(here.seconds(_SOON)) if "exp" in recipe else 0
+                # The identity that answered the question before lives longer, also if the second changes.
+                began = answers[-1].sent // NANO if answers else here.now()
+                soon = began + round(here.seconds(_SOON)) if "exp" in recipe else 0
                 token = here.token(**{**recipe, "exp": soon or later})
                 answers.append(_ask(here, token, request, soon))
         _verify(here, sets, answers)
