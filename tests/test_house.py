@@ -38,15 +38,15 @@ ROOMS = {
 ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 25_882,
-    "scenarios": 37_725,
-    "conformance": 11_833,
+    "scenarios": 37_843,
+    "conformance": 11_838,
     "loadtests": 4_962,
     "benchmarks": 4_272,
-    "tests": 36_228,
+    "tests": 36_245,
 }
 TRUSTED_LINES = 19_520
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 23_457
+DATA_LINES = 23_625
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""
