@@ -2,7 +2,7 @@
 
 An agent's start is mostly imports: a quarter of a second of CPU for the reference agent, which a run starts
 two hundred times, and the self-test a thousand times. A forked agent is what `subprocess.Popen` would have
-started: a child of the judge, leader of its session, with its own pipes, environment, directory, signals and
+started: a child of the judge, leader of its group, with its own pipes, environment, directory, signals and
 exit code. It runs its own program from the first line on; only what that imports is there already. The kernel
 makes it a child of the judge and not of this process (CLONE_PARENT of clone(2)). Only a process of one thread
 may call that. So this file is run by path, and imports the standard library and those modules alone.
@@ -10,6 +10,7 @@ may call that. So this file is run by path, and imports the standard library and
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import json
@@ -96,7 +97,7 @@ class ForkServer:
         cwd: Path | None = None,
         **how: Any,  # noqa: ANN401 - of Popen; the stage asks for what every fork gets
     ) -> Started:
-        """Start a program of this Python, in a session of its own; any other as `subprocess.Popen` does.
+        """Start a program of this Python, in a group of its own; any other as `subprocess.Popen` does.
 
         Raises:
             OSError: the fork server has ended, or stands still.
@@ -158,12 +159,13 @@ def _serve(orders: socket.socket) -> list[str]:
         if not order:
             sys.exit()
         pid = _fork()
+        with contextlib.suppress(PermissionError, ProcessLookupError):
+            os.setpgid(pid, pid)  # both do it, so the group exists before either goes on
         if pid:
+            orders.send(str(pid).encode())
             for number in numbers:
                 os.close(number)
             continue
-        os.setsid()
-        orders.send(str(os.getpid()).encode())  # now that its session and group exist
         for stream, number in enumerate(numbers):
             os.dup2(number, stream)
             os.close(number)

@@ -79,7 +79,7 @@ class Child(Part):
                 env={**environ(), **_PYTHON, **(env or {})},
                 pass_fds=fds,
                 cwd=cwd,
-                start_new_session=True,  # in the session of others the kernel wakes stopped orphans
+                process_group=0,
             )
         except OSError as error:
             remedy = "Is it executable (chmod +x), and the program there that its first line names (#!)?"

@@ -478,8 +478,7 @@ def born(target: Target) -> None:
 def hanging(target: Target) -> None:
     """Each process but the first is stopped in turn: it is replaced, and new connections do not wait for it.
 
-    They open one after the other and stay. An agent may replace a process before anybody notices. At last
-    all of them are stopped while the first process dies, and the agent is started again.
+    They open one after the other and stay. An agent may replace a process before anybody notices.
     """
     with _world(target, "fire.worker.hangs") as here, ExitStack() as held:
         for what, pid in _processes(here):
@@ -505,8 +504,3 @@ def hanging(target: Target) -> None:
                     raise TooSlow(f"a new connection took {waited:.1f} s, and others {max(answered):.1f} s")
             if not _must_answer(here, f"after {what} hung"):
                 raise here.failed(f"{what} hangs: fewer than {WORKERS} workers answer after {_WITHIN:g} s")
-        *_, (what, end_first) = deaths(here)
-        for _what, pid in _processes(here):
-            end_process(pid, SIGSTOP)
-        end_first()
-        _must_answer(here, f"all hang, and {what}")
