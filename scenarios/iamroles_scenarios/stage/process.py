@@ -79,7 +79,7 @@ class Child(Part):
                 env={**environ(), **_PYTHON, **(env or {})},
                 pass_fds=fds,
                 cwd=cwd,
-                process_group=0,
+                process_group=0,  # no session: where the kernel shares the CPU by sessions, judges starve
             )
         except OSError as error:
             remedy = "Is it executable (chmod +x), and the program there that its first line names (#!)?"
