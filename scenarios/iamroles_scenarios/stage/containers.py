@@ -189,7 +189,7 @@ class HaproxyBox:
         self._net = net
         self._image = image
         self.host = net.take()
-        self.master = self.tcp_master = f"{self.host}:{_MASTER_PORT}"
+        self.master = f"{self.host}:{_MASTER_PORT}"
         self._exact = ""
 
     @property

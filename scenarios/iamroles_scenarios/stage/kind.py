@@ -74,8 +74,6 @@ class HaproxyPlace(Protocol):
     """Of the second address, for worlds whose settings have IAM_BIND_TLS."""
     master: str
     """The master CLI: a path or `host:port`, as the agent reaches it."""
-    tcp_master: str
-    """The master CLI as `host:port`, for worlds whose settings have IAM_MASTER."""
 
     @property
     def version(self) -> str:

@@ -62,7 +62,7 @@ class AgentProcess:
         self._document = document
         listen = f"{self._host}:{self._port}"
         # Relative to the world file, as SPEC.md 6.1 says; the agent runs elsewhere.
-        master = os.path.relpath(self.master, self._directory) if "/" in self.master else self.master
+        master = self.master and os.path.relpath(self.master, self._directory)
         self.put(self._world.name, world_file(document, self._spec, listen, master))
 
     def put(self, name: str, text: str) -> None:
@@ -117,9 +117,8 @@ class HaproxyProcess:
         self._directory = directory
         self._guard = guard
         self.master = str(directory / _MASTER)
-        self._sockets = [_bound(), _bound(), _bound()]
-        self.port, self.tls_port, master = (int(one.getsockname()[1]) for one in self._sockets)
-        self.tcp_master = f"{LOOPBACK}:{master}"
+        self._sockets = [_bound(), _bound()]
+        self.port, self.tls_port = (int(one.getsockname()[1]) for one in self._sockets)
 
     @property
     def version(self) -> str:
@@ -139,12 +138,10 @@ class HaproxyProcess:
             reload_in_place(replaced)
             return replaced
         argv = [self._binary, "-W", "-db", "-S", self.master]
-        plain, tls, master = (one.fileno() for one in self._sockets)
-        if "IAM_MASTER" in settings:
-            argv += ["-S", f"fd@{master}"]
         for name in ENTRY:
             if name in files:
                 argv += ["-f", str(folder / name)]
+        plain, tls = (one.fileno() for one in self._sockets)
         env = {
             "IAM_MAXCONN": str(haproxies.affordable_maxconn()),
             "IAM_THREADS": haproxies.THREADS,
@@ -153,7 +150,7 @@ class HaproxyProcess:
             "IAM_STATS_SOCKET": str(control),
         }
         # HAProxy 2.6 looks for a server's certificate in the working directory, whatever `default-path` says.
-        part = Child("haproxy", argv, self._guard, env=env, fds=[plain, tls, master], cwd=folder)
+        part = Child("haproxy", argv, self._guard, env=env, fds=[plain, tls], cwd=folder)
         return HaproxyRun(part, lambda command: ask(str(control), command))
 
     def close(self) -> None:

@@ -69,7 +69,7 @@ class HaproxyHandle:
     @property
     def master(self) -> str:
         """The master CLI, as an agent reaches it."""
-        return self.place.tcp_master if "IAM_MASTER" in self._settings else self.place.master
+        return self.place.master
 
     @property
     def processing(self) -> float:

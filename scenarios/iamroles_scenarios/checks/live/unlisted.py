@@ -30,10 +30,9 @@ def proxied(target: Target) -> None:
     """Behind a load balancer that speaks the PROXY protocol streams end as everywhere.
 
     Clients by every form of an address. Of each one stream is revoked, one loses its grant, one expires in a
-    backend without streams, and one lives on. The agent reaches HAProxy's master CLI by `host:port`.
+    backend without streams, and one lives on.
     """
-    settings = {"IAM_BIND": "accept-proxy", "IAM_MASTER": "tcp"}
-    with live_bench(target, "live.address", revoking=True, settings=settings) as here:
+    with live_bench(target, "live.address", revoking=True, settings={"IAM_BIND": "accept-proxy"}) as here:
 
         def opened(sub: str, role: str) -> list[Stream]:
             token = here.token(exp="+15m", sub=sub, roles=[role])
