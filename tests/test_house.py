@@ -38,7 +38,7 @@ ROOMS = {
 ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 25_882,
-    "scenarios": 37_833,
+    "scenarios": 37_832,
     "conformance": 11_838,
     "loadtests": 4_962,
     "benchmarks": 4_272,

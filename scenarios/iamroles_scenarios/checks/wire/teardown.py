@@ -29,8 +29,8 @@ _ERROR_LINE = re.compile(
 )
 
 _AGE, _SPREAD, _LATE = 2.0, 0.1, 1.0625
-"""Seconds: `max_connection_age` here, times the scale; by how much ages must differ, not scaled. And how many
-times that age is late: an agent may end a connection in its last moment."""
+"""Seconds: `max_connection_age` here, times the scale; and by how much ages must differ, not scaled. An end
+after `_LATE` times that age is late: an agent may end a connection in its last moment."""
 _IDLE = 12
 """Connections that are idle until they are old."""
 _HALF = 30
