@@ -37,14 +37,14 @@ ROOMS = {
 }
 ARROWS = {"iamroles_agent": 40}
 LINES = {
-    "reference": 25_882,
+    "reference": 25_938,
     "scenarios": 37_832,
     "conformance": 11_838,
     "loadtests": 4_962,
     "benchmarks": 4_272,
-    "tests": 36_245,
+    "tests": 36_294,
 }
-TRUSTED_LINES = 19_520
+TRUSTED_LINES = 19_576
 """Of the agent: what an auditor must trust."""
 DATA_LINES = 23_625
 """Of TOML and JSON: code must not hide as data."""

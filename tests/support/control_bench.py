@@ -3,7 +3,7 @@
 from iamroles_agent.control.channel import message, with_parts
 from iamroles_agent.control.document import POLICY, Document, Part
 from iamroles_agent.control.plane import Plane
-from iamroles_agent.control.slots import FETCHER, LOADER, Fail, Fork, Kill, Print, Send
+from iamroles_agent.control.slots import FETCHER, LOADER, Fail, Fork, Kill, Print, Scheduled, Send
 
 ONE = Part.of((b"one",), digest="one")
 TWO = Part.of((b"t", b"wo"), digest="two")
@@ -37,14 +37,12 @@ class Bench:
 
     def __init__(self, workers=2, **made):
         self.now = 1000.0
-        self.waits = {}
-        self.runs = {}
+        self.scheduled = {}
         self.plane = Plane(
             Document(1, {POLICY: ONE}),
             workers,
             clock=lambda: self.now,
-            waits=lambda index: self.waits.get(index, 0.0),
-            runs=lambda index: self.runs.get(index, 0.0),
+            scheduled=lambda index: self.scheduled.get(index, Scheduled()),
             **made,
         )
         self.sent = []

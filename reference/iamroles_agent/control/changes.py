@@ -52,7 +52,7 @@ class _Change:
     limit: float
     """Seconds that the phase may take."""
     waiting: dict[int, float]
-    """Slots of members that have not answered yet, with their `waits` when the phase began."""
+    """Slots of members that have not answered yet, with their waits for a CPU until the phase began."""
 
 
 class Changes:
@@ -126,7 +126,7 @@ class Changes:
 
     def _invite(self, slot: Slot, change: _Change) -> None:
         """Let a member prepare the change under way."""
-        change.waiting[slot.index] = self._members.waits(slot.index)
+        change.waiting[slot.index] = self._members.scheduled(slot.index).waited
         self._send_edits(slot, change.edits, change.document.version)
 
     def _send_edits(self, slot: Slot, edits: Edits, version: int) -> None:
@@ -230,7 +230,7 @@ class Changes:
             change.phase, change.began, change.limit = Phase.SWITCH, members.fair, members.timing.switch
             for slot in members.slots.values():
                 if slot.life is Life.UP and slot.target is None:
-                    change.waiting[slot.index] = members.waits(slot.index)
+                    change.waiting[slot.index] = members.scheduled(slot.index).waited
                     members.send(slot.index, message("switch", version=self.document.version))
             if change.waiting:
                 return
@@ -280,7 +280,7 @@ class Changes:
         late = [
             members.slots[index]
             for index, waited in sorted(change.waiting.items())
-            if spent - (members.waits(index) - waited) > change.limit
+            if spent - members.scheduled(index).since(waited) > change.limit
         ]
         up = [slot for slot in members.workers if slot.life is Life.UP]
         if change.phase is Phase.PREPARE and late and up and all(slot in late for slot in up):

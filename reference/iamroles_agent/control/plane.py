@@ -25,6 +25,7 @@ from iamroles_agent.control.slots import (
     Life,
     Members,
     Print,
+    Scheduled,
     Slot,
     Timing,
 )
@@ -42,8 +43,7 @@ class Plane:
         workers: how many.
         clock: seconds, monotonic.
         timing: deadlines.
-        waits: seconds that the process in a slot has waited for a CPU in its life.
-        runs: seconds that it has run on one.
+        scheduled: looks at the process in a slot; none is in it: no seconds.
         saves: whether there is a state directory, so that outcomes say whether they are saved.
     """
 
@@ -54,13 +54,14 @@ class Plane:
         *,
         clock: Callable[[], float],
         timing: Timing | None = None,
-        waits: Callable[[int], float] = lambda _index: 0.0,
-        runs: Callable[[int], float] = lambda _index: 0.0,
+        scheduled: Callable[[int], Scheduled] = lambda _index: Scheduled(),
         saves: bool = False,
     ) -> None:
-        self.members = Members(workers, clock=clock, timing=timing or Timing(), waits=waits, lost=self._lost)
+        self.members = Members(
+            workers, clock=clock, timing=timing or Timing(), scheduled=scheduled, lost=self._lost
+        )
         self.changes = Changes(document, self.members, saves=saves)
-        self.reloads = Reloads(self.members, self.changes, runs)
+        self.reloads = Reloads(self.members, self.changes)
         self.relay = Relay(self.members.send)
         self.left = False
         """True once another agent has taken over."""

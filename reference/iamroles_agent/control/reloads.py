@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from iamroles_agent.control.changes import Changes, Outcome
 from iamroles_agent.control.channel import ChannelError, Message, message, read_parts
 from iamroles_agent.control.slots import DETAIL, LOADER, Fork, Kill, Members, Print
@@ -15,11 +13,10 @@ class Reloads:
     Args:
         members: the other processes.
         changes: takes the policy that the loader made.
-        runs: seconds that the process in a slot has run on a CPU in its life.
     """
 
-    def __init__(self, members: Members, changes: Changes, runs: Callable[[int], float]) -> None:
-        self._members, self._changes, self._runs = members, changes, runs
+    def __init__(self, members: Members, changes: Changes) -> None:
+        self._members, self._changes = members, changes
         self._again = False
         """True if SIGHUP came while a reload was under way: then load once more."""
         self._began: float | None = None
@@ -84,8 +81,9 @@ class Reloads:
         """Look at the clock: a loader has no heartbeat, but it must use CPU time."""
         if self._began is None:
             return
-        now, timing, waited = self._members.fair, self._members.timing, self._members.waits(LOADER)
-        used = self._runs(LOADER) + waited
+        now, timing, scheduled = self._members.fair, self._members.timing, self._members.scheduled(LOADER)
+        waited = scheduled.since(0.0)
+        used = scheduled.ran + waited
         if used > self._used:
             self._used, self._moved = used, now
         if now - self._moved > timing.stall:

@@ -4,7 +4,7 @@ A *slot* is the fetcher's or a worker's position in the agent; the process in it
 BORN (forked, not ready yet), UP (built what it was born with) or DYING (killed, its end not seen yet).
 
 Deadlines are counted on `fair`: seconds without those in which the parent itself was late, less what a member
-waited for a CPU (`waits`).
+waited for a CPU (`Scheduled`).
 """
 
 from __future__ import annotations
@@ -59,6 +59,22 @@ class Life(Enum):
     BORN = auto()
     UP = auto()
     DYING = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduled:
+    """Seconds that the threads of a process have had in its life."""
+
+    ran: float = 0.0
+    """On a CPU."""
+    waited: float = 0.0
+    """For a CPU, in waits that are over."""
+    waiting: float = 0.0
+    """For a CPU, at most, in waits that last."""
+
+    def since(self, waited: float) -> float:
+        """Return how long it has waited, at most, since it had waited this long."""
+        return self.waited + self.waiting - waited
 
 
 # Effects: what the shell must do.
@@ -121,7 +137,7 @@ class Slot:
     heard: float = 0.0
     """Fair time of its last message, or of its fork."""
     waited: float = 0.0
-    """Its `waits` at that time."""
+    """How long it had waited for a CPU at that time."""
     spoken: bool = False
     born: float = 0.0
     """Fair time."""
@@ -163,7 +179,7 @@ class Members:
         workers: their number.
         clock: seconds, monotonic.
         timing: deadlines.
-        waits: seconds that the process in a slot has waited for a CPU in its life.
+        scheduled: looks at the process in a slot; none is in it: no seconds.
         lost: called with a slot whose process is killed or has died.
     """
 
@@ -173,12 +189,12 @@ class Members:
         *,
         clock: Callable[[], float],
         timing: Timing,
-        waits: Callable[[int], float],
+        scheduled: Callable[[int], Scheduled],
         lost: Callable[[Slot], None],
     ) -> None:
         self.slots = {index: Slot(index) for index in (FETCHER, *range(workers))}
         self.workers = [self.slots[index] for index in range(workers)]
-        self.timing, self.waits = timing, waits
+        self.timing, self.scheduled = timing, scheduled
         self.served = False
         """True once all have been ready: from then on dead processes are replaced."""
         self.stopping = False
@@ -250,12 +266,12 @@ class Members:
         slot.life, slot.pid, slot.document, slot.target = Life.BORN, pid, document, None
         slot.serving = slot.spoken = False
         slot.born = slot.heard = self.fair
-        slot.waited = self.waits(index)
+        slot.waited = self.scheduled(index).waited
         slot.killed_for = slot.error = ""
         slot.stats = {}
 
     def heard(self, slot: Slot) -> None:
-        slot.heard, slot.waited, slot.spoken = self.fair, self.waits(slot.index), True
+        slot.heard, slot.waited, slot.spoken = self.fair, self.scheduled(slot.index).waited, True
 
     def died(self, slot: Slot, how: str) -> None:
         lived = self.fair - slot.born
@@ -270,14 +286,11 @@ class Members:
         slot.backoff = min(2 * slot.backoff, timing.longest_backoff)
 
     def quiet(self, slot: Slot) -> float:
-        """Seconds for which a member could have spoken and did not.
-
-        A wait for a CPU that still lasts counts from the first look at it, so the looks begin early.
-        """
+        """Seconds for which a member could have spoken and did not."""
         quiet = self.fair - slot.heard
-        if quiet <= self.timing.silence / 2:
+        if quiet <= self.timing.silence:
             return quiet
-        return quiet - max(0.0, self.waits(slot.index) - slot.waited)
+        return quiet - self.scheduled(slot.index).since(slot.waited)
 
     def watch(self, now: float) -> None:
         """Replace dead members, and kill a member that is silent or not ready in time."""

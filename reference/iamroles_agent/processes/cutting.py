@@ -112,7 +112,8 @@ def _about(stream: Stream) -> dict[str, Value]:
         (request, ("method", "host", "path")),
     ):
         about |= {name: getattr(source, name, None) for name in names}
-    about["actor"] = who and who.actor and who.actor.sub
+    if who and who.actor:
+        about |= {"actor": who.actor.sub, "actor_issuer": who.actor.issuer}
     # As in the record of the decision: HAProxy spells ::ffff:192.0.2.1 otherwise than Python.
     src = stream.src if request is None else str(request.src)
     return about | {"src": src, "since": stream.since or None, "expires": stream.ends}

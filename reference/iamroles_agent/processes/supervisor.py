@@ -26,7 +26,7 @@ import signal
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -40,7 +40,19 @@ from iamroles_agent.base.output import output
 from iamroles_agent.control.channel import ChannelError, Frames, Message, message, with_parts
 from iamroles_agent.control.document import POLICY, Document, Part
 from iamroles_agent.control.plane import Plane
-from iamroles_agent.control.slots import FETCHER, LOADER, Fail, Fork, Kill, Print, Send, Timing, slot_name
+from iamroles_agent.control.slots import (
+    FETCHER,
+    LOADER,
+    Fail,
+    Fork,
+    Kill,
+    Print,
+    Scheduled,
+    Send,
+    Timing,
+    slot_name,
+)
+from iamroles_agent.processes.cpu_time import CpuTime
 from iamroles_agent.processes.link import Startup
 from iamroles_agent.processes.service import Service
 from iamroles_agent.serving import listening
@@ -86,13 +98,10 @@ class _Process:
     index: int
     pid: int
     channel: socket.socket
+    cpu_time: CpuTime
     frames: Frames = field(default_factory=Frames)
     out: deque[memoryview] = field(default_factory=deque)
     open: bool = True
-    ran: float = -1.0
-    """Seconds on a CPU, at the last look."""
-    seen: float = 0.0
-    """Monotonic time at which `ran` last changed."""
 
 
 class Supervisor:
@@ -125,8 +134,7 @@ class Supervisor:
             settings.workers,
             clock=time.monotonic,
             timing=timing,
-            waits=lambda index: self._scheduled(index)[1],
-            runs=lambda index: self._scheduled(index)[0],
+            scheduled=self._scheduled,
             saves=saves,
         )
         self._service = Service(self.plane, settings.drain_timeout + 2 * LINGER + _KILL_MARGIN)
@@ -259,7 +267,7 @@ class Supervisor:
                 os._exit(status)
         theirs.close()
         ours.setblocking(False)
-        process = self._processes[effect.slot] = _Process(effect.slot, pid, ours)
+        process = self._processes[effect.slot] = _Process(effect.slot, pid, ours, CpuTime(pid))
         self._selector.register(ours, selectors.EVENT_READ, lambda mask: self._ready(process, mask))
         self.plane.forked(effect.slot, pid)
 
@@ -349,27 +357,9 @@ class Supervisor:
             log.error("%s (pid %d) ended with %s", slot_name(process.index), process.pid, how)
         self.plane.died(process.index, how)
 
-    def _scheduled(self, index: int) -> tuple[float, float]:
-        """Read how long a member's threads ran on a CPU and waited for a CPU (`/proc/…/schedstat`), seconds.
-
-        All threads count: the thread that answers may wait for the interpreter's lock, while the thread that
-        holds it waits for a CPU. The kernel adds a wait when it is over. So a wait that still lasts is added
-        here: the time since any thread last ran, if a thread could run now, or waits for swapped memory.
-        """
+    def _scheduled(self, index: int) -> Scheduled:
         process = self._processes.get(index)
-        if process is None:
-            return 0.0, 0.0
-        now = time.monotonic()
-        try:
-            found = list(_threads(process.pid, "schedstat"))
-            ran, waited = (sum(int(words.split()[at]) for words in found) / 1e9 for at in (0, 1))
-            if ran != process.ran:
-                process.ran, process.seen = ran, now
-            elif any(about.rpartition(b") ")[2][:1] in b"RD" for about in _threads(process.pid, "stat")):
-                waited += now - process.seen
-        except (OSError, ValueError):
-            return now, 0.0  # a kernel without these figures: no member counts as stuck or starved
-        return ran, waited
+        return Scheduled() if process is None else process.cpu_time.look()
 
     # Channels
 
@@ -486,13 +476,3 @@ def _send(channel: socket.socket, said: Message) -> int:
         channel.setblocking(True)
         channel.sendall(said.encode())
     return 0
-
-
-def _threads(pid: int, name: str) -> Iterator[bytes]:
-    """Read a file in `/proc` of each thread that has not ended meanwhile."""
-    for thread in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - it is asked often
-        with (
-            contextlib.suppress(FileNotFoundError, ProcessLookupError),
-            open(f"/proc/{pid}/task/{thread}/{name}", "rb") as file,  # noqa: PTH123 - as above
-        ):
-            yield file.read()

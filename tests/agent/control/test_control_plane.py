@@ -5,13 +5,12 @@ old policy, a reload that is half done, a member that never answers, a member th
 """
 
 import random
-from types import SimpleNamespace
 
 import pytest
 from control_bench import THREE, TWO, Bench, without
 
 from iamroles_agent.control.document import POLICY, Part
-from iamroles_agent.control.slots import FETCHER, LOADER, Life, Timing
+from iamroles_agent.control.slots import FETCHER, LOADER, Life, Scheduled, Timing
 
 KEYS = Part.of((b"{}",), digest="keys", stamp=990.0)
 
@@ -223,28 +222,26 @@ def test_one_oversleeping_parent_blames_nobody():
 
 
 def test_a_member_that_waits_for_a_processor_is_not_silent(bench):
-    for _ in range(40):
-        bench.waits[0] = bench.waits.get(0, 0.0) + 0.24
+    for looked in range(1, 41):
+        bench.scheduled[0] = Scheduled(waited=0.24 * looked)
         assert bench.passes(0.25, but=(0,)) == []
     assert bench.passes(1.0, but=(0,))[0].startswith("kill 0: no heartbeat for")
 
 
-def test_a_wait_that_lasts_is_looked_at_before_it_would_be_a_silence(bench):
-    looked = {}
-    # The kernel counts a wait when it is over. Until then a member's wait is known since the first look.
-    bench.waits = SimpleNamespace(
-        get=lambda index, _: index == 0 and bench.now - looked.setdefault(0, bench.now)
-    )
-
-    assert bench.passes(10.0, but=(0,)) == []
+def test_a_wait_that_lasts_counts_until_it_is_over(bench):
+    for looked in range(1, 41):
+        bench.scheduled[0] = Scheduled(waiting=0.24 * looked)
+        assert bench.passes(0.25, but=(0,)) == []
+    bench.scheduled[0] = Scheduled()
+    assert bench.passes(0.25, but=(0,)) == ["kill 0: no heartbeat for 10.2 s"]
 
 
 def test_a_starved_member_misses_no_deadline_of_a_change(bench):
     bench.loads(TWO)
     bench.all_say("prepared", 2, but=(1,))
 
-    for _ in range(40):
-        bench.waits[1] = bench.waits.get(1, 0.0) + 0.2
+    for looked in range(1, 41):
+        bench.scheduled[1] = Scheduled(waited=0.2 * looked)
         assert bench.passes(0.25) == []
     assert bench.passes(3.5)[0].startswith("kill 1: it did not prepare")
 
@@ -281,8 +278,8 @@ def test_a_reload_asked_for_during_a_reload_is_done_after_it(alone):
 
 def test_a_loader_that_works_is_not_stuck(alone):
     alone.hangs_up()
-    for _ in range(100):
-        alone.runs[LOADER] = alone.runs.get(LOADER, 0.0) + 0.01
+    for looked in range(1, 101):
+        alone.scheduled[LOADER] = Scheduled(ran=0.01 * looked)
         assert alone.passes(0.5) == []
     assert "the loader did nothing for 3 s" in alone.passes(4.0)[0]
 

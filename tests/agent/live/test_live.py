@@ -13,7 +13,7 @@ from live_proxy import Proxy, Row
 
 from iamroles_agent.base.config import Issuer, Limits
 from iamroles_agent.base.errors import ConfigError
-from iamroles_agent.base.identity import Identity, Request, RoleArn
+from iamroles_agent.base.identity import Actor, Identity, Request, RoleArn
 from iamroles_agent.commands import sessions
 from iamroles_agent.live import cutter as cutting
 from iamroles_agent.live import proxy_worker, revocations
@@ -21,6 +21,7 @@ from iamroles_agent.live.console import ConsoleError, Stream, is_stream, pointer
 from iamroles_agent.live.judge import EXPIRED, REVOKED, Ends
 from iamroles_agent.live.revocations import STS_LIFETIME, Revocation, Revocations, read, to_part, write
 from iamroles_agent.live.ticket import MAX_BYTES, Ticket, TicketError
+from iamroles_agent.processes.cutting import _about
 from iamroles_agent.tokens.grounds import ground, key_ground, lost, token_grounds
 from iamroles_agent.tokens.keys import Key
 from iamroles_tools.audit.query import Query
@@ -66,6 +67,13 @@ def test_of_a_path_that_is_too_long_the_beginning_is_kept(piece):
     assert 1000 < len(kept.request.path) < len(text) <= MAX_BYTES
     stream = Stream("", 0, "", 0, 0, 0, 0, "", text, alive=True, filtered=False, age=0.0)
     assert sessions._about(stream)["path"] == f"{kept.request.path}…"
+
+
+def test_the_record_of_a_cut_names_the_actor_with_its_issuer():
+    ticket = Ticket("iam/aa", WHO._replace(actor=Actor("bot", "urn:x")), REQUEST, "", "", "")
+    stream = Stream("", 0, "", 0, 0, 0, 0, "", ticket.encode(), alive=True, filtered=False, age=0.0)
+
+    assert _about(stream).items() >= {"actor": "bot", "actor_issuer": "urn:x"}.items()
 
 
 @pytest.mark.parametrize("text", ["", "x", "e30", "!!!", TICKET.encode()[:-9], "W10"])

@@ -1,0 +1,63 @@
+"""How long a process's threads ran on a CPU and waited for a CPU, as the kernel tells (proc(5), `schedstat`).
+
+All threads count: the thread that answers may wait for the interpreter's lock, while the thread that holds it
+waits for a CPU. The kernel adds a wait when it is over. So if a thread could run now, or waits for swapped
+memory, then all its time since the last look that is not counted yet may be a wait. That a thread has run
+tells nothing: at a low priority it runs for a moment, and waits for seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+
+from iamroles_agent.control.slots import Scheduled
+
+Row = tuple[str, float, float, bool]
+"""A thread: its id, the seconds that it ran and waited, and whether it could run now."""
+
+
+class CpuTime:
+    """Looks at a process.
+
+    Args:
+        pid: the process.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._threads: dict[str, tuple[float, float, float]] = {}
+        """By id, of ended ones too: ran, waited, and the time before which all is counted or was slept."""
+
+    def look(self) -> Scheduled:
+        """Read the times. On a kernel without them, no process counts as stuck or starved."""
+        now = time.monotonic()
+        try:
+            return self.counted(now, _threads(self._pid))
+        except (OSError, ValueError):
+            return Scheduled(ran=now)
+
+    def counted(self, now: float, rows: Iterable[Row]) -> Scheduled:
+        """Count what the kernel tells at this monotonic time."""
+        waiting = 0.0
+        for tid, ran, waited, could_run in rows:
+            ran_then, waited_then, until = self._threads.get(tid, (ran, waited, now))
+            until = min(until + ran - ran_then + waited - waited_then, now) if could_run else now
+            self._threads[tid] = ran, waited, until
+            waiting += now - until
+        rans, waits, _ = zip(*self._threads.values(), strict=True)
+        return Scheduled(sum(rans), sum(waits), waiting)
+
+
+def _threads(pid: int) -> Iterator[Row]:
+    for tid in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - it is asked often
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            ran, waited = (int(word) / 1e9 for word in _read(pid, tid, "schedstat").split()[:2])
+            yield tid, ran, waited, _read(pid, tid, "stat").rpartition(b") ")[2][:1] in b"RD"
+
+
+def _read(pid: int, tid: str, name: str) -> bytes:
+    with open(f"/proc/{pid}/task/{tid}/{name}", "rb") as file:  # noqa: PTH123 - as above
+        return file.read()
