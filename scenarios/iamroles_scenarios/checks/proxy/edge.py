@@ -196,7 +196,7 @@ def presigned_in_path(target: Target) -> None:
         for more in ("", "&X-Amz-Security-Token=" + "FwoGZXIv" * 160):
             request = f"https://sts.eu-west-1.amazonaws.com/?X-Amz-Signature={'5e' * 32}{more}".encode()
             secret = urlsafe_b64encode(request).decode().rstrip("=")
-            begins = ("iam-sts-v1.", "iam-sts-v1%2E", "IAM-STS-V1%2e", "%69am%2Dsts-v1.")
+            begins = ("iam-sts-v1.", "iam-sts-v1%2E", "iam-sts-v1%2e", "%69am%2Dsts-v1.")
             targets = [f"/orders/{begin}{secret}" for begin in begins]
             _must_not_record(here, (secret[60:100],), *targets, f"/orders/a-{begins[0]}{secret}?x={secret}")
         _must_not_record(here, (secret[:_SHORT],), f"/orders/{begins[0]}{secret[:_SHORT]}")
