@@ -31,7 +31,8 @@ _MASTER = "m"
 """HAProxy's master CLI; short, as a Unix socket's path has 108 bytes at most."""
 LOOPBACK = "127.0.0.1"
 _OLDER = 3600.0
-"""Seconds before now at which every second file of a name was written, as a copy that keeps its time."""
+"""Seconds before now at which one of four files of a name was written, as a copy that keeps its time. The others
+follow each other within a second, if they are put so."""
 _ONE_PAGE = 4096
 """Bytes up to which every third TOML file of a name is written in place, if it is as long as the former."""
 
@@ -70,7 +71,7 @@ class AgentProcess:
         fresh.touch(0o600 if name.endswith(".key") else 0o666)
         content = text.encode(errors="surrogateescape")
         fresh.write_bytes(content)
-        written = time.time() - _OLDER * (self._written[name] % 2)
+        written = time.time() - _OLDER * (self._written[name] % 4 == 1)
         os.utime(fresh, (written, written))
         self._written[name] += 1
         place = (self._directory / name).resolve()
