@@ -31,8 +31,8 @@ _MASTER = "m"
 """HAProxy's master CLI; short, as a Unix socket's path has 108 bytes at most."""
 LOOPBACK = "127.0.0.1"
 _OLDER = 3600.0
-"""Seconds before now at which one of four files of a name was written, as a copy that keeps its time. The others
-follow each other within a second, if they are put so."""
+"""Seconds before now at which one of four files of a name was written, as a copy that keeps its time. The
+others may follow each other within a second."""
 _ONE_PAGE = 4096
 """Bytes up to which every third TOML file of a name is written in place, if it is as long as the former."""
 

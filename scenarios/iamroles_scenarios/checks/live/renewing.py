@@ -13,6 +13,7 @@ from iamroles_scenarios.base.polling import rest
 from iamroles_scenarios.checks.live import fixture
 from iamroles_scenarios.checks.live.fixture import AFTER, EVERY, FEW, UPLOAD, LiveBench, live_bench
 from iamroles_scenarios.checks.live.stream import Stream, StreamShape, expiry_of
+from iamroles_scenarios.checks.live.unlisted import PREAMBLES
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation
 from iamroles_scenarios.declarations.tables import ARN
@@ -120,6 +121,27 @@ def prolongs(target: Target) -> None:
             here.must_end_at(stream, last, "the end of the last credential that prolonged it")
         here.must_expire([long], "its token's end")
         outlive(here, early, math.inf, "a fresh credential was seen long before")
+
+
+@check("live.renew.address", "LIVE-RENEW-001", "LIVE-ADDRESS-001", features=FEATURES)
+def proxied(target: Target) -> None:
+    """Behind a load balancer that speaks the PROXY protocol a fresh credential prolongs as everywhere.
+
+    Clients by every form of an address; the fresh credential opens another stream.
+    """
+    with live_bench(target, "live.renew", WORLD, settings={"IAM_BIND": "accept-proxy"}) as here:
+
+        def opened(exp: int | str) -> list[Stream]:
+            credentials = {form: token(here, form, exp=exp) for form in PREAMBLES}
+            return [
+                here.open(fixture.IDLE_SOCKET, said, RENEWING, PREAMBLES[form])
+                for form, said in credentials.items()
+            ]
+
+        streams = opened(here.end(_LIFE))
+        opened("+15m")
+        here.in_time(streams[0].expires - _AHEAD, "questions with fresh credentials")
+        outlive(here, streams, math.inf, "a fresh credential was seen in time")
 
 
 @check("live.renew.elsewhere", "LIVE-RENEW-002", features=FEATURES)

@@ -12,7 +12,7 @@ from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.target import Target
 
 _DOWNLOAD, _INTERIM = StreamShape("download"), StreamShape("interim")
-_PREAMBLES = {
+PREAMBLES = {
     "IPv4": b"PROXY TCP4 192.0.2.9 192.0.2.1 40001 443\r\n",
     "IPv6": b"PROXY TCP6 2001:db8::9 2001:db8::1 40002 443\r\n",
     "IPv4 in IPv6": b"PROXY TCP6 ::ffff:192.0.2.9 ::1 40003 443\r\n",
@@ -36,14 +36,14 @@ def proxied(target: Target) -> None:
 
         def opened(sub: str, role: str) -> list[Stream]:
             token = here.token(exp="+15m", sub=sub, roles=[role])
-            return [here.open(IDLE_SOCKET, token, f"/live/{role}", said) for said in _PREAMBLES.values()]
+            return [here.open(IDLE_SOCKET, token, f"/live/{role}", said) for said in PREAMBLES.values()]
 
         lasting, revoked, policy = opened("ann", "reader"), opened("eve", "reader"), opened("bob", "writer")
         here.revoke(principals=["eve"])
         here.must_end(revoked, "its revocation")
         here.take_grant("L2", policy)
         token = here.token(exp=here.end())
-        here.must_expire([here.open(_DOWNLOAD, token, "/plain/a", said) for said in _PREAMBLES.values()])
+        here.must_expire([here.open(_DOWNLOAD, token, "/plain/a", said) for said in PREAMBLES.values()])
         here.must_last(lasting, "what ended others' streams")
 
 
