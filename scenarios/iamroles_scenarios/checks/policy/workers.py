@@ -151,14 +151,18 @@ def _waiting(here: Bench) -> Iterator[None]:
 
 @contextmanager
 def _world(
-    target: Target, owner: str, tables: Mapping[str, Any] | None = None, **keys: str
+    target: Target, owner: str, tables: Mapping[str, Any] | None = None, *, once: bool = False, **keys: str
 ) -> Iterator[Bench]:
-    """Lend a world in which everything may change, with more tables of a policy, and more of `keys`."""
+    """Lend a world in which everything may change, with more tables of a policy, and more of `keys`.
+
+    If `once`, credentials of STS count once.
+    """
     override = {"keys": {"refresh": "1s", "cooldown": "500ms", **keys}, **(tables or {})}
     if not target.lacks(["live"]):
         override["live"] = {"revocations": "revocations.toml"}
     if not target.lacks(["sts"]):
         about = {"endpoint": "{sts}", "binding_value": EDGE, "insecure_http": True, "recheck": "1s"}
+        about |= {"replay_cache": True} if once else {}
         override["sts"] = [{"name": "workers", "hosts": ["workers{suffix}.sts.example"], **about}]
     with bench(target, "orders", owner, own=True, flow="workers", **override) as here:
         if "live" in override:
@@ -287,6 +291,41 @@ def after_deaths(target: Target) -> str:
                 _must_answer(here, f"after {what}")
             _change_all(here, f"after {what}: ")
     return f"{number} deaths, {len(CHANGES)} kinds of change after each"
+
+
+@check("identity.sts.once", "STS-REPLAY-001", features={"oidc", "sts", "workers"}, long=True)
+def once(target: Target) -> None:
+    """A credential that counts once opens once: of two questions together, and after deaths.
+
+    The two come on one connection, while STS takes its time. Each process but the first is killed in turn.
+    """
+    with _world(target, "identity.sts.once", once=True) as here:
+        keys, ends, address = here.session(), count(100), here.world.agent.spop_address
+
+        def asked() -> dict[str, Any]:
+            return iam_check(here.credential(keys, expires=next(ends)), path="/orders/1")
+
+        def opens(question: dict[str, Any]) -> bool:
+            return decide(address, question, timeout=here.seconds(_WITHIN)).get("allow") is True
+
+        here.sts_fault("slow", seconds=here.seconds(_SLOW))
+        used = [asked()]
+        with Asker(address, timeout=here.seconds(_WITHIN)) as asker:
+            times = [one.get("allow") for one in asker.decide_many(used * 2)].count(True)
+        here.sts_clear()
+        if times > 1:
+            raise here.failed("two questions at once with a credential that counts once are allowed")
+        used *= times  # if it was not judged, it may be used again
+        for what, pid in _processes(here):
+            _must_answer(here, f"before the death of {what}")
+            end_process(pid)
+            _must_answer(here, f"after the death of {what}")
+            for _last in polls(here.seconds(_WITHIN)):
+                if opens(fresh := asked()):
+                    used.append(fresh)
+                    break
+            if any(map(opens, used)):
+                raise here.failed(f"after the death of {what} a credential counts twice")
 
 
 @check("identity.keys.deaths", "JWKS-OUTAGE-002", features={"oidc", "workers"})
