@@ -130,6 +130,7 @@ FAULTS = {
         ("walk_sixth", "Of the fifth walk, {} faults"),
         ("walk_seventh", "the sixth walk, {} faults"),
         ("walk_eighth", "Of the seventh walk, {} faults"),
+        ("walk_ninth", "Of the eighth walk, {} faults"),
     ],
 )
 def test_the_page_counts_the_faults_from_the_source_as_their_rows_do(walk, whole):

@@ -38,15 +38,15 @@ ROOMS = {
 ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 25_938,
-    "scenarios": 37_832,
+    "scenarios": 37_898,
     "conformance": 11_838,
     "loadtests": 4_962,
     "benchmarks": 4_272,
-    "tests": 36_294,
+    "tests": 36_295,
 }
 TRUSTED_LINES = 19_576
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 23_625
+DATA_LINES = 23_815
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""

@@ -2,8 +2,8 @@
 
 The mutants of the self-test were written beside the checks. These faults were written by a walk through the
 agent's source, file by file, without a look at the checks. Each replaces one text of a copy of `reference/`;
-the suite judges that copy on the stage of processes, until a check FAILs, or departs from the grade `strict`,
-which the agent keeps. The checks that prove the fault's clause are played first, then the families that
+the suite judges that copy on the stage of processes, until a check FAILs, warns of a SHOULD, or departs from the
+grade `strict`, which the agent keeps. The checks that prove the fault's clause are played first, then the families that
 `families` names, then all others. The TOML files beside this one have a row for each fault:
 
 - `id`, and `kind`, a few words that group faults; `title`, the fault as a clause.
@@ -95,7 +95,7 @@ def seen(fault, stage, turns):
                 continue
             with Run(spec, chosen, Options(), stage=stage, namespace=f"-{fault['id']}-{turn}") as run:
                 for check, result in run.in_budget(LONGEST):
-                    if result.verdict in (Verdict.FAIL, Verdict.DEPARTURE):
+                    if result.verdict in (Verdict.FAIL, Verdict.WARNING, Verdict.DEPARTURE):
                         return check.name, result.message
                     if result.verdict not in (Verdict.PASS, Verdict.NOT_APPLICABLE):
                         near.append(f"{result.verdict.value} {check.name}: {result.message[:200]}")
