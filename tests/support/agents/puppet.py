@@ -10,6 +10,7 @@ What it was asked goes to standard error as JSON. It follows SPEC.md section 8.
 
 import json
 import os
+import select
 import signal
 import socket
 import socketserver
@@ -71,6 +72,8 @@ class Handler(socketserver.StreamRequestHandler):
             LOST.add(text)
             if lost == "goodbye":
                 self.send(Frame(FrameType.AGENT_DISCONNECT, payload=GOODBYE))
+                # HAProxy 3.2 may not ask again if the end comes with the goodbye; 3.0 does not end it itself.
+                select.select([self.connection], [], [], 0.3)
             self.connection.shutdown(socket.SHUT_RDWR)
         elif not answer.get("_silent"):
             self.acknowledge(frame, answer)
