@@ -41,8 +41,8 @@ LINES = {
     "scenarios": 37_898,
     "conformance": 11_838,
     "loadtests": 4_962,
-    "benchmarks": 4_272,
-    "tests": 36_295,
+    "benchmarks": 4_273,
+    "tests": 36_298,
 }
 TRUSTED_LINES = 19_576
 """Of the agent: what an auditor must trust."""

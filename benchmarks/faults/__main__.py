@@ -1,10 +1,11 @@
 """Faults by a stranger's method: `python -m benchmarks.faults [FAULT…]`.
 
 The mutants of the self-test were written beside the checks. These faults were written by a walk through the
-agent's source, file by file, without a look at the checks. Each replaces one text of a copy of `reference/`;
-the suite judges that copy on the stage of processes, until a check FAILs, warns of a SHOULD, or departs from the
-grade `strict`, which the agent keeps. The checks that prove the fault's clause are played first, then the families that
-`families` names, then all others. The TOML files beside this one have a row for each fault:
+agent's source, file by file, without a look at the checks. Each replaces one text of a copy of
+`reference/`; the suite judges that copy on the stage of processes, until a check FAILs, warns of a SHOULD,
+or departs from the grade `strict`, which the agent keeps. The checks that prove the fault's clause are
+played first, then the families that `families` names, then all others. The TOML files beside this one have
+a row for each fault:
 
 - `id`, and `kind`, a few words that group faults; `title`, the fault as a clause.
 - `file` under reference/, and `old`, which stands there once, with `new` in its place.
