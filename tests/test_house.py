@@ -37,14 +37,14 @@ ROOMS = {
 }
 ARROWS = {"iamroles_agent": 40}
 LINES = {
-    "reference": 25_938,
+    "reference": 25_943,
     "scenarios": 37_898,
     "conformance": 11_838,
     "loadtests": 4_962,
     "benchmarks": 4_273,
-    "tests": 36_298,
+    "tests": 36_310,
 }
-TRUSTED_LINES = 19_576
+TRUSTED_LINES = 19_581
 """Of the agent: what an auditor must trust."""
 DATA_LINES = 23_815
 """Of TOML and JSON: code must not hide as data."""

@@ -27,28 +27,33 @@ class CpuTime:
     """
 
     def __init__(self, pid: int) -> None:
-        self._pid = pid
+        self._pid, self._at = pid, time.monotonic()
+        self._ran = self._waited = 0.0
+        """Of all threads that were ever seen."""
         self._threads: dict[str, tuple[float, float, float]] = {}
-        """By id, of ended ones too: ran, waited, and the time before which all is counted or was slept."""
+        """By id, at the last look: ran, waited, and the time before which all is counted or was slept."""
 
     def look(self) -> Scheduled:
-        """Read the times. On a kernel without them, no process counts as stuck or starved."""
+        """Read the times. Where that fails, or on a kernel without them, the process counts as running."""
         now = time.monotonic()
         try:
-            return self.counted(now, _threads(self._pid))
+            return self.counted(now, list(_threads(self._pid)))
         except (OSError, ValueError):
-            return Scheduled(ran=now)
+            self._ran, self._at = self._ran + now - self._at, now
+            return Scheduled(self._ran, self._waited)
 
     def counted(self, now: float, rows: Iterable[Row]) -> Scheduled:
         """Count what the kernel tells at this monotonic time."""
+        former, self._threads, self._at = self._threads, {}, now
         waiting = 0.0
         for tid, ran, waited, could_run in rows:
-            ran_then, waited_then, until = self._threads.get(tid, (ran, waited, now))
+            ran_then, waited_then, until = former.get(tid, (0.0, 0.0, now - ran - waited))
+            self._ran += ran - ran_then
+            self._waited += waited - waited_then
             until = min(until + ran - ran_then + waited - waited_then, now) if could_run else now
             self._threads[tid] = ran, waited, until
             waiting += now - until
-        rans, waits, _ = zip(*self._threads.values(), strict=True)
-        return Scheduled(sum(rans), sum(waits), waiting)
+        return Scheduled(self._ran, self._waited, waiting)
 
 
 def _threads(pid: int) -> Iterator[Row]:

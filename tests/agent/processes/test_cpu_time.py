@@ -2,6 +2,7 @@
 
 import os
 
+from iamroles_agent.processes import cpu_time
 from iamroles_agent.processes.cpu_time import CpuTime
 
 MAIN, HELPER = "1", "2"
@@ -36,6 +37,17 @@ def test_an_ended_thread_stays_counted():
     times.counted(0.0, [(MAIN, 1.0, 1.0, False), (HELPER, 2.0, 3.0, False)])
     seen = times.counted(1.0, [(MAIN, 1.5, 1.0, False)])
     assert (seen.ran, seen.waited) == (3.5, 4.0)
+
+
+def test_where_the_times_cannot_be_read_a_process_runs_and_does_not_wait(monkeypatch):
+    times = CpuTime(os.getpid())
+    before = times.look()
+    monkeypatch.setattr(cpu_time, "_threads", lambda _pid: (_ for _ in ()).throw(OSError("no descriptor")))
+    seen = [times.look() for _ in range(3)]
+    assert [one.since(before.waited) for one in seen] == [0.0, 0.0, 0.0]
+    assert before.ran < seen[0].ran < seen[1].ran < seen[2].ran
+    monkeypatch.undo()
+    assert times.look().ran >= seen[2].ran
 
 
 def test_a_real_process():
