@@ -76,6 +76,7 @@ mutant("fire.start-keys", "FIRE-IDENTITY-001", "forgets at its end the keys that
 
 _closed_until = 0.0
 _peers: set[Any] = set()
+_reloaded = 0.0
 
 
 @after(_Peer, "connection_made")
@@ -104,13 +105,22 @@ def late_policy(sound: Any, self: Any, policy: Any) -> None:
     asyncio.get_running_loop().call_later(0.5, sound, self, policy)
 
 
-@mutant("fire.reload-stalls", "FIRE-POLICY-003", "stands still for 1.5 s at a reload")
 @before(Gate, "replace")
-def reload_stalls(self: Any, policy: Any) -> None:
-    if policy is not self.policy:  # else the agent lost a key
-        time.sleep(1.5)
+def _stalls(self: Any, policy: Any) -> None:
+    global _reloaded  # noqa: PLW0603 - a mutant's memory
+    if policy is self.policy:  # the agent lost a key
+        return
+    loop = asyncio.get_running_loop()
+    former, _reloaded = _reloaded or loop.time(), loop.time()
+    for transport in [peer._transport for peer in _peers]:
+        if not transport.is_closing():
+            transport.pause_reading()
+            loop.call_later(0.75 * (_reloaded - former), transport.resume_reading)
 
 
+mutant("fire.reload-stalls", "FIRE-POLICY-003", "reads nothing at a reload, the longer the later it comes")(
+    _made, _stalls
+)
 mutant("fire.reload-restarts", "FIRE-POLICY-001", "closes its connections at a reload, takes none for 1.5 s")(
     _made, _restarts
 )
