@@ -107,7 +107,7 @@ def late_policy(sound: Any, self: Any, policy: Any) -> None:
 
 @before(Gate, "replace")
 def _stalls(self: Any, policy: Any) -> None:
-    global _reloaded  # noqa: PLW0603 - a mutant's memory
+    global _reloaded
     if policy is self.policy:  # the agent lost a key
         return
     loop = asyncio.get_running_loop()
