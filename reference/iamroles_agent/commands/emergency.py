@@ -36,7 +36,7 @@ class Settings:
             text = files.read(path, _MAX_BYTES).decode("utf-8")
             found = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
         except (OSError, ValueError, RecursionError) as error:
-            remedy = "Correct it; with `--file`, `iamroles revoke` does not need it"
+            remedy = "Correct it; `revoke --file` and `agent status --socket` do not need it"
             why = error.strerror if isinstance(error, OSError) else error
             raise ConfigError([Problem(str(path), "", f"cannot be read: {why}", remedy)]) from error
         self._path = path

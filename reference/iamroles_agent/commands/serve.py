@@ -16,9 +16,10 @@ from iamroles_agent.base.config import Config
 from iamroles_agent.base.errors import ConfigError, StartError
 from iamroles_agent.base.output import log_to_stderr
 from iamroles_agent.commands import status_text
+from iamroles_agent.commands.emergency import Settings
 from iamroles_agent.commands.shared import end, ends_if_unsound, policy_option
 from iamroles_agent.processes import local_socket
-from iamroles_agent.processes.agent import Agent, socket_of
+from iamroles_agent.processes.agent import SOCKET, Agent
 
 Config.model_rebuild()  # here, because a process that forks agents imports this once, and each agent reads
 STATE_DIR = "IAMROLES_STATE_DIR"
@@ -100,11 +101,13 @@ def status(config: Path | None, state_dir: Path | None, path: Path | None, *, as
     """Ask the running agent for the version in force, its workers, the ages of keys, and the audit.
 
     Exit status: 0 if all workers serve the version in force and can decide, and HAProxy answers for its open
-    streams; 1 if not, 3 without an answer.
+    streams; 1 if not, 2 if CONFIG is neither TOML nor JSON, 3 without an answer.
     """
-    if path is None and (config is not None or state_dir is not None):
+    if path is None and state_dir is not None:
+        path = state_dir / SOCKET
+    elif path is None and config is not None:
         with ends_if_unsound():
-            path = socket_of(config or Path(), state_dir)
+            path = Settings(config).socket
     if path is None:
         raise click.UsageError(
             "say which agent: --config with agent.state_dir or agent.control_socket in it, --state-dir, "

@@ -254,20 +254,6 @@ def _beside(path: Path, name: str | None) -> Path | None:
     return None if name is None else path.parent / name
 
 
-def socket_of(path: Path, state_dir: Path | None = None) -> Path | None:
-    """The path at which the agent of a configuration answers; None if it does not.
-
-    Raises:
-        ConfigError: the configuration cannot be read.
-    """
-    if state_dir is None:
-        settings = load(path).agent
-        if settings.control_socket is not None:
-            return path.parent / settings.control_socket
-        state_dir = _beside(path, settings.state_dir)
-    return None if state_dir is None else state_dir / SOCKET
-
-
 def _opened(directory: Path | None, lock: int | None = None) -> tuple[Store | None, Restored | None]:
     if directory is None:
         return None, None

@@ -34,7 +34,7 @@ def refused(path):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_it_says_where_it_serves_reloads_unless_the_file_is_bad_and_drains(tmp_path, workers):
-    settings = {"listen": "127.0.0.1:0", "workers": workers}
+    settings = {"listen": "127.0.0.1:0", "workers": workers, "control_socket": "a.sock"}
     path = write(tmp_path / "world.json", agent=settings)
     with running(path) as (agent, ready):
         assert ready["workers"] == workers
@@ -43,6 +43,8 @@ def test_it_says_where_it_serves_reloads_unless_the_file_is_bad_and_drains(tmp_p
         first = agent.reload()
         write(path, grants=[grant("R1", "reader", "GET", "/orders", "nowhere")], agent=settings)
         bad = agent.reload()
+        asked = iamroles("agent", "status", "--config", path)
+        assert (asked.returncode, first["policy"] in asked.stdout) == (0, True), asked
         write(path, grants=[], agent=settings)
         second = agent.reload()
         assert (first["reloaded"], bad["reloaded"], second["reloaded"]) == (True, False, True)
