@@ -287,7 +287,11 @@ def write(path: Path, revocations: Revocations) -> None:
             members[key] = datetime.fromtimestamp(members[key], UTC).isoformat()
         lines = [f"{key} = {_toml(value)}" for key, value in members.items()]
         blocks.append("[[revocations]]\n" + "\n".join(lines) + "\n")
-    content = "\n".join(blocks).encode()
+    try:
+        content = "\n".join(blocks).encode()
+    except UnicodeEncodeError as error:  # an argument of the command keeps such bytes as surrogates
+        what = f"would hold {error.object[error.start]!r}, which is not UTF-8"
+        raise _wrong(path, what, "Give the reason, id and names in UTF-8") from error
     if len(content) > MAX_BYTES:
         raise _wrong(path, f"would be larger than {MAX_BYTES >> 20} MiB", "Undo some; keep reasons short")
     files.write(path, content)

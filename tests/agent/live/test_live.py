@@ -412,6 +412,7 @@ def test_revoke_add_list_undo(tmp_path):
     ran("revoke add --role staff --issued-before now --id a --reason stolen --config", world)
     ran("revoke add --id b --config", world, code=2)
     ran("revoke add --principal p --id a --config", world, code=2)
+    assert "not UTF-8" in ran("revoke add --principal p --reason \udce9 --config", world, code=2).output
     listed = [json.loads(line) for line in said("revoke list --config", world).splitlines()]
     assert [(row["id"], row["roles"], row["reason"]) for row in listed] == [("a", ["staff"], "stolen")]
     ran("revoke undo b --config", world, code=2)
