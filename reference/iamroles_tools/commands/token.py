@@ -210,13 +210,14 @@ def mint_command(
     try:
         key, key_kid = load_private_key(key_file)
         recipe = table(recipe_file, "a recipe", toml=recipe_file.suffix != ".json") if recipe_file else {}
-        claims = dict(recipe.get("claims") or {})
-        claims |= dict(map(_read_change, changes))
+        given = recipe.get("claims", {})
+        claims = dict(map(_read_change, changes))
         bound = {} if bind is None else {"jkt": thumbprint_of(load_private_key(bind)[0])}
         bound |= {} if certificate is None else {"x5t#S256": certificate_thumbprint(certificate)}
         claims |= {"cnf": bound} if bound else {}
         claims |= {} if act is None else {"act": act_claim(act)}
-        recipe |= {"claims": claims} | ({"alg": alg} if alg else {}) | ({"kid": kid} if kid else {})
+        recipe["claims"] = given | claims if isinstance(given, dict) else given  # which `mint` refuses
+        recipe |= ({"alg": alg} if alg else {}) | ({"kid": kid} if kid else {})
         if print_jwks:
             chosen = recipe.get("alg", default_algorithm(key))
             click.echo(json.dumps({"keys": [public_jwk(key, recipe.get("kid", key_kid), chosen)]}))

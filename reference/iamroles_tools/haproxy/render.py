@@ -263,7 +263,7 @@ def agent_tls(settings: Settings, agent: str) -> str:
 def _address(agent: str, chroot: str | None) -> str:
     """Return an address in HAProxy's words, as it sees that from inside its chroot."""
     path = agent.removeprefix("unix:")
-    if path != agent and chroot is not None:
+    if path != agent and chroot:
         path = f"/{Path(path).relative_to(chroot)}"
     return agent if path == agent else f"unix@{path}"
 

@@ -144,14 +144,14 @@ def mint(recipe: dict[str, Any], key: PrivateKey, kid: str | None, now: int) -> 
     if not isinstance(claims, dict) or not isinstance(header, dict):
         raise RecipeError("`claims` and `header` are tables")
     alg = recipe.get("alg", default_algorithm(key))
-    if alg not in ALGORITHMS:
+    if alg not in tuple(ALGORITHMS):  # a recipe may hold a list, which has no hash
         raise RecipeError(f"alg {alg!r} is not one of {', '.join(ALGORITHMS)}")
     timed: dict[str, Any] = {"iat": now, "exp": now + 300} | claims
     payload = {name: _absolute(name, value, now) for name, value in timed.items()}
     kid = recipe.get("kid", kid)
     members = {"typ": recipe.get("typ", "JWT")} | ({"kid": kid} if kid else {}) | header
-    body = json.dumps(payload, separators=(",", ":")).encode()
     try:
+        body = json.dumps(payload, separators=(",", ":")).encode()
         return _SIGNER.encode(body, key, alg, headers=members)
     except (jwt.PyJWTError, ValueError, TypeError, AttributeError):
-        raise RecipeError(f"the key does not fit {alg}, or the header cannot be signed") from None
+        raise RecipeError(f"the key does not fit {alg}, or header or claims hold what JSON cannot") from None

@@ -194,6 +194,7 @@ def test_a_section_for_each_backend_and_a_server_for_each_address(tmp_path):
             for text in ("0", "00ms")
         ),
         (("--agent", "unix:/run/a.sock", "--chroot", "/var/lib/ha"), None, ("/run/a.sock is not below",)),
+        (("--agent", "unix:/run/a.sock", "--chroot", ""), None, ("--chroot: '' cannot stand",)),
         *(
             (("--agent", f"unix:/var{path}", "--chroot", "/var"), None, (f"/var{path} is not below /var,",))
             for path in ("", "/", "/../a", "/a/../../b")

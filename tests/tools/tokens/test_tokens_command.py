@@ -162,11 +162,18 @@ def test_inspect_does_not_let_a_token_drive_the_terminal(folder):
         ("mint --key ES256.pem --alg RS256", "does not fit"),
         ("mint --key ES256.pem --recipe ES256.pem", "ES256.pem"),
         ("mint --key ES256.pem --recipe policy.toml", "unknown recipe keys"),
+        *((f"mint --key ES256.pem --recipe claims-{n}.json --claim a=b", "are tables") for n in range(4)),
+        ("mint --key ES256.pem --recipe alg.json", "alg ['x'] is not one of"),
+        ("mint --key ES256.pem --recipe date.toml", "what JSON cannot"),
     ],
 )
 def test_bad_input_is_one_clear_sentence_and_exit_2(folder, arguments, expected, monkeypatch):
     monkeypatch.chdir(folder)
     (folder / "policy.toml").write_text("version = 1\n")
+    for number, claims in enumerate((5, "abc", [1], None)):
+        (folder / f"claims-{number}.json").write_text(json.dumps({"claims": claims}))
+    (folder / "alg.json").write_text('{"alg": ["x"]}')
+    (folder / "date.toml").write_text("[claims]\nexp = 2026-01-01")
     shown = said(f"token {arguments}", code=2)
 
     assert expected in shown
