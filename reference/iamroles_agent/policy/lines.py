@@ -7,18 +7,21 @@ not known, the line of the enclosing table stands for it.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 
 Lines = dict[str, int]
 """Dotted key with list indices, e.g. `grants[2].backend` -> 1-based line."""
 
-_HEADER = re.compile(r"\s*(\[\[?)\s*((?:[A-Za-z0-9_-]++|\"[^\"]*\"|'[^']*'|\s*\.\s*)+)\s*\]\]?\s*(?:#.*)?$")
+_HEADER = re.compile(r"\s*(\[\[?)\s*((?:[A-Za-z0-9_-]++|\"[^\"]*\"|'[^']*'|\s*\.\s*)+)\s*\]\]?\s*$")
 _KEY = re.compile(
     r"\s*((?:[A-Za-z0-9_-]+|\"[^\"]*\"|'[^']*')(?:\s*\.\s*(?:[A-Za-z0-9_-]+|\"[^\"]*\"))*)\s*=(.*)$"
 )
 _PART = re.compile(r"[A-Za-z0-9_-]+|\"[^\"]*\"|'[^']*'")
-_TOML_NOISE = re.compile(r'"(?:\\.|[^"\\])*"|\'[^\']*\'|#.*$')
+_STRING = r'"(?:\\.|[^"\\])*"|' + r"'[^']*'"
+_SPREAD = r'"{3}(?:[^"\\]++|\\.|"{1,2}(?!"))*+"{3,5}|' + r"'{3}(?:[^']++|'{1,2}(?!'))*+'{3,5}"
+_TOML_NOISE = re.compile(rf"{_SPREAD}|({_STRING})|#[^\n]*", re.DOTALL)
 
 
 def line_of(lines: Lines, key: str) -> int | None:
@@ -36,12 +39,9 @@ def toml_lines(text: str) -> Lines:
     counts: dict[str, int] = {}
     prefix = ""
     depth = 0
-    quote = ""
-    for number, line in enumerate(text.splitlines(), 1):
-        if quote:  # inside a multi-line string
-            if quote in line:
-                quote = ""
-            continue
+    # Comments and strings of several lines go, and their line breaks stay.
+    text = _TOML_NOISE.sub(lambda noise: noise[1] or "\n" * noise[0].count("\n"), text)
+    for number, line in enumerate(text.split("\n"), 1):
         if depth == 0 and (match := _HEADER.match(line)):
             prefix = _table(_names(match[2]), match[1] == "[[", counts)
             lines.setdefault(prefix, number)
@@ -51,13 +51,8 @@ def toml_lines(text: str) -> Lines:
             key = ".".join(_names(match[1]))
             lines.setdefault(f"{prefix}.{key}" if prefix else key, number)
             value = match[2]
-        for opening in ('"""', "'''"):
-            if value.count(opening) % 2:
-                quote = opening
-                break
-        else:
-            bare = _TOML_NOISE.sub("", value)
-            depth += bare.count("[") + bare.count("{") - bare.count("]") - bare.count("}")
+        bare = re.sub(_STRING, "", value)
+        depth += bare.count("[") + bare.count("{") - bare.count("]") - bare.count("}")
     return lines
 
 
@@ -96,7 +91,7 @@ def json_lines(text: str) -> tuple[Lines, list[tuple[str, int]]]:
     for token, number, following in _tokens(text):
         in_object = bool(stack) and stack[-1][1] is None
         if in_object and following == ":":
-            name = _child(stack[-1][0], token[1:-1])
+            name = _child(stack[-1][0], json.loads(token))
             if name in stack[-1][2]:
                 twice.append((name, number))
             stack[-1][2].add(name)
