@@ -355,8 +355,13 @@ def _granting(named: list[bool], side: _Side, one: int, two: int) -> str:
     for name, roles, is_named in zip(("the role", "the companion"), (one, two), named, strict=True):
         if is_named:
             limit = side.lifetimes[next(bits(roles))]
-            words.append(name + (f" (at most {limit:g}s)" if limit is not None else ""))
+            words.append(name + (f" (at most {_duration(limit)})" if limit is not None else ""))
     return " and ".join(words)
+
+
+def _duration(seconds: float) -> str:
+    """Write all digits: every change must show."""
+    return f"{seconds!r}s".replace(".0s", "s")
 
 
 def _same_lifetime(old: _Side, new: _Side) -> list[int]:
@@ -421,7 +426,7 @@ def _role_settings(config: Config) -> dict[str, str]:
             key = f"roles[{RoleArn.parse(arn)}]"
             found[f"{key}.name"] = json.dumps(role.name)
             if role.max_lifetime is not None:
-                found[f"{key}.max_lifetime"] = f"{role.max_lifetime:g}s"
+                found[f"{key}.max_lifetime"] = _duration(role.max_lifetime)
     return found
 
 
@@ -440,5 +445,5 @@ def _flat(value: Any, key: str = "") -> dict[str, str]:  # noqa: ANN401 - JSON
     if isinstance(value, list) and not key.endswith("_claim"):
         value = sorted(value)
     if isinstance(value, float):  # every float of the models is a duration
-        return {key: f"{value:g}s"}
+        return {key: _duration(value)}
     return {key: json.dumps(value)}

@@ -247,7 +247,7 @@ def test_every_method_and_source_of_a_change_is_printed():
 
 def test_a_session_that_another_grant_lengthens_is_told():
     roles = [{"name": n, "arn": worlds.ARNS[n], **extra} for n, extra in
-             (("r0", {"max_lifetime": "60s"}), ("r1", {}))]  # fmt: skip
+             (("r0", {"max_lifetime": "2592005s"}), ("r1", {}))]  # fmt: skip
     first = {**GET, "id": "g1"}
     second = {**GET, "id": "g0", "roles": ["r1"]}
     old = policy(first, roles=roles, multi_role="union")
@@ -255,7 +255,7 @@ def test_a_session_that_another_grant_lengthens_is_told():
 
     [change] = diff(old, new).regranted
     assert {*change.roles, *change.companions} == {worlds.ARNS["r0"], worlds.ARNS["r1"]}
-    assert {change.was, change.now} & {"the role (at most 60s)", "the companion (at most 60s)"}
+    assert {change.was, change.now} & {"the role (at most 2592005s)", "the companion (at most 2592005s)"}
 
 
 def test_names_are_told_by_arn():
@@ -338,6 +338,7 @@ STRONG_AND_WEAK = [
     ("agent.listen", "unix:/run/iamroles/agent.sock", ["unix:/run/iamroles/agent.sock", "127.0.0.1:9901"]),
     *(("agent.listen", ["unix:/run/a.sock", "unix:/run/b.sock"], None), ("agent.state_dir", "state", None)),
     *(("live.master_socket", "/run/master.sock", None), ("limits.max_lifetime", "1h", None)),
+    ("limits.max_lifetime", "30d", "2592005s"),
     *((f"dpop.{name}", *values) for name, values in PROOFS.items()),
 ]
 
