@@ -100,7 +100,7 @@ class AgentSettings(Model):
     max_connections: int = Field(default=4096, ge=1)
     """SPOP connections of a worker at a time. Another takes the place of the longest idle, or is closed at
     once if none is idle."""
-    handshake_timeout: Duration = 5.0
+    handshake_timeout: Duration = Field(default=5.0, gt=0.0)
     """How long a connection may take until its HELLO."""
     idle_timeout: Duration = Field(default=600.0, gt=0.0)
     """A connection on which nothing was asked for this long is ended. Longer than HAProxy's own `timeout
@@ -116,7 +116,7 @@ class AgentSettings(Model):
     control_socket: str | None = None
     """Path of the local socket that `iamroles agent status` asks; left out: `agent.sock` in `state_dir`.
     Relative to this file."""
-    decision_timeout: Duration = 10.0
+    decision_timeout: Duration = Field(default=10.0, gt=0.0)
     """A decision that takes longer is answered `internal_error`."""
     shadow_policy: str | None = None
     """Another policy file, relative to this one: its different decisions are recorded, never enforced."""
@@ -280,7 +280,7 @@ class Sts(Model):
     """AWS accounts whose roles are accepted; none listed: any."""
     insecure_http: bool = False
     """Permit http, for tests."""
-    timeout: Duration = 10.0
+    timeout: Duration = Field(default=10.0, gt=0.0)
     """How long one call may take."""
     recheck: Duration = Field(default=60.0, gt=0.0)
     """How long an answer is believed before STS is asked again: STS does not say when the caller's own

@@ -162,7 +162,6 @@ def _issuer(key: str, issuer: config.Issuer) -> Iterator[Fault]:
         (not issuer.algorithms, "algorithms", "is empty", 'Pin what the issuer signs with, e.g. ["RS256"]'),
         (not issuer.types, "types", no_types, 'Leave it out, or ["at+jwt"]'),
         (issuer.max_lifetime <= 0, "max_lifetime", "is not above zero", 'Write a duration such as "1h"'),
-        (issuer.leeway < 0, "leeway", "is below zero", 'Write a duration from "0s" to "60s"'),
     )
     for index, algorithm in enumerate(issuer.algorithms):
         if algorithm not in ALGORITHMS:
