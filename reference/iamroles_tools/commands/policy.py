@@ -163,6 +163,8 @@ def explain(  # noqa: PLR0917 - click passes them by name
     if "://" in target:
         bad_input(f"TARGET is a path, or a host and a path: leave {target.partition('://')[0]}:// out")
     act = {} if actor is None else {"act": act_claim(actor)}
+    if (issuer or at is not None) if claims is None else (roles or preferred or scopes):
+        bad_input("--issuer and --at go with --claims; --role, --preferred and --scope go without it")
     host, slash, path = target.partition("?")[0].partition("/")
     now: float | None = None
     assumed: list[str] = []

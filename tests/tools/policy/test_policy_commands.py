@@ -152,9 +152,16 @@ def test_explain_names_what_is_wrong():
     assert "leave https:// out" in explained("GET https://host/a --role reader", code=2)
 
 
-@pytest.mark.parametrize("about", ["--role nobody", "--role reader --src ten"])
-def test_explain_bad_input(about):
-    explained(f"GET /x {about}", code=2)
+@pytest.mark.parametrize(
+    ("about", "words"),
+    [
+        *(("--role nobody", "nobody"), ("--role reader --src ten", "ten")),
+        *(("--issuer a", "go with"), ("--role reader --at 0", "go with")),
+        *((f"--claims c.json --{name} x", "go without") for name in ("role", "scope", "preferred")),
+    ],
+)
+def test_explain_bad_input(about, words):
+    assert words in explained(f"GET /x {about}", code=2)
 
 
 def test_diff_gates_until_exactly_these_differences_are_acknowledged(opened):
