@@ -22,7 +22,7 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 COLUMNS = (
     "time", "verdict", "principal", "role", "method", "host", "path", "backend", "rule", "reason", "src",
-    "actor", "mcp_method", "mcp_name",
+    "actor", "mcp_method", "mcp_name", "cause",
 )  # fmt: skip
 """Fields of a CSV row, in this order."""
 
@@ -50,10 +50,9 @@ class Query:
 
     def matches(self, record: dict[str, Any]) -> bool:
         """Return whether a record meets all conditions; a cut stream is found like a decision."""
-        if record.get("event") == "cut":
-            record = {**record.get("about", {}), **record, "kind": "termination"}
+        kind, record = record.get("kind"), flat(record)
         return (
-            record.get("kind") in self.kinds
+            not self.kinds.isdisjoint((kind, record.get("kind")))
             and (not self.verdict or record.get("verdict") == self.verdict)
             and (not self.reason or record.get("reason") == self.reason)
             and (not self.cause or self.cause in (record.get("cause"), record.get("proxy", {}).get("cause")))
@@ -82,6 +81,13 @@ class Query:
         except ValueError:
             return False
         return (self.since is None or time >= self.since) and (self.until is None or time < self.until)
+
+
+def flat(record: dict[str, Any]) -> dict[str, Any]:
+    """Return the record of a cut stream as one of kind `termination`, its facts as fields of a decision."""
+    if record.get("event") != "cut":
+        return record
+    return {**record.get("about", {}), **record, "kind": "termination", "verdict": "cut"}
 
 
 def moment(text: str, now: datetime | None = None) -> datetime:
@@ -144,7 +150,7 @@ def search(
 
 def table(records: Iterable[dict[str, Any]]) -> Iterator[str]:
     """Yield a line for people for each record: time, verdict, principal, role, request, backend, reason."""
-    for record in records:
+    for record in map(flat, records):
         kind = record.get("kind", "")
         by = f" by {record['actor']}" if record.get("actor") else ""
         if kind == "termination":
@@ -173,7 +179,9 @@ def table(records: Iterable[dict[str, Any]]) -> Iterator[str]:
 
 def rows(records: Iterable[dict[str, Any]]) -> Iterator[str]:
     """Yield CSV with a header line."""
-    cells = ([_harmless(visible(str(record.get(name, "")))) for name in COLUMNS] for record in records)
+    cells = (
+        [_harmless(visible(str(record.get(name, "")))) for name in COLUMNS] for record in map(flat, records)
+    )
     for row in chain([COLUMNS], cells):
         buffer = io.StringIO()
         csv.writer(buffer, lineterminator="").writerow(row)
@@ -182,18 +190,18 @@ def rows(records: Iterable[dict[str, Any]]) -> Iterator[str]:
 
 def _harmless(cell: str) -> str:
     # A spreadsheet runs a cell that begins like a formula; the client chooses the path and the principal.
-    return "'" + cell if cell[:1] in "=+-@\t\r" else cell
+    return "'" + cell if cell.startswith(("=", "+", "-", "@")) else cell
 
 
 def summary(records: Iterable[dict[str, Any]]) -> Iterator[str]:
     """Yield who used which role for what, how often, first and last; the most frequent first."""
     groups: dict[tuple[str, ...], list[Any]] = {}
-    for record in records:
+    for record in map(flat, records):
         key = (
             record.get("principal") or "-",
             record.get("role", "").rpartition("/")[2] or "-",
             record.get("verdict") or record.get("kind", ""),
-            record.get("reason") or record.get("rule") or record.get("cause") or record.get("event") or "",
+            record.get("reason") or record.get("cause") or record.get("rule") or record.get("event") or "",
             record.get("backend") or "-",
         )
         group = groups.setdefault(key, [0, record["time"], record["time"]])

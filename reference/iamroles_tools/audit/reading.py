@@ -135,11 +135,12 @@ _KEPT = 1 << 16
 
 def _well_typed(record: Record) -> bool:
     """Return whether the fields that are searched and shown have the types that the agent writes."""
-    if not isinstance(about := record.get("about", {}), dict) or "proxy" in record:
+    if not isinstance(about := record.get("about", {}), dict):
         return False
     record = about | record
     return (
-        all(isinstance(record.get(name, ""), str) for name in _TEXTS)
+        "proxy" not in record
+        and all(isinstance(record.get(name, ""), str) for name in _TEXTS)
         and all(isinstance(text, str) for name in _LISTS for text in _listed(record.get(name, [])))
         and type(record.get("use", 0)) is int
     )

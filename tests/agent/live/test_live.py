@@ -24,7 +24,6 @@ from iamroles_agent.live.ticket import MAX_BYTES, Ticket, TicketError
 from iamroles_agent.processes.cutting import _about
 from iamroles_agent.tokens.grounds import ground, key_ground, lost, token_grounds
 from iamroles_agent.tokens.keys import Key
-from iamroles_tools.audit.query import Query
 
 READER = RoleArn("aws", "1" * 12, "reader")
 ABOUT = {"issued_at": 1000, "credential": "sha256:00", "key_id": "k1", "grounds": ("iss:0",)}
@@ -496,14 +495,6 @@ def test_it_is_said_that_no_sts_credential_is_spared(tmp_path, issuers, policy, 
     done = ran(line, tmp_path / "w", "--file", tmp_path / "r.toml")
 
     assert ("aws:TokenIssueTime" in done.output) is warned
-
-
-def test_a_cut_is_found_by_cause_and_person():
-    about = {"cause": "revoked", "principal": "alice", "role": str(READER)}
-    record = {"kind": "event", "event": "cut", "time": "2026-01-01T00:00:00Z", "about": about}
-
-    assert Query(cause="revoked", who="al*", role="reader").matches(record)
-    assert not Query(cause="expired").matches(record)
 
 
 # --- what a credential rests on

@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 from datetime import UTC, datetime
+from ipaddress import ip_address
 
 import pytest
 from audit_support import ASKED, decided, lines, opened, written
@@ -11,14 +12,29 @@ from invoking import ran, said
 from tokens_support import Clock
 from waiting import until
 
-from iamroles_agent.audit.record import members, prepare
-from iamroles_agent.base.identity import Decision
+from iamroles_agent.audit.record import prepare
+from iamroles_agent.base.identity import Decision, Identity, Request
 from iamroles_agent.base.reasons import Reason
+from iamroles_agent.live.console import Stream
+from iamroles_agent.live.judge import EXPIRED
+from iamroles_agent.live.proxy_worker import Cut
+from iamroles_agent.live.ticket import Ticket
+from iamroles_agent.processes import cutting
 from iamroles_tools.audit.query import moment
 
 READER = "arn:aws:iam::111122223333:role/reader"
 WRITER = "arn:aws:iam::111122223333:role/writer"
 HOUR = 1772366400  # 2026-03-01T12:00:00Z
+
+
+def cut(log, request_id, principal, role):
+    """Record a stream that was cut, as worker 0 does."""
+    request = Request("GET", "shop", "/live", ip_address("192.0.2.7"))
+    ticket = Ticket(
+        "iam/aa", Identity("corp", principal, "s-1", (), 2000), request, role, "rw", "R2"
+    ).encode()
+    stream = Stream("", 7, "192.0.2.7", 1, 0, 2000, 2000, request_id, ticket, False, True, 0.0)
+    cutting.record(log, Cut(stream, EXPIRED, "", due=2000.0, done=2000.1, by="filter"))
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +53,7 @@ def log(tmp_path_factory):
     for number, (decision, path_asked) in enumerate(decisions):
         decided(audit, f"r{number}", decision, host="shop", path=path_asked)
         clock.now += 600
-    who = {"principal": "bob", "role": WRITER, "backend": "rw", "src": "192.0.2.7"}
-    audit._note(members({"kind": "termination", "cause": "token_expired", **who}), ("r1", 1, None))
+    cut(audit, "r1", "bob", WRITER)
     audit.close()
     return path
 
@@ -58,6 +73,7 @@ def asked(log, *arguments):
         (("--request", "r2"), ["r2"]),
         (("--since", "2026-03-01T12:10:00Z", "--until", "2026-03-01T12:30:00Z"), ["r1", "r2"]),
         (("--since", "2026-03-01", "--until", "2026-03-01T14:05:00+02:00"), ["r0"]),
+        *(((*more, "--who", "b*", "--cause", "expired"), ["r1"]) for more in ((), ("--kind", "event"))),
         *((("--kind", "termination"), ["r1"]), (("--who", "alice", "--verdict", "deny"), ["r2"])),
     ],
 )
@@ -73,7 +89,7 @@ def test_table_is_for_people(log):
     )
     assert "DENY" in shown[3]
     assert shown[3].endswith("token_expired (two minutes ago)")
-    assert "CUT    bob as writer" in shown[6]
+    assert shown[6].endswith("CUT    bob as writer from 192.0.2.7  connection cut: expired -> rw  R2")
 
 
 def test_a_path_has_no_power_over_the_terminal(log):
@@ -84,13 +100,22 @@ def test_a_path_has_no_power_over_the_terminal(log):
 def test_csv_holds_no_formula(log):
     [found] = csv.DictReader(said("audit query --format csv --who =*", log).splitlines())
 
-    assert found["principal"] == "'=cmd()"
+    assert (found["principal"], found["reason"], found["actor"]) == ("'=cmd()", "no_grant", "")
+
+
+def test_a_cut_stream_has_a_row_like_a_decision(log):
+    [found] = csv.DictReader(said("audit query --format csv --kind termination", log).splitlines())
+
+    about = {"verdict": "cut", "principal": "bob", "role": WRITER, "path": "/live", "cause": "expired"}
+    assert {name: found[name] for name in about} == about
 
 
 def test_summary_counts(log):
     shown = said("audit query --format summary --reason no_grant", log).splitlines()
 
     assert shown[1].split()[:4] == ["1", "deny", "alice", "as"]
+    [shown] = said("audit query --format summary --kind termination", log).splitlines()
+    assert shown.split()[1:6] == ["cut", "bob", "as", "writer", "expired"]
 
 
 @pytest.fixture
@@ -138,7 +163,8 @@ def test_a_use_whose_verdict_is_not_given_is_told(tmp_path):
     "forged",
     [
         *({"seq": 9, "use": 9}, {"time": "2026-03-01T12:00:00"}, {"proxy": "x"}, {"about": {"path": 5}}),
-        *({"event": "cut", "about": {"roles": 5}}, {"path": 5}, {"kind": "gap", "detail": "\x07"}),
+        *({"event": "cut", "about": {wrong: 5}} for wrong in ("roles", "proxy")),
+        *({"path": 5}, {"kind": "gap", "detail": "\x07"}),
     ],
 )
 def test_a_forged_line_does_not_stop_the_search(log, tmp_path, forged):
