@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable
+from operator import itemgetter
 from pathlib import Path
 
 from iamroles_agent.audit.chain import SEALED, Tree, seq_of
@@ -15,7 +16,7 @@ from iamroles_tools.audit.checkpoint import (
     witness_request,
 )
 from iamroles_tools.audit.merkle import KnownTree
-from iamroles_tools.audit.reading import Owner, in_order, lines_of, parsed
+from iamroles_tools.audit.reading import Owner, Record, in_order, lines_of, parsed
 from iamroles_tools.audit.verify import EVERYWHERE, Proof, Span
 
 
@@ -68,6 +69,10 @@ def for_witness(span: Span, former: Checkpoint | None, note: str) -> str:
     return witness_request(size, KnownTree(span.base or Tree(), span.entries).path_from(size), note)
 
 
+def _is_of(checkpoint: Checkpoint, owner: Owner) -> bool:
+    return checkpoint.origin.rpartition("/")[2] == origin_of("", owner)[1:]
+
+
 def _check(span: Span, origin: str, checkpoint: Checkpoint) -> None:
     if checkpoint.origin != origin:
         raise CheckpointError(f"the checkpoint is of {checkpoint.origin}, not of {origin}")
@@ -84,7 +89,7 @@ def check(proof: Proof, checkpoints: Iterable[Checkpoint]) -> None:
     """
     left = list(checkpoints)
     for owner, span in owners(proof).items():
-        own = [one for one in left if one.origin.rpartition("/")[2] == origin_of("", owner)[1:]]
+        own = [one for one in left if _is_of(one, owner)]
         left = [one for one in left if one not in own]
         if not own:
             proof.found(EVERYWHERE, 0, f"no checkpoint for {span.name}: its log may be foreign")
@@ -100,19 +105,24 @@ def check(proof: Proof, checkpoints: Iterable[Checkpoint]) -> None:
 
 
 def find(paths: Iterable[Path], *, request: str) -> list[tuple[Owner, int]]:
-    """Find the records of a request's decision: first the full record of its verdict, if it is another one.
+    """Find the records of a request's last decision: the full record of its verdict, then its own short line.
+
+    A request may have two decisions, of which the later was answered.
 
     Raises:
-        CheckpointError: the request is unknown.
+        CheckpointError: no decision on the request is in the files.
     """
     mark = f'"request":"{request}"'.encode()
+    found: list[tuple[str, int, Owner, Record]] = []
     for log, line in lines_of(in_order(paths)):
         if mark not in line or log.owner is None or (record := parsed(line)) is None:
             continue
-        if record.get("request") == request:
-            numbers = [record["use"]] if "use" in record else []
-            return [(log.owner, number) for number in (*numbers, record["seq"])]
-    raise CheckpointError(f"no record of request {request} in these files")
+        if record.get("request") == request and ("use" in record or record.get("kind") == "decision"):
+            found.append((record["time"], record["seq"], log.owner, record))
+    if not found:
+        raise CheckpointError(f"no decision on request {request} in these files")
+    *_, owner, record = max(found, key=itemgetter(0, 1))
+    return [(owner, record[name]) for name in ("use", "seq") if name in record]
 
 
 def prove(paths: Iterable[Path], proof: Proof, owner: Owner, seq: int, note: str) -> str:
@@ -124,6 +134,10 @@ def prove(paths: Iterable[Path], proof: Proof, owner: Owner, seq: int, note: str
         CheckpointError: the record is not in it.
     """
     span, checkpoint = owners(proof)[owner], Checkpoint.parse(note)
+    if not _is_of(checkpoint, owner):
+        raise CheckpointError(
+            f"record {seq} is in the log of {span.name}: give its checkpoint, not that of {checkpoint.origin}"
+        )
     _check(span, checkpoint.origin, checkpoint)
     at, base = bisect_left(span.ends, seq), span.base or Tree()
     if at >= checkpoint.size - base.size:

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,9 +12,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 from invoking import ran, said
+from test_audit_query import cut
 from test_audit_tampering import story
 
 from iamroles_agent.audit.chain import Head, Tree, joint
+from iamroles_agent.base.identity import Decision
 from iamroles_tools.audit.checkpoint import Checkpoint, CheckpointError, Verifier, proven, read_key
 from iamroles_tools.audit.merkle import KnownTree, root_of_path
 
@@ -330,8 +333,24 @@ class TestProof:
 
     def test_what_is_not_there_or_too_young(self, signed):
         nothing = prove(signed, "9-9-9-9", note=signed.notes[0], code=1)
-        assert "no record of request 9-9-9-9" in nothing
-        prove(signed, "0-0-0-0", note=signed.notes[1], code=1)
+        assert "no decision on request 9-9-9-9" in nothing
+        other = prove(signed, "0-0-0-0", note=signed.notes[1], code=1)
+        assert f"in the log of worker 0: give its checkpoint, not that of {NAME}/worker-1" in other
+
+    def test_of_all_records_of_a_request_the_decision_that_was_answered_is_proven(self, signed):
+        """Worker 0 records the cut of a stream that worker 1 let in, and decided twice."""
+        log = opened(signed.files[0], worker=1)
+        decided(log, "1-0-1-0", Decision(allow=False, principal="bob"))
+        log.close()
+        log = opened(signed.files[0])
+        cut(log, "1-0-1-0", "bob", "")
+        log.close()
+        checkpoint(signed)
+
+        [path] = prove(signed, "1-0-1-0").splitlines()
+        _, lines = proven(Path(path).read_text(), [Verifier.parse(signed.vkey)])
+        [record] = [one for one in map(json.loads, lines) if "request" in one]
+        assert (record["request"], record["verdict"]) == ("1-0-1-0", "deny")
 
 
 @pytest.fixture(scope="module")
