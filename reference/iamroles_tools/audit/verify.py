@@ -120,6 +120,8 @@ class Proof:
     files: int = 0
     skipped: int = 0
     """Lines of a mixed stream that are not records."""
+    alone: list[tuple[Path, Head]] = field(default_factory=list)
+    """Logs without a record, and their heads, which after a rotation vouch for a record of another file."""
 
     @property
     def whole(self) -> bool:
@@ -153,11 +155,14 @@ def verify(
     proof = Proof(complete)
     wanted, given, paths = set(heads), bool(heads), list(paths)
     for beside in paths:
-        if beside.suffix == ".head" and not beside.with_suffix("").exists():
-            proof.found(beside, 0, f"vouches for {beside.stem}, which is gone")
+        if beside.suffix == ".head" and not (gone := beside.with_suffix("")).exists():
+            proof.alone.append((gone, _vouched(proof, gone) or Head()))
     for log in in_order(paths):
         proof.files += 1
         _FileCheck(proof, log, wanted, mixed=mixed).run()
+    for path, vouched in proof.alone:
+        holding = (span for span in proof.spans.values() if vouched.hash in map(bytes.hex, span.entries))
+        _judge_end(proof, path, next(holding, None), vouched)
     for span in proof.spans.values():
         _check_rest(proof, span)
         if given and not span.vouched:
@@ -178,11 +183,7 @@ class _FileCheck:
     def __init__(self, proof: Proof, log: Log, wanted: set[str], *, mixed: bool) -> None:
         self._proof, self._log, self._wanted, self._mixed = proof, log, wanted, mixed
         self._path, self._number = log.path, 0
-        beside = head_path(log.path)
-        text = beside.read_text("ascii", "replace") if log.path != STDIN and beside.exists() else ""
-        self._vouched = Head.parse(text)
-        if text and self._vouched is None:
-            proof.notes.append(f"{beside}: not a head as this agent writes it; nothing vouches for the end")
+        self._vouched = _vouched(proof, log.path)
 
     def run(self) -> None:
         span = None
@@ -208,9 +209,12 @@ class _FileCheck:
                     self._compare_hashes(span)
                 else:
                     span.digest.update(line)
-        if self._vouched is not None:
-            self._number = 0
-            self._judge_end(span, self._vouched)
+        if self._vouched is None:
+            return
+        if span is None:
+            self._proof.alone.append((self._path, self._vouched))
+        else:
+            _judge_end(self._proof, self._path, span, self._vouched)
 
     def _found(self, message: str) -> LogFinding:
         return self._proof.found(self._path, self._number, message)
@@ -372,15 +376,26 @@ class _FileCheck:
         elif span.last.seq == after and span.tree != stated:
             self._found(f"states another tree of the batches up to record {after} than they give")
 
-    def _judge_end(self, span: Span | None, vouched: Head) -> None:
-        name = f"{self._path.name}.head"
-        if span is None:
-            self._found(f"no records, but {name} vouches for record {vouched.seq}")
-        elif vouched.seq > span.last.seq:
-            end = f"record {vouched.seq}: the end was cut off"
-            self._found(f"the log ends with record {span.seq}, but {name} vouches for {end}")
-        elif self._proof.whole and span.tree and vouched.seq == span.last.seq and vouched.tree != span.tree:
-            self._found(f"{name} states another tree than the log's batches give")
+
+def _vouched(proof: Proof, path: Path) -> Head | None:
+    """Read the head beside a log."""
+    beside = head_path(path)
+    text = beside.read_text("ascii", "replace") if path != STDIN and beside.exists() else ""
+    head = Head.parse(text)
+    if text and head is None:
+        proof.notes.append(f"{beside}: not a head as this agent writes it; nothing vouches for the end")
+    return head
+
+
+def _judge_end(proof: Proof, path: Path, span: Span | None, vouched: Head) -> None:
+    name = f"{path.name}.head"
+    if span is None:
+        proof.found(path, 0, f"no records, but {name} vouches for record {vouched.seq} in no given file")
+    elif vouched.seq > span.last.seq:
+        end = f"record {vouched.seq}: the end was cut off"
+        proof.found(path, 0, f"the log ends with record {span.seq}, but {name} vouches for {end}")
+    elif proof.whole and span.tree and vouched.seq == span.last.seq and vouched.tree != span.tree:
+        proof.found(path, 0, f"{name} states another tree than the log's batches give")
 
 
 def _check_rest(proof: Proof, span: Span) -> None:

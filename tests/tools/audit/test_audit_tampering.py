@@ -258,6 +258,21 @@ class TestTheEnd:
             with pytest.raises(StartError, match="does not end in an audit record"):
                 written(path, "b")
 
+    @pytest.mark.parametrize("create", [True, False])
+    def test_a_rotated_log_that_nobody_wrote_since_is_whole(self, tmp_path, create):
+        """The head vouches for a record of the rotated file; the agent is stopped, or has had no request."""
+        path = written(tmp_path / "audit.jsonl", "a")
+        rotated = path.rename(tmp_path / "audit.jsonl.1")
+        if create:
+            path.touch()
+        files = set(tmp_path.glob("audit*"))
+
+        said("audit verify", *files)
+        shown = said("audit verify", *files - {rotated}, code=1)
+        assert (
+            "audit.jsonl:end: no records, but audit.jsonl.head vouches for record 3 in no given file" in shown
+        )
+
     def test_half_a_line_that_was_rotated_away_is_closed_by_the_next_start(self, tmp_path):
         """The agent was killed, logrotate moved the file, the agent started."""
         path, rotated, head = (tmp_path / f"audit.jsonl{end}" for end in ("", ".1", ".head"))
