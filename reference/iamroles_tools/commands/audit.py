@@ -123,9 +123,10 @@ def verify(
         verifiers = [Verifier.parse(key) for key in keys]
         for path in proofs:
             checkpoint, lines = proven(path.read_text("utf-8", "replace"), verifiers)
-            click.echo(f"PROVEN: {len(lines)} lines are in {checkpoint.origin}, {checkpoint.size} batches")
-            for line in lines:
-                click.echo(line.decode("ascii", "replace"))
+            texts = [line.decode("ascii", "replace") for line in lines]
+            about = {"log": checkpoint.origin, "batches": checkpoint.size, "lines": texts}
+            heading = f"PROVEN: {len(lines)} lines are in {checkpoint.origin}, {checkpoint.size} batches"
+            click.echo(json.dumps(about) if form == "json" else "\n".join(map(visible, (heading, *texts))))
         if proofs:
             return
         signed = [Checkpoint.opened(path.read_text("utf-8", "replace"), verifiers) for path in checkpoints]

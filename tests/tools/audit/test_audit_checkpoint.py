@@ -313,6 +313,10 @@ class TestProof:
         assert f'"request":"{request_id}"' in shown
         assert '"kind":"decision"' in shown  # a short line comes with its full record
         assert f"are in {NAME}/worker-{request_id[0]}" in shown
+        found = said("audit verify --format json --key", signed.vkey, *proofs).splitlines()
+        for about in map(json.loads, found):
+            assert about["log"] == f"{NAME}/worker-{request_id[0]}"
+            assert set(about["lines"]) <= set(shown.splitlines())
 
     def test_from_the_newest_file_alone(self, signed):
         files = [file for file in signed.files if not file.name.endswith(".1")]
