@@ -5,9 +5,11 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import signal
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -85,6 +87,26 @@ def story(tmp_path_factory, idp):
         assert agent.ended(signal.SIGTERM) == 0
     requests = [request for request, _, _ in first] + ["after-crash"]
     return SimpleNamespace(log=log, answers=answers, requests=requests, tokens=[alice, bob, stale])
+
+
+UNIT = Path(__file__).parents[3] / "packaging" / "systemd" / "haproxy-iam-roles.service"
+
+
+def test_under_the_unit_the_group_may_read_the_log_and_nothing_else(tmp_path, idp):
+    own = tmp_path / "own"
+    own.mkdir()
+    found = re.search(r"^UMask=(\d+)$", UNIT.read_text(), re.MULTILINE)
+    about = policy(idp, own / "audit.jsonl", "1s")
+    about["agent"] |= {"listen": f"unix:{own}/agent.sock", "state_dir": str(own / "state")}
+
+    with running(tmp_path, about, umask=int(found[1], 8)):
+        modes = {path.name: path.stat().st_mode & 0o777 for path in own.iterdir()}
+
+    assert {name: mode for name, mode in modes.items() if mode & 0o077} == {
+        "audit.jsonl": 0o640,
+        "audit.jsonl.head": 0o640,
+    }
+    assert {"agent.sock", "state", ".audit.jsonl.lock"} < set(modes)
 
 
 def test_no_acknowledged_decision_is_lost_by_a_kill(story):
