@@ -66,7 +66,8 @@ class Plane:
         self.left = False
         """True once another agent has taken over."""
         self.used: dict[str, int] = {}
-        """Signatures that count once and were used, and until when (epoch seconds): for the next fetcher."""
+        """Used signatures that count once, and until when they are kept (monotonic): for the next fetcher."""
+        self._clock = clock
         self._next_ping = clock()
         self._pings = 0
         self._pieces: list[bytes] = []
@@ -269,9 +270,10 @@ class Plane:
             self.members.send(index, message("stamp", name=name, at=at))
 
     def _used_up(self, _slot: Slot, said: Message) -> None:
-        self.used[said.text("what")] = said.number("until")
-        if len(self.used) > _MAX_USED:
+        what, until, now = said.text("what"), said.number("until"), self._clock()
+        while self.used and (len(self.used) >= _MAX_USED or next(iter(self.used.values())) <= now):
             del self.used[next(iter(self.used))]
+        self.used[what] = until
 
     def _leave(self, _slot: Slot, _said: Message) -> None:
         self.left = True

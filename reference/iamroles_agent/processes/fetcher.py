@@ -267,8 +267,7 @@ class Fetcher:
         if former is not None:
             self.sts.succeed(former)
         else:
-            now = clocks.epoch()
-            self.sts.remember({what: until for what, until in self.startup.used.items() if until > now})
+            self.sts.remember(self.startup.used)
             self.sts.on_used = lambda what, until: self.link.send(message("used", what=what, until=until))
 
     def _restore(self, name: str, source: KeySource) -> None:

@@ -44,7 +44,7 @@ class Startup:
     callers: Callers
     """Whom STS confirmed to any process."""
     used: dict[str, int]
-    """For the fetcher: signatures that count once and were used, and until when (epoch seconds)."""
+    """For the fetcher: used signatures that count once, and until when they are kept (monotonic)."""
     why: str
     """How the member before it ended, "" for the first."""
     clocks: Clocks = SYSTEM

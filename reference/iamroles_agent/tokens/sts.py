@@ -21,7 +21,7 @@ import logging
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Coroutine, Hashable, Iterable
+from collections.abc import Callable, Collection, Coroutine, Hashable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar, cast
@@ -325,9 +325,10 @@ class StsVerifier:
         self._flights = Flights()
         self._rejected: OrderedDict[bytes, tuple[float, str]] = OrderedDict()
         self._used: OrderedDict[str, float] = OrderedDict()
-        """Signatures that count once, and until when they are kept, monotonic; in order of use."""
+        """Signatures that count once, accepted or in flight, and until when they are kept, monotonic; in
+        order of use."""
         self.on_used: Callable[[str, int], None] = lambda _signature, _until: None
-        """Called with each signature that was used once and confirmed by STS, and its end, epoch seconds."""
+        """Called with each accepted signature that counts once, and until when it is kept, monotonic."""
         self.counts = {"asked": 0, "accepted": 0, "rejected": 0, "throttled": 0, "unavailable": 0}
         """Calls by outcome, for metrics."""
 
@@ -359,23 +360,21 @@ class StsVerifier:
         now = self._clock()
         question = read_credential(token, self._by_host, now)
         once = question.endpoint.replay_cache
-        if once:
-            self._use(question)
         if (known := self._rejected.get(digest)) and self._monotonic() < known[0]:
             raise _rejected(known[1])
+        until = self._use(question) if once else 0.0
         try:
             identity = await self._flights.join(digest, lambda: self._ask(question, digest, source))
-        except Refusal as refusal:
-            trouble = refusal.reason in (Reason.STS_UNAVAILABLE, Reason.STS_REJECTED)
-            if once and trouble and digest not in self._rejected:
-                self._used.pop(question.signature, None)  # it was never judged: it may be used again
+        except BaseException:
+            if once:
+                self._used.pop(question.signature, None)  # it counts only if it is accepted
             raise
         if once:
-            self.on_used(question.signature, identity.not_after)
+            self.on_used(question.signature, int(until))
         return identity, not once
 
-    def _use(self, question: Question) -> None:
-        """Note that a signature is used (STS-REPLAY-001); forget those of long ago."""
+    def _use(self, question: Question) -> float:
+        """Note that a signature is used (STS-REPLAY-001), and return until when; forget those of long ago."""
         now = self._monotonic()
         while self._used and next(iter(self._used.values())) <= now:
             self._used.popitem(last=False)
@@ -384,10 +383,11 @@ class StsVerifier:
         if len(self._used) >= 1 << 20:
             raise Refusal(Reason.STS_UNAVAILABLE, "the replay cache is full")
         self._used[question.signature] = now + _KEPT
+        return now + _KEPT
 
-    def remember(self, used: Iterable[str]) -> None:
+    def remember(self, used: Mapping[str, float]) -> None:
         """Take over signatures that another process reported by `on_used`."""
-        self._used.update(dict.fromkeys(used, self._monotonic() + _KEPT))
+        self._used.update(used)
 
     async def _ask(self, question: Question, digest: bytes, source: str) -> Identity:
         state = self._state[question.endpoint.name]
@@ -422,7 +422,11 @@ class StsVerifier:
             headers, seconds = question.headers(), endpoint.timeout
             get = self._transport.get(url, headers=headers, seconds=seconds, max_bytes=_MAX_ANSWER)
             caller = read_answer(await get)
-        except (TransportError, Unavailable) as error:
+        except Rejected:
+            raise
+        except Exception as error:  # noqa: BLE001 - no verdict, whatever failed
+            foreseen = isinstance(error, TransportError | Unavailable)
+            detail = str(error) if foreseen else type(error).__name__
             throttled = isinstance(error, Unavailable) and error.throttled
             self.counts["throttled" if throttled else "unavailable"] += 1
             backoff = state.backoffs[known]
@@ -432,8 +436,8 @@ class StsVerifier:
             if known:
                 strangers = state.backoffs[False]
                 strangers.resume_at = max(strangers.resume_at, backoff.resume_at)
-            _log.warning("sts %s: %s, paused %.1f s", endpoint.name, error, pause)
-            raise Refusal(Reason.STS_UNAVAILABLE, str(error)) from None
+            _log.warning("sts %s: %s, paused %.1f s", endpoint.name, detail, pause)
+            raise Refusal(Reason.STS_UNAVAILABLE, detail) from None
         for backoff in state.backoffs.values():
             backoff.failures = 0
         return caller

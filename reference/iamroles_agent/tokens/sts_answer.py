@@ -87,8 +87,8 @@ def _read_caller(answer: Answer) -> Caller:
     caller = Caller(arn, account, user_id)
     # No part is trusted alone. The unique id of a role is "<role id>:<session>".
     good = _ARN.fullmatch(arn) and _USER_ID.fullmatch(user_id) and _ACCOUNT.fullmatch(account)
-    other = arn.split(":")[4] != account or caller.session not in ("", user_id.partition(":")[2])
-    if not good or other:
+    agree = good and arn.split(":")[4] == account and caller.session in ("", user_id.partition(":")[2])
+    if not agree:
         raise Rejected("STS's answer has parts that are malformed or disagree", final=False)
     return caller
 

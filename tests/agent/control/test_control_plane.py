@@ -332,13 +332,14 @@ def test_a_worker_that_asked_for_a_key_is_answered_when_it_has_the_key(bench):
 def test_a_fetcher_that_dies_takes_no_question_along_and_the_next_is_asked_once_it_is_ready(alone):
     """Before, it could only answer that it knows nothing, and a good credential would be refused."""
     alone.hears(0, "ask", id=7, topic="sts", body={})
+    alone.hears(FETCHER, "used", what="sig-0", until=1000)
     alone.hears(FETCHER, "used", what="sig-1", until=1700)
     alone.gone(FETCHER)
 
     assert alone.hears(0, "ask", id=8, topic="sts", body={}) == []
     assert alone.hears(FETCHER, "up", version=1) == ["fetcher < ask sts 1", "fetcher < ask sts 2"]
     assert alone.hears(FETCHER, "answer", id=1, body={"ok": 1}) == ["0 < answer 7"]
-    assert alone.plane.used == {"sig-1": 1700}, "the next one knows which signatures were used"
+    assert alone.plane.used == {"sig-1": 1700}, "the next one knows which signatures still count as used"
 
 
 def test_a_reload_that_the_end_cuts_off_is_answered(alone):

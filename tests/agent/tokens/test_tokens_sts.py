@@ -4,6 +4,7 @@ import asyncio
 import threading
 from contextlib import contextmanager
 from ipaddress import ip_address
+from unittest.mock import Mock
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import pytest
@@ -223,6 +224,7 @@ async def test_other_spellings_of_the_names_are_rebuilt_to_ours():
         ("application/json", as_xml(), "sts_rejected"), ("text/xml", as_json(), "sts_rejected"),
         ("application/json", as_json(account="999999999999"), "sts_rejected"),
         ("application/json", as_json(account="12345"), "sts_rejected"),
+        *(("application/json", as_json(arn=arn), "sts_rejected") for arn in ("nobody", "", "arn:aws:sts")),
         ("application/json", as_json(user_id="AROAEXAMPLE:other"), "sts_rejected"),
         ("application/json", as_json(arn=sts_support.ARN.replace("/me", "/a/me")), "role_malformed"),
         ("application/json", as_json(arn=sts_support.ARN.replace(":aws:", ":aws-evil:")), "role_malformed"),
@@ -237,7 +239,7 @@ async def test_other_spellings_of_the_names_are_rebuilt_to_ours():
         ("text/xml", as_xml().decode().encode("utf-16"), "sts_rejected"),
         ("text/xml", b"", "sts_rejected"), ("text/xml", b"<" * 70_000, "sts_unavailable"),
     ],
-    ids=range(24),
+    ids=range(27),
 )  # fmt: skip
 async def test_only_stss_own_answer_is_believed(kind, body, expected):
     with playing() as (server, agent):
@@ -285,6 +287,15 @@ async def test_one_flight_per_credential_and_a_stalled_sts_holds_up_nothing_else
         assert server.counts["/"] == 1
 
 
+async def test_what_fails_unforeseen_is_trouble_too_and_says_only_its_kind(monkeypatch):
+    with playing(replay_cache=True) as (_server, agent):
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", Mock(side_effect=RuntimeError(sts_support.SECRET)))
+            assert await reason(agent, credential(GOOD)) == "sts_unavailable"
+        assert agent.sts.counts["unavailable"] == 1
+        assert await once_available(agent, credential(GOOD)) == ""
+
+
 async def test_a_dead_sts_times_out():
     with playing(timeout="300ms") as (server, agent):
         hang = threading.Event()
@@ -294,17 +305,25 @@ async def test_a_dead_sts_times_out():
 
 
 async def test_replay_cache_lets_a_signature_count_once():
-    with playing(replay_cache=True) as (server, agent):
+    abroad = as_json(sts_support.ARN.replace(ACCOUNT, "999999999999"), account="999999999999")
+    with playing(replay_cache=True, accounts=[ACCOUNT]) as (server, agent):
         header = credential(GOOD)
-        server.raw("/", b"{}", Content_Type="application/json")
-        assert await reason(agent, header) == "sts_rejected"  # by something that is not STS
+        for body, said in (
+            (b"{}", "sts_rejected"),
+            (as_json("nobody"), "sts_rejected"),
+            (abroad, "claim_invalid"),
+        ):
+            server.raw("/", body, Content_Type="application/json")
+            assert await reason(agent, header) == said
         server.replies["/"] = sts_support.honest
+        assert await reason(agent, credential(presign(secret="other"))) == "sts_rejected"
+        assert not agent.sts._used  # only what was accepted counts: forged signatures fill nothing
         assert await asyncio.gather(reason(agent, header), reason(agent, header)) == ["", "sts_rejected"]
         assert agent.recall(header) is None
         assert await reason(agent, header) == "sts_rejected"
         adopt(agent, Config(version=1, sts=[agent.sts._by_host[HOST]]))
         assert await reason(agent, header) == "sts_rejected"
-        assert agent.sts.counts["accepted"] == 1
+        assert agent.sts.counts["accepted"] == 2  # with the account abroad
         assert await reason(agent, credential(GOOD.replace("Action", "action"))) == "sts_rejected"
         assert await reason(agent, credential(presign(now=NOW - 1))) == ""
 
