@@ -128,7 +128,9 @@ function outbound(payload, issuer, now, expires) {
   const nested = claim(payload, "https://sts.amazonaws.com/");
   refuse(!isObject(nested), "claim_invalid");
   const { aws_account: account, original_session_exp: end } = nested;
-  const origin = [payload.subject_mode, nested.subject_mode].includes("OriginIdentity");
+  const modes = [payload.subject_mode, nested.subject_mode];
+  refuse(modes.some((mode) => typeof (mode ?? "") !== "string"), "claim_invalid");
+  const origin = modes.includes("OriginIdentity");
   const arn = origin ? nested.principal_id : payload.sub;
   refuse(typeof account !== "string" || !issuer.accounts?.includes(account) || typeof arn !== "string", "claim_invalid");
   refuse(/^arn:[a-z-]+:(?:iam|sts)::\d{12}:(?:user\/.+|root|federated-user\/.+)$/.test(arn), "role_missing");

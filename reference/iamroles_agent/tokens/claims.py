@@ -342,7 +342,10 @@ def _for_end_user(payload: Payload, nested: Payload) -> bool:
     `sub` is then a name of the identity provider that the session came from. It is unique only with that
     provider, and may look like a role's ARN (OUTBOUND-ORIGIN-001).
     """
-    return "OriginIdentity" in (payload.get("subject_mode"), nested.get("subject_mode"))
+    modes = (payload.get("subject_mode"), nested.get("subject_mode"))
+    if not all(mode is None or isinstance(mode, str) for mode in modes):
+        raise Refusal(Reason.CLAIM_INVALID, "subject_mode is not a string")
+    return "OriginIdentity" in modes
 
 
 def _role(entry: object) -> RoleArn:

@@ -259,6 +259,7 @@ def aws(said=None, **changes):
 
 
 AWS = {"profile": "aws", "accounts": [ACCOUNT]}
+MALFORMED_MODES = [["OriginIdentity"], {"a": 1}, True, 0]
 MALFORMED_ENDS = ["soon", 1.5, True, [], "2027-13-15T08:01:40Z", -1]
 
 
@@ -285,11 +286,14 @@ def test_aws_role_comes_from_the_arn_never_from_a_claim():
         (aws({"principal_id": ROLE}, sub="bob@corp", subject_mode="OriginIdentity"), ""),
         (aws(sub=ROLE, subject_mode="OriginIdentity"), "claim_invalid"),
         (aws({"subject_mode": "OriginIdentity", "principal_id": "bob"}, sub=ROLE), "role_malformed"),
+        *((aws({"subject_mode": mode}, sub=ROLE), "claim_invalid") for mode in MALFORMED_MODES),
+        *((aws(sub=ROLE, subject_mode=mode), "claim_invalid") for mode in MALFORMED_MODES),
+        (aws({"subject_mode": None}, sub=ROLE, subject_mode="AWSIdentity"), ""),
         (claims(sub=ROLE), "claim_invalid"),
         (claims(sub="system:serviceaccount:ns:sa", **{"kubernetes.io": {}}), "claim_invalid"),
         *((aws({"original_session_exp": end}), "claim_invalid") for end in MALFORMED_ENDS),
     ],
-    ids=range(22),
+    ids=range(31),
 )  # fmt: skip
 def test_aws_accounts_and_subjects(payload, expected):
     assert reason(payload, **AWS) == expected
