@@ -57,9 +57,12 @@ def ground(kind: str, value: str) -> str:
 
 
 @lru_cache(1024)
-def key_ground(key: Key) -> str:
-    """Make a key's ground of its public members, so that another key with its `kid` is another ground."""
-    return ground("key", "\n".join((key.kty, key.crv, *key.material)))
+def key_ground(key: Key, alg: str = "") -> str:
+    """Make a key's ground of its public members, so that another key with its `kid` is another ground.
+
+    Its issuer may add or drop `alg`, with which older tickets have the ground.
+    """
+    return ground("key", "\n".join((key.kty, key.crv, *key.material, alg)))
 
 
 @lru_cache(1024)
@@ -107,12 +110,17 @@ def sts_grounds(endpoint: Sts, url: str) -> tuple[str, ...]:
     return ground("host", url), rules_ground(endpoint)
 
 
-def _accepted(entry: Issuer | Sts, keys: Iterable[Key] | None, kid: str) -> Mapping[str, set[str] | None]:
-    """Return the grounds that are accepted now of a token with this `kid`, by kind; None: not known."""
+def _accepted(
+    entry: Issuer | Sts, keys: Iterable[Key] | None, identity: Identity
+) -> Mapping[str, set[str] | None]:
+    """Return the grounds that are accepted now of an identity's token, by kind; None: not known."""
     if isinstance(entry, Sts):
         schemes = ("https", "http") if entry.insecure_http else ("https",)
         hosts = {ground("host", f"{scheme}://{host}") for host in entry.hosts for scheme in schemes}
         return {"iss": set(), "host": hosts, "rules": {rules_ground(entry)}}
+    kid = identity.key_id
+    algs = [alg for alg in entry.algorithms if ground("alg", alg) in identity.grounds] or entry.algorithms
+    keys = keys and [key for key in keys if kid in ("", key.kid) and any(map(key.fits, algs))]
     return {
         "iss": {ground("iss", entry.issuer)},
         "host": set(),
@@ -121,7 +129,9 @@ def _accepted(entry: Issuer | Sts, keys: Iterable[Key] | None, kid: str) -> Mapp
         "audience": {ground("aud", name) for name in entry.audiences}
         | {ground("client", name) for name in entry.client_ids},
         "rules": {rules_ground(entry)},
-        "key": None if keys is None else {key_ground(key) for key in keys if kid in ("", key.kid)},
+        "key": None
+        if keys is None
+        else {key_ground(key, alg) for key in keys for alg in ("", key.alg or "")},
     }
 
 
@@ -137,7 +147,7 @@ def lost(
         keys: of the issuer; None: not known yet, so that no key counts as lost.
         now: epoch seconds.
     """
-    for kind, there in _accepted(entry, keys, identity.key_id).items():
+    for kind, there in _accepted(entry, keys, identity).items():
         kinds = ("aud:", "client:") if kind == "audience" else (f"{kind}:",)
         mine = {found for found in identity.grounds if found.startswith(kinds)}
         if mine and there is not None and mine.isdisjoint(there):

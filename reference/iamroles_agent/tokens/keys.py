@@ -134,7 +134,7 @@ class Key:
     alg: str | None
     public: PublicKey
     material: tuple[str, ...]
-    """The public members: keys with the same members are the same key."""
+    """The public members: keys with the same members and the same `alg` are the same key."""
     live: bool = True
     number: int = field(init=False, default_factory=count(1).__next__, repr=False)
     """Unique among all keys of this process."""
@@ -202,14 +202,8 @@ def parse_key(jwk: dict[str, Any]) -> Key:
             raise ValueError(f"RSA of {public.key_size} bits: {MIN_RSA_BITS} to {MAX_RSA_BITS} are accepted")
         if public.public_numbers().e.bit_length() > 32:
             raise ValueError("an RSA exponent above 32 bits")
-    key = Key(
-        jwk.get("kid"),
-        kty,
-        jwk.get("crv", ""),
-        jwk.get("alg"),
-        public,
-        (*public_members.values(), jwk.get("alg") or ""),
-    )
+    material = tuple(public_members.values())
+    key = Key(jwk.get("kid"), kty, jwk.get("crv", ""), jwk.get("alg"), public, material)
     if not any(key.fits(alg) for alg in ALGORITHMS):
         raise ValueError("no supported algorithm takes its type, curve and alg")
     return key
@@ -297,6 +291,6 @@ class KeySet:
 
     def _kept(self, key: Key) -> Key:
         for old in self._keys:
-            if old.live and old.kid == key.kid and old.material == key.material:
+            if old.live and (old.kid, old.alg, old.material) == (key.kid, key.alg, key.material):
                 return old
         return key

@@ -10,6 +10,7 @@ from ipaddress import ip_address
 import pytest
 from invoking import ran, said
 from live_proxy import Proxy, Row
+from tokens_support import ED_KEY, public_jwk
 
 from iamroles_agent.base.config import Issuer, Limits
 from iamroles_agent.base.errors import ConfigError
@@ -23,7 +24,7 @@ from iamroles_agent.live.revocations import STS_LIFETIME, Revocation, Revocation
 from iamroles_agent.live.ticket import MAX_BYTES, Ticket, TicketError
 from iamroles_agent.processes.cutting import _about
 from iamroles_agent.tokens.grounds import ground, key_ground, lost, token_grounds
-from iamroles_agent.tokens.keys import Key
+from iamroles_agent.tokens.keys import Key, KeySet, parse_key
 
 READER = RoleArn("aws", "1" * 12, "reader")
 ABOUT = {"issued_at": 1000, "credential": "sha256:00", "key_id": "k1", "grounds": ("iss:0",)}
@@ -504,9 +505,9 @@ def issuer_of(**more):
     return Issuer(**{"name": "corp", "issuer": "https://idp", "algorithms": ["RS256"], **more})
 
 
-def lost_of(issuer, key=(), keys=None):
+def lost_of(issuer, key=(), keys=None, alg="RS256"):
     more = (ground("aud", "a"), ground("aud", "b"), *key)
-    grounds = token_grounds("https://idp", "RS256", more)
+    grounds = token_grounds("https://idp", alg, more)
     return lost(WHO._replace(grounds=grounds), issuer, Limits(), keys, 1500.0)
 
 
@@ -533,3 +534,15 @@ def test_another_key_under_its_kid_is_another_key_and_so_is_its_key_under_anothe
 
     found = [lost_of(issuer, mine, keys) for keys in ([key], [other], [renamed], None)]
     assert found == ["", "key", "key", ""]
+
+
+def test_an_issuer_may_add_the_alg_of_a_token_to_its_key_and_drop_it():
+    issuer = issuer_of(audiences=["a"], algorithms=["EdDSA", "Ed25519"])
+    keys = [parse_key(public_jwk(ED_KEY, WHO.key_id, alg)) for alg in (None, "EdDSA", "Ed25519")]
+
+    for key in keys[:2]:
+        found = [lost_of(issuer, [key_ground(key)], [now], "EdDSA") for now in keys]
+        assert found == ["", "", "key"], "a key for Ed25519 alone does not fit"
+    assert KeySet(keys[:1])._kept(keys[1]) is keys[1], "to new requests it is another key"
+    older = key_ground(keys[1], "EdDSA")  # with the key's own alg
+    assert lost_of(issuer, [older], [keys[1]], "EdDSA") == ""
