@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -79,7 +79,10 @@ class KeyRing:
         return next((key for key in reversed(self.keys) if key.since <= now), self.keys[0])
 
     def at(self, now: float) -> KeyRing:
-        """Return the ring without retired keys and with the next key; this ring if nothing is due."""
+        """Return the ring without retired keys and with the next key; this ring if nothing is due.
+
+        A key that was made for a longer `rotate` signs a `rotate` from now at the latest.
+        """
         signing = self.keys.index(self.signing(now))
         kept = [
             key
@@ -90,6 +93,9 @@ class KeyRing:
         if kept[-1].since <= now:
             lead = min(self.rotate, _LONGEST_LEAD)
             kept.append(SigningKey.generate(max(kept[-1].since + self.rotate, now + lead)))
+        else:  # made by a former `rotate`, which may have been longer
+            latest = max(now, kept[-2:][0].since) + self.rotate
+            kept[-1] = replace(kept[-1], since=min(kept[-1].since, latest))
         return self if tuple(kept) == self.keys else KeyRing(tuple(kept), self.rotate)
 
     @property

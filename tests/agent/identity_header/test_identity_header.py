@@ -73,6 +73,17 @@ def test_a_key_signs_only_after_a_lead_and_is_published_until_its_tokens_are_dea
         ring = later
 
 
+def test_a_shorter_rotate_counts_from_the_next_start():
+    kept, now = KeyRing.first(NOW, 30 * DAY).to_bytes(), NOW + DAY
+    ring = KeyRing.from_bytes(kept, 3600.0).at(now)
+
+    signing = [ring.keys.index(ring.signing(now + later)) for later in (0, 3599, 3600)]
+    assert signing == [0, 0, 1], "the next key was published for `rotate` at least"
+    assert ring.at(now + 1800) is ring
+    ahead = KeyRing.from_bytes(kept, 30 * DAY)
+    assert ahead.at(NOW - DAY) is ahead, "a clock that was set back moves no key"
+
+
 def test_a_ring_outlives_the_agent():
     again = KeyRing.from_bytes(RING.to_bytes(), DAY)
 
