@@ -22,7 +22,7 @@ from waiting import until
 
 from iamroles_conformance.subject import default_agent_toml
 from iamroles_scenarios.base import lateness, recording
-from iamroles_scenarios.base.errors import SilenceError, StageError, TooSlow
+from iamroles_scenarios.base.errors import Evidence, SilenceError, StageError, TooSlow
 from iamroles_scenarios.base.lateness import Delay
 from iamroles_scenarios.checks.identity import hold
 from iamroles_scenarios.checks.live.fixture import LiveBench
@@ -108,6 +108,17 @@ def test_what_stays_late_is_untestable_and_no_failure():
     result, scales, _ = _attempted(*[LATE] * len(STRETCHES))
     assert (result.verdict, scales) == (Verdict.UNTESTABLE, STRETCHES)
     assert "did not run for 0.7 s" in result.message
+
+
+def test_who_was_let_in_while_the_host_was_late_is_not_forgotten():
+    allowed = replace(LATE, evidence=Evidence(false_allow=True))
+    for playings in ([allowed, PASSED], [allowed, LATE, PASSED]):
+        result, _, _ = _attempted(*playings)
+        assert (result.verdict, result.evidence) == (Verdict.UNTESTABLE, allowed.evidence)
+        assert f"let in while {LATE.late}" in result.message
+    assert _attempted(allowed, FAILED)[0].verdict is Verdict.FAIL
+    bounded = replace(allowed, evidence=Evidence(false_allow=True, bounded=True))
+    assert _attempted(bounded, PASSED)[0].verdict is Verdict.PASS
 
 
 def test_agent_and_haproxy_wait_longer_in_stretched_worlds():

@@ -28,6 +28,8 @@ class Evidence:
     """Log tails by part: agent, haproxy, idp, cloud, echo."""
     false_allow: bool = False
     """The agent allowed a request that had to be refused: a failure in every grade."""
+    bounded: bool = False
+    """The agent had a time in which to begin to refuse it."""
 
 
 class PageError(Exception):

@@ -4,18 +4,20 @@ A failure, an error of the suite, or an UNTESTABLE is played again only if `verd
 host kept the judge, the agent or HAProxy from running meanwhile, or if the judge missed a moment of its own
 (`TooSlow`). Each time all lives, bounds and waits are twice as long. What is still late at the last time is
 UNTESTABLE, and never a failure. A failure that the host was in time for stands at once: nothing is played
-again because it failed.
+again because it failed. If the host was late and somebody was let in whom no time excuses, and nobody when it
+was played again, then nobody can tell which of the two the agent does: that is UNTESTABLE too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from iamroles_scenarios.base import lateness
 from iamroles_scenarios.declarations.results import CheckResult, Verdict
 from iamroles_scenarios.engine.target import Target
-from iamroles_scenarios.engine.verdicts import DOUBTFUL
+from iamroles_scenarios.engine.verdicts import DOUBTFUL, lets_in
 
 STRETCHES = (1, 2, 4, 8)
 """Factors on all times: of the first playing, and of each other."""
@@ -39,7 +41,7 @@ def attempted(target: Target, play: Callable[[Target], list[CheckResult]]) -> li
         target: whose times are stretched.
         play: plays all of it, and judges it (`verdicts.judged`).
     """
-    again: list[str] = []
+    former: dict[tuple[str, str], list[CheckResult]] = defaultdict(list)
     stand: dict[tuple[str, str], CheckResult] = {}
     for stretch in STRETCHES:
         playing = target.stretched(stretch)
@@ -55,14 +57,29 @@ def attempted(target: Target, play: Callable[[Target], list[CheckResult]]) -> li
             return results
         if not late or stretch == STRETCHES[-1]:
             break
-        again.append(late)
+        for result in results:
+            former[result.check, result.lane].append(replace(result, late=result.late or late))
         target.worlds.start_again()
-    return [settled(result, again) for result in results]
+    return [settled(result, former[result.check, result.lane]) for result in results]
 
 
-def settled(result: CheckResult, again: list[str]) -> CheckResult:
-    """Return a result with why it was played again; if it is late for the last time, it is UNTESTABLE."""
-    if not result.late:
-        return replace(result, again=tuple(again))
-    message = f"{result.late}, also with {STRETCHES[-1]} times the time ({result.message})"
-    return replace(result, verdict=Verdict.UNTESTABLE, message=message, again=tuple(again))
+def settled(result: CheckResult, former: Sequence[CheckResult]) -> CheckResult:
+    """Return a result with why it was played again; if it is late for the last time, it is UNTESTABLE.
+
+    Args:
+        result: of the last playing.
+        former: of those before it, which the host was late for.
+    """
+    again = tuple(one.late for one in former)
+    if result.late:
+        message = f"{result.late}, also with {STRETCHES[-1]} times the time ({result.message})"
+    elif result.verdict is Verdict.PASS and (doubt := next(filter(_unexcused, former), None)):
+        message = f"somebody was let in while {doubt.late}, and nobody with longer times ({doubt.message})"
+        result = replace(result, evidence=doubt.evidence)
+    else:
+        return replace(result, again=again)
+    return replace(result, verdict=Verdict.UNTESTABLE, message=message, again=again)
+
+
+def _unexcused(result: CheckResult) -> bool:
+    return lets_in(result) and not result.evidence.bounded

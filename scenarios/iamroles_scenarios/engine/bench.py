@@ -173,6 +173,8 @@ class Bench:
         seen: Observation | None = None,
         expected: str | Expectation = "",
         received: str = "",
+        *,
+        bounded: bool = False,
     ) -> CheckFailed:
         """Make a failure with the evidence that a reader needs; `received` stands where nothing was seen."""
         logs = tails(self.world.logs())
@@ -181,7 +183,8 @@ class Bench:
             return CheckFailed(message, Evidence(expected=wanted, received=received, logs=logs))
         sent = "\n".join([seen.sent, *readable(self._credential)])
         false_allow = isinstance(expected, Expectation) and falsely_allowed(expected, seen)
-        return CheckFailed(message, Evidence(sent, wanted, seen.received, str(seen.trace), logs, false_allow))
+        evidence = Evidence(sent, wanted, seen.received, str(seen.trace), logs, false_allow, bounded)
+        return CheckFailed(message, evidence)
 
     # --- issuers, tokens and the policy ---------------------------------------------------------------------
 
@@ -297,7 +300,8 @@ class Bench:
                 if within or prompt:
                     recording.waited(what, took if prompt else asked, self.seconds(prompt or within))
                 return seen
-        raise self.failed(f"{self.when}{what}: {'; '.join(differing)}", seen, expected)
+        message = f"{self.when}{what}: {'; '.join(differing)}"
+        raise self.failed(message, seen, expected, bounded=within > 0)
 
     # --- lists of questions ---------------------------------------------------------------------------------
 

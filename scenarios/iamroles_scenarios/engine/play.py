@@ -300,6 +300,7 @@ class _Playing:
             trace=str(seen.trace),
             logs=self._log_tails(),
             false_allow=false_allow,
+            bounded=bool(expected.within),
         )
         self._failures[name] = (message, evidence)
 

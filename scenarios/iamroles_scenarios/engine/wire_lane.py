@@ -77,7 +77,7 @@ class _WireLane:
     found: dict[str, CheckResult] = field(default_factory=dict)
 
     async def run(self, chosen: Sequence[PlannedCheck], stretches: Sequence[float]) -> list[CheckResult]:
-        again: dict[str, list[str]] = {check.id: [] for check in chosen}
+        former: dict[str, list[CheckResult]] = {check.id: [] for check in chosen}
         late = list(chosen)
         # A thread for each check: none waits for the start of another's agent.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_CONCURRENCY))
@@ -86,10 +86,10 @@ class _WireLane:
         async def one(check: PlannedCheck) -> None:
             result = await self._judged(target, check)
             if result.late and stretch < STRETCHES[-1] and len(stretches) > 1:
-                again[check.id].append(result.late)
+                former[check.id].append(result)
                 late.append(check)
             else:
-                self._keep(settled(result, again[check.id]) if len(stretches) > 1 else result)
+                self._keep(settled(result, former[check.id]) if len(stretches) > 1 else result)
 
         for stretch in stretches:
             target = replace(self.target, time_scale=self.target.time_scale * stretch)
