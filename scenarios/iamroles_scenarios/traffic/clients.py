@@ -92,19 +92,15 @@ class Client:
         loop: whose client this is.
         address: where to.
         tls: speak TLS by this context; another `context` is that of connections to come.
-        fresh: a new connection for each question.
     """
 
     slots = 1
     """Questions that may be under way at once."""
 
-    def __init__(
-        self, loop: Owner, address: Address, *, tls: ssl.SSLContext | None = None, fresh: bool = False
-    ) -> None:
+    def __init__(self, loop: Owner, address: Address, *, tls: ssl.SSLContext | None = None) -> None:
         self.loop = loop
         self._address = address
         self.context = tls
-        self._fresh = fresh
         self._tls: ssl.SSLObject | None = None
         self._inward, self._outward = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._socket: Socket | None = None

@@ -184,8 +184,8 @@ class HttpClient(Client):
         fresh: bool = False,
         again: bool = False,
     ) -> None:
-        super().__init__(loop, address, tls=tls, fresh=fresh)
-        self._again = again
+        super().__init__(loop, address, tls=tls)
+        self._fresh, self._again = fresh, again
         self._used = False
         """True once this connection has had an answer."""
         self._asked: Asked | None = None

@@ -140,6 +140,10 @@ class Loop:
             self.tally.wrong += 1
             question.case.wrong += 1
             self._example(question.case, wrong)
+        if question.endless:  # it has ended
+            if not wrong:
+                self.broke(client, asked, "the stream ended")
+            return
         self.right(client, asked, question.right.number(text) if question.right.marker else -1)
 
     def right(self, client: Client, asked: Asked, reported: int = -1) -> None:

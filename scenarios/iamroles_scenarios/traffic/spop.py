@@ -37,15 +37,9 @@ class SpopClient(Client):
     """One connection to an agent with up to `in_flight` questions under way."""
 
     def __init__(
-        self,
-        loop: Owner,
-        address: Address,
-        *,
-        tls: ssl.SSLContext | None = None,
-        fresh: bool = False,
-        in_flight: int = 1,
+        self, loop: Owner, address: Address, *, tls: ssl.SSLContext | None = None, in_flight: int = 1
     ) -> None:
-        super().__init__(loop, address, tls=tls, fresh=fresh)
+        super().__init__(loop, address, tls=tls)
         self.slots = in_flight
         self._greeted = self._reading = False
         self._received = b""
