@@ -111,6 +111,10 @@ def test_what_an_interval_says_of_a_target(target, low, high, verdict):
     assert docs.verdict(target, {"value": (low + high) / 2, "low": low, "high": high}) == verdict
 
 
+def test_a_page_names_the_haproxy_that_was_measured():
+    assert ", HAProxy 2.6.12, " in docs.circumstances("iamroles bench gate", "2.6.12")
+
+
 @pytest.mark.parametrize(
     "page",
     [

@@ -87,6 +87,7 @@ class Bench:
     def through(self, agent: AgentSpec, *changes: str, pool: str = "any") -> Target:
         """A contender behind HAProxy; its agent's time counts where it is asked."""
         world = self.world(agent, *changes)
+        self.proxy = world.haproxy
         parts = {"haproxy": lambda: world.haproxy.host_pid, "agent": lambda: world.agent.host_pid}
         address = world.proxy.url.removeprefix("http://")
         return Target(address, {}, {}, steady=pool, parts=parts, world=world)

@@ -11,7 +11,6 @@ from pathlib import Path
 from iamroles_loadtests.bench.rounds import Rounds, values
 from iamroles_loadtests.measuring.conductor import interval
 from iamroles_scenarios.base.pages.markdown import Section, table
-from iamroles_scenarios.stage import haproxies
 
 _BOUND = re.compile(r"at (?P<kind>most|least) (?P<bound>[0-9.]+)")
 
@@ -35,12 +34,12 @@ def ranged(seen: Mapping[str, float]) -> str:
 
 
 def circumstances(command: str, haproxy: str) -> str:
-    """Say what was run, where and when."""
-    version = f"HAProxy {haproxies.version(haproxy)}"
+    """Say what was run, by which version of HAProxy, where and when."""
     cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
     return (
-        f"`{command}`, {datetime.now(UTC):%Y-%m-%d}, {version}, {cores} cores, load average {load:.0f} at "
-        "the end. Medians of the rounds; ratios are taken within each round, in brackets their 95 % interval."
+        f"`{command}`, {datetime.now(UTC):%Y-%m-%d}, HAProxy {haproxy}, {cores} cores, load average "
+        f"{load:.0f} at the end. Medians of the rounds; ratios are taken within each round, in brackets "
+        "their 95 % interval."
     )
 
 

@@ -20,7 +20,6 @@ from iamroles_scenarios.base.pages.markdown import table
 from iamroles_scenarios.commands.staged import with_options
 from iamroles_scenarios.commands.values import Number
 from iamroles_scenarios.stage import KINDS, AgentSpec
-from iamroles_scenarios.stage.haproxies import find
 
 _common = with_options(
     click.option("--stage", "kind", type=click.Choice(KINDS), default="processes", show_default=True),
@@ -57,7 +56,9 @@ class _Bench:
             Console(stderr=True).status("Setting the stage...") as status,
             opened_bench(options["kind"], options["haproxy"]) as on,
         ):
-            return measure(on, *about, options["rounds"], options["seconds"], status.update, **more)
+            found = measure(on, *about, options["rounds"], options["seconds"], status.update, **more)
+            self._haproxy = on.proxy.version
+        return found
 
     def end(self, found: Any, lines: Iterable[str], wrong: list[str], page: Iterable[str]) -> None:  # noqa: ANN401
         """Print what was found, and put lines on the page if every answer was right."""
@@ -66,7 +67,7 @@ class _Bench:
             click.echo("\n".join(wrong), err=True)
             raise SystemExit(1)
         if self._section is not None:
-            about = docs.circumstances(f"iamroles {self.name}", find(self.options["haproxy"]))
+            about = docs.circumstances(f"iamroles {self.name}", self._haproxy)
             self._section.write([about, "", *page])
 
 
