@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from iamroles_scenarios.mock import sigv4
 
 CLOCK_SKEW = 15 * 60
-"""Seconds a signature's date may lie in the past or, signed in the header, in the future."""
+"""Seconds that a signature's date may lie in the past or in the future, in a header or pre-signed."""
 
 
 class AwsError(Exception):

@@ -8,7 +8,8 @@ import pytest
 from invoking import ran, said
 from policies import arn
 
-EXAMPLE = Path(__file__).parents[3] / "reference" / "examples" / "policy.toml"
+ROOT = Path(__file__).parents[3]
+EXAMPLE = ROOT / "reference" / "examples" / "policy.toml"
 AGENT = {"iss": "https://agents.example.com/", "roles": [arn("ai-agent")]}
 """Claims of the example's agents."""
 
@@ -19,6 +20,14 @@ def as_json(words, *more, code=0):
 
 def explained(request, *more, code=0):
     return said("policy explain", EXAMPLE, *request.split(), *more, code=code)
+
+
+def test_the_page_shows_what_explain_prints(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    page = Path("docs/policy.md").read_text()
+    line = page.partition("$ iamroles policy explain ")[2].partition("\n")[0]
+
+    assert said("policy explain", *line.split(), code=1) in page
 
 
 @pytest.fixture
