@@ -64,7 +64,7 @@ def test_what_does_not_compare_is_said():
     assert obstacles(one, other) == cautions(one, other) == []
     other["valid"], other["doubts"] = False, ["it rained"]
     other["environment"]["cpu"] = "another"
-    other["asked"]["connections"] = 7
+    other["asked"] |= {"connections": 7, "tls": True}
     other["phases"][0]["rate"] = 9000.0
 
     other["wrong"] = 3
@@ -73,10 +73,10 @@ def test_what_does_not_compare_is_said():
     told = obstacles(one, other)
     for what in (
         *("it rained", "cpu differs", "--connections differs", "offered 5,000/s, then 9,000/s"),
-        *("second run had 3 wrong verdicts", "(stage) differs"),
+        *("--tls differs", "second run had 3 wrong verdicts", "(stage) differs"),
     ):
         assert sum(what in why for why in told) == 1, what
-    assert len(told) == 6
+    assert len(told) == 7
     other["environment"]["python"] = "3.99"
     other["target"]["haproxy"] = "9.9"
     other["phases"][0]["name"] = "low"

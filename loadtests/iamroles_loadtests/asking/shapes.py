@@ -56,5 +56,7 @@ more than the knee takes, then a fifth; `ramp` up to the knee; `closed` no timet
 stranger's; `fresh` a new connection (with --tls: a new handshake) for each request; `streams` half the knee
 beside 200 open event streams; `second-agent` three tenths, while another agent begins after a third of the
 time. Its share of the questions from then on is an event of the result."""
-ANYWHERE = ("steady", "step", "spike", "ramp", "closed", "fresh")
+ANYWHERE = ("steady", "step", "spike", "ramp", "closed")
 """Those that need no tokens, for any URL or agent."""
+BY_HTTP = (*ANYWHERE, "fresh")
+"""The same, for any URL."""

@@ -247,13 +247,13 @@ def url(
     Raises:
         TargetError: not such a URL.
     """
-    parts = urlsplit(where)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise TargetError(f"{where!r}: write http://host:port/path or https://host:port/path")
     try:
+        parts = urlsplit(where)
         port = parts.port or (443 if parts.scheme == "https" else 80)
     except ValueError as error:
-        raise TargetError(f"{where!r}: {error}") from error
+        raise TargetError(f"not a URL: {error}") from error
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise TargetError(f"{place(where)!r}: write http://host:port/path or https://host:port/path")
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     lines = [f"{method} {path} HTTP/1.1", f"Host: {parts.netloc.rpartition('@')[2]}"]
     for name, value in (fields or {}).items():
@@ -272,10 +272,17 @@ def url(
     return Target(
         f"{host}:{port}",
         {"mix": [ask]},
-        {"kind": "url", "address": where},
+        {"kind": "url", "address": place(where)},
         tls=parts.scheme == "https",
         parts=_fixed(pids),
     )
+
+
+def place(where: str) -> str:
+    """Return a URL without what may be a credential: user, password and query."""
+    parts = urlsplit(where)
+    query = "..." if parts.query else ""
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query=query, fragment="").geturl()
 
 
 def spoe(

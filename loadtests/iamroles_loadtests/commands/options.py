@@ -14,7 +14,7 @@ from rich.console import Console
 
 from iamroles_loadtests.asking import targets
 from iamroles_loadtests.asking.gate_config import GateConfigError
-from iamroles_loadtests.asking.shapes import ANYWHERE
+from iamroles_loadtests.asking.shapes import ANYWHERE, BY_HTTP
 from iamroles_loadtests.measuring.generator import GeneratorError
 from iamroles_loadtests.pages import report as reports
 from iamroles_loadtests.results.result import ResultError
@@ -41,10 +41,10 @@ def usage() -> Iterator[None]:
 
 @contextmanager
 def faults(command: str = "load") -> Iterator[None]:
-    """Turn faults of the stage or the generator into exit status 3."""
+    """Turn faults of the stage or the generator into exit status 3, those of arguments as `usage` does."""
     try:
         yield
-    except targets.TargetError as error:
+    except (targets.TargetError, AgentFileError) as error:
         raise click.UsageError(str(error)) from error
     except (StageError, ControlError, GeneratorError, GateConfigError, OSError) as error:
         click.echo(f"iamroles {command}: {error}", err=True)
@@ -98,8 +98,11 @@ def opened(options: dict[str, Any], wanted: targets.Wanted) -> AbstractContextMa
     strange = [name for name in ("url", "agent_address", "straight") if options[name]]
     if len(strange) > 1:
         raise click.UsageError("--url, --agent-address and --straight exclude each other")
-    if strange and (needs := [name for name in options["shapes"] if name not in ANYWHERE]):
-        raise click.UsageError(f"--shape {needs[0]} needs tokens: it is for the gate on a stage")
+    able = BY_HTTP if options["url"] else ANYWHERE
+    needs = [f"--shape {name}" for name in options["shapes"] if name not in able] + ["--tls"] * wanted.tls
+    if strange and needs:
+        flag = strange[0].replace("_", "-")
+        raise click.UsageError(f"{needs[0]} does not go with --{flag}: it is for the gate on a stage")
     for given, (flag, needed) in _FOR.items():
         if options[given] not in (None, ()) and not any(options[name] for name in needed):
             others = " or ".join(f"--{name.replace('_', '-')}" for name in needed)
@@ -150,8 +153,8 @@ def shown(options: dict[str, Any]) -> dict[str, Any]:
 
 def _plain(name: str, value: object) -> object:
     if isinstance(value, tuple):
-        return [_safe(name, str(item)) if isinstance(item, str) else item for item in value]
-    return str(value) if isinstance(value, Path) else value
+        return [_plain(name, item) for item in value]
+    return _safe(name, str(value)) if isinstance(value, str | Path) else value
 
 
 def command_line(context: click.Context) -> str:
@@ -160,7 +163,7 @@ def command_line(context: click.Context) -> str:
     for parameter in context.command.params:
         name = str(parameter.name)
         value = context.params.get(name)
-        if name in _NOT_TOLD or value in (None, False, ()) or value == parameter.default:
+        if name in _NOT_TOLD or value is None or value is False or value in ((), parameter.default):
             continue
         if isinstance(parameter, click.Argument):
             words += ["--", *value]
@@ -172,7 +175,9 @@ def command_line(context: click.Context) -> str:
 
 
 def _safe(name: str, value: str) -> str:
-    """Name a header or argument that may be a credential, without its value."""
+    """Name a header or argument that may be a credential, without its value; of a URL, what names a place."""
+    if name == "url":
+        return targets.place(value)
     if name == "headers" and ":" in value:
         return f"{value.partition(':')[0]}: ..."
     return f"{value.partition('=')[0]}=..." if name == "arguments" else value

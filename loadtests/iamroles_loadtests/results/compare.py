@@ -25,7 +25,7 @@ _MACHINE = ("cpu", "cores", "system")
 """Facts about the environments that must not differ."""
 _SOFTWARE = ("kernel", "python")
 """Facts that may falsify figures if they differ."""
-_ASKED = ("rates", "connections", "in_flight", "shapes", "constant", "straight", "method")
+_ASKED = ("rates", "connections", "in_flight", "shapes", "constant", "straight", "method", "tls")
 """Facts about the questions that must not differ."""
 _FEW = 16
 """Fewer windows than this make an interval unreliable."""

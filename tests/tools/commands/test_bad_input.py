@@ -47,7 +47,7 @@ def run(*arguments):
         *("conformance run --agent-address 127.0.0.1:1 --allowed @", "conformance report @"),
         *("conformance fuzz --replay @", "conformance flakes --save @ --check wire.hello.version"),
         *("load run --slo @", "demo --agent @", "bench agent --docs @", "bench gate --docs @"),
-        "load report @",
+        *("load report @", "load timeline fire.keys --agent @"),
     ],
 )
 def test_a_file_that_cannot_be_understood_is_named(place, name, command, monkeypatch):
