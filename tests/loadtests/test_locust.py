@@ -32,17 +32,27 @@ def start(environment, **_):
         while not {when}:
             gevent.sleep(0.1)
         runner.quit()
+        if environment.web_ui:
+            environment.web_ui.stop()
     if not isinstance(environment.runner, WorkerRunner):
         gevent.spawn(stop, environment.runner)
 """
 """A locustfile that ends the test at an event, however slow the host is."""
+TYPED = """
+@events.init.add_listener
+def swarm(web_ui, **_):
+    form = {"user_count": 2, "spawn_rate": 2}
+    gevent.spawn(lambda: web_ui.app.test_client().post("/swarm", data=form))
+"""
+"""Begins the test as a person does on locust's page, with two users."""
 
 
-def locust(address, directory, *arguments, when="runner.stats.total.num_requests >= 1000"):
+def locust(address, directory, *arguments, when="runner.stats.total.num_requests >= 1000", more=""):
     stop, result = directory / "stop.py", directory / "result.json"
-    stop.write_text(STOP.format(when=when))
+    stop.write_text(STOP.format(when=when) + more)
     command = [sys.executable, "-m", "locust", "-f", f"{LOCUSTFILE},{stop}", "--host", f"http://{address}/"]
-    command += ["--headless", "--only-summary", "--json", "--csv", str(directory / "out"), *arguments]
+    command += ["--only-summary", "--json", "--csv", str(directory / "out"), *arguments]
+    command += [] if more else ["--headless"]
     env = {"IAMROLES_LOAD_RESULT": str(result), "IAMROLES_LOAD_RATE": str(RATE)}
     done = finished(*command, env=env, timeout=90)
     return done, (Measurement.model_validate_json(result.read_text()) if result.exists() else None)
@@ -99,6 +109,15 @@ def test_the_numbers_are_the_servers(tmp_path, processes):
     assert abs(sent.at(50) - held) < 0.3 * held
     assert abs(median(entries["sent us"]) - held) < 0.3 * held
     assert median(entries["due us"]) >= 0.98 * median(entries["sent us"])
+
+
+def test_users_that_are_typed_share_the_rate(tmp_path):
+    port = nowhere().rpartition(":")[2]
+    with truth("quick") as server:
+        done, measured = locust(server.address, tmp_path, "--web-port", port, more=TYPED)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert measured.samples >= 1000
+    assert pace(measured) < 1.3
 
 
 def test_a_master_and_its_workers(tmp_path):

@@ -5,8 +5,8 @@
     IAMROLES_LOAD_RATE=2000 locust -f locustfile.py --headless -u 1 -t 10s --host http://127.0.0.1:8080/
 
 `IAMROLES_LOAD_PLAN` names a JSON file, a `plan.Plan`. Without it the one question is GET of the host;
-`IAMROLES_LOAD_RATE` is requests a second of all users together (left out: a closed loop),
-`IAMROLES_LOAD_CONNECTIONS` the connections of each user.
+`IAMROLES_LOAD_RATE` is requests a second (left out: a closed loop), `IAMROLES_LOAD_CONNECTIONS` the
+connections, of all users together.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from iamroles_loadtests.locusting.users import TrafficUser
 from iamroles_scenarios.traffic import Segment
 
 _PLAN = "traffic-plan"
-"""Type of the messages in which a worker asks for the plan, and the master sends it, as JSON."""
+"""Type of the messages in which a worker asks for its plan, and the master sends it, as JSON."""
 _LONG = 10_000_000.0
 """Seconds of a timetable that locust ends."""
 
@@ -37,24 +37,34 @@ class Traffic(TrafficUser):
 
 
 def _plan(environment: Environment, **_more: object) -> None:
-    """Take the plan; a worker, which may be on another machine, asks the master for it."""
-    options: Any = environment.parsed_options
-    users = max(1, getattr(options, "num_users", None) or 1)
+    """Divide the plan when a test begins: only then does locust's page say among how many users.
+
+    A worker, which may be on another machine, gets it from the master, and asks for it in case it comes late.
+    """
     runner: Any = environment.runner
     if isinstance(runner, WorkerRunner):
         runner.register_message(_PLAN, lambda msg, **_more: _take(msg.data["plan"]))
         runner.send_message(_PLAN)
         return
     path = os.environ.get("IAMROLES_LOAD_PLAN")
-    if path:
-        whole = Plan.model_validate_json(Path(path).read_bytes())
-    else:
-        whole = _one(environment.host or Traffic.host, users)
-    plan = whole.model_copy(update={"phase": divided(whole.phase, users)}).model_dump_json()
-    _take(plan)
+    whole = Plan.model_validate_json(Path(path).read_bytes()) if path else _one(environment.host)
+    message: dict[str, str] = {}
+
+    def begin(**_more: object) -> None:
+        phase = divided(whole.phase, max(1, runner.target_user_count))
+        message["plan"] = whole.model_copy(update={"phase": phase}).model_dump_json()
+        _take(message["plan"])
+        if isinstance(runner, MasterRunner):
+            runner.send_message(_PLAN, message)
+
+    def late(msg: Any, **_more: object) -> None:  # noqa: ANN401 - locust's message
+        if message:
+            runner.send_message(_PLAN, message, msg.node_id)
+
+    listeners: Any = environment.events
+    listeners.test_start.add_listener(begin)
     if isinstance(runner, MasterRunner):
-        message = {"plan": plan}
-        runner.register_message(_PLAN, lambda msg, **_more: runner.send_message(_PLAN, message, msg.node_id))
+        runner.register_message(_PLAN, late)
 
 
 def _take(plan: str) -> None:
@@ -62,13 +72,13 @@ def _take(plan: str) -> None:
     Traffic.planned.set()  # type: ignore[no-untyped-call]
 
 
-def _one(host: str, users: int) -> Plan:
+def _one(host: str | None) -> Plan:
     """GET of a URL, again and again."""
-    target = url(host)
+    target = url(host or Traffic.host)
     rate = float(os.environ.get("IAMROLES_LOAD_RATE", "0"))
     phase = target.phase(
         name="locust",
-        connections=users * int(os.environ.get("IAMROLES_LOAD_CONNECTIONS", "16")),
+        connections=int(os.environ.get("IAMROLES_LOAD_CONNECTIONS", "16")),
         timetable=[Segment(_LONG, rate)] if rate else [],
     )
     return Plan(pools=target.pools, phase=phase)
