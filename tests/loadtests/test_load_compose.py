@@ -9,6 +9,7 @@ import jsonschema
 import pytest
 from invoking import finished, said
 
+from iamroles_loadtests.locusting import composed
 from iamroles_loadtests.measuring.histogram import Histogram
 from iamroles_loadtests.results.result import SCHEMA
 
@@ -39,6 +40,7 @@ def test_one_command_runs_it_and_workers_add_up(tmp_path):
     result = json.loads((place / "out" / "result.json").read_text())
     jsonschema.validate(result, json.loads(SCHEMA.read_text()))
     assert result["wrong"] == result["faults"] == 0, result["examples"]
+    assert result["reproduce"].endswith("--workers 2 --connections 64 --haproxy 3.0")
     [phase] = result["phases"]
     assert phase["stamped"]
     assert phase["samples"] > 300
@@ -59,6 +61,17 @@ def test_one_command_runs_it_and_workers_add_up(tmp_path):
         finished(*line, "down", "--volumes", "--timeout", "2", check=True)
     assert again.returncode in (0, 4), again.stdout[-3000:]
     assert json.loads((place / "out" / "result.json").read_text())["faults"] == 0
+
+
+@pytest.mark.parametrize(("written", "code"), [(True, 1), (False, 3)])
+def test_a_docker_that_fails_misses_no_objectives(tmp_path, monkeypatch, written, code):
+    """`docker compose up` ends with 1 of its own, too, for example if it cannot fetch an image."""
+    result = tmp_path / "out" / "result.json"
+    result.parent.mkdir()
+    monkeypatch.setattr(composed, "prepare", lambda *_, **__: None)
+    monkeypatch.setattr(composed, "up", lambda _: (written and result.touch()) or 1)
+
+    said("load compose --directory", tmp_path, code=code)
 
 
 @pytest.mark.timeout(900)

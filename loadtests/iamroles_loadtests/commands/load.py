@@ -243,16 +243,17 @@ def compose_command(*, directory: Path, haproxy: str, up: bool, **options: Any) 
 
     Exit status: as `load run`.
     """
-    settings = {"IAMROLES_PROJECT": f"iamroles-load-{secrets.token_hex(4)}"}
+    settings = {"IAMROLES_PROJECT": f"iamroles-load-{secrets.token_hex(4)}", "IAMROLES_HAPROXY": haproxy}
     for name in ("rate", "duration", "workers", "connections"):
         settings[f"IAMROLES_{name.upper()}"] = f"{options[name]:g}"
     with faults():
         composed.prepare(directory, settings, haproxy=haproxy)
         code = composed.up(directory) if up else 0
-    if up and (directory / "out" / "result.json").exists():
+    written = up and (directory / "out" / "result.json").exists()
+    if written:
         click.echo(f"written to {directory / 'out'}", err=True)
-    if code:
-        raise SystemExit(code if code in (1, INVALID) else 3)
+    if code:  # 1 may also be docker's own
+        raise SystemExit(code if written and code in (1, INVALID) else 3)
 
 
 @load.command("report")

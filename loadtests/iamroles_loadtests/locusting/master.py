@@ -45,7 +45,7 @@ def main() -> int:
 
 def _measured() -> int:
     rate, seconds = float(os.environ["IAMROLES_RATE"]), int(os.environ["IAMROLES_DURATION"])
-    workers = os.environ["IAMROLES_WORKERS"]
+    workers, haproxy = os.environ["IAMROLES_WORKERS"], os.environ["IAMROLES_HAPROXY"]
     issuer = _patiently(lambda: IdpClient(IDP, IDP).issuer("corp"))
     issuer.add_key("RS256")
     asking = Asking(issuer.mint, life=min(3500.0, seconds + 600))
@@ -54,6 +54,7 @@ def _measured() -> int:
         "kind": "stage",
         "stage": "containers",
         "address": GATE,
+        "haproxy": haproxy,
         "agent": {"name": f"two agents, {workers} locust workers", "version": ""},
     }
     target = Target(GATE, {"mix": asking.mix(seconds + 60)}, about)
@@ -74,7 +75,8 @@ def _measured() -> int:
             "workers": int(workers),
             "connections": phase["connections"],
         },
-        reproduce=f"iamroles load compose --rate {rate:g} --duration {seconds} --workers {workers}",
+        reproduce=f"iamroles load compose --rate {rate:g} --duration {seconds} --workers {workers} "
+        f"--connections {phase['connections']} --haproxy {haproxy}",
         slo=Slo(),
         phases=[played],
         played=[played],
