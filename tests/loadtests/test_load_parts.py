@@ -183,6 +183,9 @@ def test_tokens_die_during_the_run(asking, made):
     assert ends == {1003, 1006, 1009, 1012}
     assert all(ask.afterwards.status == 401 for ask in asks)
     assert ends <= {recipe.get("exp") for recipe in made}
+    late = {ask.changes // 10**9 for ask in asking.mix(3000, now=1000.0) if ask.case == "expiring"}
+    assert len(late) == 60
+    assert max(late) > 3900  # also at the end of a long one
 
 
 def test_populations_follow_zipf(asking, made):

@@ -275,5 +275,10 @@ def test_bad_arguments(arguments):
     assert said("load run", *arguments, code=2)
 
 
+@pytest.mark.parametrize("words", ["run --duration 1200", "run --pairs 200 --warmup 60", "locust -- -t 1h"])
+def test_a_run_that_outlasts_its_tokens_starts_nothing(words):
+    assert "its tokens live 3,500 s" in said(f"load {words}", code=2)
+
+
 def test_what_is_no_result():
     assert said("load report", __file__, code=2)

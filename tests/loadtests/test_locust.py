@@ -15,6 +15,9 @@ from listening import nowhere
 from truth import truth
 
 import iamroles_loadtests
+from iamroles_loadtests.asking.targets import url
+from iamroles_loadtests.measuring import hosted
+from iamroles_loadtests.measuring.generator import GeneratorError
 from iamroles_loadtests.measuring.measurement import Measurement
 from iamroles_scenarios.traffic import Case
 from iamroles_scenarios.traffic.records import FIELDS
@@ -118,6 +121,14 @@ def test_users_that_are_typed_share_the_rate(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert measured.samples >= 1000
     assert pace(measured) < 1.3
+
+
+def test_no_locust_outlives_its_tokens(monkeypatch):
+    monkeypatch.setattr(hosted, "LIFE", 60.1)
+    target = url("http://127.0.0.1:9/")
+    target.world = object()  # as that of a stage, which has tokens
+    with pytest.raises(GeneratorError, match="its tokens live 60 s; give it -t"):
+        hosted.hosted(target, {"name": "x"}, ["--headless"])
 
 
 def test_a_master_and_its_workers(tmp_path):

@@ -133,8 +133,8 @@ class Asking:
         ]
 
     def _expiring(self, seconds: float, now: float) -> Iterator[Ask]:
-        """One token dies every few seconds of the run; before that it opens, after it is refused."""
-        for after in range(3, math.ceil(seconds) + 3, 3):
+        """Let a token die every few seconds until the end of the run, 60 at most; then it is refused."""
+        for after in range(3, math.ceil(seconds) + 3, max(3, math.ceil(seconds / 60))):
             end = math.ceil(now + after)
             name = f"short-{end}"
             opens = self.allowed("expiring", name, self._mint({"sub": name, "roles": ["reader"], "exp": end}))
@@ -214,7 +214,7 @@ def shut(status: int, error: str) -> Right:
 
 
 def _weighed(kinds: list[tuple[int, list[Ask]]], length: int) -> Iterator[Ask]:
-    """One pool of about `length` questions with each kind's share of it; all of a kind that has more."""
+    """Yield a pool of about `length` questions with each kind's share of it."""
     for weight, asks in kinds:
         share = max(1, round(weight * length / 100))
         yield from itertools.islice(itertools.cycle(asks), share)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import re
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ from iamroles_loadtests.commands.options import (
 )
 from iamroles_loadtests.commands.timeline import timeline_command
 from iamroles_loadtests.locusting import composed
-from iamroles_loadtests.measuring.conductor import SHARES, Conductor, RunOptions, tokens_for_pairs
+from iamroles_loadtests.measuring.conductor import SHARES, Conductor, RunOptions, longest, tokens_for_pairs
 from iamroles_loadtests.measuring.generator import Generator
 from iamroles_loadtests.measuring.hosted import hosted
 from iamroles_loadtests.pages import page
@@ -103,17 +105,16 @@ def run_command(context: click.Context, /, **options: Any) -> None:  # noqa: ANN
 
 
 def _wanted(options: dict[str, Any]) -> targets.Wanted:
-    each = options["duration"] + options["warmup"] + 1.0
-    phases = len(options["rates"] or SHARES) + len(options["shapes"])
+    lengths, shapes = _run_options(options), options["shapes"]
     return targets.Wanted(
-        seconds=60.0 + phases * each,
-        new=tokens_for_pairs(_run_options(options), _PAIR_RATE) if options["pairs"] else 0,
-        populations=[name for name in options["shapes"] if name in POPULATIONS],
-        hostile="hostile" in options["shapes"],
-        cold=cold_tokens(each) if "cold" in options["shapes"] else 0,
+        seconds=60.0 + longest(lengths, len(options["rates"] or SHARES) + len(shapes)),
+        new=tokens_for_pairs(lengths, _PAIR_RATE) if options["pairs"] else 0,
+        populations=[name for name in shapes if name in POPULATIONS],
+        hostile="hostile" in shapes,
+        cold=cold_tokens(lengths.duration + lengths.warmup + 1.0) if "cold" in shapes else 0,
         tls=options["tls"],
-        streams="streams" in options["shapes"],
-        second="second-agent" in options["shapes"],
+        streams="streams" in shapes,
+        second="second-agent" in shapes,
     )
 
 
@@ -209,7 +210,7 @@ def locust_command(context: click.Context, /, **options: Any) -> None:  # noqa: 
         "timetable": [Segment(1.0, options["rate"])] if options["rate"] else [],
     }
     with usage():
-        opens = opened({**options, "shapes": ()}, targets.Wanted(seconds=3600.0))
+        opens = opened({**options, "shapes": ()}, targets.Wanted(seconds=_run_time(options["rest"])))
     with faults(), opens as target:
         played = hosted(target, phase, options["rest"])
         target.still_there()
@@ -222,6 +223,15 @@ def locust_command(context: click.Context, /, **options: Any) -> None:  # noqa: 
             played=[played],
         )
     end(result, options["directory"], as_json=False)
+
+
+def _run_time(arguments: Sequence[str]) -> float:
+    """Return the seconds of locust's `-t`, and some to begin and to end; without it, what tokens allow."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-t", "--run-time", default="")
+    parts = re.findall(r"(\d+)([hms]?)", parser.parse_known_args(arguments)[0].run_time)
+    seconds = sum(int(count) * {"h": 3600, "m": 60}.get(unit, 1) for count, unit in parts)
+    return 60.0 + seconds if seconds else targets.LIFE
 
 
 @load.command("compose")

@@ -15,7 +15,7 @@ from typing import Any
 import urllib3
 
 from iamroles_loadtests.asking.questions import Asking
-from iamroles_loadtests.asking.targets import Target
+from iamroles_loadtests.asking.targets import LIFE, Target
 from iamroles_loadtests.measuring.generator import GeneratorError
 from iamroles_loadtests.measuring.hosted import hosted
 from iamroles_loadtests.pages import report
@@ -48,7 +48,7 @@ def _measured() -> int:
     workers, haproxy = os.environ["IAMROLES_WORKERS"], os.environ["IAMROLES_HAPROXY"]
     issuer = _patiently(lambda: IdpClient(IDP, IDP).issuer("corp"))
     issuer.add_key("RS256")
-    asking = Asking(issuer.mint, life=min(3500.0, seconds + 600))
+    asking = Asking(issuer.mint, life=LIFE)
     _patiently(lambda: _open(asking))
     about = {
         "kind": "stage",

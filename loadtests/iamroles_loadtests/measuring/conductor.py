@@ -77,6 +77,13 @@ def tokens_for_pairs(options: RunOptions, rate: float) -> int:
     return int(rate * (options.round + options.warmup / 2) * options.pairs * 1.2) + 200
 
 
+def longest(options: RunOptions, phases: int) -> float:
+    """Return the seconds that a run with this number of phases takes at most."""
+    plays = [(phases, options.duration), (2 + 2 * len(_STEPS), options.step)]
+    plays += [(options.pairs * len(PAIRED), options.round)]
+    return sum(count * (seconds + options.warmup + 1.0) for count, seconds in plays)
+
+
 def in_turn(contenders: Sequence[_T], rounds: int) -> Iterator[tuple[int, _T]]:
     """Yield rounds and contenders, in an order that changes: none always follows the same other."""
     for number in range(rounds):

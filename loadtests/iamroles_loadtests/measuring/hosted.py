@@ -13,7 +13,7 @@ from typing import Any
 
 from iamroles_loadtests.asking.cpu import CpuMeter
 from iamroles_loadtests.asking.plan import Plan
-from iamroles_loadtests.asking.targets import Target
+from iamroles_loadtests.asking.targets import LIFE, Target
 from iamroles_loadtests.measuring.generator import GeneratorError
 from iamroles_loadtests.measuring.measurement import Measurement, Played
 from iamroles_scenarios.stage.guard import Guard
@@ -34,7 +34,7 @@ def hosted(target: Target, phase: Mapping[str, Any], arguments: Sequence[str]) -
         arguments: locust's own.
 
     Raises:
-        GeneratorError: locust left no result.
+        GeneratorError: locust left no result, or did not end before its tokens did.
     """
     whole, cpu = target.phase(**phase), CpuMeter(target.parts)
     with tempfile.TemporaryDirectory(prefix="iamroles-load-") as directory:
@@ -51,7 +51,9 @@ def hosted(target: Target, phase: Mapping[str, Any], arguments: Sequence[str]) -
             start_new_session=True,  # a group to kill, whose terminal does not stop it
         )
         try:
-            code = locust.wait()
+            code = locust.wait(LIFE - 60 if target.world else None)
+        except subprocess.TimeoutExpired as error:
+            raise GeneratorError(f"locust was ended: its tokens live {LIFE:,.0f} s; give it -t") from error
         except KeyboardInterrupt:
             locust.terminate()  # it says what it has
             with suppress(subprocess.TimeoutExpired):
