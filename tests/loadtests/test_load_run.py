@@ -143,7 +143,7 @@ def test_tls_and_a_handshake_for_each_request(lenient, monkeypatch):
     assert result["wrong"] == result["faults"] == 0, result["examples"]
     phases = {phase["name"]: phase for phase in result["phases"]}
     assert handshakes["fresh"] >= phases["fresh"]["samples"] > 0
-    assert handshakes["high"] < phases["high"]["samples"]
+    assert handshakes["high"] <= 2 * 64  # one a connection, another if a busy host was late
     assert phases["streams"]["held"] == 200
 
 
