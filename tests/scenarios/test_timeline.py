@@ -226,15 +226,19 @@ def test_a_false_allow_is_never_excused(fire, flow, answers):
 
 
 def test_recovery_is_measured_and_bounded(fire, answers):
-    answers(5, 5.5, DOWN)
+    answers(5, 5.5, REFUSED)
     answers(7, 7.1, ALLOWED, times=20)
     found = judged(fire, between=["kill", "end"], recovers="2s")
     assert (found.problems, found.recovered) == ([], 1.5)
 
-    assert kinds(judged(fire, between=["kill", "end"], recovers="500ms")) == [Kind.FAULT]
+    assert kinds(judged(fire, between=["kill", "end"], recovers="500ms")) == [Kind.FALSE_DENY]
     fire.steps["kill"].end = at(4.6)
     assert kinds(judged(fire, between=["kill", "end"], recovers="500ms")) == [], "counted from the step's end"
-    assert kinds(judged(fire, between=[4.0, "end"], recovers="500ms")) == [Kind.FAULT]
+    assert kinds(judged(fire, between=[4.0, "end"], recovers="500ms")) == [Kind.FALSE_DENY]
+
+    answers(5, 5.5, DOWN)
+    answers(5, 5.5, b"closed")
+    assert kinds(judged(fire, between=["kill", "end"], recovers="2s")) == [Kind.FAULT, Kind.LOST]
 
 
 def test_a_slow_window_is_held_against_the_quiet_one(fire, answers):

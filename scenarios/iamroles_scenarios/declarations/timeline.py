@@ -63,8 +63,8 @@ class WindowSpec(Model):
     """Names of steps that kill a part: 5xx and missing answers of questions that were under way then are
     excused, at most one for each connection and step."""
     recovers: Duration = 0.0
-    """Time from the end of the window's first step, or from its begin, times the time scale, in which 5xx,
-    missing answers and false denies are excused."""
+    """Time from the end of the window's first step, or from its begin, times the time scale, in which false
+    denies are excused."""
     p99: float | None = Field(default=None, gt=1)
     """Factor by which the 99th percentile may exceed that of the quiet time: from the begin of the traffic to
     the first step with `at`. Half a second, times the time scale, is always allowed."""

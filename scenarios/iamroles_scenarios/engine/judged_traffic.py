@@ -29,7 +29,6 @@ from typing import Any
 from iamroles_scenarios.base.errors import HarnessFault, TooSlow
 from iamroles_scenarios.declarations.scenario import Expectation
 from iamroles_scenarios.declarations.timeline import BEGIN, END, WindowSpec
-from iamroles_scenarios.engine import ledger as ledgers
 from iamroles_scenarios.engine.ledger import NEVER, Entry, Finding, Flow, FlowQuestion, Kind, Ledger, p99
 from iamroles_scenarios.engine.players import raw_request
 from iamroles_scenarios.traffic import Address, Case, HttpClient, Loop, Right, Segment, arrivals
@@ -276,7 +275,7 @@ class JudgedTraffic:
             if kind is Kind.RIGHT:
                 continue
             found.recovered = max(found.recovered, self._since(entry.received))
-            if kind in ledgers.EXCUSABLE and entry.sent < excuse:
+            if kind is Kind.FALSE_DENY and entry.sent < excuse:
                 found.excused[kind] += 1
             elif kind in (Kind.FAULT, Kind.LOST) and any(self._met(entry, step) for step in killed):
                 found.excused[kind] += 1

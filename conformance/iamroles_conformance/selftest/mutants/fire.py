@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
+from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.control.document import POLICY
 from iamroles_agent.control.slots import Members
 from iamroles_agent.identity_header import KeyRing
@@ -21,10 +22,11 @@ from iamroles_agent.processes.supervisor import Supervisor
 from iamroles_agent.serving import accepting
 from iamroles_agent.serving.gate import Gate
 from iamroles_agent.serving.server import Server, _Peer
+from iamroles_agent.tokens.keyring import Keyring
 from iamroles_agent.tokens.sts import StsVerifier
 from iamroles_conformance.selftest.mutants.edits import replaced, without
 from iamroles_conformance.selftest.mutants.gate import asks_nothing, first_key, no_renewal
-from iamroles_conformance.selftest.mutants.override import after, around, before, setting
+from iamroles_conformance.selftest.mutants.override import after, around, before, fail, rescue, setting
 from iamroles_conformance.selftest.registry import mutant
 
 # --- keys, sessions, issuers
@@ -52,6 +54,12 @@ mutant("fire.removed-key", "FIRE-KEY-002", "goes on with keys that were withdraw
     no_renewal
 )
 mutant("fire.first-keys", "FIRE-KEY-003", "knows the keys of its start alone")(no_renewal, asks_nothing)
+mutant("fire.faulty-keys", "FIRE-KEY-003", "answers 503 until a renewal brings a new key")(
+    asks_nothing,
+    rescue(Keyring, "obtain", Refusal)(
+        lambda refusal, *_: fail(Refusal(Reason.KEYS_UNAVAILABLE, refusal.detail))
+    ),
+)
 mutant("fire.session-for-ever", "FIRE-STS-002", "asks STS once for each credential, however long it is used")(
     around(StsVerifier, "_identity")(lambda sound, *args: sound(*args)._replace(check_again=None))
 )
