@@ -2,6 +2,7 @@
 
 import json
 import re
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,9 @@ def test_a_departure_counts_in_strict_alone_and_a_warning_never(agent, tmp_path,
     output = said(RUN, *options, code=code)
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     told = report["statement"]
+    junit = ET.parse(tmp_path / "report" / "junit.xml").getroot()[0]
 
+    assert junit.get("failures") == str(code)
     assert "DEPARTURE from the grade strict" in output
     assert "WARNING: a SHOULD that failed" in output
     assert told["sentence"].endswith(

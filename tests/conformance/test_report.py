@@ -74,9 +74,10 @@ def test_junit_is_xml_whatever_an_agent_wrote(message):
     check = {"lane": "gate", "name": "gate.x.y[haproxy]", "seconds": 0.1, "verdict": "fail"}
     found = {"product": {"name": "n", "version": "1"}, "seconds": 1, "finished": "now"}
     found["checks"] = [check | {"message": message, "evidence": evidence}]
+    found |= {"statement": {"grade": "core"}, "load_sound": False, "findings": [message]}
     suite = ET.fromstring(report.as_junit(found))[0]
 
-    assert (suite.attrib["failures"], suite[0].attrib["name"]) == ("1", "gate.x.y[haproxy]")
+    assert (suite.attrib["failures"], suite[0].attrib["name"]) == ("2", "gate.x.y[haproxy]")
 
 
 def test_junit_counts_by_kind():

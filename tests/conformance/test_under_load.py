@@ -1,10 +1,17 @@
 """The judge under load: traffic flows beside the checks, and a verdict that only it sees fails the run."""
 
 import re
+import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import pytest
 from invoking import agent_toml, said
 
+from iamroles_conformance.commands.run import _code
+from iamroles_conformance.errors import ExitCode
+from iamroles_scenarios.declarations.results import CheckResult, Verdict
+
+LATE = CheckResult("a.b", ("A-001",), Verdict.UNTESTABLE)
 RUN = "conformance run --stage=processes --lane=gate -q --under-load=40 --check=gate.rotation"
 
 
@@ -15,10 +22,17 @@ def test_traffic_flows_beside_the_checks_and_is_counted():
 def test_what_no_check_was_asked_for_is_seen_by_the_traffic(tmp_path):
     mutant = ["python", "-m", "iamroles_conformance.selftest.mutants", "gate.accepts-expired"]
     agent = agent_toml(tmp_path, [*mutant, "agent", "run"], oidc=True, reload="SIGHUP")
-    told = said(RUN, "--agent", agent, code=1)
+    told = said(RUN, "--agent", agent, f"--report={tmp_path}", code=1)
 
     assert "6 pass" in told
+    *_, load = suite = ET.parse(tmp_path / "junit.xml").getroot()[0]
+    assert (suite.get("failures"), suite.get("tests"), "false allow" in load[0].text) == ("1", "7", True)
     assert re.search(r"flow (old|eve): false allow: status: expected 401, got 200", told)
+
+
+@pytest.mark.parametrize("result", [LATE, replace(LATE, verdict=Verdict.HARNESS_ERROR, cause="it ended")])
+def test_a_wrong_answer_to_the_traffic_fails_the_run_whatever_else_came(result):
+    assert _code({"load_sound": False, "passed": False}, [result], "core") == ExitCode.FAILED
 
 
 @pytest.mark.parametrize("rate", ["-1", "fast"])

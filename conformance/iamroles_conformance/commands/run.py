@@ -106,6 +106,8 @@ def run(
 
 
 def _code(found: report.Document, results: list[CheckResult], grade: Grade) -> ExitCode:
+    if found["load_sound"] is False:
+        return ExitCode.FAILED
     if only_the_stage(results):
         return ExitCode.STAGE_FAULT
     if untestable([result.verdict.value for result in results], grade):

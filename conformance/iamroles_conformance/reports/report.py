@@ -24,7 +24,7 @@ from jinja2 import Template
 from iamroles_conformance.errors import ReportError
 from iamroles_conformance.reports.evidence import digests, environment, seeds
 from iamroles_conformance.reports.shape import fault
-from iamroles_conformance.reports.statement import statement
+from iamroles_conformance.reports.statement import holds, statement
 from iamroles_conformance.subject import Subject
 from iamroles_scenarios.base.errors import SelectionError, StageError
 from iamroles_scenarios.base.pages.html import template
@@ -87,6 +87,7 @@ def document(
         "environment": environment(),
         "seeds": seeds(),
         "passed": made["holds"] and (load is None or load.sound),
+        "load_sound": load.sound if load else None,
         "statement": made,
         "findings": [
             without_secrets(text)
@@ -238,7 +239,7 @@ def as_json(found: Document) -> str:
 
 
 def as_junit(found: Document) -> str:
-    """JUnit XML: one test case for each check, classed by lane, family and scenario."""
+    """JUnit XML: one test case for each check, classed by lane, family and scenario, and one for the load."""
     suite = ET.Element("testsuite", name=f"{found['product']['name']} {found['product']['version']}".strip())
     counts: Counter[str] = Counter()
     for check in found["checks"]:
@@ -250,12 +251,19 @@ def as_junit(found: Document) -> str:
             for why in again:
                 ET.SubElement(properties, "property", name="played again", value=_printable(why))
         kind = _JUNIT.get(check["verdict"])
+        if kind is None and not holds([check["verdict"]], found["statement"]["grade"]):
+            kind = "failure"
         if kind is not None:
             counts[kind] += 1
             element = ET.SubElement(case, kind, message=_printable(check["message"]), type=check["verdict"])
             element.text = _printable(_evidence(check))
+    if (sound := found.get("load_sound")) is not None:
+        load = ET.SubElement(suite, "testcase", classname="iamroles.load", name="traffic beside the checks")
+        if not sound:
+            counts["failure"] += 1
+            ET.SubElement(load, "failure").text = _printable("\n".join(found["findings"]))
     suite.attrib |= {
-        "tests": str(len(found["checks"])),
+        "tests": str(len(suite)),
         "failures": str(counts["failure"]),
         "errors": str(counts["error"]),
         "skipped": str(counts["skipped"]),
@@ -269,8 +277,6 @@ def as_junit(found: Document) -> str:
 
 
 _JUNIT = {
-    Verdict.FAIL.value: "failure",
-    Verdict.UNTESTABLE.value: "failure",
     Verdict.HARNESS_ERROR.value: "error",
     Verdict.KNOWN_FAILURE.value: "skipped",
     Verdict.NOT_APPLICABLE.value: "skipped",

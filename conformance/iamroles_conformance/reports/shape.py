@@ -79,6 +79,7 @@ class _Document(_Model):
     digests: dict[str, Any] = {}
     environment: dict[str, Any] | None = None
     seeds: dict[str, Any] | None = None
+    load_sound: bool | None = None
     statement: _Statement
     findings: list[str] | None = None
     host: list[str] | None = None
