@@ -236,6 +236,13 @@ def test_known_failures(listed, came, becomes):
     assert ("ticket 7" in found.message) == (found.verdict is not came)
 
 
+@pytest.mark.parametrize(("late", "becomes"), [("", Verdict.NOT_APPLICABLE), ("9 s", Verdict.UNTESTABLE)])
+def test_what_the_host_was_late_for_is_not_inapplicable_to_a_running_agent(late, becomes):
+    result = CheckResult("wire.x.y", ("A-B-001",), Verdict.UNTESTABLE, late=late)
+
+    assert reported(result, replace(_spec("deny"), address="127.0.0.1:1")).verdict is becomes
+
+
 @pytest.mark.parametrize(
     ("pattern", "chosen"),
     [

@@ -8,9 +8,9 @@
    times allow for? Then a failure in which time counted, an error of the suite, or what could not be tested,
    proves nothing yet (`attempts` plays it again).
 4. `recorded`: how long it took, how near a wait came to its bound, what was sent and seen.
-5. `reported`: what the result is for this vendor. Of an agent that already runs, UNTESTABLE does not apply;
-   a failure of a SHOULD is a warning, of `strict` alone a departure, unless the agent let somebody in
-   (`lets_in`); then comes the list of known failures.
+5. `reported`: what the result is for this vendor. Of an agent that already runs, UNTESTABLE does not apply,
+   unless the host was late; a failure of a SHOULD is a warning, of `strict` alone a departure, unless the
+   agent let somebody in (`lets_in`); then comes the list of known failures.
 
 Every lane applies the first four, so no lane is kinder than another. Only `Run` applies the last one: the
 self-test counts failures as they are. No other module changes a result.
@@ -255,7 +255,7 @@ def _of_running(result: CheckResult, agent: AgentSpec) -> tuple[Verdict, str]:
 
     The statement counts such a check as not played: no class that has one is conformed to.
     """
-    if agent.address and result.verdict is Verdict.UNTESTABLE:
+    if agent.address and result.verdict is Verdict.UNTESTABLE and not result.late:
         return Verdict.NOT_APPLICABLE, f"cannot be played on a running agent: {result.message}"
     return result.verdict, result.message
 
