@@ -1,5 +1,7 @@
 """A run with a budget: the order, what is said of the rest, and no claim of a class that was not played."""
 
+import re
+import signal
 from itertools import islice
 
 import pytest
@@ -64,6 +66,14 @@ def test_what_was_not_played_is_counted_and_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize("budget", ["0s", "-5s", "60", "soon"])
 def test_a_budget_that_is_none_is_a_mistake(budget):
     assert said(RUN, f"--budget={budget}", code=2)
+
+
+def test_a_run_that_is_ended_before_its_first_result_is_reported_and_no_mistake(tmp_path, monkeypatch):
+    monkeypatch.setattr(Run, "in_budget", lambda *_: (signal.raise_signal(signal.SIGTERM) for _ in "1"))
+    told = said(RUN, "--budget=1h", f"--report={tmp_path}", code=130)
+
+    assert re.search(r"interrupted: (\d+) of \1 checks were not played", told)
+    assert (tmp_path / "report.json").exists()
 
 
 def test_a_budget_in_which_nothing_fits_is_a_mistake():

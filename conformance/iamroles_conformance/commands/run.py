@@ -81,9 +81,9 @@ def run(
                 click.echo(explain.failure(check, result, shlex.join(again), explained) + "\n")
             elif not quiet:
                 click.echo(f"{result.verdict.value:14} {check.name}")
-        if not pairs and budget is not None:
-            raise click.UsageError(f"No check was played within {budget:g} s: give it more time.")
         over = budget is not None and started.elapsed >= budget
+        if over and not pairs:
+            raise click.UsageError(f"No check was played within {budget:g} s: give it more time.")
         if started.background_load is not None:
             started.background_load.end()
         found = report.document(subject, started, pairs, checks)
