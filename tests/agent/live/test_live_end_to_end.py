@@ -169,7 +169,7 @@ def test_a_policy_that_does_not_load_is_in_nobodys_way(gate):
     assert [about["principal"] for about in gate.connected("max")] == ["max"]
 
     gate.config.write_text("{ no JSON")
-    assert "with `--file`" in str(gate.revoke("add --principal max", code=2))
+    assert "`revoke --file`" in str(gate.revoke("add --principal max", code=2))
     said = gate.revoke("add --principal max", "--file", gate.file)
     assert "cannot tell whether an agent" in str(said)
     assert other.until(time.time() + PATIENCE)
