@@ -285,7 +285,10 @@ class _Peer(asyncio.Protocol):
     def eof_received(self) -> bool:
         """Half-closed: what was asked is still answered (SPOP-BYE-005)."""
         self._half_closed = True
-        return bool(self._pending) and self._life is not _OVER and not self._secure
+        if self._pending and self._life is not _OVER and not self._secure:
+            return True
+        self._farewell = self._loop.call_later(LINGER, self._transport.abort)  # it may take no more answers
+        return False
 
     def pause_writing(self) -> None:
         """HAProxy reads too slowly: read no more questions from it."""
@@ -522,8 +525,7 @@ class _Peer(asyncio.Protocol):
         self._regulate()
         if self._half_closed:
             self._loop.call_soon(self._transport.close)
-        else:
-            self._farewell = self._loop.call_later(LINGER, self._transport.abort)
+        self._farewell = self._loop.call_later(LINGER, self._transport.abort)
 
     def _stop_timers(self) -> None:
         for timer in (self._handshake, self._farewell, self._ageing):

@@ -205,6 +205,26 @@ class TestFlow:
 
             assert await client.receive_all() == [f"ACK 1/1 FIN {ALLOWED}"] * 3
 
+    @pytest.mark.parametrize("waits", [False, True])
+    async def test_half_closed_by_a_peer_that_takes_no_answers(self, tmp_path, waits):
+        gate, listen = HeldGate(), f"unix:{tmp_path}/agent.sock"
+        gate.memory = KNOWN
+        async with serving(gate, listen=listen) as server:
+            client = await Client.connect(server.address)
+            (peer,) = server.peers
+            while not peer._transport.get_write_buffer_size():
+                client.send(notify() * 50)
+                await asyncio.sleep(0.001)
+            if waits:
+                gate.memory = {}
+                client.send(notify())
+                await until(lambda: gate.asked)
+            client.half_close()
+            await until(lambda: peer._half_closed)
+            gate.gone_on.set()
+            await until(lambda: not server.peers)
+            client.vanish()
+
     async def test_reading_stops_while_too_much_is_under_way(self, monkeypatch):
         monkeypatch.setattr(server_module, "MAX_PENDING", 2)
         gate = HeldGate(DENY)
