@@ -7,10 +7,10 @@ does not start on a directory that fails the check: it must not forget a revocat
 
 `running` in the index tells a death from an orderly end. After a death the policy in force is the accepted
 one, whatever the file says by then; after an orderly end the file is read as at a first start. Key sets
-and all other parts come back in both cases. If a version cannot be saved, the policy that it replaced is
-removed (`disown`): it must not come back, so the file decides after a death too. Stamps are epoch seconds on
-disk, because the monotonic clock does not outlive a reboot; an age below zero counts as unknown, and such a
-part is stale.
+and all other parts come back in both cases. If a version or an orderly end cannot be saved, the saved
+policy is removed (`disown`): it must not come back, so the file decides after a death too. Stamps are epoch
+seconds on disk, because the monotonic clock does not outlive a reboot; an age below zero counts as unknown,
+and such a part is stale.
 """
 
 from __future__ import annotations
@@ -195,8 +195,8 @@ class Store:
         self._written = {_INDEX, *wanted}
         self._sweep(wanted)
 
-    def disown(self, document: Document) -> str:
-        """Remove the saved policy if it is not this document's; that takes no room on the disk.
+    def disown(self, document: Document | None) -> str:
+        """Remove the saved policy, except this document's own; that takes no room on the disk.
 
         Returns:
             Why it may still be there; "" if it is not.
@@ -204,7 +204,8 @@ class Store:
         try:
             kept = self.read()
             former = None if kept is None else kept.document.parts.get(POLICY)
-            if former is not None and former.pieces != document.parts[POLICY].pieces:  # a digest is of less
+            own = None if document is None else document.parts[POLICY].pieces
+            if former is not None and former.pieces != own:  # a digest is of less
                 (self.directory / _packed(former)[0]).unlink(missing_ok=True)
                 held = os.open(self.directory, os.O_RDONLY | os.O_CLOEXEC)
                 try:

@@ -167,7 +167,13 @@ class Agent:
                 raise
             others = supervisor.plane.left or (others and not supervisor.plane.members.served)
             if self._store is not None and not others:
-                self._save(supervisor.plane.document, running=False)
+                try:
+                    self._save(supervisor.plane.document, running=False)
+                except StartError as error:
+                    # The index still tells of a running agent; but without its policy the file decides.
+                    if left := self._store.disown(None):
+                        raise StartError(f"{error}{left}") from None
+                    log.error("%s", error)
             return status
         finally:
             if self._local is not None and self._local_path is not None and not others:

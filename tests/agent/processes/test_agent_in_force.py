@@ -182,6 +182,12 @@ def test_a_replaced_policy_stays_replaced_though_the_next_one_did_not_fit_on_the
         assert agent.ask(token) == "no_grant"  # of the file; and by the keys that were kept
         assert agent.reload(grants=[])["saved"] is True
 
+        agent.write(grants=[grant("R2", "reader", "GET", "/orders", "orders")])
+        resource.prlimit(agent.process.pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+        assert agent.ended(signal.SIGTERM) == 0
+        agent.start()
+        assert agent.ask(token) == "allow"
+
 
 class Asker(threading.Thread):
     """Asks one question after the other, on another connection after each goodbye; counts what got lost."""
