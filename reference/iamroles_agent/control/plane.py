@@ -9,6 +9,7 @@ and its sender is killed.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from typing import Any, ClassVar
 
 from iamroles_agent.control.changes import Changes
@@ -229,7 +230,7 @@ class Plane:
         self._look_served()
 
     def _serving(self, slot: Slot, _said: Message) -> None:
-        slot.serving, slot.silent = True, False
+        slot.serving, slot.silenced = True, -inf
         self._look_served()
 
     def _look_served(self) -> None:
@@ -248,7 +249,7 @@ class Plane:
             raise ChannelError(f"a pong with {len(stats)} stats")
         slot.stats = stats
         if slot.index == FETCHER:
-            slot.silent = False
+            slot.silenced = -inf
 
     # What the fetcher says
 

@@ -32,6 +32,8 @@ class Timing:
     """Between two pings to a member."""
     silence: float = 1.0
     """A member that says nothing for longer is replaced."""
+    patience: float = 3.0
+    """For a member killed for silence to be replaced, before another one is killed for it."""
     late: float = 0.25
     """Normal delay of the parent; a longer one is not counted against members."""
     start: float = 60.0
@@ -149,8 +151,8 @@ class Slot:
     """Why it failed, in its own words."""
     last: str = ""
     """How the process before it ended."""
-    silent: bool = False
-    """True if the last process was killed for silence, and its replacement does not serve yet."""
+    silenced: float = -inf
+    """Fair time at which a process was killed for silence; no time if one has served since."""
     deaths: int = 0
     stats: dict[str, Any] = field(default_factory=dict)
 
@@ -299,15 +301,14 @@ class Members:
                 self.emit(Fork(slot.index, slot.last))
                 self._record(slot)
         # One at a time: the one killed before must serve again, or have had a fair time to.
-        for slot in self.slots.values():
-            if slot.silent and (slot.life in (Life.DYING, Life.GONE) or self.fair - slot.born < 2.0):
-                return
+        if any(self.fair - slot.silenced < self.timing.patience for slot in self.slots.values()):
+            return
         for slot in self.slots.values():
             if not slot.alive:
                 continue
             quiet = self.quiet(slot)
             if quiet > self.timing.silence * (1 if slot.spoken else 4):
-                slot.silent = True
+                slot.silenced = self.fair
                 self.kill(slot, f"no heartbeat for {quiet:.1f} s")
                 return
             if slot.life is Life.BORN and self.fair - slot.born > self.timing.start:

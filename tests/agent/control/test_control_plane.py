@@ -213,6 +213,20 @@ def test_silent_members_are_replaced_one_at_a_time():
     assert bench.passes(0.25, but=silent)[0].startswith("kill 1: no heartbeat")
 
 
+@pytest.mark.parametrize("dies", [True, False])
+def test_a_silent_member_waits_for_no_other_that_cannot_be_replaced(dies):
+    """SPEC.md 10.5. The replacements fail, or a process that was killed cannot die yet (state D)."""
+    bench = Bench(3).up()
+    lines = bench.passes(1.25, but=(0, 1))
+    assert lines == ["kill 0: no heartbeat for 1.2 s"]
+    for _ in range(32):
+        if dies and bench.plane.members.slots[0].life is not Life.GONE:
+            bench.dies(0, "status 3")
+        lines += bench.passes(0.25, but=(0, 1))
+
+    assert [line[:6] for line in lines if "kill" in line] == ["kill 0", "kill 1"]
+
+
 def test_one_oversleeping_parent_blames_nobody():
     bench = Bench(4).up()
 
