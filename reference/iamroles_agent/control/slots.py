@@ -32,6 +32,8 @@ class Timing:
     """Between two pings to a member."""
     silence: float = 1.0
     """A member that says nothing for longer is replaced."""
+    look: float = 0.1
+    """At least, between two looks at a member that talks."""
     patience: float = 3.0
     """For a member killed for silence to be replaced, before another one is killed for it."""
     late: float = 0.25
@@ -139,7 +141,9 @@ class Slot:
     heard: float = 0.0
     """Fair time of its last message, or of its fork."""
     waited: float = 0.0
-    """How long it had waited for a CPU at that time."""
+    """How long it had waited for a CPU at that time, or at a look up to `Timing.look` before."""
+    looked: float = 0.0
+    """Fair time of that look: one costs more than a message."""
     spoken: bool = False
     born: float = 0.0
     """Fair time."""
@@ -267,13 +271,15 @@ class Members:
         slot = self.slots[index]
         slot.life, slot.pid, slot.document, slot.target = Life.BORN, pid, document, None
         slot.serving = slot.spoken = False
-        slot.born = slot.heard = self.fair
+        slot.born = slot.heard = slot.looked = self.fair
         slot.waited = self.scheduled(index).waited
         slot.killed_for = slot.error = ""
         slot.stats = {}
 
     def heard(self, slot: Slot) -> None:
-        slot.heard, slot.waited, slot.spoken = self.fair, self.scheduled(slot.index).waited, True
+        slot.heard, slot.spoken = self.fair, True
+        if self.fair - slot.looked >= self.timing.look:
+            slot.looked, slot.waited = self.fair, self.scheduled(slot.index).waited
 
     def died(self, slot: Slot, how: str) -> None:
         lived = self.fair - slot.born
