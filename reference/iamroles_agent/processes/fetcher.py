@@ -106,9 +106,9 @@ class Fetcher:
             if self._store is not None:
                 self.spawn(self._keep_saved(self._store))
             if self.watch is not None:
-                self.spawn(self.watch.run())
+                self.spawn(self._lasting(self.watch.run))
             for work in self.beside:
-                self.spawn(work())
+                self.spawn(self._lasting(work))
             await self.link.drained.wait()
             if self._handed:  # stopped meanwhile: what the next agent has is left to it
                 self.link.send(message("leave"))
@@ -132,6 +132,15 @@ class Fetcher:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def _lasting(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Begin again, after a while, what ended with an error, such as a lack of memory."""
+        while True:
+            try:
+                return await work()
+            except Exception:
+                log.exception("a task of the fetcher failed")
+            await asyncio.sleep(_AGAIN)
 
     def _stats(self) -> Body:
         keys = {

@@ -72,18 +72,17 @@ class Watch:
         """Put the file in force; the problem, if there is one."""
         try:
             found = NONE if seen is None else await asyncio.to_thread(read, self._path)
-        except Exception as error:  # noqa: BLE001 - else no later revocation would be taken up
-            if not isinstance(error, ConfigError) or isinstance(error.__cause__, OSError):
-                self._again = monotonic() + _AGAIN  # perhaps the disk, or a lack of descriptors or threads
-            return str(error) or f"{self._path} cannot be read: no memory"
-        if found is NONE:  # also if it went between the look and the reading: that lifts no revocation
-            return "" if REVOCATIONS not in self._link.document.parts else f"{self._path} is gone"
-        # Also if the document has it already: a fetcher that is born in the middle of a change has what some
-        # worker may not enforce yet, and the outcome comes when all do.
-        try:
+            if found is NONE:  # also if it went between the look and the reading: that lifts no revocation
+                return "" if REVOCATIONS not in self._link.document.parts else f"{self._path} is gone"
+            # Also if the document has it already: a fetcher that is born in the middle of a change has what
+            # some worker may not enforce yet, and the outcome comes when all do.
             outcome = await self._link.propose({REVOCATIONS: to_part(found)})
         except LinkLost:
             return ""
+        except Exception as error:  # noqa: BLE001 - else no later revocation would be taken up
+            if not isinstance(error, ConfigError) or isinstance(error.__cause__, OSError):
+                self._again = monotonic() + _AGAIN  # perhaps the disk, or a lack of descriptors or threads
+            return str(error) or f"{self._path} cannot be taken up: no memory"
         if not outcome["done"]:
             self._again = monotonic() + _AGAIN
             return f"{self._path} could not be put in force: {outcome['error']}"

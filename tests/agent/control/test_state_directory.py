@@ -82,6 +82,13 @@ async def test_an_end_of_memory_ends_no_saving(store, monkeypatch, broken):
     assert store.read().document.policy == SMALL.policy
 
 
+async def test_a_task_of_the_fetcher_that_failed_begins_again(monkeypatch):
+    monkeypatch.setattr(fetcher, "_AGAIN", 0.0)
+    work = mock.AsyncMock(side_effect=[MemoryError, None])
+    await fetcher.Fetcher(None, SimpleNamespace(channel=None, document=SMALL))._lasting(work)
+    assert work.await_count == 2
+
+
 async def test_a_key_set_that_could_not_be_put_in_force_is_proposed_again(monkeypatch):
     """The next fetch may be an hour away. Until then tokens of a new key were refused."""
     monkeypatch.setattr(fetcher, "_AGAIN", 0.0)

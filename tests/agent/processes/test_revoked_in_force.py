@@ -225,11 +225,13 @@ async def test_what_failed_for_another_reason_than_the_file_is_tried_again(tmp_p
     revocations.write(path, revocations.Revocations((revocations.Revocation(id="a", roles=["a"]),)))
     read = mock.Mock(side_effect=chain([fault], repeat(path.read_bytes())))
     monkeypatch.setattr(revocations, "files", SimpleNamespace(read=read))
+    encode = mock.Mock(side_effect=chain([MemoryError], repeat(mock.DEFAULT)), wraps=watch.to_part)
+    monkeypatch.setattr(watch, "to_part", encode)
     task = asyncio.get_running_loop().create_task(watch.Watch(path, link).run())
     await asyncio.wait_for(link.done.wait(), PATIENCE)
     task.cancel()
 
-    assert (link.outcomes, read.call_count > 1) == ([], True)
+    assert (link.outcomes, read.call_count > 2) == ([], True)
 
 
 async def test_a_file_in_the_place_of_one_that_could_not_be_read_is_read_at_once(tmp_path, monkeypatch):
