@@ -44,13 +44,10 @@ def bind(path: Path) -> socket.socket:
     Raises:
         StartError: the path cannot be used, or another agent answers there.
     """
-    before = os.umask(0o177)
     try:
         sock = listening.bind(f"{listening.UNIX}{path}")
     except StartError as error:
         raise StartError(f"agent.control_socket: {error}") from None
-    finally:
-        os.umask(before)
     sock.listen(64)
     return sock
 

@@ -183,9 +183,7 @@ def _bind_unix(path: Path, group: str | None) -> socket.socket:
     with contextlib.suppress(OSError):  # bind will say what is wrong
         path.parent.mkdir(0o750)
         os.chown(path.parent, -1, owner)
-    before = os.umask(0o117)
-    if group is None:
-        os.umask(before | 0o077)  # this user alone
+    before = os.umask(0o177 if group is None else 0o117)  # this user alone, or the group too
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         with _locked(path.parent):

@@ -16,6 +16,7 @@ from strangers import STRANGER, as_root, let_in, played_by
 from iamroles_agent.base import config
 from iamroles_agent.base.config import AgentSettings
 from iamroles_agent.base.errors import StartError
+from iamroles_agent.processes import local_socket
 from iamroles_agent.serving import listening
 
 
@@ -52,14 +53,16 @@ def test_the_group_may_connect_and_nobody_else(opened, path):
 
 @pytest.mark.parametrize("mask", [0, 0o022, 0o077])
 def test_without_a_group_nobody_else_may(opened, path, mask):
-    before = os.umask(mask)
+    before, local = os.umask(mask), path.parent / "local" / "agent.sock"
     try:
         opened(f"unix:{path}")
+        local_socket.bind(local).close()
         assert os.umask(mask) == mask
     finally:
         os.umask(before)
 
-    assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0
+    modes = [stat.S_IMODE(found.stat().st_mode) for found in (path, local, local.parent)]
+    assert modes == [0o600, 0o600, 0o750 & ~mask]
 
 
 @pytest.mark.parametrize(
