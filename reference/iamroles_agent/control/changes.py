@@ -196,9 +196,19 @@ class Changes:
         """Stop waiting for a member that dies: the next in its slot has what is in force."""
         if slot.index == FETCHER:
             self._drop_proposals()
-        if self._change is not None and slot.index in self._change.waiting:
-            del self._change.waiting[slot.index]
+        if self._change is not None:
+            self._change.waiting.pop(slot.index, None)
             self.proceed()
+
+    def stop(self, error: str) -> None:
+        """Give up a reload that is not in force yet, because the workers end; end others sooner."""
+        for proposal in [proposal for proposal in self._queue if proposal.reload]:
+            self._queue.remove(proposal)
+            proposal.done({"done": False, "error": error})
+        change = self._change
+        if change is not None and change.phase is Phase.PREPARE and change.proposals[0].reload:
+            self._give_up(error)
+        self.proceed()
 
     def _drop_proposals(self) -> None:
         """Give up what the dying fetcher proposed and is not in force yet, and report it to nobody.
@@ -238,7 +248,7 @@ class Changes:
             change.phase, change.began, change.limit = Phase.CONFIRM, members.fair, members.timing.confirm
         workers, version = len(members.workers), self.document.version
         save_error = self._saved[1] if self._saved[0] == version else None
-        unsaved = self._saves and save_error is None
+        unsaved = self._saves and save_error is None and (members.replacing or members.slots[FETCHER].alive)
         if not late and (unsaved or (members.replacing and self.confirmed < workers)):
             return
         outcome: Outcome = {

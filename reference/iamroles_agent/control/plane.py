@@ -162,10 +162,10 @@ class Plane:
         self.members.stopping = True
         self.members.send(FETCHER, message("note", event="stopping"))
         self.reloads.failed("the agent is stopping")
+        self.changes.stop("the agent is stopping")
         for slot in self.members.workers:
             self.members.drain(slot, gently=self.left)
         self._drain_fetcher()
-        self.changes.proceed()
 
     def status(self) -> dict[str, Any]:
         """Report the processes and the document, for `iamroles agent status`."""

@@ -378,6 +378,32 @@ def test_a_reload_that_the_end_cuts_off_is_answered(alone):
     assert "'error': 'the agent is stopping'" in alone.hangs_up()[0]
 
 
+@pytest.mark.parametrize("queued", [False, True])
+def test_a_reload_that_is_not_in_force_at_the_end_is_given_up(alone, queued):
+    if queued:
+        alone.proposes("keys/a", KEYS, 1)
+    alone.loads(TWO)
+    alone.plane.stop()
+    alone.did()
+    alone.dies(0, "status 0")
+
+    line = {"reloaded": False, "policy": "one", "error": "the agent is stopping", "version": 1}
+    assert alone.said[1:] == [line]
+
+
+def test_a_reload_in_force_is_answered_though_the_fetcher_ends_before_it_has_saved():
+    bench = Bench(1, saves=True).up()
+    bench.loads(TWO)
+    bench.confirmed(2)
+    bench.plane.stop()
+    bench.dies(0, "status 0")
+    assert bench.said[1:] == []
+    bench.dies(FETCHER, "status 0")
+
+    [line] = bench.said[1:]
+    assert (line["reloaded"], line["policy"], line["saved"]) == (True, "two", False)
+
+
 def test_that_the_fetcher_was_replaced_is_put_on_record_by_a_worker(bench):
     bench.dies(0)
     bench.dies(FETCHER)
