@@ -226,6 +226,8 @@ class Fetcher:
                 writing = asyncio.ensure_future(asyncio.to_thread(store.write, document))
                 try:
                     done, _ = await asyncio.wait((writing,), timeout=_DISK)
+                    if not done:
+                        self._save_error = "the disk has not answered yet"
                     try:
                         if not done or writing.exception() is not None:
                             kept = await asyncio.to_thread(store.disown, document)

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import threading
 from itertools import chain, repeat
 from types import SimpleNamespace
 from unittest import mock
@@ -80,6 +81,20 @@ async def test_an_end_of_memory_ends_no_saving(store, monkeypatch, broken):
 
     assert said == [("MemoryError", "MemoryError"), ("", "")]
     assert store.read().document.policy == SMALL.policy
+
+
+async def test_a_disk_that_does_not_answer_is_reported_while_it_does_not(store, monkeypatch):
+    monkeypatch.setattr(fetcher, "_DISK", 0.01)
+    saver, answered = fetcher.Fetcher(None, SimpleNamespace(channel=None, document=SMALL)), threading.Event()
+    monkeypatch.setattr(store, "write", lambda _document: answered.wait())
+    saver._unsaved.set()
+    task = asyncio.create_task(saver._keep_saved(store))
+    try:
+        await until(lambda: saver._save_error)
+    finally:
+        answered.set()
+    await until(lambda: not saver._save_error)
+    task.cancel()
 
 
 async def test_a_task_of_the_fetcher_that_failed_begins_again(monkeypatch):
