@@ -20,10 +20,12 @@ from pydantic import ValidationError
 from iamroles_agent.base import files
 from iamroles_agent.base.errors import ConfigError, closest
 from iamroles_agent.commands.emergency import Known, Settings
+from iamroles_agent.commands.serve import STATE_DIR
 from iamroles_agent.commands.shared import end, ends_if_unsound, policy_option
 from iamroles_agent.control.store import LOCK
 from iamroles_agent.live.revocations import Revocation, Revocations, read, write
 from iamroles_agent.processes import local_socket
+from iamroles_agent.processes.agent import SOCKET
 from iamroles_agent.processes.in_force import InForce
 
 _HASH = re.compile(r"sha256:[0-9a-f]{16}")
@@ -45,6 +47,12 @@ _file_option = click.option(
     type=click.Path(path_type=Path),
     help="The file of revocations, if the configuration cannot be read.",
 )
+_state_option = click.option(
+    "--state-dir",
+    type=click.Path(path_type=Path),
+    envvar=STATE_DIR,
+    help=f"The agent's state directory, if it was given on the command line. Default: ${STATE_DIR}.",
+)
 
 
 @click.group()
@@ -55,6 +63,7 @@ def revoke() -> None:
 @revoke.command()
 @_config
 @_file_option
+@_state_option
 @click.option(
     "--role", "roles", multiple=True, help="All holders of this role: its name in the policy, or ARN."
 )
@@ -73,6 +82,7 @@ def revoke() -> None:
 def add(
     config: Path,
     file: Path | None,
+    state_dir: Path | None,
     issued_before: str | None,
     name: str | None,
     **given: Any,  # noqa: ANN401 - members of `Revocation`
@@ -112,7 +122,7 @@ def add(
         click.echo(f"It spares tokens issued from {until} on{why}")
         if known.may_be_sts(row.issuers):
             click.echo(_STS)
-    _wait(config, row.id, present=True)
+    _wait(config, state_dir, row.id, present=True)
 
 
 @revoke.command("list")
@@ -127,8 +137,9 @@ def list_(config: Path, file: Path | None) -> None:
 @revoke.command()
 @_config
 @_file_option
+@_state_option
 @click.argument("name")
-def undo(config: Path, file: Path | None, name: str) -> None:
+def undo(config: Path, file: Path | None, state_dir: Path | None, name: str) -> None:
     """Remove a revocation. Streams that it cut stay cut."""
     with _edited(config, file, _known(config)) as (path, found):
         kept = [row for row in found if row.id != name]
@@ -136,7 +147,7 @@ def undo(config: Path, file: Path | None, name: str) -> None:
             end(2, f"iamroles revoke: there is no {name} in {path}; `iamroles revoke list` shows all")
         found[:] = kept
     click.echo(f"{name} is out of {path}")
-    _wait(config, name, present=False)
+    _wait(config, state_dir, name, present=False)
 
 
 def _known(config: Path) -> Known:
@@ -198,16 +209,18 @@ def _edited(config: Path, file: Path | None, known: Known) -> Iterator[tuple[Pat
         end(3, f"iamroles revoke: {path} cannot be written: {error.filename}: {error.strerror}")
 
 
-def _wait(config: Path, name: str, *, present: bool) -> None:
+def _wait(config: Path, state_dir: Path | None, name: str, *, present: bool) -> None:
     """Wait until the agent of this host has the change in force, and report."""
-    address = state_dir = None
+    address = None if state_dir is None else state_dir / SOCKET
     with suppress(ConfigError):
         settings = Settings(config)
-        address, state_dir = settings.socket, settings.state_dir
+        if address is None or settings.text("agent", "control_socket"):
+            address = settings.socket
+        state_dir = state_dir or settings.state_dir
     if address is None:
         click.echo(
-            f"This command cannot tell whether an agent has it in force ({config} names no agent.state_dir): "
-            "see the agent's log or audit"
+            f"This command cannot tell whether an agent has it in force ({config} names no agent.state_dir, "
+            "and --state-dir is not given): see the agent's log or audit"
         )
         return
     began, unknown = time.monotonic(), "iamroles revoke: NOT known to be in force"

@@ -191,6 +191,17 @@ def test_an_answer_that_makes_no_sense_is_not_taken_for_an_absent_agent(tmp_path
     assert "NOT" in ran("revoke add --principal eve --config", configured(tmp_path), code=1).output
 
 
+@pytest.mark.parametrize("variable", [False, True])
+def test_the_agent_is_asked_at_the_state_directory_of_its_command_line(tmp_path, monkeypatch, variable):
+    path, state = configured(tmp_path), tmp_path / "elsewhere"
+    answering(state / "agent.sock", b'{"error": "asked"}\n')
+    if variable:
+        monkeypatch.setenv("IAMROLES_STATE_DIR", str(state))
+    words = () if variable else ("--state-dir", state)
+
+    assert "NOT in force: asked" in ran("revoke add --principal eve --config", path, *words, code=1).output
+
+
 @as_root
 def test_another_user_who_answers_is_not_believed(tmp_path):
     path = configured(tmp_path)
