@@ -38,6 +38,11 @@ from iamroles_agent.serving.tls import Tls
 from iamroles_agent.tokens.authenticator import Authenticator, rules_of
 from iamroles_agent.tokens.keys import KeySet
 
+_PAUSE = 0.2
+"""Seconds between two tries to open the metrics port."""
+_DRAINS = 5.0
+"""Seconds beyond `drain_timeout` in which the agent before ends."""
+
 _log = logging.getLogger("iamroles.agent")
 
 
@@ -115,25 +120,27 @@ class Worker:
         finally:
             await self._close()
 
-    async def _show_metrics(self, *, again: bool = False) -> None:
+    async def _show_metrics(self, tries: int = 0) -> None:
         try:
             address = await self.metrics.serve()
         except StartError as error:
             if not (self._takes_over or self.startup.why):
                 raise
-            if not (self._takes_over or again):  # a stranger took the port between two lives of this worker
+            # The agent before keeps the port while it drains. A stranger may keep it for ever.
+            patience = self.config.agent.drain_timeout + _DRAINS if self._takes_over else 0.0
+            if tries == int(patience / _PAUSE):
                 _log.error("%s. Worker %d serves without metrics until then", error, self.index)
-            self._later = asyncio.get_running_loop().create_task(self._show_metrics_again())
+            self._later = asyncio.get_running_loop().create_task(self._show_metrics_again(tries + 1))
             return
         if address:
             _log.info("worker %d: metrics on http://%s/metrics", self.index, address)
             if self.metrics.identity_keys is not None:
                 _log.info("worker %d: identity keys on http://%s/identity/jwks", self.index, address)
 
-    async def _show_metrics_again(self) -> None:
-        """Try until the port is free: the agent before may still drain."""
-        await asyncio.sleep(0.2)
-        await self._show_metrics(again=True)
+    async def _show_metrics_again(self, tries: int) -> None:
+        """Try until the port is free."""
+        await asyncio.sleep(_PAUSE)
+        await self._show_metrics(tries)
 
     async def _serve(self) -> None:
         may, end = (asyncio.ensure_future(event.wait()) for event in (self.link.serve, self.link.drained))

@@ -527,6 +527,16 @@ def test_a_worker_is_replaced_though_another_process_took_its_metrics_port(tmp_p
         until(lambda: _listens(port))
 
 
+def test_a_new_agent_says_that_another_process_has_its_metrics_port(tmp_path, server):
+    with running(tmp_path, server, 1) as agent, socket.create_server(("127.0.0.1", 0)) as busy:
+        agent.write(metrics={"listen": f"127.0.0.1:{busy.getsockname()[1]}"})
+        old = agent.process
+        agent.start("--take-over")
+        assert old.wait(PATIENCE) == 0
+        until(lambda: "serves without metrics" in agent.log())
+        old.stdout.close()
+
+
 def test_a_shared_directory_of_the_local_socket_is_told_of(tmp_path, server):
     (tmp_path / "shared").mkdir(0o777)
     (tmp_path / "shared").chmod(0o1777)
