@@ -8,6 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -96,6 +97,9 @@ class Agent:
         try:
             config, part = _read(path)
         except ConfigError as error:
+            if take_over:  # a plain start, unless a running agent has the lock
+                with suppress(StartError):
+                    store, restored = _opened(state_dir)
             if restored is None or not restored.died:
                 raise
             log.error("%s\nthe policy that was accepted last is in force", error)

@@ -547,8 +547,14 @@ def test_a_shared_directory_of_the_local_socket_is_told_of(tmp_path, server):
 
 def test_take_over_where_nobody_runs_is_a_start(tmp_path, server):
     agent = Running(tmp_path, server, 1)
-    agent.start("--take-over")
+    policy = agent.start("--take-over")["policy"]
     until(lambda: agent.ask(token_of(server.url)) == "allow")
+    agent.path.write_text("garbage")
+    assert agent.command("run", "--state-dir", tmp_path / "state", "--take-over").returncode == 2
+    members = agent.children()
+    agent.ended(signal.SIGKILL)
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in members))
+    assert agent.start("--take-over")["policy"] == policy
     assert agent.ended(signal.SIGTERM) == 0
 
 
