@@ -196,7 +196,13 @@ class Fetcher:
         gone = False
         try:
             async with self._saving:
-                await asyncio.to_thread(self._store.write, self.link.document)
+                try:
+                    await asyncio.to_thread(self._store.write, self.link.document)
+                except OSError as error:
+                    why = f"what is in force cannot be saved: {error.strerror or error}"
+                    log.error("nothing is handed over: %s", why)
+                    writer.write(json.dumps({"error": why}).encode())
+                    return
                 log.info("handing over to another agent")
                 sockets = self.startup.listeners, self.local_socket.sock, self._store.descriptor
                 self._handed = True

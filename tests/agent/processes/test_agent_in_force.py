@@ -173,6 +173,8 @@ def test_a_replaced_policy_stays_replaced_though_the_next_one_did_not_fit_on_the
         resource.prlimit(fetcher, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
         line = agent.reload(grants=[])
         assert (line["reloaded"], line["saved"], line["save_error"]) == (True, False, "File too large")
+        done = agent.command("run", "--state-dir", tmp_path / "state", "--take-over")
+        assert "what is in force cannot be saved: File too large. It goes on" in done.stderr
         members = agent.children()
         agent.ended(signal.SIGKILL)
         until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in members))
