@@ -57,6 +57,8 @@ class CpuTime:
 
 
 def _threads(pid: int) -> Iterator[Row]:
+    if _read(os.getpid(), str(os.getpid()), "schedstat").startswith(b"0 "):
+        raise ValueError  # this process has run: the kernel counts nothing
     for tid in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - it is asked often
         with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
             ran, waited = (int(word) / 1e9 for word in _read(pid, tid, "schedstat").split()[:2])

@@ -1,6 +1,9 @@
 """How long a process waited for a CPU, from what the kernel tells of its threads."""
 
 import os
+from unittest import mock
+
+import pytest
 
 from iamroles_agent.processes import cpu_time
 from iamroles_agent.processes.cpu_time import CpuTime
@@ -39,10 +42,11 @@ def test_an_ended_thread_stays_counted():
     assert (seen.ran, seen.waited) == (3.5, 4.0)
 
 
-def test_where_the_times_cannot_be_read_a_process_runs_and_does_not_wait(monkeypatch):
+@pytest.mark.parametrize("read", [mock.Mock(side_effect=OSError("no descriptor")), lambda *_: b"0 0 0) R"])
+def test_where_the_times_cannot_be_read_a_process_runs_and_does_not_wait(monkeypatch, read):
     times = CpuTime(os.getpid())
     before = times.look()
-    monkeypatch.setattr(cpu_time, "_threads", lambda _pid: (_ for _ in ()).throw(OSError("no descriptor")))
+    monkeypatch.setattr(cpu_time, "_read", read)
     seen = [times.look() for _ in range(3)]
     assert [one.since(before.waited) for one in seen] == [0.0, 0.0, 0.0]
     assert before.ran < seen[0].ran < seen[1].ran < seen[2].ran
