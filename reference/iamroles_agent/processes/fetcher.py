@@ -355,4 +355,5 @@ class Fetcher:
 
     async def _ask_sts(self, body: Body) -> Body:
         assert self.sts is not None  # noqa: S101 - configured before the fetcher is up
-        return await answer_sts(self.sts, body)
+        version = self.link.document.version
+        return await answer_sts(self.sts, body) | {"version": version}

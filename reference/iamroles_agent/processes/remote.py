@@ -28,6 +28,8 @@ KEYS, STS = "keys", "sts"
 _BOUNDS = {"calls": 64, "kept": 16, "per_flow": 8}
 """Bounds on a worker's questions about one STS. For a source as in the fetcher, for all of them more than its
 calls, so that it chooses among the sources."""
+_REFUSED = 1024
+"""Most credentials that a worker refuses from memory."""
 _KIDS = 32
 """Most questions of a worker about one issuer's keys: an issuer that hangs takes no room of the others."""
 
@@ -83,7 +85,8 @@ class RemoteProver:
 
     Anyone can write a credential that only STS can tell from a good one. So here already a source has a
     limited number of questions under way, and waits with the others in its turn: a flood costs neither the
-    parent nor the fetcher, and their other callers find them idle. The fetcher has the last word.
+    parent nor the fetcher, and their other callers find them idle. What STS rejected is refused here for as
+    long as the fetcher would refuse it without a question to STS. The fetcher has the last word.
 
     Args:
         link: to the fetcher.
@@ -106,16 +109,20 @@ class RemoteProver:
         self.counts = counts
         self._queues = {endpoint.name: queue_of(endpoint) for endpoint in endpoints}
         self._flights = Flights()
+        self._refused: dict[bytes, tuple[float, Refusal]] = {}
+        """By the credential's digest, until when (monotonic)."""
 
     async def verify(self, token: bytes, digest: bytes, source: str = "") -> tuple[Identity, bool]:
         """Verify as `StsVerifier.verify`; refuse here what cannot be a credential."""
         question = read_credential(token, self._by_host, self._clock())
+        if (known := self._refused.get(digest)) and time.monotonic() < known[0]:
+            raise Refusal(known[1].reason, known[1].detail)
         # A signature that counts once has no second question that could share its answer.
         name: Hashable = object() if question.endpoint.replay_cache else digest
         return await self._flights.join(name, lambda: self._ask(token, question, source))
 
     async def _ask(self, token: bytes, question: Question, source: str) -> tuple[Identity, bool]:
-        queue = self._queues[question.endpoint.name]
+        queue, version = self._queues[question.endpoint.name], self._link.document.version
         ticket = await queue.admit(question.key_id, source)
         answer: Body = {}
         try:
@@ -127,7 +134,14 @@ class RemoteProver:
         if "identity" in answer:
             return identity_of(answer["identity"]), bool(answer["reusable"])
         reason = answer.get("reason", Reason.STS_UNAVAILABLE)
-        raise Refusal(Reason(reason), str(answer.get("detail", answer.get("error", ""))))
+        refusal = Refusal(Reason(reason), str(answer.get("detail", answer.get("error", ""))))
+        # Not if the fetcher judged by another policy, because one of the two switches first.
+        if answer.get("refused_for", 0.0) > 0.0 and answer["version"] == version:
+            if len(self._refused) >= _REFUSED:
+                del self._refused[next(iter(self._refused))]
+            until = time.monotonic() + answer["refused_for"]
+            self._refused[hashlib.sha256(token).digest()] = until, refusal
+        raise refusal
 
     async def close(self) -> None:
         """End the questions under way."""
@@ -227,12 +241,12 @@ class Remote:
 async def answer_sts(prover: StsVerifier, body: Mapping[str, Any]) -> dict[str, Any]:
     """Answer a worker's question, in the fetcher."""
     token = str(body["token"]).encode("latin-1")
+    digest = hashlib.sha256(token).digest()
     try:
-        identity, reusable = await prover.verify(
-            token, hashlib.sha256(token).digest(), str(body.get("source", ""))
-        )
+        identity, reusable = await prover.verify(token, digest, str(body.get("source", "")))
     except Refusal as refusal:
-        return {"reason": refusal.reason.value, "detail": refusal.detail}
+        seconds = prover.refused_for(digest)
+        return {"reason": refusal.reason.value, "detail": refusal.detail, "refused_for": seconds}
     members = identity._asdict()
     members["roles"] = [str(role) for role in identity.roles]
     members["preferred"] = None if identity.preferred is None else str(identity.preferred)

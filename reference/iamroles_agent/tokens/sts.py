@@ -442,6 +442,10 @@ class StsVerifier:
             backoff.failures = 0
         return caller
 
+    def refused_for(self, digest: bytes) -> float:
+        """Return for how many seconds, if any, a credential is refused without a question to STS."""
+        return max(0.0, self._rejected.get(digest, (0.0,))[0] - self._monotonic())
+
     def _remember(self, digest: bytes, detail: str) -> None:
         self._rejected[digest] = (self._monotonic() + _REJECTED_FOR, detail)
         self._rejected.move_to_end(digest)

@@ -4,13 +4,15 @@ import asyncio
 
 import pytest
 from spop_client import until
-from sts_support import ARN, EDGE, GOOD, HOST, KEY_ID, credential, outcome, presign
+from sts_support import ARN, EDGE, GOOD, HOST, KEY_ID, credential, outcome, playing, presign
 from tokens_support import NOW, Clock, issuer
 
 from iamroles_agent.base.config import KeySettings, Sts
 from iamroles_agent.base.identity import Identity
+from iamroles_agent.control.document import Document
 from iamroles_agent.processes.link import LinkLost
-from iamroles_agent.processes.remote import Remote
+from iamroles_agent.processes.remote import Remote, answer_sts
+from iamroles_agent.tokens import sts
 from iamroles_agent.tokens.admission import Callers
 
 SOUND = {
@@ -24,6 +26,7 @@ class Link:
 
     def __init__(self):
         self.asked, self.release, self.pause = [], asyncio.Event(), 59.0
+        self.document = Document(1)
 
     async def ask(self, _topic, body):
         self.asked.append(body["source"])
@@ -55,6 +58,26 @@ async def test_equal_questions_share_an_answer_unless_each_counts_once(once, que
 
     assert set(await asyncio.gather(*waiting)) == {"sts_rejected"}
     assert len(link.asked) == questions
+
+
+@pytest.mark.parametrize(("version", "seconds", "questions"), [(1, 30.0, 1), (2, 30.0, 3), (1, 0.0, 3)])
+async def test_a_rejected_credential_is_refused_as_long_as_the_fetcher_would_refuse_it(
+    monkeypatch, version, seconds, questions
+):
+    """Not if the fetcher judged by another policy than the worker."""
+    monkeypatch.setattr(sts, "_REJECTED_FOR", seconds)
+    asked, forged = prover(link := Link()), credential(presign(secret="another"))
+    with playing() as (_, agent):
+
+        async def ask(_topic, body):
+            link.asked.append(body["source"])
+            return await answer_sts(agent.sts, body) | {"version": version}
+
+        link.ask = ask
+        for _ in range(3):
+            assert await outcome(asked, forged, "a") == "sts_rejected"
+        assert len(link.asked) == questions
+        assert await outcome(asked, credential(GOOD), "a") == ""
 
 
 async def test_a_flood_from_one_source_stays_in_the_worker():
