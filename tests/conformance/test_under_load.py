@@ -12,6 +12,7 @@ from iamroles_conformance.errors import ExitCode
 from iamroles_scenarios.declarations.results import CheckResult, Verdict
 
 LATE = CheckResult("a.b", ("A-001",), Verdict.UNTESTABLE)
+ENDED = replace(LATE, verdict=Verdict.HARNESS_ERROR, cause="it ended")
 RUN = "conformance run --stage=processes --lane=gate -q --under-load=40 --check=gate.rotation"
 
 
@@ -30,9 +31,15 @@ def test_what_no_check_was_asked_for_is_seen_by_the_traffic(tmp_path):
     assert re.search(r"flow (old|eve): false allow: status: expected 401, got 200", told)
 
 
-@pytest.mark.parametrize("result", [LATE, replace(LATE, verdict=Verdict.HARNESS_ERROR, cause="it ended")])
-def test_a_wrong_answer_to_the_traffic_fails_the_run_whatever_else_came(result):
-    assert _code({"load_sound": False, "passed": False}, [result], "core") == ExitCode.FAILED
+@pytest.mark.parametrize(
+    ("result", "wrong", "code"),
+    [
+        *((LATE, True, ExitCode.FAILED), (LATE, False, ExitCode.FAILED)),
+        *((ENDED, True, ExitCode.FAILED), (ENDED, False, ExitCode.STAGE_FAULT)),
+    ],
+)
+def test_a_wrong_answer_to_the_traffic_fails_the_run_whatever_else_came(result, wrong, code):
+    assert _code({"load_sound": False, "passed": False}, [result], "core", wrong=wrong) == code
 
 
 @pytest.mark.parametrize("rate", ["-1", "fast"])

@@ -102,14 +102,17 @@ def run(
         click.echo(f"{why}: {len(missing)} of {len(planned)} checks were not played{_by_family(missing)}")
         if not over:
             sys.exit(ExitCode.INTERRUPTED)
-    sys.exit(_code(found, [result for _, result in pairs], subject.grade))
+    load = started.background_load
+    wrong = load is not None and load.wrong
+    sys.exit(_code(found, [result for _, result in pairs], subject.grade, wrong=wrong))
 
 
-def _code(found: report.Document, results: list[CheckResult], grade: Grade) -> ExitCode:
+def _code(found: report.Document, results: list[CheckResult], grade: Grade, *, wrong: bool) -> ExitCode:
+    """Return the exit code; a stage that failed excuses answers that are missing, and none that is wrong."""
+    if not wrong and only_the_stage(results):
+        return ExitCode.STAGE_FAULT
     if found["load_sound"] is False:
         return ExitCode.FAILED
-    if only_the_stage(results):
-        return ExitCode.STAGE_FAULT
     if untestable([result.verdict.value for result in results], grade):
         return ExitCode.UNTESTABLE
     return ExitCode.PASSED if found["passed"] else ExitCode.FAILED

@@ -158,15 +158,22 @@ class BackgroundLoad:
         return sum((outcomes.bad for outcomes in self._outcomes), Counter())
 
     @property
+    def _missing(self) -> int:
+        return self.bad[Kind.FAULT] + self.bad[Kind.LOST]
+
+    @property
+    def wrong(self) -> bool:
+        """True if a verdict was wrong."""
+        return self.bad.total() > self._missing
+
+    @property
     def sound(self) -> bool:
         """True if it flowed, and no verdict was wrong.
 
         A host under load may starve an agent until HAProxy's health check takes it out: 5xx and missing
         answers are reported. If they are more than a tenth, nothing was shown.
         """
-        missing = self.bad[Kind.FAULT] + self.bad[Kind.LOST]
-        wrong = self.bad.total() - missing
-        return not wrong and not self.faults and 10 * missing <= self.answers and self.answers > 0
+        return not self.wrong and not self.faults and 10 * self._missing <= self.answers > 0
 
     def sentences(self) -> list[str]:
         """Return what came of it."""
