@@ -72,12 +72,16 @@ class Settings:
         name = self.text("agent", "state_dir")
         return None if name is None else self._path.parent / name
 
-    @property
-    def socket(self) -> Path | None:
-        """The local socket of the agent with this configuration; None if it has no socket."""
+    def socket(self, state_dir: Path | None = None) -> Path | None:
+        """Return the local socket of the agent with this configuration; None if it has no socket.
+
+        Args:
+            state_dir: of its command line.
+        """
         if (name := self.text("agent", "control_socket")) is not None:
             return self._path.parent / name
-        return None if self.state_dir is None else self.state_dir / SOCKET
+        state_dir = state_dir or self.state_dir
+        return None if state_dir is None else state_dir / SOCKET
 
 
 class Known:

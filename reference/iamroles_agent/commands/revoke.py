@@ -214,8 +214,7 @@ def _wait(config: Path, state_dir: Path | None, name: str, *, present: bool) -> 
     address = None if state_dir is None else state_dir / SOCKET
     with suppress(ConfigError):
         settings = Settings(config)
-        if address is None or settings.text("agent", "control_socket"):
-            address = settings.socket
+        address = settings.socket(state_dir)
         state_dir = state_dir or settings.state_dir
     if address is None:
         click.echo(

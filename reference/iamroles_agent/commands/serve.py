@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -103,11 +104,11 @@ def status(config: Path | None, state_dir: Path | None, path: Path | None, *, as
     Exit status: 0 if all workers serve the version in force and can decide, and HAProxy answers for its open
     streams; 1 if not, 2 if CONFIG is neither TOML nor JSON, 3 without an answer.
     """
-    if path is None and state_dir is not None:
-        path = state_dir / SOCKET
-    elif path is None and config is not None:
-        with ends_if_unsound():
-            path = Settings(config).socket
+    if path is None:
+        path = None if state_dir is None else state_dir / SOCKET
+        if config is not None:
+            with ends_if_unsound() if path is None else suppress(ConfigError):
+                path = Settings(config).socket(state_dir)
     if path is None:
         raise click.UsageError(
             "say which agent: --config with agent.state_dir or agent.control_socket in it, --state-dir, "

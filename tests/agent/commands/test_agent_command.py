@@ -43,8 +43,9 @@ def test_it_says_where_it_serves_reloads_unless_the_file_is_bad_and_drains(tmp_p
         first = agent.reload()
         write(path, grants=[grant("R1", "reader", "GET", "/orders", "nowhere")], agent=settings)
         bad = agent.reload()
-        asked = iamroles("agent", "status", "--config", path)
-        assert (asked.returncode, first["policy"] in asked.stdout) == (0, True), asked
+        for beside in ((), ("--state-dir", tmp_path)):
+            asked = iamroles("agent", "status", "--config", path, *beside)
+            assert (asked.returncode, first["policy"] in asked.stdout) == (0, True), asked
         write(path, grants=[], agent=settings)
         second = agent.reload()
         assert (first["reloaded"], bad["reloaded"], second["reloaded"]) == (True, False, True)
