@@ -125,6 +125,7 @@ _XML_TEXTS = {
 
 
 _JSON = {"Content-Type": "application/json"}
+_NOBODY = _response({**_READER, "Arn": "nobody"})
 _FAILURE, _PAGE = '{"Error": {"Code": "InternalFailure"}}', "<html><body>Forbidden</body></html>"
 _NO_VERDICTS: dict[str, tuple[dict[str, Any], Expectation]] = {
     "a 400 Throttling": ({"kind": "throttle"}, _TROUBLE),
@@ -137,6 +138,10 @@ _NO_VERDICTS: dict[str, tuple[dict[str, Any], Expectation]] = {
     "a 404 of a proxy": ({"kind": "status", "status": 404, "body": _PAGE}, _NOT_BELIEVED),
     "a 403 of a proxy": ({"kind": "status", "status": 403, "body": _PAGE}, _NOT_BELIEVED),
     "a 200 of a proxy": ({"kind": "malformed", "body": _PAGE, "xml": _PAGE}, _NOT_BELIEVED),
+    "an ARN that is none": (
+        {"kind": "malformed", "body": json.dumps(_NOBODY), "xml": _xml(_NOBODY)},
+        _NOT_BELIEVED,
+    ),
 }
 """Answers in the place of STS's that say nothing of a credential: the fault, and what the agent answers."""
 

@@ -127,7 +127,7 @@ def replaced(target: Target) -> None:
     """A key that is replaced under its own key id ends the streams that the first one opened.
 
     The issuer publishes another key under the kid of the first one, and the third under another kid; the
-    second stays.
+    second stays, without the `alg` and `use` that it had.
     """
     with live_bench(target, "live.replaced", own=True, keys=_FAST_KEYS) as here:
         issuer = here.issuer()
@@ -139,7 +139,8 @@ def replaced(target: Target) -> None:
         going.append(here.open(IDLE_SOCKET, here.token(exp="+15m")))
         other = issuer.add_key(publish=False, sign=False, kid=first.kid)
         renamed = {**third.public_jwk(), "kid": "renamed"}
-        issuer.publish(second.public_jwk(), other.public_jwk(), renamed, replace=True)
+        bare = {name: text for name, text in second.public_jwk().items() if name not in {"alg", "use"}}
+        issuer.publish(bare, other.public_jwk(), renamed, replace=True)
         here.must_end(going, "its key was replaced or renamed", _KEYS)
         here.must_last([staying], "the replacement of another's key", 0.0)
 
