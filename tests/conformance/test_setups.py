@@ -13,6 +13,8 @@ from marked import Marked
 
 from iamroles_conformance.commands import doctor
 from iamroles_conformance.reports import report
+from iamroles_conformance.selftest.registry import permitted
+from iamroles_conformance.selftest.runner import Selftest
 from iamroles_conformance.subject import default_agent_toml
 from iamroles_scenarios.declarations.scenario import WorldSpec, policy_of
 from iamroles_scenarios.stage import AgentSpec, open_stage
@@ -97,14 +99,15 @@ def test_a_later_world_that_cannot_be_used_fails_its_checks_in_every_lane(tmp_pa
 @pytest.mark.parametrize(
     ("kind", "applies", "does_not"),
     [
-        ("sts", {"wire", "sts"}, {"gate", "oidc", "policy"}),
-        ("oidc", {"wire", "gate", "oidc", "policy"}, {"sts"}),
+        ("sts", {"wire", "sts"}, {"gate", "oidc", "policy", "live"}),
+        ("oidc", {"wire", "gate", "oidc", "policy"}, {"sts", "live"}),
     ],
 )
 def test_an_agent_of_one_kind_of_credential_is_judged_by_what_it_declares(tmp_path, kind, applies, does_not):
     command = [sys.executable, AGENTS / "only.py", kind, "agent", "run"]
-    agent = agent_toml(tmp_path, command, **{kind: True})
+    agent = agent_toml(tmp_path, command, live=True, **{kind: True})
     chosen = ["wire.pipeline", "wire.message", "gate.audience", "identity.sts-form", "policy.union"]
+    chosen += ["live.revoke.sts"]
 
     verdicts: dict[str, set[str]] = {}
     for check in _judged(agent, tmp_path, *chosen, code=0)["checks"]:
@@ -239,8 +242,11 @@ def test_a_running_agent_that_is_sound_is_exit_0_and_one_that_refuses_what_it_sh
     with open_stage("processes") as stage:
         stage.idp.issuer("corp")
         policy = policy_of(WorldSpec(policy="orders"))
-        with stage.world(AgentSpec.load(default_agent_toml()), policy, haproxy=False) as world:
-            words = "conformance run --check=wire.life.sigterm --check=wire.hello --agent-address"
+        sound = AgentSpec.load(default_agent_toml())
+        spec = Selftest(stage, sound)._mutated([permitted()["tolerant.null-first"]])
+        with stage.world(spec, policy, haproxy=False) as world:
+            words = "conformance run --check=wire.life.sigterm --check=wire.hello --check=wire.type.all"
+            words += " --agent-address"
             told = said(words, world.agent.spop_address)
             assert "is the token of --allowed still good?" in said(wrong, world.agent.spop_address, code=1)
 

@@ -17,15 +17,24 @@ from iamroles_agent.processes import remote
 from iamroles_agent.serving import gate, idle, server
 from iamroles_agent.spop import actions, frames, messages, values
 from iamroles_agent.spop.actions import VariableScope, set_var, unset_var
+from iamroles_agent.spop.connection import Connection
+from iamroles_agent.spop.errors import Status
 from iamroles_agent.spop.values import DataType
 from iamroles_agent.tokens import authenticator, claims, jws, keys, sts
 from iamroles_agent.tokens.proof import Bindings, ProofRules
 from iamroles_conformance.selftest.mutants import edits as edit
 from iamroles_conformance.selftest.mutants.override import around, before, rescue, setting
 from iamroles_conformance.selftest.registry import mutant
+from iamroles_tools.haproxy import render
 
-mutant("tolerant.displaces", "", "ends an idle connection at once in favour of another above the limit")(
-    setting(idle, "IDLE", 0.0)
+mutant("tolerant.displaces", "", "ends an idle connection at once, by a timeout, in favour of another")(
+    setting(idle, "IDLE", 0.0),
+    around(Connection, "disconnect")(
+        lambda sound, self, status, why: sound(self, Status.TIMEOUT if "the place" in why else status, why)
+    ),
+)
+mutant("tolerant.names-levels", "", "says at its start what it does at an ERROR")(
+    before(server.Server, "start")(lambda _self: server.log.warning("panic: handler for ERROR is installed"))
 )
 mutant("tolerant.ends-half-closed", "", "ends a WebSocket when its client closes its side")(
     edit.replaced("longest = HALF", 'if txn:get_var("txn.iam_tunnel") then error() end', name="iam-live.lua")
@@ -33,6 +42,13 @@ mutant("tolerant.ends-half-closed", "", "ends a WebSocket when its client closes
 mutant("tolerant.ages-early", "", "ends connections long before `max_connection_age`, also busy ones")(
     setting(server, "_YOUNGEST", 0.3), setting(server, "GENTLY", 0.0)
 )
+
+
+@mutant("tolerant.bad-gateway", "", "answers 502 in place of an event stream where none may pass")
+@around(render, "configuration")
+def bad_gateway(sound: Any, *args: Any, **how: Any) -> Any:
+    old, new = (f"http-response return status {status} " for status in (403, 502))
+    return {name: text.replace(old, new) for name, text in sound(*args, **how).items()}
 
 
 @mutant("tolerant.huge-times", "", "reads integers past 2^53, and then refuses the lifetime")
@@ -114,9 +130,24 @@ def _sts_form(refusal: Any, *_arguments: Any) -> None:
         raise Refusal(Reason.TOKEN_MALFORMED, refusal.detail)
 
 
-mutant("tolerant.sts-form", "", "calls what is wrong in a pre-signed URL malformed")(
-    *(rescue(module, "read_credential", Refusal)(_sts_form) for module in (remote, sts))
+mutant("tolerant.sts-form", "", "calls what is wrong in a pre-signed URL malformed, also a missing token")(
+    setting(sts, "_REQUIRED", frozenset(sts._PARAMETERS)),
+    *(rescue(module, "read_credential", Refusal)(_sts_form) for module in (remote, sts)),
 )
+
+
+@mutant("tolerant.sts-over", "", "calls a credential expired if STS says so")
+@rescue(sts.StsVerifier, "_ask", Refusal)
+def sts_over(refusal: Any, *_asked: Any) -> None:
+    if "ExpiredToken" in refusal.detail:
+        raise Refusal(Reason.TOKEN_EXPIRED, refusal.detail)
+
+
+@mutant("tolerant.typed-times", "", "calls a token malformed if a time in it is no number, or exp is absent")
+@before(claims, "_seconds")
+def typed_times(payload: Any, name: str) -> None:
+    if not isinstance(payload.get(name, None if name == "exp" else 0), int | float):
+        raise Refusal(Reason.TOKEN_MALFORMED, f"{name} is no number")
 
 
 @around(frames, "encode_pairs")
@@ -175,6 +206,13 @@ mutant("tolerant.any-letter", "", "takes every tag that has no control character
 def _plain(text: str) -> bool:
     bad = any(unicodedata.category(one) in ("Cc", "Zl", "Zp", "Cs") for one in text)
     return 0 < len(text) <= 512 and text == text.strip() and not bad
+
+
+@mutant("tolerant.null-first", "", "calls a NULL authorization no credential, whatever the count says")
+@before(gate.Gate, "_identify")
+def null_first(_self: Any, check: Any) -> None:
+    if check.authorization is None:
+        raise Refusal(Reason.NO_CREDENTIALS)
 
 
 mutant("tolerant.null-count", "", "takes a NULL authorization-count for a missing count")(

@@ -30,6 +30,7 @@ _LONGEST = 3063
 """Bytes of the URL of the longest credential: `iam-sts-v1.` and 4084 letters."""
 OTHER_ACCOUNT = "222222222222"
 REJECTED = refused("sts_rejected")
+_OVER = refused("sts_rejected", "token_expired")
 _REFUSED = 20
 """Credentials that STS confirms and the agent refuses, each shown twice: more than it may ask about."""
 _BRIEF, _LEFT, _WAIT = 600, 2.0, 2.5
@@ -235,8 +236,8 @@ def auth(target: Target) -> None:
                 here.expect(what, text, answer)
 
 
-_OF_FORM = {"a short signature", "an upper-case signature", "no signature"}
-"""An agent can see without STS that these are not SigV4 signatures."""
+_OF_FORM = {"a short signature", "an upper-case signature", "no signature", "no security token"}
+"""An agent can see without STS that these are no signatures of a session."""
 
 
 @check("identity.caller.expired", "STS-EXPIRY-002", features={"sts"})
@@ -250,11 +251,11 @@ def expired(target: Target) -> None:
         here.expect("while the session lives", here.credential(keys), ALLOWED)
         late = here.credential(keys, date="-5s")
         here.cloud.expire(keys)
-        here.expect("after the session", late, refused("sts_rejected", "token_expired"))
-        here.expect("signed after the session", here.credential(keys, date="-2s"), REJECTED)
+        here.expect("after the session", late, _OVER)
+        here.expect("signed after the session", here.credential(keys, date="-2s"), _OVER)
         json_type = {"Content-Type": "application/json"}
         here.sts_fault("status", status=400, body=_EXPIRED, xml=_EXPIRED_XML, headers=json_type)
-        here.expect("a session that ended, by a 400", here.credential(here.session()), REJECTED)
+        here.expect("a session that ended, by a 400", here.credential(here.session()), _OVER)
         here.sts_clear()
 
 
@@ -278,7 +279,7 @@ def ended(target: Target) -> None:
         while (asked := time.time()) < believed and here.ask(credential).opened:
             rest(_POLL)
         what = "after `recheck`" if asked >= believed else "once it was refused"
-        here.expect(what, credential, refused("sts_rejected", "token_expired"))
+        here.expect(what, credential, _OVER)
         here.sts_fault("status", status=503, body="")
         unknown = refused("sts_unavailable", status=503)
         here.expect("another session, when STS cannot say", other, unknown, within=2 * _RECHECK)
@@ -305,10 +306,10 @@ def end_to_end(target: Target) -> None:
         here.expect("a sound credential", here.credential(keys), ALLOWED)
         here.expect("a wrong secret", here.credential(keys, secret="wrong"), REJECTED)  # noqa: S106
         old = here.credential(keys, date="-17m", expires=900)
-        here.expect("an old date", old, refused("token_expired", "sts_rejected"))
+        here.expect("an old date", old, _OVER)
         here.expect("another edge", here.credential(keys, binding_value="edge-b"), REJECTED)
         here.cloud.expire(keys)
-        here.expect("an expired session", here.credential(keys, date="-2s"), REJECTED)
+        here.expect("an expired session", here.credential(keys, date="-2s"), _OVER)
 
 
 @check("identity.caller.account", "STS-ACCOUNT-001", features={"sts"})

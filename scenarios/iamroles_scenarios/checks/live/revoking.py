@@ -303,7 +303,7 @@ for _kind in _KINDS:
         _revoked(target, f"live.revoke.{kind}", kind)
 
 
-@check("live.revoke.sts", "LIVE-REVOKE-004", features={"live", "sts"})
+@check("live.revoke.sts", "LIVE-REVOKE-004", features={"live", "oidc", "sts"})
 def signed_since(target: Target) -> None:
     """A revocation with `issued_before` refuses pre-signed requests that were signed later, too.
 

@@ -343,9 +343,10 @@ async def type_all(target: WireTarget) -> None:
             await connection.must_answer(notify(1, 1, encode_message("iam-check", arguments)))
         everything = [*_VALUES.items(), *check_arguments(probe(target)).items()]
         await connection.must_answer(notify(3, 1, encode_message("iam-check", everything)))
+        reasons = ("multiple_credentials", *(["no_credentials"] if target.allowed is None else []))
         for kind in (DataType.INT32, DataType.UINT32, DataType.INT64, DataType.UINT64):
             count = {**probe(target), "authorization-count": Typed(kind, 2)}
-            connection.must_deny(await connection.ask(question(count)), "multiple_credentials")
+            connection.must_deny(await connection.ask(question(count)), *reasons)
         for src in ("192.0.2.77", "2001:db8::77"):
             ack = await connection.ask(question({**probe(target), "authorization": None, "src": src}))
             connection.must_deny(ack)
