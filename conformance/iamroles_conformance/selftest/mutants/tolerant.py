@@ -20,7 +20,7 @@ from iamroles_agent.spop.actions import VariableScope, set_var, unset_var
 from iamroles_agent.spop.connection import Connection
 from iamroles_agent.spop.errors import Status
 from iamroles_agent.spop.values import DataType
-from iamroles_agent.tokens import authenticator, claims, jws, keys, sts
+from iamroles_agent.tokens import authenticator, claims, jwks, jws, keys, sts
 from iamroles_agent.tokens.proof import Bindings, ProofRules
 from iamroles_conformance.selftest.mutants import edits as edit
 from iamroles_conformance.selftest.mutants.override import around, before, rescue, setting
@@ -49,6 +49,22 @@ mutant("tolerant.ages-early", "", "ends connections long before `max_connection_
 def bad_gateway(sound: Any, *args: Any, **how: Any) -> Any:
     old, new = (f"http-response return status {status} " for status in (403, 502))
     return {name: text.replace(old, new) for name, text in sound(*args, **how).items()}
+
+
+_lazily = around(jwks.KeySource, "start")(lambda sound, self: sound(self) if self._keys else None)
+
+
+@mutant("tolerant.counts-each-fetch", "", "fetches at the first token; each fetch begins a cooldown", _lazily)
+@around(jwks.KeySource, "_fetch")
+async def counts_each_fetch(sound: Any, self: Any) -> None:
+    began = self._monotonic()
+    await sound(self)
+    self._cooldown_end = began + self.settings.cooldown
+
+
+mutant("tolerant.holds-back", "", "holds unknown kids back until the end of a cooldown of two seconds")(
+    setting(jwks, "MAX_HOLD", 2.0)
+)
 
 
 @mutant("tolerant.huge-times", "", "reads integers past 2^53, and then refuses the lifetime")
