@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from typing import Any
 
 from iamroles_scenarios.declarations.scenario import Expectation, choices
 
@@ -41,6 +42,8 @@ class Observation:
     """Credentials that a refusal holds (`base.sent`)."""
     at: float = 0.0
     """Epoch seconds at which the answer was complete."""
+    record: Mapping[str, Any] | None = None
+    """The line of HAProxy's log, if it was waited for and came."""
     others: tuple[Observation, ...] = ()
     """The answers of the agent's other workers to the same question."""
 

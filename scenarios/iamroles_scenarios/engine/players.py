@@ -115,6 +115,7 @@ def observed(
         received=redacted(str(answer), secrets) + _logged(line),
         leaked=() if answer.status < 400 else tuple(sorted(held(f"{answer.headers}".encode() + answer.body))),
         at=answer.at,
+        record=line,
     )
 
 

@@ -44,6 +44,12 @@ mutant("tolerant.ages-early", "", "ends connections long before `max_connection_
 )
 
 
+_KEPT = "request_id|client_port|status|reason|role|rule|expires|principal|session|backend"
+mutant("tolerant.short-record", "", "records no more than SPEC.md 1.14 asks for")(
+    edit.text(lambda text: re.sub(rf',\\"(?!{_KEPT})\w+\\":.*?(?=,\\"|}}"\n)', "", text))
+)
+
+
 @mutant("tolerant.bad-gateway", "", "answers 502 in place of an event stream where none may pass")
 @around(render, "configuration")
 def bad_gateway(sound: Any, *args: Any, **how: Any) -> Any:

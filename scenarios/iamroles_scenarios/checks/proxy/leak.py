@@ -16,8 +16,8 @@ from iamroles_scenarios.jose.encoding import b64url_decode
 _ROUNDS = 3
 _LOG_WITHIN = 5.0
 _ABSENT = "-"
-_CALLER = ("issuer", "principal", "session", "role", "expires")
-"""Fields of HAProxy's record that name a caller. A refusal may leave them empty (SPEC.md 3.1)."""
+_CALLER = ("principal", "session", "role", "expires")
+"""Fields of HAProxy's record that name a caller. A refusal may lack them (SPEC.md 1.14, 3.1)."""
 
 
 @check("proxy.keep-alive.nothing-leaks", "PROXY-LEAK-001")
@@ -64,13 +64,13 @@ def _record(here: Bench, count: int) -> list[dict[str, Any]]:
 def _leaked(question: HttpQuestion, line: dict[str, Any]) -> str:
     """Return the fields of a line that cannot be those of its own request."""
     expected = question.expected
-    own: dict[str, object] = {"verdict": str(expected.status)}
-    if expected.backend:
-        own |= {"reason": _ABSENT, "route": expected.backend, "principal": expected.principal}
+    own: dict[str, object] = {"status": expected.status}
+    if backend := expected.backend:
+        own |= {"reason": _ABSENT, "backend": {backend, f"route-{backend}"}, "principal": expected.principal}
         return ", ".join(differences(own, line))
-    own |= {"route": _ABSENT, "rule": _ABSENT} | dict.fromkeys(_CALLER, _ABSENT)
+    own |= {"rule": _ABSENT} | dict.fromkeys(_CALLER, _ABSENT)
     if question.token:  # it proves its caller, though it may have expired
         claims = json.loads(b64url_decode(question.token.split(".")[1]))
-        proved = ("corp", claims["sub"], claims["jti"], *claims["roles"], str(claims["exp"]))
+        proved = (claims["sub"], claims["jti"], *claims["roles"], str(claims["exp"]))
         own |= {name: {_ABSENT, value} for name, value in zip(_CALLER, proved, strict=True)}
-    return ", ".join(differences(own, line))
+    return ", ".join(differences(own, dict.fromkeys(_CALLER, _ABSENT) | line))

@@ -54,7 +54,9 @@ def _coerced(claim: str) -> Override:
     @rescue(claims, "_seconds", Refusal)
     def seconds(_refusal: Any, payload: Any, name: str) -> Any:
         with suppress(TypeError, ValueError, OverflowError):
-            return int(float(payload[name])) if name == claim else None
+            if name == claim:
+                payload[name] = int(float(payload[name]))  # others read it there
+                return payload[name]
         return None
 
     return seconds
