@@ -57,10 +57,12 @@ def bad_gateway(sound: Any, *args: Any, **how: Any) -> Any:
     return {name: text.replace(old, new) for name, text in sound(*args, **how).items()}
 
 
-_lazily = around(jwks.KeySource, "start")(lambda sound, self: sound(self) if self._keys else None)
+_lazily = around(jwks.KeySource, "start")(
+    lambda sound, self: sound(self) if self._keys or self.settings.refresh < 3600 else None
+)
 
 
-@mutant("tolerant.counts-each-fetch", "", "fetches at the first token; each fetch begins a cooldown", _lazily)
+@mutant("tolerant.counts-each-fetch", "", "fetches long-lived keys at need; a fetch is a cooldown", _lazily)
 @around(jwks.KeySource, "_fetch")
 async def counts_each_fetch(sound: Any, self: Any) -> None:
     began = self._monotonic()

@@ -17,6 +17,7 @@ from iamroles_scenarios.engine.answers import refusal
 from iamroles_scenarios.engine.bench import ALLOWED, Bench, Pending, SpopQuestion, bench, refused
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.jose import SigningKey
+from iamroles_scenarios.wire.asker import Asker
 
 COOLDOWN = 2.0
 """Seconds; as in the world `identity-kids`."""
@@ -59,11 +60,11 @@ def _before(here: Bench, issuer: str) -> None:
     rest(COOLDOWN + _MORE)
 
 
-def _storm(here: Bench, sets: list[list[dict[str, Any]]]) -> None:
+def _storm(here: Bench, any_worker: Asker, sets: list[list[dict[str, Any]]]) -> None:
     """Ask with random kids while the issuer publishes these sets in turn.
 
-    Of several sets one worker is asked: the second would fetch the set that the first has just got. If an
-    answer was held back, several are asked side by side from then on.
+    Of several sets one worker is asked: the second would fetch the set that the first has just got. Once an
+    answer was held back, any worker is asked, and several questions side by side.
     """
     keys, strays = here.issuer("storm"), [_stray(here, "storm") for _ in range(_STORM)]
     askers = here.spread.askers()[: 1 if len(sets) > 1 else None]
@@ -81,7 +82,7 @@ def _storm(here: Bench, sets: list[list[dict[str, Any]]]) -> None:
             here.judge(asked, here.actions(asked, window=window, of=asker))
         sent += len(asked)
         if time.monotonic() - began - elapsed > COOLDOWN / 2:
-            window = _BESIDE
+            askers, window = [any_worker], _BESIDE
     elapsed = time.monotonic() - began
     made = _fetches(here, "storm") - before
     most = _most(elapsed)
@@ -100,12 +101,18 @@ def storm(target: Target) -> None:
 
     As from two servers of an issuer that disagree. The check reads the issuer's own counter.
     """
-    with bench(target, "identity-kids") as here, here.asking():
+    with (
+        bench(target, "identity-kids") as here,
+        here.asking(),
+        Asker(here.world.agent.spop_address, timeout=here.seconds(_LATE)) as any_worker,
+    ):
         here.expect("before the storm", here.token("storm", key="ES256"), ALLOWED)
         own = here.issuer("storm").jwks()
         with_another = SigningKey.generate("ES256", kid="of-another-server").public_jwk()
-        _storm(here, [[*own, with_another], own])  # first, before any cooldown holds its fetches back
-        _storm(here, [own])
+        _storm(
+            here, any_worker, [[*own, with_another], own]
+        )  # first, before any cooldown holds its fetches back
+        _storm(here, any_worker, [own])
         here.expect("after the storm", here.token("storm", key="ES256", sub=f"s{next(_numbers)}"), ALLOWED)
 
 
