@@ -375,6 +375,14 @@ def test_the_gate_says_it_where_the_operator_wants(world, choice, said):
         assert re.fullmatch(pattern, value)
 
 
+def test_forwarded_has_each_ipv6_address_in_brackets(world):
+    settings = {"IAM_FORWARDED": "forwarded", "IAM_BIND": "accept-proxy"}
+    with world.stage.world(puppet_gate.puppet_spec(), POLICY, settings=settings) as own:
+        for source in ("2002:c0a8:101::1", "::ffff:192.0.2.1", "2001:db8::1"):
+            answer = send(own, f"PROXY TCP6 {source} ::1 5 6", "GET /orders/1 HTTP/1.1", "Host: api.example")
+            assert answer.header("forwarded") == [f'for="[{source}]";proto=http']
+
+
 # --- upgrades -------------------------------------------------------------------------------------------
 
 

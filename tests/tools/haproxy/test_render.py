@@ -191,7 +191,7 @@ def test_a_section_for_each_backend_and_a_server_for_each_address(tmp_path):
         (("--agent", "a:1", "--realm", "%[src]"), None, ("--realm: HAProxy reads a format in '%[src]'",)),
         *(
             (("--agent", "a:1", "--timeout-processing", text), None, ("not a time",))
-            for text in ("0", "00ms")
+            for text in ("0", "00ms", "999999999d")
         ),
         (("--agent", "unix:/run/a.sock", "--chroot", "/var/lib/ha"), None, ("/run/a.sock is not below",)),
         (("--agent", "unix:/run/a.sock", "--chroot", ""), None, ("--chroot: '' cannot stand",)),
