@@ -41,9 +41,9 @@ def probed(*words):
     return done.returncode, line
 
 
-def at(serve, *words):
+def at(serve, *words, why=""):
     with listening(serve) as address:
-        return probed(address, "--timeout", BOUND, *words)
+        return probed(address, "--timeout", BOUND if "waited" in why else "30", *words)
 
 
 def says(octets):
@@ -143,7 +143,7 @@ def drip(connection):
     ],
 )
 def test_what_is_no_agent_is_absent(serve, why):
-    status, line = at(serve)
+    status, line = at(serve, why=why)
 
     assert (status, why in line) == (ABSENT, True), line
 
@@ -162,10 +162,10 @@ REFUSED = Decision(allow=False, reason=Reason.INTERNAL_ERROR)
     ],
 )
 def test_who_says_hello_and_judges_nothing_is_alive_alone(rest, why):
-    status, line = at(greets_then(rest))
+    status, line = at(greets_then(rest), why=why)
 
     assert (status, why in line, "alive, but not ready" in line) == (UNREADY, True, True), line
-    assert at(greets_then(rest), "--for", "liveness")[0] == READY
+    assert at(greets_then(rest), "--for", "liveness", why=why)[0] == READY
 
 
 def test_a_refused_health_check_is_told_in_one_line():
