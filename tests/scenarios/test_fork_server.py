@@ -16,6 +16,8 @@ from iamroles_scenarios.base.family import children_of
 from iamroles_scenarios.stage.fork_server import ForkServer, environ
 from iamroles_scenarios.stage.guard import Guard
 from iamroles_scenarios.stage.process import Child
+from iamroles_scenarios.stage.processes import Processes
+from iamroles_scenarios.stage.spec import AgentSpec
 
 _ISSUER = {"name": "corp", "issuer": "http://127.0.0.1:9/corp", "insecure_http": True}
 _SCRIPT = [str(Path(sys.executable).with_name("iamroles"))]
@@ -29,7 +31,8 @@ _POLICY = {
 
 @pytest.fixture(scope="module")
 def server():
-    with closing(ForkServer(["iamroles_agent.commands.serve", *modules(["gate"])])) as found:
+    preload = ["iamroles_agent.commands.serve", *modules(["gate"])]
+    with closing(ForkServer(preload, Path(_SCRIPT[0]).parent)) as found:
         yield found
 
 
@@ -111,10 +114,28 @@ def test_other_programs_are_started_as_ever(server, tmp_path):
 def test_a_module_that_cannot_be_imported_is_an_error_of_the_start(tmp_path):
     with (
         closing(Guard()) as guard,
-        closing(ForkServer(["no_such_module"])) as server,
+        closing(ForkServer(["no_such_module"], tmp_path)) as server,
         pytest.raises(AgentFileError, match=r"launch\.preload"),
     ):
         Child("agent", _SCRIPT, guard, cwd=tmp_path, popen=server.start)
+
+
+@pytest.mark.parametrize("program", [[sys.executable, "-m", "agent_of_mine"], ["bin/agent"]])
+@pytest.mark.parametrize("preload", ["json", "helper_of_mine"])
+def test_a_program_finds_the_modules_beside_it(tmp_path, program, preload):
+    folder = tmp_path / "bin" if program == ["bin/agent"] else tmp_path
+    folder.mkdir(exist_ok=True)
+    (folder / "helper_of_mine.py").write_text("WORD = 'helped'\n")
+    script = folder / ("agent" if program == ["bin/agent"] else "agent_of_mine.py")
+    script.write_text(f"#!{sys.executable}\nfrom helper_of_mine import WORD\nprint(WORD)\n")
+    script.chmod(0o755)
+    spec = AgentSpec("mine", "", tmp_path, command=tuple(program), preload=(preload,))
+    with closing(Processes()) as kind, closing(Guard()) as guard:
+        child = Child("agent", spec.argv(), guard, cwd=tmp_path, popen=kind._popen(spec))
+        assert child.wait(20.0) == 0
+        assert child.stdout.finish(20.0)
+        assert "helped" in child.log()
+        child.kill()
 
 
 def test_the_environment_is_copied_while_another_thread_changes_it():

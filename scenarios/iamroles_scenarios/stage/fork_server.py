@@ -72,9 +72,11 @@ class ForkServer:
 
     Args:
         preload: the modules that it imports.
+        first: the folder in which it looks for modules first (`first_folder`).
+        cwd: its working directory while it imports them.
     """
 
-    def __init__(self, preload: Sequence[str]) -> None:
+    def __init__(self, preload: Sequence[str], first: Path, cwd: Path | None = None) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for side in (ours, theirs):
             side.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _LONGEST)
@@ -82,10 +84,11 @@ class ForkServer:
         self._socket, self._lock = ours, threading.Lock()
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603 - this very module
-                [sys.executable, "-P", __file__, str(theirs.fileno()), *preload],
+                [sys.executable, "-P", __file__, str(theirs.fileno()), str(first), *preload],
                 stdin=subprocess.DEVNULL,
                 env={**environ(), "PYTHONUNBUFFERED": "1"},  # as the stage starts an agent
                 pass_fds=[theirs.fileno()],
+                cwd=cwd,
                 process_group=0,
             )
 
@@ -129,6 +132,11 @@ class ForkServer:
         except subprocess.TimeoutExpired:  # it is stopped
             self._process.kill()
             self._process.wait()
+
+
+def first_folder(argv: Sequence[str], cwd: Path) -> Path:
+    """Return where a program looks for modules first: with -m in its cwd, else in the script's folder."""
+    return cwd if argv[0] == sys.executable else Path(argv[0]).resolve().parent
 
 
 def _ours(argv: Sequence[str]) -> bool:
@@ -188,7 +196,8 @@ def _run(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    for name in sys.argv[2:]:
+    sys.path.insert(0, sys.argv[2])
+    for name in sys.argv[3:]:
         import_module(name)
     gc.freeze()
     _run(_serve(socket.socket(fileno=int(sys.argv[1]))))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from iamroles_scenarios.base.errors import StageError
-from iamroles_scenarios.stage.fork_server import ForkServer
+from iamroles_scenarios.stage.fork_server import ForkServer, first_folder
 from iamroles_scenarios.stage.guard import Guard
 from iamroles_scenarios.stage.part import Part
 from iamroles_scenarios.stage.process import Started
@@ -142,7 +142,7 @@ class StageKind(ABC):
         self.mocks: dict[str, Mock] = {}
         """Those that were started."""
         self._echoes: dict[frozenset[str], tuple[Part, dict[str, str]]] = {}
-        self._fork_servers: dict[tuple[str, ...], ForkServer] = {}
+        self._fork_servers: dict[tuple[tuple[str, ...], Path, Path], ForkServer] = {}
         self._starting, self._echoing = threading.Lock(), threading.Lock()
 
     def mock(self, name: str) -> Mock:
@@ -173,10 +173,11 @@ class StageKind(ABC):
         """
         if spec.env or not spec.preload:
             return subprocess.Popen
+        key = spec.preload, first_folder(spec.argv(), spec.directory), spec.directory
         with self._starting:
-            if spec.preload not in self._fork_servers:
-                self._fork_servers[spec.preload] = ForkServer(spec.preload)
-            return self._fork_servers[spec.preload].start
+            if key not in self._fork_servers:
+                self._fork_servers[key] = ForkServer(*key)
+            return self._fork_servers[key].start
 
     def _parts(self) -> list[Part]:
         return [mock.part for mock in self.mocks.values()] + [part for part, _ in self._echoes.values()]
