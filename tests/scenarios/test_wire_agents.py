@@ -3,6 +3,7 @@
 import asyncio
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import contextmanager
 from itertools import islice
@@ -24,6 +25,7 @@ from iamroles_scenarios.base.errors import (
     WireError,
 )
 from iamroles_scenarios.checks.plan import plan
+from iamroles_scenarios.checks.wire import fuzz as fuzz_check
 from iamroles_scenarios.checks.wire import notify
 from iamroles_scenarios.checks.wire.teardown import launched
 from iamroles_scenarios.declarations.results import Check, Verdict
@@ -280,6 +282,17 @@ def test_a_failure_is_kept_and_replays(tmp_path):
         assert kept == report.suspects
         with pytest.raises(Exception, match=r"malformed|no longer serves"):
             asyncio.run(fuzz.replay(target_of(address), kept))
+
+
+def test_inputs_that_cannot_be_kept_leave_the_verdict_as_it_is(tmp_path, monkeypatch):
+    report = fuzz.FuzzReport(1, failure="it", suspects=[Input(b"\x01\x02")])
+    for folder, word in ((tmp_path / "missing", "not kept: "), (tmp_path, "kept: "), (tmp_path, "kept: ")):
+        monkeypatch.setattr(tempfile, "tempdir", str(folder))
+        with pytest.raises(CheckFailed, match="it") as caught:
+            fuzz_check._judged(report)
+        assert caught.value.evidence.received.startswith(word)
+    files = list(tmp_path.iterdir())
+    assert [fuzz.load(file) for file in files] == [report.suspects] * 2
 
 
 def test_what_is_no_file_of_the_fuzzer(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from iamroles_scenarios.base.errors import CheckFailed, Evidence
 from iamroles_scenarios.checks.wire.teardown import launched
 from iamroles_scenarios.declarations.results import check
-from iamroles_scenarios.wire.fuzz import SEED, FuzzReport, fuzz
+from iamroles_scenarios.wire.fuzz import FuzzReport, fuzz
 from iamroles_scenarios.wire.target import WireTarget
 
 _COUNT = 1200
@@ -32,14 +33,19 @@ async def survives(target: WireTarget) -> str:
 
 def _judged(report: FuzzReport) -> str:
     if report.failure:
-        path = Path(tempfile.gettempdir()) / f"iamroles-fuzz-{SEED}.json"
-        report.save(path)
+        try:
+            number, path = tempfile.mkstemp(".json", "iamroles-fuzz-")
+            os.close(number)
+            report.save(Path(path))
+            kept = f"kept: iamroles conformance fuzz --replay {path}"
+        except OSError as error:
+            kept = f"not kept: {error}"
         raise CheckFailed(
             f"after {report.sent} inputs: {report.failure}",
             Evidence(
                 sent="\n".join(one.raw.hex() for one in report.suspects),
                 expected="the right answer to the good request behind each input, or an end",
-                received=f"kept: iamroles conformance fuzz --replay {path}",
+                received=kept,
             ),
         )
     return f"{report.sent} inputs: {report.answered} survived by their connection, {report.ended} ended it"
