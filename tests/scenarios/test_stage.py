@@ -16,7 +16,7 @@ from invoking import AGENTS
 from puppet_gate import ISSUER, PUPPET, described, puppet_spec
 from waiting import until
 
-from iamroles_scenarios.base.errors import StageError
+from iamroles_scenarios.base.errors import ProxyFileError, StageError
 from iamroles_scenarios.stage import open_stage
 from iamroles_scenarios.stage.docker import LABEL, find_engine, sweep
 from iamroles_scenarios.stage.images import Images
@@ -276,6 +276,24 @@ def test_a_configuration_that_haproxy_refuses_shows_haproxys_words(stage, tmp_pa
 
     assert re.search(r"HAProxy [\d.]+ refused what .* wrote: haproxy.cfg line 1: ", caught.value.message)
     assert "nonsense" in caught.value.logs["haproxy"]
+
+
+def test_what_a_render_command_writes_need_not_be_utf_8(stage, tmp_path):
+    render = tmp_path / "render"
+    shipped = Path(sys.executable).with_name("iamroles")
+    render.write_text(
+        f'#!/bin/sh\n{shipped} policy render --config "$1" --output "$2" --agent 127.0.0.1:9901\n'
+        'printf "# caf\\351\\n" >> "$2/haproxy.cfg"; printf "caf\\351\\n"\n'
+    )
+    render.chmod(0o755)
+    own = puppet_spec(haproxy={"render": [str(render), "{world}", "{output}"]})
+
+    with stage.world(own, POLICY) as world:
+        assert world.haproxy.agent_is_up()
+    render.write_text('#!/bin/sh\nprintf "caf\\351\\n" >&2; exit 3\n')
+    with pytest.raises(ProxyFileError) as caught:
+        stage.world(own, POLICY | {"backends": [{"name": "beta"}]})
+    assert caught.value.logs["render"] == "caf\\xe9\n"
 
 
 def test_a_running_agent_is_left_alone(stage):

@@ -133,7 +133,7 @@ class HaproxyProcess:
         folder = self._directory / "haproxy"
         folder.mkdir(exist_ok=True)
         for name, text in files.items():
-            (folder / name).write_text(text, encoding="utf-8")
+            (folder / name).write_text(text, encoding="utf-8", errors="surrogateescape")
         control = folder / "s"  # short: a Unix socket's path has 108 bytes at most
         if replaced is not None and replaced.part.alive:
             reload_in_place(replaced)

@@ -120,7 +120,13 @@ class Renderer:
             fault = ProxyFileError if self.own else StageError
             try:
                 done = subprocess.run(  # noqa: S603 - agent.toml's command
-                    argv, capture_output=True, text=True, timeout=60, check=False, cwd=self._directory
+                    argv,
+                    capture_output=True,
+                    encoding="utf-8",
+                    errors="backslashreplace",
+                    timeout=60,
+                    check=False,
+                    cwd=self._directory,
                 )
             except (OSError, subprocess.TimeoutExpired) as error:
                 raise fault(f"Rendering HAProxy's configuration failed: {error}") from error
@@ -136,6 +142,8 @@ class Renderer:
                     "file into the directory that {output} stands for.",
                     {"render": done.stderr or done.stdout},
                 )
-            return {
-                path.name: path.read_text(encoding="utf-8") for path in output.iterdir() if path.is_file()
+            return {  # HAProxy takes bytes that are not UTF-8, in a comment, say
+                path.name: path.read_text("utf-8", "surrogateescape")
+                for path in output.iterdir()
+                if path.is_file()
             }
