@@ -315,8 +315,9 @@ def test_a_vendor_may_bring_a_dockerfile_or_an_image(tmp_path, engine):
     client.images.build(path=str(tmp_path), tag="iamroles-test-vendor:1", rm=True)
     try:
         with open_stage("containers") as stage:
-            for launch in (built, {"image": "iamroles-test-vendor:1"}):
+            for launch in (built, built, {"image": "iamroles-test-vendor:1"}):
                 with stage.world(described(tmp_path, **launch), POLICY) as world:
+                    (tmp_path / "Dockerfile").write_text("FROM changed:meanwhile")
                     assert world.haproxy.agent_is_up()
                     assert world.agent.reload(POLICY)["reloaded"] is True
                     assert world.agent.stop() == 0

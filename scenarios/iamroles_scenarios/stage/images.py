@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 import tomllib
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -57,6 +58,8 @@ class Images:
 
     def __init__(self, engine: docker.DockerClient) -> None:
         self._engine = engine
+        self._vendors: dict[Path, str] = {}
+        self._building = threading.Lock()
         self.archive: Path | None = None
         """The build context of an image is kept here, for another builder."""
 
@@ -110,13 +113,16 @@ class Images:
         return self._build("haproxy", "debian", base, "haproxy", {})
 
     def directory(self, path: Path) -> str:
-        """Build an image from a vendor's own Dockerfile."""
+        """Build an image from a vendor's own Dockerfile, once: all worlds of a run have the same."""
         if not (path / "Dockerfile").is_file():
             raise StageError(f"{path} has no Dockerfile: launch.build must name a directory that has one.")
         tag = f"iamroles/vendor:{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
-        with _announced(tag, str(path)), _explained(str(path)):
-            self._engine.images.build(path=str(path), tag=tag, rm=True)
-        return tag
+        with self._building:
+            if path not in self._vendors:
+                with _announced(tag, str(path)), _explained(str(path)):
+                    built, _ = self._engine.images.build(path=str(path), tag=tag, rm=True)
+                self._vendors[path] = str(built.id)
+            return self._vendors[path]
 
     def _base(self, name: str) -> str:
         """Return the id of a base, which is pulled or made if it is not there."""
