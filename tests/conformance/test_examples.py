@@ -119,3 +119,13 @@ def test_without_spop_somebody_must_write_haproxys_configuration(tmp_path):
 
     with pytest.raises(AgentFileError, match=r"haproxy\.render must name the command"):
         AgentSpec.load(agent)
+
+
+@pytest.mark.parametrize(("words", "what"), [("fuzz", "the fuzzer"), ("oracle", "the oracle")])
+def test_a_command_that_asks_over_spop_refuses_an_agent_without_it(tmp_path, words, what):
+    agent = tmp_path / "agent.toml"
+    agent.write_text('spec = 1\n[features]\nspop = false\noidc = true\n[haproxy]\nrender = ["x"]\n')
+
+    told = said(f"conformance {words} --agent", agent, code=2)
+
+    assert f"{agent}: features.spop: is false, but {what} asks over SPOP alone" in told

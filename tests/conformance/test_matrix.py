@@ -111,6 +111,11 @@ def test_the_exit_code_is_the_worst_of_all(columns, code):
         ("--haproxy=9.9 --stage=processes", 3, "HAProxy 9.9 cannot run on the stage of processes"),
         ("--stage=processes --require=containers", 3, "drop one of the two"),
         ("--check=gate.expired --docs=page.md", 2, "leave out --check"),
+        (
+            "--stage=processes --check=gate.expired --agent=/no/agent.toml",
+            2,
+            "/no/agent.toml: cannot be read",
+        ),
     ],
 )
 def test_nothing_is_skipped_in_silence(words, code, told):

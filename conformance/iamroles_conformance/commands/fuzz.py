@@ -14,7 +14,7 @@ import click
 from iamroles_conformance.commands.options import Command, judges
 from iamroles_conformance.errors import ExitCode
 from iamroles_conformance.subject import Subject
-from iamroles_scenarios.base.errors import CheckFailed, StageError
+from iamroles_scenarios.base.errors import CheckFailed, SelectionError, StageError
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.wire_target import wire_target
 from iamroles_scenarios.engine.worlds import Worlds
@@ -84,9 +84,12 @@ def target_of(subject: Subject) -> Iterator[WireTarget]:
     """The agent that was asked for, as the wire lane sees it.
 
     Raises:
+        SelectionError: it does not speak SPOP.
         StageError: it cannot be started.
     """
     spec = subject.spec()
+    if not spec.spop:
+        raise SelectionError(f"{spec.path}: features.spop: is false, but the fuzzer asks over SPOP alone.")
     if spec.address:
         yield WireTarget(spec.address, time_scale=subject.scale, allowed=subject.allowed_arguments())
         return

@@ -20,7 +20,7 @@ from iamroles_conformance.reports import matrix as tables
 from iamroles_conformance.reports import report
 from iamroles_conformance.reports.matrix import Column
 from iamroles_conformance.subject import Subject
-from iamroles_scenarios.base.errors import StageError
+from iamroles_scenarios.base.errors import AgentFileError, StageError
 from iamroles_scenarios.checks.plan import named_by
 from iamroles_scenarios.commands.values import OutputPath
 from iamroles_scenarios.declarations.scenario import PlannedCheck
@@ -60,12 +60,15 @@ def play(subject: Subject, version: str, planned: list[PlannedCheck]) -> Column:
 
     Raises:
         SelectionError: nothing to play.
+        AgentFileError: the `agent.toml` is missing or wrong.
     """
     asked = replace(subject, haproxy=version)
     try:
         with asked.run(planned) as run:
             pairs = list(zip(planned, run.results(), strict=True))
             return Column(version, report.document(asked, run, pairs))
+    except AgentFileError:
+        raise
     except StageError as error:
         return Column(version, fault=error.message)
 

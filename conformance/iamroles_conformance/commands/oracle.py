@@ -11,7 +11,7 @@ import click
 from iamroles_conformance.commands.options import Command, judges
 from iamroles_conformance.errors import ExitCode
 from iamroles_conformance.subject import Subject
-from iamroles_scenarios.base.errors import CheckFailed
+from iamroles_scenarios.base.errors import CheckFailed, SelectionError
 from iamroles_scenarios.checks.oracle.campaign import CASES_PER_WORLD, CampaignReport, campaign, numbers_for
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.worlds import Worlds
@@ -60,6 +60,8 @@ def oracle(*, subject: Subject, seed: int | None, cases: int, number: int | None
 
 def _played(subject: Subject, seed: int, numbers: list[int], *, shuffled: bool) -> CampaignReport:
     spec = subject.spec_for("the oracle")
+    if not spec.spop:
+        raise SelectionError(f"{spec.path}: features.spop: is false, but the oracle asks over SPOP alone.")
     with (
         open_stage("processes") as stage,
         closing(Worlds(stage, spec, haproxy=False, scale=subject.scale)) as worlds,
