@@ -5,6 +5,7 @@ import re
 import signal
 import sys
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
 from invoking import AGENTS, agent_toml, finished, said
@@ -18,6 +19,7 @@ from iamroles_conformance.selftest.runner import Selftest
 from iamroles_conformance.subject import default_agent_toml
 from iamroles_scenarios.declarations.scenario import WorldSpec, policy_of
 from iamroles_scenarios.stage import AgentSpec, open_stage
+from iamroles_scenarios.stage.images import Images
 
 RUN = "conformance run --stage=processes"
 HELLO = f"{RUN} --lane=wire --check=wire.hello"
@@ -178,6 +180,18 @@ def test_a_dead_address_is_exit_3_and_the_doctor_says_so():
     assert "cannot be connected to" in run
     assert "HARNESS" not in run
     assert address in said("conformance doctor --agent-address", address, code=3)
+
+
+def test_the_doctor_starts_a_program_that_only_its_image_has(tmp_path, engine):
+    (tmp_path / "serve").write_text("#!/usr/bin/env python3\n" + (AGENTS / "puppet.py").read_text())
+    (tmp_path / "serve").chmod(0o755)
+    (tmp_path / "Dockerfile").write_text(f"FROM {Images(engine).python()}\nCOPY serve /opt/agent/serve\n")
+    agent = Path(agent_toml(tmp_path, ["/opt/agent/serve"]))
+    agent.write_text(agent.read_text().replace("[features]", 'build = "."\n[features]'))
+    try:
+        assert "starts, answers HELLO" in said("conformance doctor --agent", agent)
+    finally:
+        engine.images.remove(Images(engine).directory(tmp_path), force=True)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import click
 from iamroles_conformance.commands.options import Command, judges
 from iamroles_conformance.errors import ExitCode
 from iamroles_conformance.subject import Subject
-from iamroles_scenarios.base.errors import AgentFault, ProxyFileError, StageError
+from iamroles_scenarios.base.errors import AgentFault, AgentFileError, ProxyFileError, StageError
 from iamroles_scenarios.declarations.scenario import WorldSpec, policy_of, scenarios
 from iamroles_scenarios.stage import AgentSpec, Stage, haproxies, open_stage
 from iamroles_scenarios.wire.asker import decide
@@ -130,6 +130,11 @@ def _agent(spec: AgentSpec) -> Prerequisite:
             return Prerequisite("agent", good=True, said=_outside(spec.address))
         except (AgentFault, ValueError, OverflowError) as error:
             return _unfit(spec.address, error)
+    if spec.build and spec.command:
+        try:
+            spec.argv()
+        except AgentFileError:  # the program is in the image alone
+            kind = "containers"
     try:
         with open_stage(kind) as stage:
             return Prerequisite("agent", good=True, said=_started(stage, spec))
