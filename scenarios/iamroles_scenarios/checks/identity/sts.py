@@ -138,7 +138,7 @@ _NO_VERDICTS: dict[str, tuple[dict[str, Any], Expectation]] = {
     "a 404 of a proxy": ({"kind": "status", "status": 404, "body": _PAGE}, _NOT_BELIEVED),
     "a 403 of a proxy": ({"kind": "status", "status": 403, "body": _PAGE}, _NOT_BELIEVED),
     "a 200 of a proxy": ({"kind": "malformed", "body": _PAGE, "xml": _PAGE}, _NOT_BELIEVED),
-    "an ARN that is none": (
+    "an ARN without its parts": (
         {"kind": "malformed", "body": json.dumps(_NOBODY), "xml": _xml(_NOBODY)},
         _NOT_BELIEVED,
     ),
