@@ -173,3 +173,12 @@ def test_a_mistake_in_the_command_is_named(tmp_path, words, told):
     (tmp_path / "mine").touch()
     assert told in ran(f"conformance vectors {words} --output", tmp_path, code=2).output
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_an_unknown_name_leaves_the_former_output(tmp_path):
+    said("conformance vectors --only texts --output", tmp_path)
+    former = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    told = ran("conformance vectors --only texts --only typo --output", tmp_path, code=2).output
+    assert "no file of vectors is named typo." in told
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == former

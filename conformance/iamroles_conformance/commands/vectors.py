@@ -47,6 +47,9 @@ def vectors(*, output: Path, now: str, keys: str, only: tuple[str, ...]) -> None
     if any(output.iterdir()) and not (output / INDEX).is_file():
         raise click.BadParameter(f"{output} holds other files. Name an empty folder.", param_hint="--output")
     clock = int(time.time()) if now == "now" else int(now)
+    content_of = dict(made.files(clock, keys.rstrip("/"), only))
+    if unknown := [name for name in only if f"vectors/{name}.json" not in content_of]:
+        raise click.BadParameter(f"no file of vectors is named {', '.join(unknown)}.", param_hint="--only")
     index: dict[str, Any] = {
         "format": made.FORMAT,
         "specification": report.SPEC,
@@ -57,7 +60,7 @@ def vectors(*, output: Path, now: str, keys: str, only: tuple[str, ...]) -> None
     }
     for old in (output / "vectors").glob("*.json"):  # of another clock
         old.unlink()
-    for name, content in made.files(clock, keys.rstrip("/"), only):
+    for name, content in content_of.items():
         path = output / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(_lines(content), encoding="utf-8")
@@ -68,8 +71,6 @@ def vectors(*, output: Path, now: str, keys: str, only: tuple[str, ...]) -> None
     (output / "schema.json").write_text(schema.read_text(encoding="utf-8"), encoding="utf-8")
     (output / "README.md").write_text(contract.document("vectors"), encoding="utf-8")
     (output / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-    if not index["files"]:
-        raise click.BadParameter(f"no file of vectors is named {', '.join(only)}.", param_hint="--only")
     click.echo(f"wrote {sum(each['vectors'] for each in index['files'])} vectors to {output}")
 
 
