@@ -215,11 +215,13 @@ def _running(session: pytest.Session) -> Run:
         for name, prepare in (("report", report.prepared), ("evidence", bundle.prepared)):
             if path := config.getoption(f"--iamroles-{name}"):
                 prepare(Path(path))
-        planned = [item.check for item in session.items if isinstance(item, CheckItem)]
-        run = _subject(config).run(planned, transcripts=bool(config.getoption("--iamroles-evidence")))
-        config.add_cleanup(run.close)
-        with _uncaptured(config):  # that an image is built must be seen while it is built
-            run.open()
+        directory = config.getoption("--iamroles-report")
+        with report.of_this_run(Path(directory) if directory else None):
+            planned = [item.check for item in session.items if isinstance(item, CheckItem)]
+            run = _subject(config).run(planned, transcripts=bool(config.getoption("--iamroles-evidence")))
+            config.add_cleanup(run.close)
+            with _uncaptured(config):  # that an image is built must be seen while it is built
+                run.open()
     except (SelectionError, AgentFileError, ConformanceError) as error:
         raise pytest.UsageError(str(error)) from error
     except StageError as error:

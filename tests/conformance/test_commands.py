@@ -110,11 +110,15 @@ def test_under_xdist_one_worker_has_all_checks_and_writes_the_report(agent, tmp_
 
 def test_a_stage_that_cannot_work_ends_pytest_with_3(tmp_path):
     agent = agent_toml(tmp_path, ["python", AGENTS / "gone.py"], oidc=True)
-    done = _pytest("conformance", f"--iamroles-agent={agent}", _BY_SPOP, "-k", "no-token")
+    (tmp_path / "report.json").write_text("of an earlier run")
+    report_to = f"--iamroles-report={tmp_path}"
+    done = _pytest("conformance", f"--iamroles-agent={agent}", report_to, _BY_SPOP, "-k", "no-token")
 
     assert done.returncode == 3
     assert "the stage cannot be used" in done.stdout + done.stderr
     assert "gone.py" in done.stdout + done.stderr
+    assert not (tmp_path / "report.json").exists()
+    assert "Nothing was judged" in (tmp_path / "summary.md").read_text()
 
 
 def test_pytest_refuses_a_lane_that_does_not_exist():
