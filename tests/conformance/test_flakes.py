@@ -42,6 +42,9 @@ def test_runs_are_measured_saved_and_taken_up_again(tmp_path):
     assert "| processes | loops | 1 |" in page.read_text()
     assert page.read_text().endswith("|\n\n## Why\n\nBy hand.\n")
     assert "Former" not in page.read_text()
+    for other, differs in (("--lane=wire --check=wire.hello", "checks"), ("--haproxy=2.8", "--haproxy")):
+        told = said(f"{same} {other}", "--save", saved, "--runs=1", code=2)
+        assert f"runs.jsonl:1: that run differs in {differs}. Name another file." in told
 
 
 def test_a_check_whose_verdict_changes_flakes_at_its_rate():

@@ -41,18 +41,26 @@ def flakes(
     """Measure the flake rate and the time margin of each check, over many runs of the same agent.
 
     Each run is complete, with its own stage. Each is added to the file of --save, so that a measurement can
-    be interrupted and continued. The file may hold runs of several kinds: by their stage, and by what was
-    beside them (nothing, four endless loops, or these and a disk that copies files). The page shows all.
+    be interrupted and continued. The file holds runs of the same agent, --haproxy and checks. They may differ
+    in their stage, and in what was beside them (nothing, four endless loops, or these and a disk that copies
+    files). The page shows all.
     """
     select = named_by(checks)
     planned = [check for check in subject.planned() if select(check)]
     done = reports.load(save) if save else []
+    spec, names = subject.spec(), {check.name for check in planned}
+    kind = {"agent": f"{spec.name} {spec.version}".strip(), "--haproxy": subject.haproxy}
+    for number, former in enumerate(done, 1):
+        other = [key for key, value in kind.items() if former.get(key) != value]
+        if other := other + ["checks"] * (former["checks"].keys() != names):
+            said = f"{save}:{number}: that run differs in {', '.join(other)}. Name another file."
+            raise click.BadParameter(said, param_hint="--save")
     while (count := sum(_is_of(run, subject.stage, beside) for run in done)) < runs:
         with busy(beside), subject.run(planned) as run:
             results = [(check.name, result) for check, result in zip(planned, run.results(), strict=True)]
             here = environment()
             about = {
-                "agent": f"{run.agent.name} {run.agent.version}".strip(),
+                **kind,
                 "stage": run.stage.kind if run.stage else "none",
                 "beside": beside,
                 "haproxy": run.haproxy_version,
