@@ -137,6 +137,8 @@ def _left_out(document):
             "statement.conforms.core: is more or less",
         ),
         (_counted, "statement: is not what this suite"),
+        (lambda one: one["checks"][0].update(title="x"), "checks: is not what this suite"),
+        (lambda one: one["checks"][0].update(requirements=[]), "checks: is not what this suite"),
         (_failing, "passed, statement.holds"),
         (_hidden, "statement.classes.wire.core"),
         (_left_out, "statement.classes.wire.core"),

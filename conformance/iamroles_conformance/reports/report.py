@@ -132,9 +132,9 @@ def _derived(checks: list[Document]) -> Document:
     }
 
 
-def _check(check: PlannedCheck, result: CheckResult) -> Document:
-    evidence = result.evidence
-    found: Document = {
+def _planned(check: PlannedCheck) -> Document:
+    """Return what the suite knows of a check before it is played."""
+    return {
         "check": check.id,
         "lane": check.lane,
         "name": check.name,
@@ -143,6 +143,13 @@ def _check(check: PlannedCheck, result: CheckResult) -> Document:
         "grade": check.grade,
         "classes": sorted(check.classes),
         "requirements": list(check.requirements),
+    }
+
+
+def _check(check: PlannedCheck, result: CheckResult) -> Document:
+    evidence = result.evidence
+    found: Document = {
+        **_planned(check),
         "verdict": result.verdict.value,
         "message": without_secrets(result.message),
         "seconds": round(result.seconds, 3),
@@ -224,8 +231,13 @@ def parsed(text: str, path: object) -> Document:
 
 
 def derived(found: Document) -> Document:
-    """Compute again, by this suite, all that follows from a document's checks."""
-    follows = _derived(found["checks"])
+    """Compute again, by this suite, all that follows from the names and verdicts of a document's checks.
+
+    Checks that this suite does not know are left out.
+    """
+    known = {check.name: _planned(check) for check in plan()}
+    checks = [one | known[one["name"]] for one in found["checks"] if one["name"] in known]
+    follows = _derived(found["checks"]) | {"checks": checks}
     return {name: follows.get(name, value) for name, value in found.items()}
 
 

@@ -351,7 +351,7 @@ def _judged(document: dict[str, Any]) -> bool:
         grade=said.statement.grade,
     )
     follows = report.derived(document) | {"statement": counted}
-    for key in ("statement", "totals", "coverage", "requirements"):
+    for key in ("checks", "statement", "totals", "coverage", "requirements"):
         if follows[key] != document[key]:
             raise _Wrong(key, f"is not what this suite, which made it, says of its checks. {_RUN}")
     return True
