@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from invoking import AGENTS, agent_toml, finished, said
 
-from iamroles_conformance.reports import bundle
+from iamroles_conformance.reports import bundle, report
 
 RUN = "conformance run --lane=gate-spop --check=gate.no-token --check=gate.audience"
 VERIFY = "conformance verify-report"
@@ -158,6 +158,19 @@ def test_an_unsigned_forgery_that_contradicts_itself_is_refused(place, tmp_path,
     assert told in said(VERIFY, forged, code=1)
 
 
+def test_a_check_that_is_relabelled_is_refused(place, tmp_path):
+    def change(files):
+        found = json.loads(files["report.json"])
+        found["checks"][0] |= {"title": "harmless", "level": "SHOULD", "requirements": []}
+        found = report.derived(report.parsed(json.dumps(found), "")) | {"checks": found["checks"]}
+        files |= {name: text.encode() for name, text in report.forms(found).items()}
+
+    told = said(VERIFY, _forged(place / "unsigned.tar.gz", tmp_path / "forged.tar.gz", change), code=1)
+    assert (
+        "report.json: does not follow from names and verdicts of the checks in report.json (checks)" in told
+    )
+
+
 def test_what_a_bundle_of_another_suite_says_is_a_claim(place, tmp_path):
     def change(files):
         found = json.loads(files["report.json"])
@@ -172,12 +185,33 @@ def test_what_a_bundle_of_another_suite_says_is_a_claim(place, tmp_path):
 
 
 @pytest.mark.parametrize("value", [None, 5, {"x": 5}, []])
-@pytest.mark.parametrize("key", ["product", "digests", "statement", "checks", "features"])
+@pytest.mark.parametrize("key", ["product", "stage", "digests", "statement", "checks", "features"])
 def test_a_report_of_another_shape_is_refused(place, tmp_path, key, value):
     def change(files):
         files["report.json"] = json.dumps(json.loads(files["report.json"]) | {key: value}).encode()
 
     assert said(VERIFY, _forged(place / "unsigned.tar.gz", tmp_path / "forged.tar.gz", change), code=1)
+
+
+def _without_digests(found):
+    del found["digests"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (_without_digests, "not rendered again: it is of another suite"),
+        (lambda found: found["checks"][0].update(again=5), "checks[0].again: Input should be a valid list"),
+    ],
+)
+def test_members_that_are_missing_or_of_another_type_are_named(place, tmp_path, spoil, told):
+    def change(files):
+        found = json.loads(files["report.json"])
+        spoil(found)
+        files["report.json"] = json.dumps(found).encode()
+
+    forged = _forged(place / "unsigned.tar.gz", tmp_path / "forged.tar.gz", change)
+    assert told in said(VERIFY, forged, code=1)
 
 
 @pytest.mark.parametrize(
@@ -235,6 +269,23 @@ def test_an_archive_that_unpacks_to_more_than_a_bundle_may_hold_is_refused(tmp_p
 
     told = said(VERIFY, tmp_path / "bomb.tar.gz", code=1)
     assert "report.json: is not a plain file, or too large" in told
+
+
+def test_a_name_that_is_longer_than_a_bundle_may_be_is_not_read(tmp_path):
+    header = tarfile.TarInfo("././@LongLink")
+    header.type, header.size = tarfile.GNUTYPE_LONGNAME, (256 << 20) + 1
+    path = tmp_path / "bomb.tar.gz"
+    path.write_bytes(gzip.compress(header.tobuf(tarfile.GNU_FORMAT)))
+
+    assert "unpacks to more than" in said(VERIFY, path, code=1)
+
+
+def test_compression_that_breaks_within_a_file_is_refused(tmp_path):
+    path = _pack(tmp_path / "damaged.tar.gz", {"report.json": bytes(400_000)})
+    stored = gzip.compress(gzip.decompress(path.read_bytes()), compresslevel=0)
+    path.write_bytes(stored[:200_000] + b"\xff" * 200_000)
+
+    assert "cannot be read as a bundle: Error -3 while decompressing" in said(VERIFY, path, code=1)
 
 
 class _Zeros(io.RawIOBase):

@@ -128,7 +128,7 @@ def _signature(found: Bundle, wanted: bytes | None) -> str:
 
 def _other_suite(document: dict[str, Any]) -> str | None:
     own = digests(Subject().spec())
-    if any(document["digests"].get(name) != own[name] for name in ("suite", "scenarios")):
+    if any(document.get("digests", {}).get(name) != own[name] for name in ("suite", "scenarios")):
         return (
             f"not rendered again: it is of another suite ({document['suite']}, by its digests); that one can"
         )
@@ -149,7 +149,7 @@ def _agree(found: Bundle, document: dict[str, Any]) -> None:
 
 
 def _rendered(found: Bundle, document: dict[str, Any]) -> str:
-    """Make every form again from the checks alone.
+    """Make every form again from the names and verdicts of the checks.
 
     Raises:
         BundleError: one is another.
@@ -159,7 +159,7 @@ def _rendered(found: Bundle, document: dict[str, Any]) -> str:
         if found.files.get(name) != text.encode():
             differing = [key for key in document if anew.get(key) != document[key]]
             raise BundleError(
-                f"{name}: does not follow from the checks in {bundle.REPORT}"
+                f"{name}: does not follow from names and verdicts of the checks in {bundle.REPORT}"
                 + (f" ({', '.join(differing)})." if differing else ".")
             )
     return "statement, counts, requirements and pages follow from its checks"
@@ -197,7 +197,7 @@ def _unlike(subject: Subject, document: dict[str, Any]) -> Iterator[str]:
     said = document["product"]
     if (spec.name, spec.version) != (said["name"], said["version"]):
         yield f"the agent here is {spec.name} {spec.version}, the report's {said['name']} {said['version']}"
-    here, there = digests(spec).get("agent"), document["digests"].get("agent")
+    here, there = digests(spec).get("agent"), document.get("digests", {}).get("agent")
     if here != there:
         yield f"the agent's program here is {here or 'not known'}, the report's {there or 'not known'}"
     if dict(spec.features) != document["features"]:

@@ -23,6 +23,7 @@ import hashlib
 import io
 import json
 import tarfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,11 +159,20 @@ def read(path: Path) -> Bundle:
     return Bundle(files, _signer(manifest["public_key"], raw, signature))
 
 
+class _Bounded(gzip.GzipFile):
+    """Refuse to read past `_MOST`: `tarfile` reads the header of a long name whole, whatever its size."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self.tell() + (size or 0) > _MOST:
+            raise BundleError(f"{self.name}: unpacks to more than {_MOST} bytes.")
+        return super().read(size)
+
+
 def _unpacked(path: Path) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     left = _MOST
     try:
-        with tarfile.open(path, "r:gz") as archive:
+        with _Bounded(path) as packed, tarfile.open(fileobj=packed, mode="r:") as archive:
             for member in archive:
                 content = archive.extractfile(member) if member.isfile() else None
                 left -= member.size
@@ -172,7 +182,7 @@ def _unpacked(path: Path) -> dict[str, bytes]:
                     )
                     raise BundleError(f"{member.name}: {why}.")
                 files[member.name] = content.read()
-    except (OSError, EOFError, tarfile.TarError, ValueError) as error:
+    except (OSError, EOFError, zlib.error, tarfile.TarError, ValueError) as error:
         raise BundleError(f"{path}: cannot be read as a bundle: {error}.") from error
     return files
 

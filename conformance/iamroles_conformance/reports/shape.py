@@ -41,7 +41,13 @@ class _Check(_Model):
     verdict: Annotated[Verdict, Field(strict=False)]
     message: str
     seconds: float
+    again: list[str] = []
     evidence: _Evidence = _Evidence()
+
+
+class _Stage(_Model):
+    kind: str
+    why: str
 
 
 class _Requirement(_Model):
@@ -71,7 +77,7 @@ class _Document(_Model):
     product: _Product
     finished: str
     seconds: float
-    stage: dict[str, str]
+    stage: _Stage
     haproxy: str | None = None
     features: dict[str, Any]
     known_failures: dict[str, str]
