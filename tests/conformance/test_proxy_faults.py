@@ -1,16 +1,17 @@
 """A proxy's behaviour is never an agent's failure: HAProxy that is broken, lacks a feature, or dies."""
 
+import json
 import re
 import sys
 
 import pytest
 from invoking import AGENTS, agent_toml, said
 
-from iamroles_conformance.reports import report
+from iamroles_conformance.reports import bundle, report
 from iamroles_conformance.subject import default_agent_toml
 from iamroles_scenarios.checks.plan import plan
 from iamroles_scenarios.declarations.planning import selected_by
-from iamroles_scenarios.declarations.results import Verdict
+from iamroles_scenarios.declarations.results import CheckResult, Verdict
 from iamroles_scenarios.engine.run import Options, Run
 from iamroles_scenarios.stage import AgentSpec
 from iamroles_scenarios.stage.agent_handle import AgentHandle
@@ -116,13 +117,16 @@ def test_a_render_command_that_fails_is_exit_3_with_what_it_said(tmp_path, progr
     assert "no template for grants" in told
 
 
+_ONE_WORD = """\
+file = pathlib.Path(output, 'haproxy.cfg')
+file.write_text(file.read_text().replace('[*]', ''))
+"""
+
+
 def test_a_configuration_that_does_not_take_tls_is_told_what_it_must_do(tmp_path):
     agent = _own(tmp_path)
     render = tmp_path / "render.py"
-    one_word = (
-        "file = pathlib.Path(output, 'haproxy.cfg')\nfile.write_text(file.read_text().replace('[*]', ''))\n"
-    )
-    render.write_text(render.read_text() + one_word)
+    render.write_text(render.read_text() + _ONE_WORD)
     told = said(f"{RUN} --check=fire.certificate --grade=strict", f"--agent={agent}", code=6)
 
     assert "HAProxy's configuration must split IAM_BIND into words" in told
@@ -157,6 +161,29 @@ def test_a_proxy_that_dies_in_the_middle_is_one_finding_and_exit_3(tmp_path):
     assert "HAProxy ended by signal 9 while it was used, so that says nothing about the agent" in told
     assert "could not be judged" in found["findings"][0]
     assert "FAIL" not in told
+
+
+def test_a_replay_that_its_own_stage_spoils_accuses_no_report(tmp_path):
+    agent = _own(tmp_path)
+    with (tmp_path / "render.py").open("a") as file:
+        file.write(_ONE_WORD)
+    only = "conformance run --stage=processes --lane=gate --check=gate.no-token --check=fire.certificate"
+    said(only, f"--agent={agent}", f"--report={tmp_path}", code=6)
+    found = json.loads((tmp_path / "report.json").read_text())
+    found["checks"] = [one | {"verdict": "pass"} for one in found["checks"]]  # as on a better stage
+    passed = {one["name"]: CheckResult(one["check"], (), Verdict.PASS) for one in found["checks"]}
+    bundle.write(tmp_path / "e", report.derived(report.parsed(json.dumps(found), "")), passed)
+
+    verify = ("conformance verify-report", tmp_path / "e", "--stage=processes", "--haproxy=2.8")
+    late = said(*verify, f"--agent={agent}", code=6)
+    killer = agent_toml(tmp_path, [sys.executable, AGENTS / "faulty.py", "kills-the-proxy"], oidc=True)
+    killed = said(*verify, f"--agent={killer}", code=3)
+
+    for told, verdict in ((late, "untestable"), (killed, "harness-error")):
+        assert re.search(rf"NOT JUDGED .*: the report says pass, here it was {verdict}", told)
+        assert re.search(r"NOTE +HAProxy here is 2\.8\.\d+, the report's [\d.]+", told)
+        assert re.search(r" 0 differ, \d+ could not be judged here", told)
+        assert "DIFFERS" not in told
 
 
 def test_a_fork_server_that_dies_accuses_no_agent(monkeypatch):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from iamroles_scenarios.base.errors import PageError
 from iamroles_scenarios.checks.plan import plan
 from iamroles_scenarios.commands.values import OutputPath
 
+_UNJUDGED = {"untestable": ExitCode.UNTESTABLE, "harness-error": ExitCode.STAGE_FAULT}
+"""Verdicts that say nothing about the agent, and what a replay with one ends with if none differs."""
 _UNSIGNED = (
     "none. An unsigned bundle proves nothing about who made it, nor that anything in it was ever measured: "
     "anybody can write one. Only what is replayed here is seen to be so."
@@ -46,7 +49,7 @@ def verify_report(  # noqa: PLR0917 - as click gives them
 
     Exit code 0 if all of that holds, 1 if the bundle was changed, is not signed by --public-key, is of
     another suite (which alone can render it again), or a verdict differs, 2 for a mistake in the command, 3
-    if the stage or the agent on it cannot be used.
+    if the stage or the agent on it cannot be used, 6 if nothing differs but a check was untestable here.
 
     A folder is that of one report (`<project>/<version>/`), or one with many. Each must have the form that
     docs/implementations.md describes, and say no more than its checks do: 1 if one does not.
@@ -67,9 +70,9 @@ def verify_report(  # noqa: PLR0917 - as click gives them
     except BundleError as error:
         click.echo(f"{'REFUSED':10} {error}")
         sys.exit(ExitCode.FAILED)
-    differing = 0
+    code = ExitCode.PASSED
     if subject.agent or subject.address:
-        differing = _replay(subject, document, sample, seed)
+        code = _replay(subject, document, sample, seed)
     else:
         _say("replayed", "nothing: say --agent or --agent-address")
     statement = document["statement"]
@@ -78,7 +81,7 @@ def verify_report(  # noqa: PLR0917 - as click gives them
     if other:
         anew = report.parsed(found.files[bundle.REPORT].decode(), bundle.REPORT)["statement"]
         _say("its checks", f"as this suite counts them: {anew['sentence']}")
-    sys.exit(ExitCode.FAILED if differing or other else ExitCode.PASSED)
+    sys.exit(ExitCode.FAILED if other else code)
 
 
 def _folder(path: Path, page: Path | None) -> ExitCode:
@@ -165,30 +168,40 @@ def _rendered(found: Bundle, document: dict[str, Any]) -> str:
     return "statement, counts, requirements and pages follow from its checks"
 
 
-def _replay(subject: Subject, document: dict[str, Any], sample: int, seed: int | None) -> int:
-    """Play some checks again; return how many verdicts differ."""
+def _replay(subject: Subject, document: dict[str, Any], sample: int, seed: int | None) -> ExitCode:
+    """Play some checks again; return whether a verdict differs, or else why one could not be had."""
     for line in _unlike(subject, document):
         _say("NOTE", line)
     reported = {one["name"]: one["verdict"] for one in document["checks"]}
-    planned = [check for check in plan() if reported.get(check.name, "not-applicable") != "not-applicable"]
+    silent = {"not-applicable", *_UNJUDGED}
+    planned = [check for check in plan() if reported.get(check.name, "not-applicable") not in silent]
     if subject.address:
         planned = [check for check in planned if check.lane == "wire"]
     seed = random.SystemRandom().randrange(10**6) if seed is None else seed
     chosen = random.Random(seed).sample(planned, min(sample, len(planned)))  # noqa: S311 - to be repeated
     if not chosen:
         _say("replayed", "nothing: no check of it can be played here")
-        return 0
+        return ExitCode.PASSED
     with subject.run(chosen) as run:
+        here, there = run.haproxy_version, document.get("haproxy")
+        if here and here != there:
+            _say("NOTE", f"HAProxy here is {here}, the report's {there or 'not known'}")
         results = list(zip(chosen, run.results(), strict=True))
-    differing = [
-        (check.name, result) for check, result in results if result.verdict.value != reported[check.name]
-    ]
-    for name, result in differing:
-        said = f"{name}: the report says {reported[name]}, here it was {result.verdict.value}"
-        _say("DIFFERS", f"{said}: {result.message}" if result.message else said)
-    agree = f"{len(chosen) - len(differing)} agree, {len(differing)} differ"
+    codes: Counter[ExitCode] = Counter()
+    for check, result in results:
+        verdict = result.verdict.value
+        if verdict == reported[check.name]:
+            continue
+        code = _UNJUDGED.get(verdict, ExitCode.FAILED)
+        codes[code] += 1
+        said = f"{check.name}: the report says {reported[check.name]}, here it was {verdict}"
+        what = "DIFFERS" if code is ExitCode.FAILED else "NOT JUDGED"
+        _say(what, f"{said}: {result.message}" if result.message else said)
+    agree = f"{len(chosen) - codes.total()} agree, {codes[ExitCode.FAILED]} differ"
+    if unjudged := codes.total() - codes[ExitCode.FAILED]:
+        agree += f", {unjudged} could not be judged here"
     _say("replayed", f"{len(chosen)} of {len(planned)} checks with --seed {seed}: {agree}")
-    return len(differing)
+    return min(codes, default=ExitCode.PASSED)
 
 
 def _unlike(subject: Subject, document: dict[str, Any]) -> Iterator[str]:
