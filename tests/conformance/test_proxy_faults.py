@@ -170,16 +170,19 @@ def test_a_replay_that_its_own_stage_spoils_accuses_no_report(tmp_path):
     only = "conformance run --stage=processes --lane=gate --check=gate.no-token --check=fire.certificate"
     said(only, f"--agent={agent}", f"--report={tmp_path}", code=6)
     found = json.loads((tmp_path / "report.json").read_text())
-    found["checks"] = [one | {"verdict": "pass"} for one in found["checks"]]  # as on a better stage
-    passed = {one["name"]: CheckResult(one["check"], (), Verdict.PASS) for one in found["checks"]}
-    bundle.write(tmp_path / "e", report.derived(report.parsed(json.dumps(found), "")), passed)
+    (tmp_path / "killer").mkdir()
+    kills = [sys.executable, AGENTS / "faulty.py", "kills-the-proxy"]
+    killer = agent_toml(tmp_path / "killer", kills, oidc=True)
 
-    verify = ("conformance verify-report", tmp_path / "e", "--stage=processes", "--haproxy=2.8")
-    late = said(*verify, f"--agent={agent}", code=6)
-    killer = agent_toml(tmp_path, [sys.executable, AGENTS / "faulty.py", "kills-the-proxy"], oidc=True)
-    killed = said(*verify, f"--agent={killer}", code=3)
+    cases = ((agent, "fire", "untestable", 6), (killer, "gate", "harness-error", 3))
+    for judged, family, verdict, code in cases:
+        checks = [one | {"verdict": "pass"} for one in found["checks"] if one["name"].startswith(family)]
+        passed = {one["name"]: CheckResult(one["check"], (), Verdict.PASS) for one in checks}
+        document = report.derived(report.parsed(json.dumps(found | {"checks": checks}), ""))
+        bundle.write(tmp_path / "e", document, passed)  # as on a better stage
 
-    for told, verdict in ((late, "untestable"), (killed, "harness-error")):
+        verify = ("conformance verify-report --stage=processes --haproxy=2.8", tmp_path / "e")
+        told = said(*verify, f"--agent={judged}", code=code)
         assert re.search(rf"NOT JUDGED .*: the report says pass, here it was {verdict}", told)
         assert re.search(r"NOTE +HAProxy here is 2\.8\.\d+, the report's [\d.]+", told)
         assert re.search(r" 0 differ, \d+ could not be judged here", told)
