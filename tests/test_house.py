@@ -37,16 +37,16 @@ ROOMS = {
 }
 ARROWS = {"iamroles_agent": 40}
 LINES = {
-    "reference": 25_943,
-    "scenarios": 37_898,
-    "conformance": 11_838,
-    "loadtests": 4_962,
+    "reference": 26_083,
+    "scenarios": 37_967,
+    "conformance": 12_001,
+    "loadtests": 5_013,
     "benchmarks": 4_273,
-    "tests": 36_310,
+    "tests": 36_946,
 }
-TRUSTED_LINES = 19_581
+TRUSTED_LINES = 19_673
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 23_815
+DATA_LINES = 23_825
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""

@@ -420,7 +420,7 @@ BOUND, UNBOUND, OTHER = "token_bound", "token_unbound", "binding_mismatch"
         (BOTH, BOTH_PROOF, "DPoP", None, BOUND, BOUND),
         (BOTH, None, "Bearer", CERTIFICATE, BOUND, BOUND),
     ],
-    ids=map(str, count()),  # each process signs anew
+    ids=map(str, count()),  # each process signs by itself
 )
 def test_schemes_and_certificates(token, proof, scheme, certificate, accepted, required):  # noqa: PLR0917
     found = [Bench(policy(bound)).reason(token, proof, scheme, certificate=certificate) for bound in

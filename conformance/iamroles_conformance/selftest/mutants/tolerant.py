@@ -167,7 +167,7 @@ def sts_over(refusal: Any, *_asked: Any) -> None:
         raise Refusal(Reason.TOKEN_EXPIRED, refusal.detail)
 
 
-@mutant("tolerant.typed-times", "", "calls a token malformed if a time in it is not a number, or exp is absent")
+@mutant("tolerant.typed-times", "", "calls a token malformed if a time is not a number, or exp is absent")
 @before(claims, "_seconds")
 def typed_times(payload: Any, name: str) -> None:
     if not isinstance(payload.get(name, None if name == "exp" else 0), int | float):
