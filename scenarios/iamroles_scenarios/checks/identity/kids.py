@@ -57,7 +57,7 @@ def _most(elapsed: float) -> int:
 def _before(here: Bench, issuer: str) -> None:
     """Have a token accepted, and rest: an agent may count the fetch for it, too."""
     here.expect("before", here.token(issuer, key="ES256"), ALLOWED)
-    rest(COOLDOWN + _MORE)
+    rest(here.seconds(COOLDOWN + _MORE))
 
 
 def _storm(here: Bench, any_worker: Asker, sets: list[list[dict[str, Any]]]) -> None:
