@@ -29,7 +29,7 @@ class CpuTime:
     def __init__(self, pid: int) -> None:
         self._pid, self._at = pid, time.monotonic()
         self._ran = self._waited = 0.0
-        """Of all threads that were ever seen."""
+        """Seconds, summed over all threads seen so far."""
         self._threads: dict[str, tuple[float, float, float]] = {}
         """By id, at the last look: ran, waited, and the time before which all is counted or was slept."""
 

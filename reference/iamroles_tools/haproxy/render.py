@@ -28,7 +28,7 @@ from iamroles_agent.policy.load import load
 
 _NAME = re.compile(r"[A-Za-z0-9._:-]{1,100}")
 _TIME = re.compile(r"(?!0+[a-z]*$)([0-9]{1,9}(us|ms)?|[0-9]{1,6}s|[0-9]{1,4}m|[0-9]{1,2}h|[0-9]d)")
-"""Of 0 HAProxy makes an endless wait, and above 2^31 milliseconds it does not start."""
+"""HAProxy takes 0 for an endless wait, and does not start with more than 2^31 milliseconds."""
 _HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
 _PRESET = re.compile(r'^(?P<lead> +(pre)?setenv +(?P<name>IAM_[A-Z_]+) +)"(?P<value>[^"]*)"$', re.MULTILINE)
 _VARIABLE = re.compile(r'"\$\{(\w+)\[\*\]\}"|\$\{(\w+)\}')
