@@ -20,8 +20,7 @@ from pydantic import ValidationError
 from iamroles_agent.base import files
 from iamroles_agent.base.errors import ConfigError, closest
 from iamroles_agent.commands.emergency import Known, Settings
-from iamroles_agent.commands.serve import STATE_DIR
-from iamroles_agent.commands.shared import end, ends_if_unsound, policy_option
+from iamroles_agent.commands.shared import end, ends_if_unsound, policy_option, state_option
 from iamroles_agent.control.store import LOCK
 from iamroles_agent.live.revocations import Revocation, Revocations, read, write
 from iamroles_agent.processes import local_socket
@@ -47,12 +46,6 @@ _file_option = click.option(
     type=click.Path(path_type=Path),
     help="The file of revocations, if the configuration cannot be read.",
 )
-_state_option = click.option(
-    "--state-dir",
-    type=click.Path(path_type=Path),
-    envvar=STATE_DIR,
-    help=f"The agent's state directory, if it was given on the command line. Default: ${STATE_DIR}.",
-)
 
 
 @click.group()
@@ -63,7 +56,7 @@ def revoke() -> None:
 @revoke.command()
 @_config
 @_file_option
-@_state_option
+@state_option
 @click.option(
     "--role", "roles", multiple=True, help="All holders of this role: its name in the policy, or ARN."
 )
@@ -137,7 +130,7 @@ def list_(config: Path, file: Path | None) -> None:
 @revoke.command()
 @_config
 @_file_option
-@_state_option
+@state_option
 @click.argument("name")
 def undo(config: Path, file: Path | None, state_dir: Path | None, name: str) -> None:
     """Remove a revocation. Streams that it cut stay cut."""

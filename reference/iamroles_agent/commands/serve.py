@@ -18,13 +18,11 @@ from iamroles_agent.base.errors import ConfigError, StartError
 from iamroles_agent.base.output import log_to_stderr
 from iamroles_agent.commands import status_text
 from iamroles_agent.commands.emergency import Settings
-from iamroles_agent.commands.shared import end, ends_if_unsound, policy_option
+from iamroles_agent.commands.shared import STATE_DIR, end, ends_if_unsound, policy_option, state_option
 from iamroles_agent.processes import local_socket
 from iamroles_agent.processes.agent import SOCKET, Agent
 
 Config.model_rebuild()  # here, because a process that forks agents imports this once, and each agent reads
-STATE_DIR = "IAMROLES_STATE_DIR"
-"""Environment variable with the path of the state directory."""
 
 
 @click.command()
@@ -90,12 +88,7 @@ def run(config: Path, state_dir: Path | None, log_level: str, *, take_over: bool
 
 @click.command()
 @policy_option("The agent's configuration, which says where it answers.", required=False)
-@click.option(
-    "--state-dir",
-    type=click.Path(path_type=Path),
-    envvar=STATE_DIR,
-    help=f"The agent's state directory, if it was given on the command line. Default: ${STATE_DIR}.",
-)
+@state_option
 @click.option("--socket", "path", type=click.Path(path_type=Path), help="The agent's local socket.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole answer as JSON.")
 def status(config: Path | None, state_dir: Path | None, path: Path | None, *, as_json: bool) -> None:

@@ -15,6 +15,14 @@ from iamroles_agent.base.errors import ConfigError
 
 VARIABLE, FORMER = "IAMROLES_POLICY", "IAMROLES_WORLD"
 """Environment variables with the path of the policy file (SPEC.md section 8); the second is deprecated."""
+STATE_DIR = "IAMROLES_STATE_DIR"
+"""Environment variable with the path of the state directory."""
+state_option = click.option(
+    "--state-dir",
+    type=click.Path(path_type=Path),
+    envvar=STATE_DIR,
+    help=f"The agent's state directory, if it was given on the command line. Default: ${STATE_DIR}.",
+)
 
 
 def policy_option(help_text: str, *, required: bool = True) -> Callable[[Any], Any]:
