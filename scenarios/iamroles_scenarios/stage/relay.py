@@ -34,15 +34,15 @@ class RelayedLink(breaker.Link):
         """True for a health check."""
         self.announced = ""
         """The capabilities that the agent announced, before the relay struck any."""
-        self.asked, self.asked_at = 0, 0
-        """NOTIFY frames seen, and when the last was: nanoseconds of CLOCK_REALTIME."""
+        self.asked = 0
+        """NOTIFY frames seen."""
         self.over = asyncio.Event()
         """Set from the agent's goodbye on."""
-        self.waiting = 0
-        """NOTIFY frames without an answer passed on."""
+        self.waiting: dict[tuple[int, int], int] = {}
+        """NOTIFY frames without an answer passed on, by stream and frame, and when they came."""
         self.deepest = 0
         """The most that ever waited at a time."""
-        self.held: list[bytes] = []
+        self.held: list[tuple[tuple[int, int], bytes]] = []
 
 
 class Relay(breaker.Breaker):
@@ -62,6 +62,9 @@ class Relay(breaker.Breaker):
         """Every connection so far, health checks included."""
         self.crossed: list[tuple[int, int]] = []
         """When questions and a goodbye of the agent passed each other, as `Outcomes.excuses`."""
+        self.again: list[tuple[int, int]] = []
+        """Those of `crossed` that HAProxy asked because the question before had crossed a goodbye too."""
+        self._crossers: set[int] = set()
         super().__init__(host, agent)
 
     # --- what a check does and sees ------------------------------------------------------------------------
@@ -76,8 +79,9 @@ class Relay(breaker.Breaker):
         with self._moved:
             self._holding = False
             for link in self.links:
-                link.waiting -= len(link.held)
-                data, link.held = b"".join(reversed(link.held)), []
+                for asked, _ in link.held:
+                    link.waiting.pop(asked, None)
+                data, link.held = b"".join(said for _, said in reversed(link.held)), []
                 self._loop.call_soon_threadsafe(link.haproxy.write, data)
 
     def leaves(self, late: float) -> None:
@@ -157,34 +161,42 @@ class Relay(breaker.Breaker):
             return self._struck(frame)
         if frame.type == FrameType.NOTIFY:
             with self._moved:
-                link.asked, link.asked_at = link.asked + 1, time.time_ns()
-                link.waiting += 1
-                link.deepest = max(link.deepest, link.waiting)
-                self._note_crossing(link)
+                asked = frame.stream_id, frame.frame_id
+                link.asked += 1
+                link.waiting[asked] = time.time_ns()
+                link.deepest = max(link.deepest, len(link.waiting))
+                if link.over.is_set():
+                    self._note_crossing(link, asked)
                 self._moved.notify_all()
         return said
 
     def _from_agent(self, link: RelayedLink, said: bytes) -> bytes:
         """Return what goes on; nothing of an answer that is held."""
         frame = Frame.decode(said)
+        asked = frame.stream_id, frame.frame_id
         if frame.type == FrameType.AGENT_HELLO:
             link.announced = str(dict(read_kv(frame)).get("capabilities", Typed.of("")).value)
             return self._struck(frame)
         if frame.type == FrameType.ACK:
             with self._moved:
                 if self._holding:
-                    link.held.append(prefixed(said))
+                    link.held.append((asked, prefixed(said)))
                     self._moved.notify_all()
                     return b""
-                link.waiting -= 1
+                link.waiting.pop(asked, None)
         elif frame.type == FrameType.AGENT_DISCONNECT:
             link.over.set()
-            self._note_crossing(link)
+            with self._moved:
+                for asked in link.waiting:
+                    self._note_crossing(link, asked)
         return said
 
-    def _note_crossing(self, link: RelayedLink) -> None:
-        if link.over.is_set() and link.waiting:
-            self.crossed.append((link.asked_at, time.time_ns()))
+    def _note_crossing(self, link: RelayedLink, asked: tuple[int, int]) -> None:
+        self.crossed.append((link.waiting[asked], time.time_ns()))
+        stream, _ = asked
+        if stream in self._crossers:
+            self.again.append(self.crossed[-1])
+        self._crossers.add(stream)
 
     def _struck(self, frame: Frame) -> bytes:
         """The body of a HELLO without the capability, unless it may stay."""

@@ -25,6 +25,8 @@ _BETWEEN = 60
 _RELOADS, _CLIENTS = 3, 3
 _ON_ITS_WAY = 2.0
 """Seconds, times the scale, in which the stopped agent says goodbye."""
+_DOWN = 10.0
+"""Seconds, times the scale, in which HAProxy's health checks must see that an agent stopped or runs again."""
 _AGES = 10.0
 """Seconds, times the scale, in which connections of a second at most must have ended twice."""
 
@@ -144,10 +146,22 @@ def ageing(target: Target) -> str:
 
 @check("proxy.pair.crossed", "FIRE-PAIR-002", features={"pair", "spop"})
 def crossed(target: Target) -> str:
-    """A question that is on its way to an agent when SIGTERM ends it costs no request: the other is asked."""
+    """A question that is on its way to an agent when SIGTERM ends it costs no request: the other is asked.
+
+    HAProxy goes on asking on the connections that it has, so traffic begins while only the first agent runs.
+    The relay passes the goodbyes of several connections on one after another: a request whose second question
+    crosses one too is lost, whatever the agent does.
+    """
     with gate(target, pipelining=True, agents=2) as here:
-        with traffic(here, _people(here, _PEOPLE), "while one agent of two stops") as flowing:
+        other = here.loan.worlds[1].agent
+        other.stop()
+        here.world.haproxy.wait_agent(False, here.seconds(_DOWN), agents=2)
+        with traffic(
+            here, _people(here, _PEOPLE), "while one agent of two stops", excuses=here.frames.again
+        ) as flowing:
             flowing.wait(_BETWEEN)
+            other.start()
+            here.loan.wait_agents(here.seconds(_DOWN))
             before = here.frames.asked
             here.frames.leaves(here.seconds(_ON_ITS_WAY))
             if not any(here.frames.asked > before for _last in polls(here.seconds(_ON_ITS_WAY / 2))):
