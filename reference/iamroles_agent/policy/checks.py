@@ -168,9 +168,13 @@ def _issuer(key: str, issuer: config.Issuer) -> Iterator[Fault]:
             yield Fault(f"{key}.algorithms[{index}]", *_bad_algorithm(algorithm))
     for name in ("roles_claim", "preferred_role_claim", "scope_claim", "session_claim", "principal_claim"):
         claim = getattr(issuer, name)
-        if claim is not None and (not claim or (isinstance(claim, list) and not all(claim))):
+        path = [claim] if isinstance(claim, str) else claim
+        if path is not None and not (path and all(path)):
             remedy = "Write a claim's name, or the names on the way to it"
             yield Fault(f"{key}.{name}", "names no claim", remedy)
+        if "request_tags" in (path or []) and name not in ("session_claim", "principal_claim"):
+            message = "request_tags are the caller's own choice and prove nothing"
+            yield Fault(f"{key}.{name}", message, "Use principal_tags")
     yield from _accounts(key, issuer.accounts)
 
 

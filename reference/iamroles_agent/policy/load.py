@@ -76,9 +76,24 @@ def load_policy(path: Path | str, config: Config | None = None) -> Policy:
         ConfigError: with every problem of the file, or of the shadow policy's.
     """
     config = load(path) if config is None else config
-    if config.agent.shadow_policy is None:
-        return Policy(config)
-    return Policy(config, Policy(load(Path(path).parent / config.agent.shadow_policy)))
+    tried = shadow_of(Path(path), config)
+    return Policy(config, None if tried is None else Policy(tried))
+
+
+def shadow_of(path: Path, config: Config) -> Config | None:
+    """Read the policy that `agent.shadow_policy` of a configuration at `path` names.
+
+    Raises:
+        ConfigError: with that key, and every problem of that policy.
+    """
+    if (name := config.agent.shadow_policy) is None:
+        return None
+    try:
+        return load(path.parent / name)
+    except ConfigError as error:
+        remedy = "Correct that policy, or leave the key out"
+        here = Problem(str(path), "agent.shadow_policy", f"{name} cannot be enforced", remedy)
+        raise ConfigError([here, *error.problems]) from error
 
 
 def load_file(path: Path | str) -> PolicyFile:

@@ -23,7 +23,7 @@ from iamroles_agent.control.document import POLICY, Document, Part
 from iamroles_agent.control.store import Restored, Store
 from iamroles_agent.live import revocations
 from iamroles_agent.policy import load
-from iamroles_agent.policy.load import nonce_key
+from iamroles_agent.policy.load import nonce_key, shadow_of
 from iamroles_agent.processes import handover, identity_keys, local_socket
 from iamroles_agent.processes.fetcher import Fetcher
 from iamroles_agent.processes.handover import Inheritance
@@ -34,7 +34,6 @@ from iamroles_agent.processes.worker import Worker
 from iamroles_agent.serving import listening
 from iamroles_agent.serving.bounded import RESERVED, raise_descriptors, room
 from iamroles_agent.serving.tls import Tls
-from iamroles_agent.tokens.authenticator import rules_of
 
 log = logging.getLogger("iamroles.agent")
 
@@ -305,7 +304,4 @@ def _readable(accepted: Part, decode: Callable[[Part], _Found]) -> _Found:
 
 def _read(path: Path) -> tuple[Config, Part]:
     config = load(path)
-    rules_of(config)
-    shadow = config.agent.shadow_policy
-    tried = None if shadow is None else load(path.parent / shadow)
-    return config, policy_part.encode(config, tried, nonce_key(path, config))
+    return config, policy_part.encode(config, shadow_of(path, config), nonce_key(path, config))

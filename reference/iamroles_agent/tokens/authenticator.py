@@ -104,11 +104,7 @@ Rules = dict[str, ClaimRules]
 
 
 def rules_of(config: Config) -> Rules:
-    """Compile the rules for the tokens of each issuer.
-
-    Raises:
-        ConfigError: an issuer is not permitted (an algorithm that is not a signature, …).
-    """
+    """Compile the rules for the tokens of each issuer."""
     found = {issuer.issuer: ClaimRules(issuer, config.limits) for issuer in config.issuers}
     for rules in found.values():
         rules.resources = frozenset(one.resource for one in config.resources)
@@ -125,9 +121,6 @@ class Authenticator:
         monotonic: for the ages of key sets.
         max_identities: entries of the identity cache.
         max_identity_bytes: bytes of the identity cache, about.
-
-    Raises:
-        ConfigError: an issuer is not permitted (an algorithm that is not a signature, …).
     """
 
     def __init__(

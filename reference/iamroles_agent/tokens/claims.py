@@ -15,7 +15,6 @@ from typing import Any
 
 from iamroles_agent.base.config import Issuer, Limits
 from iamroles_agent.base.encoding import decode_base64url
-from iamroles_agent.base.errors import ConfigError, Problem
 from iamroles_agent.base.identity import MAX_TAG, Actor, Identity, RoleArn, is_tag, resource_ground
 from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.tokens.grounds import (
@@ -27,7 +26,6 @@ from iamroles_agent.tokens.grounds import (
     types_of,
 )
 from iamroles_agent.tokens.jws import Header
-from iamroles_agent.tokens.keys import ALGORITHMS
 
 AWS_CLAIMS = "https://sts.amazonaws.com/"
 """The claim in which STS nests its claims about a principal (GetWebIdentityToken)."""
@@ -89,12 +87,7 @@ def _label(value: object, name: str) -> str:
 
 
 class ClaimRules:
-    """One issuer's rules, compiled.
-
-    Raises:
-        ConfigError: the issuer's entry is not permitted (an unknown algorithm, the caller's own tags as
-            authority).
-    """
+    """One issuer's rules, compiled."""
 
     def __init__(self, issuer: Issuer, limits: Limits) -> None:
         self.issuer = issuer
@@ -122,27 +115,6 @@ class ClaimRules:
         self._audience: Callable[[Payload], tuple[str, ...]] = (
             self._cognito_audience if issuer.profile == "cognito" else self._plain_audience
         )
-        self._refuse_impossible()
-
-    def _refuse_impossible(self) -> None:
-        problems = [
-            Problem("", f"issuers[{self.name}].algorithms", f"{alg!r} is not accepted", "Name one or more of "
-                    + ", ".join(ALGORITHMS))
-            for alg in self.issuer.algorithms
-            if alg not in ALGORITHMS
-        ]  # fmt: skip
-        problems += [
-            Problem(
-                "",
-                f"issuers[{self.name}].{key}",
-                "request_tags are the caller's own choice and prove nothing",
-                "Use principal_tags",
-            )
-            for key in ("roles_claim", "preferred_role_claim", "scope_claim")
-            if "request_tags" in claim_paths(self.issuer)[key]
-        ]
-        if problems:
-            raise ConfigError(problems)
 
     def identity(
         self, payload: Payload, header: Header, now: float, credential: str, proof: tuple[str, ...] = ()

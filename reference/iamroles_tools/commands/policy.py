@@ -16,7 +16,7 @@ from iamroles_agent.base.errors import ConfigError
 from iamroles_agent.base.identity import NO_HEADERS, Decision, McpHeaders, Request
 from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.policy.compiled import Policy, version_of
-from iamroles_agent.policy.load import PolicyFile, load_file
+from iamroles_agent.policy.load import PolicyFile, load_file, shadow_of
 from iamroles_agent.policy.resources import WITH_HEADERS
 from iamroles_agent.tokens.claims import actor_of
 from iamroles_tools.commands.inputs import EpochSecond, act_claim, bad_input, table
@@ -46,10 +46,13 @@ _format_option = click.option(
 )
 
 
-def _read(path: Path, form: str = "text") -> PolicyFile:
-    """Read a policy, or print every problem and exit 2."""
+def _read(path: Path, form: str = "text", *, shadow: bool = False) -> PolicyFile:
+    """Read a policy, and perhaps the shadow policy that it names, or print every problem and exit 2."""
     try:
-        return load_file(path)
+        found = load_file(path)
+        if shadow:
+            shadow_of(path, found.config)
+        return found
     except ConfigError as error:
         if form == "json":
             click.echo(json.dumps({"problems": [asdict(problem) for problem in error.problems]}, indent=2))
@@ -66,7 +69,7 @@ def _read(path: Path, form: str = "text") -> PolicyFile:
 @_format_option
 def check(file: Path, form: str) -> None:
     """Check whether FILE may be enforced: print every error, or its version."""
-    config = _read(file, form).config
+    config = _read(file, form, shadow=True).config
     facts: dict[str, Any] = {"file": str(file), "policy": version_of(config)}
     names = ("issuers", "sts", "roles", "backends", "grants", "denies")
     facts |= {name: len(getattr(config, name)) for name in names}

@@ -29,6 +29,7 @@ GOOD: dict[str, Any] = {
     "denies": [{"id": "d", "roles": ["*"], "path": "/admin"}],
     "scopes": [{"name": "orders:read", "path": "/orders"}, {"name": "orders:read", "path": "/items"}],
 }
+TAGS = ["https://sts.amazonaws.com/", "request_tags", "role"]
 _CALLED = "issuers[0].issuer", "sts[0].endpoint"
 OTHER = {"name": "other", "arns": [GOOD["roles"][0]["arn"]]}
 
@@ -88,6 +89,8 @@ def test_the_example_loads_and_lints_clean_of_warnings():
         ("issuers[0].roles_claim", "", "names no claim", "claim"),
         ("issuers[0].roles_claim", ["a", ""], "names no claim", "claim"),
         ("issuers[0].roles_claim", 7, "is not a", "Write"),
+        *((f"issuers[0].{key}_claim", TAGS, "prove nothing", "Use") for key in ("roles", "preferred_role")),
+        ("issuers[0].scope_claim", "request_tags", "prove nothing", "Use principal_tags"),
         ("issuers[0].types", [], "every token would be refused", "at+jwt"),
         ("issuers[0].profile", "okta", "is not one of", "one of"),
         ("issuers[0].name", "a b", "is not a name", "letters"),

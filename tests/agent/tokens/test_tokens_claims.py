@@ -10,7 +10,6 @@ from tokens_support import ACCOUNT, AUDIENCE, NOW, ROLE, authenticator_with, cla
 from tokens_support import reason as reason_of
 
 from iamroles_agent.base.config import Config, Limits
-from iamroles_agent.base.errors import ConfigError
 from iamroles_agent.base.identity import Identity, RoleArn
 from iamroles_agent.base.reasons import Refusal
 from iamroles_agent.tokens import Authenticator
@@ -305,12 +304,6 @@ def test_aws_outer_session_ends_the_identity(end):
     assert judge(aws({"original_session_exp": end}), **AWS).not_after == NOW + 100
     assert reason(aws({"original_session_exp": end}), NOW + 99.9, **AWS) == ""
     assert reason(aws({"original_session_exp": end}), NOW + 100, **AWS) == "token_expired"
-
-
-@pytest.mark.parametrize("key", ["roles_claim", "scope_claim", "preferred_role_claim"])
-def test_request_tags_never_authorise(key):
-    with pytest.raises(ConfigError, match="request_tags"):
-        judge(claims(), **{key: [AWS_CLAIMS, "request_tags", "role"]})
 
 
 def test_a_cached_identity_dies_at_the_second():

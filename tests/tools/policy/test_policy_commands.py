@@ -54,6 +54,15 @@ def test_check():
     assert as_json("policy check", EXAMPLE)["grants"] == 3
 
 
+def test_check_reads_the_shadow_policy(tmp_path):
+    path = tmp_path / "policy.toml"
+    path.write_text(EXAMPLE.read_text().replace("\n[agent]\n", '\n[agent]\nshadow_policy = "next.toml"\n'))
+    shown = said("policy check", path, code=2)
+
+    assert "policy.toml: agent.shadow_policy: next.toml cannot be enforced" in shown
+    assert "next.toml: cannot be read" in shown
+
+
 @pytest.mark.parametrize("command", ["policy check", "policy lint", "policy matrix"])
 def test_bad_input_is_exit_2_with_every_problem(command, bad):
     shown = said(command, bad, code=2)
