@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from iamroles_agent.base.config import Config
 from iamroles_agent.base.errors import ConfigError, Problem
@@ -29,6 +30,8 @@ _PEER = "unix@/var/run/iam-peer.sock mode 600"
 """Beside the sockets of the controller's own HAProxy."""
 USER = 65532
 """The user of the agent's image."""
+_WRITABLE = ("run", "var/lib", "var/log")
+"""Each has a directory `iamroles` that the agent may write; the root is read-only."""
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,48}[a-z0-9])?")
 _PAIR = re.compile(rf"{_LABEL.pattern}/{_LABEL.pattern}(\.{_LABEL.pattern})*")
 _LARGEST = 1_000_000
@@ -82,11 +85,12 @@ def manifests(config: Config, policy: Path, settings: render.Settings, cluster: 
         OSError: the file cannot be read.
     """
     text = policy.read_text(encoding="utf-8")
-    problems = [*_unfit(config, cluster, policy.name, len(text.encode())), *_wrong(cluster)]
+    problems = [*_unfit(config, cluster, policy.name, len(text.encode())), *_misplaced(config, policy.name)]
+    problems += _wrong(cluster)
     port = _port(config)
     host = f"iam-agent.{cluster.namespace}.svc.{cluster.domain}"
     settings = replace(settings, agents=(f"{host}:{port or 9901}",))
-    if problems := [*problems, *render.unusable(settings)]:
+    if problems := [*problems, *render.unusable(config, settings, settings.agents)]:
         raise ConfigError(problems)
     values = render.environment(config, settings) | {"IAM_PEER": _PEER}
     settle = partial(render.for_release, release=str(settings.haproxy), values=values)
@@ -199,15 +203,15 @@ def _deployment(config: Config, cluster: Cluster, name: str, port: int | None) -
     ports = [{"name": "spop", "containerPort": port}]
     if metrics := _reachable(config.metrics.listen):
         ports.append({"name": "metrics", "containerPort": metrics})
-    writable = ("run", "var/lib", "var/log")
+    probed = _sockets(config)[:1] if config.agent.tls else ["--config", f"{HOME}/{name}"]
     container = {
         "name": "agent",
         "image": cluster.image,
         "args": ["agent", "run", "--config", f"{HOME}/{name}"],
         "ports": ports,
-        "startupProbe": _probe(name, "startup", period=2, failures=30),
-        "readinessProbe": _probe(name, "readiness", period=5, failures=2),
-        "livenessProbe": _probe(name, "liveness", period=10, failures=6),
+        "startupProbe": _probe(probed, "startup", period=2, failures=30),
+        "readinessProbe": _probe(probed, "readiness", period=5, failures=2),
+        "livenessProbe": _probe(probed, "liveness", period=10, failures=6),
         "resources": {
             "requests": {"cpu": "250m", "memory": "192Mi"},
             "limits": {"memory": "512Mi"},
@@ -221,7 +225,7 @@ def _deployment(config: Config, cluster: Cluster, name: str, port: int | None) -
             {"name": "policy", "mountPath": HOME, "readOnly": True},
             *(
                 {"name": "scratch", "mountPath": f"/{at}/iamroles", "subPath": at.replace("/", "-")}
-                for at in writable
+                for at in _WRITABLE
             ),
         ],
     }
@@ -265,8 +269,8 @@ def _deployment(config: Config, cluster: Cluster, name: str, port: int | None) -
     }
 
 
-def _probe(name: str, purpose: str, *, period: int, failures: int) -> dict[str, Any]:
-    words = ["iamroles", "agent", "probe", "--config", f"{HOME}/{name}", "--for", purpose, "--timeout", "4"]
+def _probe(probed: list[str], purpose: str, *, period: int, failures: int) -> dict[str, Any]:
+    words = ["iamroles", "agent", "probe", *probed, "--for", purpose, "--timeout", "4"]
     seconds = {"periodSeconds": period, "timeoutSeconds": 5, "failureThreshold": failures}
     return {"exec": {"command": words}, **seconds}
 
@@ -289,12 +293,15 @@ def _services(config: Config, cluster: Cluster, port: int | None) -> Iterator[di
     if metrics:
         asked.append({"ports": [{"port": metrics}]})
     names = [{"protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 53}]
+    urls = [*(one.jwks_uri or one.issuer for one in config.issuers), *(one.endpoint for one in config.sts)]
+    known = {url.port or (80 if url.scheme == "http" else 443) for url in map(urlsplit, urls)}
     yield _object("NetworkPolicy", "iam-agent", cluster.namespace, "networking.k8s.io/v1") | {
         "spec": {
             "podSelector": _PODS,
             "policyTypes": ["Ingress", "Egress"],
             "ingress": asked,
-            "egress": [{"ports": names}, {"ports": [{"port": 443}]}],  # issuers' keys and STS
+            # Issuers' keys and STS; 443 also for keys whose address an issuer's metadata names.
+            "egress": [{"ports": names}, {"ports": [{"port": one} for one in sorted(known | {443})]}],
         }
     }
     if metrics:
@@ -315,8 +322,11 @@ def _reachable(listen: str) -> int | None:
 
 
 def _port(config: Config) -> int | None:
-    listen = config.agent.listen or []
-    return next(filter(None, map(_reachable, [listen] if isinstance(listen, str) else listen)), None)
+    return next(filter(None, map(_reachable, config.agent.addresses)), None)
+
+
+def _sockets(config: Config) -> list[str]:
+    return [one for one in config.agent.addresses if config.agent.listen and one.startswith("unix:")]
 
 
 def _unfit(config: Config, cluster: Cluster, source: str, size: int) -> Iterator[Problem]:
@@ -329,6 +339,9 @@ def _unfit(config: Config, cluster: Cluster, source: str, size: int) -> Iterator
             remedy = "Leave it out (docs/kubernetes.md)"
             yield Problem(source, f"{table}.{key}", "a pod has no such file", remedy)
     if config.agent.tls is not None:
+        if not _sockets(config):
+            wrong = "a pod's probes may have no certificate that [agent.tls] accepts"
+            yield Problem(source, "agent.listen", wrong, 'Add "unix:/run/iamroles/agent.sock" for them')
         for key in ("certificate", "ca"):
             if "/" in (file := getattr(config.agent.tls, key)):
                 remedy = "Name the key of the Secret iam-agent-tls, which lies beside the policy"
@@ -347,6 +360,18 @@ def _unfit(config: Config, cluster: Cluster, source: str, size: int) -> Iterator
             yield Problem(source, f"backends[{index}].streams", "nothing would end a stream here", remedy)
     if size > _LARGEST:
         yield Problem(source, "", f"{size:,} bytes", f"A ConfigMap or Secret holds {_LARGEST:,}")
+
+
+def _misplaced(config: Config, source: str) -> Iterator[Problem]:
+    """Find what a policy puts where a pod cannot write."""
+    files = [("agent.listen", one.removeprefix("unix:")) for one in _sockets(config)]
+    files += [(f"agent.{key}", getattr(config.agent, key)) for key in ("state_dir", "control_socket")]
+    files += [("audit.path", config.audit.path)] if config.audit.path not in ("none", "stderr") else []
+    homes = [f"/{at}/iamroles" for at in _WRITABLE]
+    for key, file in files:
+        if file is not None and not any(render.is_below(file, home) for home in homes):
+            remedy = f"Write a full path below {', '.join(homes)}"
+            yield Problem(source, key, f"{file!r} cannot be written in a pod", remedy)
 
 
 def _wrong(cluster: Cluster) -> Iterator[Problem]:

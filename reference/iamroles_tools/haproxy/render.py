@@ -8,7 +8,7 @@ first. `iam-routes.cfg` holds the agents and the policy's backends. A backend na
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.resources import files
@@ -286,12 +286,20 @@ def _problems(config: Config, settings: Settings, source: str) -> Iterator[Probl
                 yield Problem(source, f"{key}.servers[{number}]", f"{server!r} is not an address", _ADDRESSES)
         for fault in tls_faults(key, backend):
             yield Problem(source, fault.key, fault.message, fault.remedy)
-    yield from unusable(settings)
+    yield from unusable(config, settings, config.agent.addresses)
 
 
-def unusable(settings: Settings) -> Iterator[Problem]:
-    """Find options that HAProxy cannot express, or that would add words to its configuration."""
+def unusable(config: Config, settings: Settings, own: Collection[str]) -> Iterator[Problem]:
+    """Find options that HAProxy cannot express, or that would add words to its configuration.
+
+    The policy's `[agent.tls]` holds for the agents in `own`.
+    """
     yield from _agent_problems(settings)
+    on_tcp = any(agent in own and not agent.startswith("unix:") for agent in settings.agents)
+    if on_tcp and (settings.agent_ca is None) != (config.agent.tls is None):
+        given, has = ("missing", "has") if settings.agent_ca is None else ("given", "has no")
+        wrong = f"is {given}, and the policy {has} [agent.tls]"
+        yield Problem(_OPTIONS, "--agent-ca", wrong, "HAProxy and agent both speak TLS, or neither does")
     if settings.timeout_processing and not _TIME.fullmatch(settings.timeout_processing):
         wrong = f"{settings.timeout_processing!r} is not a time for HAProxy"
         yield Problem(_OPTIONS, "--timeout-processing", wrong, "Write `500ms` or `2s`")
@@ -309,7 +317,7 @@ def _agent_problems(settings: Settings) -> Iterator[Problem]:
         path = agent.removeprefix("unix:")
         if not (_is_host_port(agent) or re.fullmatch(r"unix:/[A-Za-z0-9._/-]{1,200}", agent)):
             yield Problem(_OPTIONS, "--agent", f"{agent!r} is not an address to connect to", _ADDRESSES)
-        elif path != agent and settings.chroot and not _is_below(path, settings.chroot):
+        elif path != agent and settings.chroot and not is_below(path, settings.chroot):
             wrong = f"{path} is not below {settings.chroot}, so HAProxy cannot reach it"
             yield Problem(_OPTIONS, "--chroot", wrong, "Let the agent listen below it, or leave --chroot out")
         elif path != agent:
@@ -335,8 +343,9 @@ def _agent_problems(settings: Settings) -> Iterator[Problem]:
             yield Problem(_OPTIONS, f"--{option.replace('_', '-')}", wrong, remedy)
 
 
-def _is_below(path: str, chroot: str) -> bool:
-    return Path(chroot) in Path(path).parents and ".." not in Path(path).parts
+def is_below(path: str, directory: str) -> bool:
+    """Tell if a path names something in a directory, without a way out of it."""
+    return Path(directory) in Path(path).parents and ".." not in Path(path).parts
 
 
 def _is_host_port(text: str) -> bool:

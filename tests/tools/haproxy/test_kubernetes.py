@@ -34,18 +34,23 @@ from iamroles_tools.haproxy import kubernetes, render
 
 HOSTILE = 'x" ]\n---\nkind: Pod\n# é \u2028\x7f\u0085 {{ }} \U0001f600 \\ : - | > & * !!python/object'
 AGENT = {"listen": "0.0.0.0:9901"}
+SOCKET = "unix:/run/iamroles/agent.sock"
 TLS = {"certificate": "agent.pem", "ca": "ca.pem", "names": ["proxy.test"]}
 OWN_TLS = ("--agent-ca", "/tls/ca.pem", "--agent-certificate", "/tls/p.pem")
 MCP = {
     "issuers": [ISSUER | {"audiences": ["api", "https://mcp.test/mcp"]}],
     "resources": [{"name": "mcp", "resource": "https://mcp.test/mcp"}],
 }
+OUTSIDE = "state", "/srv/state", "/var/lib/iamroles", "/var/lib/iamroles/../state"
 KEPT = {"nonce": True, "nonce_key": "nonce.key"}
 BOUND = {"issuers": [ISSUER | {"bound": "accepted"}]}
 POLICIES = {
     "plain": ({"agent": AGENT}, ()),
-    "tls": ({"agent": {"listen": "[::]:7000", "tls": TLS}}, (*OWN_TLS, "--secret", "--replicas", "9")),
-    "metrics": ({"agent": {"listen": ["unix:/a", "10.0.0.1:9901"]}, "metrics": {"listen": "[::]:9902"}}, ()),
+    "tls": (
+        {"agent": {"listen": ["[::]:7000", SOCKET], "tls": TLS}},
+        (*OWN_TLS, "--secret", "--replicas", "9"),
+    ),
+    "metrics": ({"agent": {"listen": [SOCKET, "10.0.0.1:9901"]}, "metrics": {"listen": "[::]:9902"}}, ()),
     "mcp": ({"agent": AGENT} | MCP, ()),
     "bound": ({"agent": AGENT, "dpop": DPOP, "client_certificate": FRONT} | BOUND, ("--client-ca", "a/b")),
     "hostile": ({"agent": AGENT, "x-note": HOSTILE}, ("--realm", "the edge: #1", "--image", 'a"b#c:{d}')),
@@ -105,9 +110,17 @@ def test_the_pod_is_restricted_and_probed(tmp_path):
     }
     for purpose in ("startup", "readiness", "liveness"):
         words = agent[f"{purpose}Probe"]["exec"]["command"]
-        assert words[: words.index("--for") + 2][-2:] == ["--for", purpose]
+        assert words[3:6] == [SOCKET, "--for", purpose]
     sources = pod["volumes"][0]["projected"]["sources"]
     assert sources == [{"secret": {"name": "iam-policy"}}, {"secret": {"name": "iam-agent-tls"}}]
+
+
+def test_the_agent_may_reach_the_ports_of_issuers_and_sts(tmp_path):
+    issuers = [ISSUER | {"jwks_uri": "https://idp.test:8443/keys"}]
+    sts = {"name": "aws", "endpoint": "https://sts.test:9443/", "hosts": ["sts.test"], "binding_value": "e"}
+    found = objects(rendered(tmp_path, issuers=issuers, sts=[sts]))["NetworkPolicy", "iam-agent"]["spec"]
+
+    assert [one["port"] for one in found["egress"][1]["ports"]] == [443, 8443, 9443]
 
 
 TEXTS = st.text() | st.sampled_from(
@@ -132,6 +145,20 @@ def test_what_is_written_is_read_back(value):
     [
         ({"agent": {"listen": "127.0.0.1:9901"}}, (), "agent.listen: no address that HAProxy reaches"),
         ({"agent": {"listen": "unix:/run/a.sock"}}, (), "agent.listen: no address"),
+        *(
+            ({"agent": AGENT | {"state_dir": name}}, (), f"agent.state_dir: '{name}' cannot be")
+            for name in OUTSIDE
+        ),
+        ({"agent": AGENT | {"control_socket": "c"}}, (), "agent.control_socket: 'c' cannot be written"),
+        ({"agent": {"listen": ["unix:/a", "[::]:1"]}}, (), "agent.listen: '/a' cannot be written"),
+        (
+            {"audit": {"path": "audit.jsonl"}},
+            (),
+            "audit.path: 'audit.jsonl' cannot be written in a pod. Write a",
+        ),
+        ({"agent": AGENT | {"tls": TLS}}, OWN_TLS, 'Add "unix:/run/iamroles/agent.sock" for them'),
+        ({"agent": {**AGENT, "tls": TLS}}, (), "--agent-ca: is missing, and the policy has [agent.tls]"),
+        ({}, OWN_TLS, "--agent-ca: is given, and the policy has no [agent.tls]"),
         ({"live": {"master_socket": "/run/m"}}, (), "live.master_socket: a pod has no such file"),
         ({"agent": {**AGENT, "tls": TLS | {"ca": "/etc/ca.pem"}}}, OWN_TLS, "agent.tls.ca: '/etc/ca.pem' is"),
         ({"backends": [{"name": "b", "streams": True}]}, (), "backends[0].streams: nothing would end"),

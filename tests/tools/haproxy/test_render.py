@@ -20,6 +20,7 @@ from iamroles_tools.haproxy import render
 
 ORDERS = {"name": "orders-ro", "servers": ["127.0.0.1:8001", "orders.internal:8001"]}
 EXPORT = {"name": "export", "servers": ["[::1]:8002"]}
+PROVEN = {"listen": "127.0.0.1:9901", "tls": {"certificate": "agent.pem", "ca": "ca.pem"}}
 TLS = ("--agent-ca", "agent-ca.pem", "--agent-certificate", "proxy.pem")
 SHIPPED = Path(render.__file__).parents[1] / "haproxy"
 
@@ -188,6 +189,7 @@ def test_a_section_for_each_backend_and_a_server_for_each_address(tmp_path):
             ("backends[1].servers", "'9901' is not an address", "'h:0' is not", "--realm"),
         ),
         ((), '{"version": 1, "colour": 1}', ("policy.json",)),
+        ((), bound_policy(agent=PROVEN), ("--agent-ca: is missing, and the policy has [agent.tls]",)),
         (("--agent", "a:1", "--realm", "%[src]"), None, ("--realm: HAProxy reads a format in '%[src]'",)),
         *(
             (("--agent", "a:1", "--timeout-processing", text), None, ("not a time",))
