@@ -67,15 +67,13 @@ def load_text(text: str, format: Literal["toml", "json"] = "toml", name: str = "
     return parse_text(text, format, name).config
 
 
-def load_policy(path: Path | str, config: Config | None = None) -> Policy:
+def load_policy(path: Path | str) -> Policy:
     """Read and compile a policy, and the policy beside it that it names as `agent.shadow_policy`.
-
-    `config` is the file's content, if the caller has read it.
 
     Raises:
         ConfigError: with every problem of the file, or of the shadow policy's.
     """
-    config = load(path) if config is None else config
+    config = load(path)
     tried = shadow_of(Path(path), config)
     return Policy(config, None if tried is None else Policy(tried))
 

@@ -49,18 +49,12 @@ def opened(tmp_path):
     return path
 
 
-def test_check():
+def test_check(tmp_path):
     assert "good, policy sha256:" in said("policy check", EXAMPLE)
     assert as_json("policy check", EXAMPLE)["grants"] == 3
-
-
-def test_check_reads_the_shadow_policy(tmp_path):
     path = tmp_path / "policy.toml"
     path.write_text(EXAMPLE.read_text().replace("\n[agent]\n", '\n[agent]\nshadow_policy = "next.toml"\n'))
-    shown = said("policy check", path, code=2)
-
-    assert "policy.toml: agent.shadow_policy: next.toml cannot be enforced" in shown
-    assert "next.toml: cannot be read" in shown
+    assert "agent.shadow_policy: next.toml cannot be enforced" in said("policy check", path, code=2)
 
 
 @pytest.mark.parametrize("command", ["policy check", "policy lint", "policy matrix"])
