@@ -32,7 +32,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
-from itertools import product
+from itertools import groupby, product
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
 
@@ -202,10 +202,11 @@ Kinds = dict[Any, str]
 
 
 class Calls(NamedTuple):
-    """The revisions of MCP at a host and path: one in which the call is known, and an older one; "": none."""
+    """Revisions of MCP at a host and path, each with a port ("": the usual one); None: there is none."""
 
-    known: str
-    unknown: str
+    known: tuple[str, str] | None = None
+    """The call is known in it."""
+    unknown: tuple[str, str] | None = None
 
 
 class World(NamedTuple):
@@ -222,14 +223,17 @@ class World(NamedTuple):
         return cls(urls, [one for config in configs for one in Resources(config).targets])
 
     def calls(self, path: str) -> dict[str, Calls]:
-        """Return the calls that can be made at a path, by host: those of the nearest resource."""
+        """Return the calls that can be made at a path, by host: those of the nearest resource of any port."""
         found: dict[str, Calls] = {}
-        for target in sorted(self.targets, key=lambda one: len(one.place.path)):
-            if target.place.holds(path):
-                known, unknown = max(target.versions), min(target.versions)
-                found[target.place.host] = Calls(
-                    known if known >= WITH_HEADERS else "", unknown if unknown < WITH_HEADERS else ""
-                )
+        near = attrgetter("place.path", "place.host")
+        for (_, host), same in groupby(
+            sorted((one for one in self.targets if one.place.holds(path)), key=near), near
+        ):
+            asks = sorted((version, one.place.ports[0]) for one in same for version in one.versions)
+            known, unknown = (
+                [ask for ask in asks if (ask[0] >= WITH_HEADERS) is new] for new in (True, False)
+            )
+            found[host] = Calls(next(iter(known), None), next(iter(unknown), None))
         return found
 
 
@@ -250,7 +254,7 @@ class Zone:
         self.kinds, self.askers = kinds, askers
         """Kinds of actors and calls; those pairs that it holds."""
         self.actor, call = askers[0]
-        version = possible.unknown if call is None else possible.known
+        version, self._port = (possible.unknown if call is None else possible.known) or ("", "")
         self._mcp = McpHeaders(version or None, call and call[0], call and as_sent(call[1]))
         self.grants = [one for one in rules if not one.deny]
         self.denies = [one for one in rules if one.deny]
@@ -283,7 +287,8 @@ class Zone:
         path, below = self.group.paths[0]
         if below:
             path = f"{path.removesuffix('/')}/x"
-        return Request(method, self._host(), path, source, mcp=self._mcp)
+        host = self._host() + (self._port and f":{self._port}")
+        return Request(method, host, path, source, mcp=self._mcp)
 
     def _host(self) -> str:
         if NONE in self.hosts:
@@ -370,7 +375,7 @@ def _split(rules: list[LabelledRule], paths: list[Path], world: World) -> Iterat
         entries = {entry for one in at_host for entry in one.rule.region.mcp or ()}
         by_calls: dict[Calls, list[str]] = {}
         for host in found:
-            by_calls.setdefault(there.get(host, Calls("", "")), []).append(host)
+            by_calls.setdefault(there.get(host, Calls()), []).append(host)
         for possible, some in by_calls.items():
             kinds = actors, _call_kinds(entries, possible)
             for here, askers in _apart(product(actors or [None], kinds[1]), at_host, _asked_by):

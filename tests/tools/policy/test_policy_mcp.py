@@ -47,8 +47,12 @@ def policy(granted, denied, spoken):
         for number, ((path, mcp, hosts), methods) in enumerate(granted)
     ]
     rules += [deny(f"d{n}", "*", path, mcp=mcp, hosts=hosts) for n, (path, mcp, hosts) in enumerate(denied)]
-    issuers = [ISSUER | {"audiences": ["api", URL]}]
-    resources = [{"name": "m", "resource": URL, "validates_headers": True, "versions": spoken}]
+    urls = {"m": (URL, spoken), "port": ("https://x.test:8443/m", [OLD])}
+    issuers = [ISSUER | {"audiences": ["api", *(url for url, _ in urls.values())]}]
+    resources = [
+        {"name": name, "resource": url, "validates_headers": True, "versions": versions}
+        for name, (url, versions) in urls.items()
+    ]
     return load_text(json.dumps(document(*rules, issuers=issuers, resources=resources)), "json")
 
 
