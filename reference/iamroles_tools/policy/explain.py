@@ -102,22 +102,21 @@ def _misses(rule: Rule, query: Query, roles: set[str], *, deny: bool, held: set[
 def identity_of(
     policy: Policy, roles: list[str], preferred: str | None, scopes: frozenset[str] | None
 ) -> Identity:
-    """Make an identity with these roles, given by their names in the policy or by ARN.
+    """Make an identity with these roles, given by ARN or by name in the policy: then the first of its ARNs.
 
     Raises:
         Refusal: `role_malformed`; its detail names the text.
     """
-    arns = [arn for text in roles for arn in _arns(policy, text)]
-    chosen = _arns(policy, preferred)[0] if preferred else None
+    arns = [_arn(policy, text) for text in roles]
+    chosen = _arn(policy, preferred) if preferred else None
     return Identity("", "", "", tuple(dict.fromkeys(arns)), 1 << 40, 0, chosen, scopes)
 
 
-def _arns(policy: Policy, text: str) -> list[RoleArn]:
-    named = policy.arns_named(text)
-    if named:
-        return sorted(named)
+def _arn(policy: Policy, text: str) -> RoleArn:
+    if named := policy.arns_named(text):
+        return min(named)
     try:
-        return [RoleArn.parse(text)]
+        return RoleArn.parse(text)
     except Refusal as refusal:
         detail = f"{text!r} is neither a role's name in the policy nor a role's ARN"
         raise Refusal(Reason.ROLE_MALFORMED, detail) from refusal

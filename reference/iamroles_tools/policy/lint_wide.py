@@ -233,9 +233,8 @@ def _in_other_case(policy: Policy, deny: Deny, grant: Grant) -> tuple[str, Reque
     above = len(grant.path.rstrip("/"))
     other = re.sub("(?<!%)(?<!%.)[A-Za-z]", lambda letter: letter[0].swapcase(), request.path[above:])
     swapped = replace(request, path=request.path[:above] + other)
-    arns = [str(min(policy.arns_named(role))) for role in held]
     differs = swapped.path != request.path
-    who = identity_of(policy, arns, arns[0], None)
+    who = identity_of(policy, held, held[0], None)
     for entry in grant.actors[:1]:
         who = who._replace(actor=Actor(entry.sub or "agent", entry.issuer or "own", entry.issuer is not None))
     opens = differs and policy.decide(who, swapped).allow

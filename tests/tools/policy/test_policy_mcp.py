@@ -53,7 +53,8 @@ def policy(granted, denied, spoken):
         {"name": name, "resource": url, "validates_headers": True, "versions": versions}
         for name, (url, versions) in urls.items()
     ]
-    return load_text(json.dumps(document(*rules, issuers=issuers, resources=resources)), "json")
+    roles = [{"name": "reader", "arns": [arn("reader"), arn("reader", "2" * 12)]}]
+    return load_text(json.dumps(document(*rules, issuers=issuers, resources=resources, roles=roles)), "json")
 
 
 def outcomes(config):
