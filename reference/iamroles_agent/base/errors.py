@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,8 +23,14 @@ class Problem:
 
     def __str__(self) -> str:
         where = self.file if self.line is None else f"{self.file}:{self.line}"
-        key = f" {self.key}:" if self.key else ""
+        key = f" {quoted(self.key)}:" if self.key else ""
         return f"{where}:{key} {self.message}. {self.remedy}"
+
+
+def quoted(text: str) -> str:
+    """Quote a text that is not one plain word, or means something else in a description; "any" for ""."""
+    plain = re.fullmatch(r"(?!(?:any|anybody|nobody)\Z)[!#-:<-~]+", text)
+    return text if plain else json.dumps(text) if text else "any"
 
 
 def closest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:

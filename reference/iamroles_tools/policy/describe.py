@@ -20,6 +20,7 @@ from ipaddress import (
 from operator import attrgetter
 from typing import Any, NamedTuple
 
+from iamroles_agent.base.errors import quoted
 from iamroles_agent.policy.regions import Network, Region
 from iamroles_tools.policy.zones import NONE, OTHER, Grid, Kinds, Path, PathGroup, Tree, Zone, is_below
 
@@ -78,13 +79,13 @@ def describe_region(region: Region) -> str:
 
 def actor_words(region: Region) -> str:
     """Describe the actors that a rule asks for; "" if it asks for none."""
-    named = [f"{sub or 'any'}{f' of {url}' if url else ''}" for sub, url in sorted(region.actors or ())]
+    named = [f"{quoted(sub)}{url and f' of {quoted(url)}'}" for sub, url in sorted(region.actors or ())]
     return f" with actor {' or '.join(named)}" if named else ""
 
 
 def call_words(region: Region) -> str:
     """Describe the calls that a rule asks for; "" if it asks for none."""
-    named = [f"{method or 'any'}{f' {name}' if name else ''}" for method, name in sorted(region.mcp or ())]
+    named = [f"{quoted(method)}{name and f' {quoted(name)}'}" for method, name in sorted(region.mcp or ())]
     return f" calling {' or '.join(named)}" if named else ""
 
 

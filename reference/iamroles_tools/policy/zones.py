@@ -37,6 +37,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
 
 from iamroles_agent.base.config import Config
+from iamroles_agent.base.errors import quoted
 from iamroles_agent.base.identity import Actor, McpHeaders, Request
 from iamroles_agent.policy.compiled import Rule, compile_rule
 from iamroles_agent.policy.paths import segments
@@ -409,7 +410,7 @@ def _call_kinds(entries: set[tuple[str, str]], calls: Calls) -> Kinds:
     methods = sorted({method for method, _ in entries if method} | (set(NAMED_CALLS) if names else set()))
     for method in methods:
         if method in NAMED_CALLS and names:
-            found |= {(method, name): f"{method} {name}" for name in names}
+            found |= {(method, name): f"{method} {quoted(name)}" for name in names}
             found[method, _fresh("other", set(names))] = f"{method} of another name"
         else:
             found[method, "any" if method in NAMED_CALLS else ""] = method
@@ -427,16 +428,15 @@ def _kinds(entries: set[tuple[str, str]], urls: list[str]) -> Kinds:
     if not entries:
         return {}
     named = sorted({url for _, url in entries if url})
-    subs = {sub: sub for sub, _ in sorted(entries) if sub}
-    subs[_fresh("agent", set(subs))] = f"other than {', '.join(subs)}" if subs else "any"
+    subs = {sub: quoted(sub) for sub, _ in sorted(entries) if sub}
+    subs[_fresh("agent", set(subs))] = f"other than {', '.join(subs.values())}" if subs else "any"
     own = [url for url in urls if url in named] if urls else named
     unnamed = [url for url in urls or ["https://own.invalid"] if url not in named][:1]
     foreign = [url for url in named if urls != [url]]
-    issuers = [*((url, False, f" of {url}") for url in own), *((url, False, "") for url in unnamed)]
-    issuers += [(url, True, f" of {url}") for url in foreign]
-    issuers.append(
-        ("https://other.invalid", True, " of issuers other than " + ", ".join([*named, "its own"]))
-    )
+    issuers = [*((url, False, f" of {quoted(url)}") for url in own), *((url, False, "") for url in unnamed)]
+    issuers += [(url, True, f" of {quoted(url)}") for url in foreign]
+    others = ", ".join([*map(quoted, named), "its own"])
+    issuers.append(("https://other.invalid", True, f" of issuers other than {others}"))
     kinds: Kinds = {None: "nobody"}
     return kinds | {
         Actor(sub, url, abroad): f"{words}{of}" for sub, words in subs.items() for url, abroad, of in issuers

@@ -229,6 +229,8 @@ GET = {"methods": ["GET"]}
         ({**GET, "hosts": ["x.test"]}, {**GET, "hosts": ["x.test", "y.test"]}),
         ({**GET, "sources": ["10.0.0.0/9"]}, {**GET, "sources": ["10.0.0.0/8"]}),
         ({**GET, "roles": ["r0"]}, {**GET, "roles": ["r0", "r1"]}),
+        ({**GET, "actors": [{"sub": "a; b"}]}, {**GET, "actors": [{"sub": "a"}, {"sub": "b"}]}),
+        ({**GET, "actors": [{"sub": "any", "issuer": "i"}]}, {**GET, "actors": [{"issuer": "i"}]}),
     ],
 )
 def test_an_acknowledged_change_lets_no_wider_one_pass(one, two):

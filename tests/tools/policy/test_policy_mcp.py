@@ -93,6 +93,10 @@ def test_words_name_the_calls():
     assert matrix(config).routes[0].where == "POST x.test/m and below calling tools/call a"
     assert str(change.region[0]) == "POST x.test /m and below calling tools/call of another name"
     assert change.witness.mcp == McpHeaders(NEW, "tools/call", "other")
+    odd = policy([(("/m", [CALL | {"name": "x; tools/call \u202ey"}], ["x.test"]), ["POST"])], [], [NEW])
+    assert str(diff(policy([], [], [NEW]), odd).opened[0].region[0]).endswith(
+        r' tools/call "x; tools/call \u202ey"'
+    )
 
 
 @pytest.mark.parametrize(
