@@ -521,6 +521,10 @@ def _conflicts(sound: Sound, faulty: Collection[str]) -> Iterator[Fault]:
         mended = any(name.startswith(f"{key}.") for name in sound.stand_ins)
         if not grant.shadow and not mended and key not in faulty:
             rule = compile_rule(spelled_out(grant, members))
+            if grant.mcp:  # the only calls that a grant can know
+                if not {"*", "POST"} & {*grant.methods}:
+                    continue
+                rule = replace(rule, region=replace(rule.region, methods=frozenset({"POST"})))
             same_path.setdefault((rule.region.path, rule.region.exact), []).append((key, rule))
     for rules in same_path.values():
         for (_, one), (key, two) in combinations(rules, 2):

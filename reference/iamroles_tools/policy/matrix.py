@@ -88,7 +88,7 @@ def _route(grant: LabelledRule, labels: Labels, reached: dict[int, _Reached]) ->
         takers = {taker for found in parts for taker in found.takers}
         lost, some = any(found.lost for found in parts), any(found.some for found in parts)
         because = tuple(one.id for one in sorted(takers, key=lambda one: (not one.deny, one.order)))
-        cell = Cell("all" if not lost else "part" if some else "none", because)
+        cell = Cell("none" if not some else "part" if lost else "all", because)
         cells |= dict.fromkeys(labels.listed(roles), cell)
     where = describe_region(grant.rule.region)
     return Route(grant.id, where, grant.rule.backend, dict(sorted(cells.items())))

@@ -42,8 +42,9 @@ def test_of_resources_that_differ_by_port_the_port_chooses():
 def test_grants_for_different_calls_do_not_conflict():
     two = OPEN | {"id": "two", "backend": "c", "mcp": [{"method": "tools/list"}, {"method": "prompts/get"}]}
     policy(OPEN, two)
-    with pytest.raises(ConfigError, match="equally specific"):
-        policy(OPEN | {"mcp": [{"name": "x"}]}, two)
+    policy(OPEN | {"methods": ["POST", "GET"]}, OPEN | {"id": "two", "backend": "c", "methods": ["GET"]})
+    with pytest.raises(ConfigError, match="with POST mcp"):
+        policy(OPEN | {"methods": ["*"], "mcp": [{"name": "x"}]}, two)
 
 
 def test_metadata_that_fits_no_frame_is_refused_when_it_loads():

@@ -91,6 +91,8 @@ def test_words_name_the_calls():
     [change] = diff(config, policy([(("/m", [CALL], ["x.test"]), ["POST"])], [], [NEW, OLD])).opened
 
     assert matrix(config).routes[0].where == "POST x.test/m and below calling tools/call a"
+    unfit = policy([(("/m", [CALL], ["x.test"]), ["GET"])], [], [NEW])
+    assert matrix(unfit).routes[0].cells["reader"].reach == "none"
     assert str(change.region[0]) == "POST x.test /m and below calling tools/call of another name"
     assert change.witness.mcp == McpHeaders(NEW, "tools/call", "other")
     odd = policy([(("/m", [CALL | {"name": "x; tools/call \u202ey"}], ["x.test"]), ["POST"])], [], [NEW])
