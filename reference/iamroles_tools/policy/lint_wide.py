@@ -10,7 +10,7 @@ from ipaddress import ip_network
 from iamroles_agent.base.config import Config, Deny, Grant, Issuer, Sts
 from iamroles_agent.base.identity import Actor, Request, RoleArn
 from iamroles_agent.policy.compiled import Policy, Rule, arns_of, compile_rule
-from iamroles_agent.policy.regions import Region
+from iamroles_agent.policy.regions import Region, host_pattern, merge_networks
 from iamroles_agent.policy.witness import SAFE_METHODS, USUAL_SOURCE, witness_in_both
 from iamroles_tools.policy.explain import identity_of
 from iamroles_tools.policy.findings import Finding, Kind
@@ -30,7 +30,8 @@ def too_wide(config: Config) -> Iterator[Finding]:
     for index, grant in enumerate(config.grants):
         yield from _wide_grant(f"grants[{index}]", grant)
     for index, scope in enumerate(config.scopes):
-        if "*" in scope.methods and scope.path == "/" and scope.match == "prefix" and not scope.hosts:
+        everywhere = scope.path == "/" and scope.match == "prefix" and not scope.hosts
+        if everywhere and "*" in scope.methods and not scope.mcp:
             message = "opens every request, so the scope limits nothing"
             remedy = "Give it the methods and the path it is for"
             witness = Request("DELETE", "", "/", USUAL_SOURCE)
@@ -58,13 +59,13 @@ def _wide_grant(key: str, grant: Grant) -> Iterator[Finding]:
         witness = Request(method, host, grant.path, source)
         return Finding(Kind.TOO_WIDE, key, grant.id, message, remedy, grant.roles[0], witness)
 
-    every_path = grant.path == "/" and grant.match == "prefix"
+    every_path = grant.path == "/" and grant.match == "prefix" and not grant.mcp
     if every_path and "*" in grant.methods:
         yield finding("opens every method on every path of its backend", "Name the methods and a path")
     elif every_path and not SAFE_METHODS.issuperset(grant.methods):
         yield finding("opens methods that change things on every path", "Give it the path it is for")
     for source in grant.sources:
-        network = ip_network(source)
+        [network] = merge_networks([ip_network(source)])
         width = _WIDE_FOUR if network.version == 4 else _WIDE_SIX
         if network.prefixlen == 0:
             family = f"every IPv{network.version} client"
@@ -72,7 +73,7 @@ def _wide_grant(key: str, grant: Grant) -> Iterator[Finding]:
         elif network.prefixlen < width:
             yield finding(f"source {source} is wider than any one owner's network", "Name narrower networks")
     for host in grant.hosts:
-        if host.startswith("*.") and _is_registry(host[2:]):
+        if host.startswith("*.") and _is_registry(host_pattern(host)[2:]):
             yield finding(f"host {host} is every name that a registry sells", "Name your own domain")
 
 
@@ -86,20 +87,24 @@ def unused(config: Config) -> Iterator[Finding]:
     """Yield roles without grants or issuers, issuers without roles, unused backends and scopes."""
     granted = {role for grant in config.grants for role in grant.roles}
     denied = {role for deny in config.denies for role in deny.roles}
+    trusted: list[tuple[str, Issuer | Sts]] = [(f"issuers[{i}]", one) for i, one in enumerate(config.issuers)]
+    trusted += [(f"sts[{i}]", one) for i, one in enumerate(config.sts)]
     for index, role in enumerate(config.roles):
         key = f"roles[{index}]"
         if role.name not in granted | denied:
             message = "has no grant and no deny: holding it opens and closes nothing"
             yield Finding(Kind.UNUSED, key, role.name, message, "Grant it something, or delete it")
-        strangers = [arn for arn in arns_of(role) if not _assertable(config, RoleArn.parse(arn))]
-        if strangers and (config.issuers or config.sts):
+        strangers = [
+            arn
+            for arn in arns_of(role)
+            if not any(_may_assert(source, {RoleArn.parse(arn).account}) for _, source in trusted)
+        ]
+        if strangers and trusted:
             message = f"no issuer or STS endpoint may assert {strangers[0]}: its account is in no `accounts`"
             yield Finding(Kind.UNREACHABLE, key, role.name, message, "Add the account, or correct the ARN")
-    trusted: list[tuple[str, Issuer | Sts]] = [(f"issuers[{i}]", one) for i, one in enumerate(config.issuers)]
-    trusted += [(f"sts[{i}]", one) for i, one in enumerate(config.sts)]
     accounts = {RoleArn.parse(arn).account for role in config.roles for arn in arns_of(role)}
     for key, source in trusted:
-        if source.accounts and accounts.isdisjoint(source.accounts):
+        if not _may_assert(source, accounts):
             message = "may assert no role of the policy: no role is in one of its `accounts`"
             remedy = "Correct `accounts`, add the roles, or delete it"
             yield Finding(Kind.UNREACHABLE, key, source.name, message, remedy)
@@ -241,9 +246,10 @@ def _in_other_case(policy: Policy, deny: Deny, grant: Grant) -> tuple[str, Reque
     return (held[0], swapped) if opens else None
 
 
-def _assertable(config: Config, arn: RoleArn) -> bool:
-    trusted = [issuer.accounts for issuer in config.issuers] + [sts.accounts for sts in config.sts]
-    return any(not accounts or arn.account in accounts for accounts in trusted)
+def _may_assert(source: Issuer | Sts, accounts: set[str]) -> bool:
+    """Return whether it vouches for a role of some of the accounts; AWS only for those that it names."""
+    anybody = not source.accounts and getattr(source, "profile", "") != "aws"
+    return anybody or not accounts.isdisjoint(source.accounts)
 
 
 def unproven(config: Config) -> Iterator[Finding]:

@@ -243,18 +243,28 @@ def test_a_deny_that_others_make_useless_only_where_something_is_open():
 
 def test_registries_unused_groups_shadow_backends_and_issuers_without_roles_are_named():
     found = by_subject(
-        grant("uk", "reader", "GET", "/t", hosts=["*.co.uk"]),
+        grant("uk", "reader", "GET", "/t", hosts=["*.CO.UK."]),
         grant("own", "reader", "GET", "/t", hosts=["*.acme.co.uk"]),
-        grant("s", "reader", "GET", "/s", "lonely", shadow=True),
-        issuers=[ISSUER | {"accounts": ["999999999999"]}],
+        grant("s", "reader", "GET", "/s", "lonely", shadow=True, hosts=["y.test"]),
+        grant("all", "reader", "GET", "/t", hosts=["y.test"], sources=["::ffff:0:0/96"]),
+        grant("tool", "reader", "POST", "/", hosts=["x.test"], mcp=[{"name": "a"}]),
+        scopes=[{"name": "a", "path": "/", "mcp": [{"name": "a"}]}],
+        resources=[{"name": "m", "resource": "https://x.test", "validates_headers": True}],
+        issuers=[
+            ISSUER | {"accounts": ["999999999999"], "audiences": ["https://x.test"], "scope_claim": "scope"},
+            ISSUER | {"name": "aws", "issuer": "https://aws.test", "profile": "aws"},
+        ],
         groups=[{"name": "nobody", "roles": ["reader"]}],
     )
 
     assert ("uk", "too-wide") in found
-    assert ("own", "too-wide") not in found
+    assert found["all", "too-wide"].message == "source ::ffff:0:0/96 is every IPv4 client"
+    assert {(name, "too-wide") for name in ("own", "tool", "a")}.isdisjoint(found)
     assert found["nobody", "unused"].key == "groups[0]"
     assert found["lonely", "unused"].message == "only shadow grants lead here"
     assert found["idp", "unreachable"].key == "issuers[0]"
+    assert found["aws", "unreachable"].key == "issuers[1]"
+    assert found["reader", "unreachable"].key == "roles[0]"
 
 
 def test_scopes_that_open_nothing_granted_or_all_of_it_together():
