@@ -107,6 +107,8 @@ def load_file(path: Path | str) -> PolicyFile:
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise _fault(path, "is not UTF-8", "Save it as UTF-8", line) from error
+    if text.startswith("\ufeff"):
+        raise _fault(path, "begins with a byte-order mark (BOM)", "Save it as UTF-8 without BOM", 1)
     return parse_text(text, "json" if path.suffix == ".json" else "toml", str(path))
 
 

@@ -10,6 +10,7 @@ from ipaddress import ip_network
 from iamroles_agent.base.config import Config, Deny, Grant, Issuer, Sts
 from iamroles_agent.base.identity import Actor, Request, RoleArn
 from iamroles_agent.policy.compiled import Policy, Rule, arns_of, compile_rule
+from iamroles_agent.policy.paths import canonical
 from iamroles_agent.policy.regions import Region, host_pattern, merge_networks
 from iamroles_agent.policy.witness import SAFE_METHODS, USUAL_SOURCE, witness_in_both
 from iamroles_tools.policy.explain import identity_of
@@ -212,13 +213,13 @@ def unrecorded(config: Config) -> Iterator[Finding]:
 
 def letter_case(config: Config) -> Iterator[Finding]:
     """Yield denies that narrow a grant by path: a path in other letter case is granted, and not denied."""
-    policy, remedy = (
-        Policy(config),
-        "Grant what may be reached alone; or see that servers tell letter case apart",
-    )
+    policy = Policy(config)
+    remedy = "Grant what may be reached alone; or see that servers tell letter case apart"
+    openings = [canonical(grant.path).rstrip("/") + "/" for grant in config.grants]
     for number, deny in enumerate(config.denies):
+        closed = canonical(deny.path)
         for index, grant in enumerate(config.grants):
-            below = grant.match == "prefix" and deny.path.startswith(grant.path.rstrip("/") + "/")
+            below = grant.match == "prefix" and closed.startswith(openings[index])
             found = below and not (deny.shadow or grant.shadow) and _in_other_case(policy, deny, grant)
             if found:
                 message = f"does not hold where servers ignore letter case: {grant.id} opens {found[1].path}"
@@ -235,7 +236,7 @@ def _in_other_case(policy: Policy, deny: Deny, grant: Grant) -> tuple[str, Reque
         request = witness_in_both(Region.from_rule(deny), Region.from_rule(grant))
     except ValueError:  # they do not meet
         return None
-    above = len(grant.path.rstrip("/"))
+    above = len(canonical(grant.path).rstrip("/"))
     other = re.sub("(?<!%)(?<!%.)[A-Za-z]", lambda letter: letter[0].swapcase(), request.path[above:])
     swapped = replace(request, path=request.path[:above] + other)
     differs = swapped.path != request.path

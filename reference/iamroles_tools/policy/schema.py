@@ -47,6 +47,7 @@ def _write_durations(node: object) -> None:
         for item in node:
             _write_durations(item)
     if isinstance(node, dict):
+        node.pop("ge", None)  # a bound of seconds or bytes, which pydantic leaves beside the string
         default = node.get("default")
         if isinstance(default, float):
             node["default"] = f"{default:g}s"

@@ -252,6 +252,7 @@ anything = true
     [
         *(("a.toml", b"version = 1\nversion = 2\n", 2), ("b.toml", b"version = \n", 1)),
         *(("c.json", b'{"version": 1,\n "roles": [}', 2), ("d.json", b"[1]", 1)),
+        *(("i.toml", b'"\xe2\x80\xae" = 1', 1), ("j.json", b"\xef\xbb\xbf{}", 1)),
         ("e.toml", b"version = 1\n# \xff\n", 2),
         pytest.param("g.toml", b"version = 1\nx = " + 5000 * b"9", 2, id="g.toml-digits"),
         pytest.param("h.json", b'{"version":\n' + 5000 * b"9" + b"}", 2, id="h.json-digits"),
@@ -265,6 +266,8 @@ def test_files_that_do_not_parse(tmp_path, name, content, line):
         load(path)
 
     assert line in [problem.line for problem in caught.value.problems]
+    assert all(str(problem).isprintable() for problem in caught.value.problems)
+    assert ("(BOM)" in str(caught.value)) is content.startswith(b"\xef")
 
 
 def test_a_file_that_cannot_be_read(tmp_path):
