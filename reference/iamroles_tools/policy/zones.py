@@ -227,14 +227,13 @@ class World(NamedTuple):
         """Return the calls that can be made at a path, by host: those of the nearest resource of any port."""
         found: dict[str, Calls] = {}
         near = attrgetter("place.path", "place.host")
-        for (_, host), same in groupby(
-            sorted((one for one in self.targets if one.place.holds(path)), key=near), near
-        ):
+        held = sorted((one for one in self.targets if one.place.holds(path)), key=near)
+        for (_, host), same in groupby(held, near):
             asks = sorted((version, one.place.ports[0]) for one in same for version in one.versions)
             known, unknown = (
-                [ask for ask in asks if (ask[0] >= WITH_HEADERS) is new] for new in (True, False)
+                next((ask for ask in asks if (ask[0] >= WITH_HEADERS) is new), None) for new in (True, False)
             )
-            found[host] = Calls(next(iter(known), None), next(iter(unknown), None))
+            found[host] = Calls(known, unknown)
         return found
 
 
