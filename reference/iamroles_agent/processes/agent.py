@@ -282,12 +282,12 @@ def _at_start(restored: Restored | None, part: Part) -> Document:
         return kept if kept.parts.get(POLICY) == part else kept.edited({POLICY: part}, kept.version + 1)
     accepted = kept.parts[POLICY]
     _readable(accepted, policy_part.decode)
-    if accepted.digest != part.digest:
+    if accepted.pieces != part.pieces:
         log.warning(
             "the agent before died: the policy that it had accepted (%s) is in force, not the file's (%s). "
             "SIGHUP takes up the file",
             accepted.digest,
-            part.digest,
+            "only its nonce key or shadow policy differs" if accepted.digest == part.digest else part.digest,
         )
     return kept
 

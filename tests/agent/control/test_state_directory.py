@@ -11,11 +11,13 @@ from unittest import mock
 import pytest
 from spop_client import until
 
+from iamroles_agent.base.config import Config
 from iamroles_agent.base.errors import StartError
+from iamroles_agent.control import policy_part
 from iamroles_agent.control.document import POLICY, Document, Part
-from iamroles_agent.control.store import Store
+from iamroles_agent.control.store import Restored, Store
 from iamroles_agent.processes import fetcher
-from iamroles_agent.processes.agent import Agent
+from iamroles_agent.processes.agent import Agent, _at_start
 
 SMALL = Document(1, {POLICY: Part.of((b"small",))})
 LARGE = Document(2, {POLICY: Part.of((b"large" * 1000,))})
@@ -132,6 +134,14 @@ def test_a_policy_of_a_later_release_and_a_faulty_file_stop_the_start_with_a_rem
 
     with pytest.raises(StartError, match="Move the state directory away"):
         Agent.read(tmp_path / "policy.toml", store.directory)
+
+
+@pytest.mark.parametrize(("now", "warnings"), [(b"a" * 32, 0), (b"b" * 32, 1)])
+def test_after_a_death_another_nonce_key_is_reported(caplog, now, warnings):
+    """The key is a file of its own, and no part of the policy's version."""
+    accepted, read = (policy_part.encode(Config(version=1), nonce_key=key) for key in (b"a" * 32, now))
+    assert _at_start(Restored(Document(1, {POLICY: accepted}), died=True), read).parts == {POLICY: accepted}
+    assert caplog.text.count("only its nonce key or shadow policy differs") == warnings == len(caplog.records)
 
 
 def test_what_a_dead_writer_left_half_done_is_removed_at_the_next_start(store):
