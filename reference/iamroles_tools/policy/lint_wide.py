@@ -12,6 +12,7 @@ from iamroles_agent.base.identity import Actor, Request, RoleArn
 from iamroles_agent.policy.compiled import Policy, Rule, arns_of, compile_rule
 from iamroles_agent.policy.paths import canonical
 from iamroles_agent.policy.regions import Region, host_pattern, merge_networks
+from iamroles_agent.policy.resources import Place
 from iamroles_agent.policy.witness import SAFE_METHODS, USUAL_SOURCE, witness_in_both
 from iamroles_tools.policy.explain import identity_of
 from iamroles_tools.policy.findings import Finding, Kind
@@ -28,8 +29,9 @@ _REGISTRY_LABELS = frozenset(
 
 def too_wide(config: Config) -> Iterator[Finding]:
     """Yield wildcards that open a whole backend, the internet, a domain registry, or several accounts."""
+    servers = [Place.of(one.resource).region for one in config.resources]
     for index, grant in enumerate(config.grants):
-        yield from _wide_grant(f"grants[{index}]", grant)
+        yield from _wide_grant(f"grants[{index}]", grant, servers)
     for index, scope in enumerate(config.scopes):
         everywhere = scope.path == "/" and scope.match == "prefix" and not scope.hosts
         if everywhere and "*" in scope.methods and not scope.mcp:
@@ -52,9 +54,9 @@ def too_wide(config: Config) -> Iterator[Finding]:
             yield Finding(Kind.TOO_WIDE, f"roles[{index}]", role.name, message, remedy, note=True)
 
 
-def _wide_grant(key: str, grant: Grant) -> Iterator[Finding]:
+def _wide_grant(key: str, grant: Grant, servers: list[Region]) -> Iterator[Finding]:
     def finding(message: str, remedy: str) -> Finding:
-        host = grant.hosts[0].replace("*", "any") if grant.hosts else ""
+        host = min(grant.hosts, default="").replace("*", "any")  # `*` sorts before every name
         method = "DELETE" if "*" in grant.methods else grant.methods[0]
         source = ip_network(grant.sources[0])[0] if grant.sources else USUAL_SOURCE
         witness = Request(method, host, grant.path, source)
@@ -73,9 +75,13 @@ def _wide_grant(key: str, grant: Grant) -> Iterator[Finding]:
             yield finding(f"source {source} is {family}", "Name the networks that the clients are in")
         elif network.prefixlen < width:
             yield finding(f"source {source} is wider than any one owner's network", "Name narrower networks")
-    for host in grant.hosts:
-        if host.startswith("*.") and _is_registry(host_pattern(host)[2:]):
+    for host in (host for host in grant.hosts if host.startswith("*.")):
+        if _is_registry(host_pattern(host)[2:]):
             yield finding(f"host {host} is every name that a registry sells", "Name your own domain")
+        region = Region.from_rule(grant.model_copy(update={"hosts": [host]}))
+        if not grant.mcp and any(map(region.meets, servers)):
+            message = f"host {host} is more than an MCP server's: neither audience nor Origin is judged there"
+            yield finding(message, "Name the hosts of [[resources]]")
 
 
 def _is_registry(domain: str) -> bool:

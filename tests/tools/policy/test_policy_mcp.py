@@ -15,6 +15,7 @@ from iamroles_agent.base.identity import Identity, McpHeaders, Request, RoleArn
 from iamroles_agent.policy import Policy, load_text
 from iamroles_tools.commands.policy import policy as policy_command
 from iamroles_tools.policy.diff import diff
+from iamroles_tools.policy.lint_wide import too_wide
 from iamroles_tools.policy.matrix import matrix
 
 NEW, OLD = "2026-07-28", "2025-11-25"
@@ -99,6 +100,16 @@ def test_words_name_the_calls():
     assert str(diff(policy([], [], [NEW]), odd).opened[0].region[0]).endswith(
         r' tools/call "x; tools/call \u202ey"'
     )
+
+
+def test_a_wildcard_that_opens_a_servers_path_elsewhere_is_too_wide():
+    wild = ["*.test"]
+    rows = [("/m", [], wild), ("/", [], ["x.test", *wild]), ("/m", [{}], wild), ("/n", [], wild)]
+    config = policy([(row, ["POST"]) for row in rows], [], [NEW])
+
+    found = [item for item in too_wide(config) if "neither audience nor Origin" in item.message]
+    assert [item.subject for item in found] == ["g0", "g1"]
+    assert all(Policy(config).decide(WHO, item.witness).allow for item in found)
 
 
 @pytest.mark.parametrize(
