@@ -91,7 +91,7 @@ def _is_registry(domain: str) -> bool:
 
 
 def unused(config: Config) -> Iterator[Finding]:
-    """Yield roles without grants or issuers, issuers without roles, unused backends and scopes."""
+    """Yield roles without grants or issuers, issuers without roles, unused backends, scopes and keys."""
     granted = {role for grant in config.grants for role in grant.roles}
     denied = {role for deny in config.denies for role in deny.roles}
     trusted: list[tuple[str, Issuer | Sts]] = [(f"issuers[{i}]", one) for i, one in enumerate(config.issuers)]
@@ -121,6 +121,10 @@ def unused(config: Config) -> Iterator[Finding]:
         if backend.name not in enforced:
             message = "only shadow grants lead here" if backend.name in shadowed else "no grant leads here"
             yield Finding(Kind.UNUSED, f"backends[{index}]", backend.name, message, "Grant it, or delete it")
+    if (header := config.identity_header) is not None and not config.metrics.listen:
+        message = "signs with keys that no server can fetch: `metrics.listen` is not set"
+        remedy = 'Write [metrics] listen = "127.0.0.1:9102", or delete the table (docs/backends.md)'
+        yield Finding(Kind.UNUSED, "identity_header", header.issuer, message, remedy)
     yield from _unused_scopes(config)
     yield from _scope_reach(config)
 

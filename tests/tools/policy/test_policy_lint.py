@@ -241,7 +241,7 @@ def test_a_deny_that_others_make_useless_only_where_something_is_open():
     assert ("gets", "redundant") not in found
 
 
-def test_registries_unused_groups_shadow_backends_and_issuers_without_roles_are_named():
+def test_registries_unused_groups_keys_shadow_backends_and_issuers_without_roles_are_named():
     found = by_subject(
         grant("uk", "reader", "GET", "/t", hosts=["*.CO.UK."]),
         grant("own", "reader", "GET", "/t", hosts=["*.acme.co.uk"]),
@@ -255,8 +255,10 @@ def test_registries_unused_groups_shadow_backends_and_issuers_without_roles_are_
             ISSUER | {"name": "aws", "issuer": "https://aws.test", "profile": "aws"},
         ],
         groups=[{"name": "nobody", "roles": ["reader"]}],
+        identity_header={"issuer": "gate"},
     )
 
+    assert "no server can fetch" in found["gate", "unused"].message
     assert ("uk", "too-wide") in found
     assert found["all", "too-wide"].message == "source ::ffff:0:0/96 is every IPv4 client"
     assert {(name, "too-wide") for name in ("own", "tool", "a")}.isdisjoint(found)
