@@ -104,14 +104,15 @@ class Target:
         place, url = Place.of(resource.resource), resource.resource
         issuers = issuers_of(resource, whole.issuers)
         values = sorted({one.name for one in whole.scopes if place.concerns(Region.from_rule(one), places)})
-        dpop = whole.dpop if any(issuer.bound != "refused" for issuer in issuers) else None
+        bound = any(issuer.bound != "refused" for issuer in issuers)
         document = {
             "resource": url,
             "authorization_servers": [issuer.issuer for issuer in issuers],
             "scopes_supported": values,
             "bearer_methods_supported": ["header"],
-            "dpop_signing_alg_values_supported": dpop and dpop.algorithms,
-            "dpop_bound_access_tokens_required": dpop and all(one.bound == "required" for one in issuers),
+            "dpop_signing_alg_values_supported": bound and whole.dpop and whole.dpop.algorithms,
+            # DPoP is not *required*: a token that is bound to a certificate alone passes too.
+            "tls_client_certificate_bound_access_tokens": bound,
         }
         return cls(
             place=place,

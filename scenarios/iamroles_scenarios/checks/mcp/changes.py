@@ -30,7 +30,8 @@ from iamroles_scenarios.jose.encoding import b64url
 from iamroles_scenarios.stage.impostor import Impostor
 from iamroles_scenarios.wire.frames import Flags, Frame, FrameType, read_messages
 
-_OWN, _REQUIRED = "https://mcp.example", "dpop_bound_access_tokens_required"
+_OWN = "https://mcp.example"
+_BY_PROOF, _BY_CERTIFICATE = "dpop_bound_access_tokens_required", "tls_client_certificate_bound_access_tokens"
 _CHANGES, _DPOP = {*FEATURES, "reload"}, {*FEATURES, "dpop"}
 _PARTNER = {"name": "partner", "issuer": "{idp}/partner", "insecure_http": True, "algorithms": ["RS256"]}
 _CROWDED, _NAME = f"{_OWN}/crowd", "https://crowd.example/"
@@ -123,7 +124,8 @@ _BOUND: dict[str, Any] = {
 
 @check("mcp.proxy.dpop", "MCP-META-002", "MCP-CHALLENGE-002", lane="gate", features=_DPOP)
 def dpop(target: Target) -> None:
-    """Both challenges say where the metadata is where DPoP counts, and the metadata say so of DPoP."""
+    """Both challenges say where the metadata is where DPoP counts, and that says how tokens are bound."""
+    certificate = not target.lacks(["certificate"])
     with serving(target, **_BOUND) as here:
         for resource, required in ((FILES, False), (f"{FILES}/deep", True), (f"{_OWN}/blunt", None)):
             path = resource.removeprefix(_OWN)
@@ -133,9 +135,11 @@ def dpop(target: Target) -> None:
                 here.note_wrong(f"{path}: the challenges name {named}")
             answer = exchange(here, "GET", metadata(resource).removeprefix(_OWN), [("Host", "mcp.example")])
             said = json.loads(answer.body)
-            algs, must = said.get("dpop_signing_alg_values_supported"), said.get(_REQUIRED, False)
-            if (algs, must) != ((["ES256"], required) if required is not None else (None, False)):
-                here.note_wrong(f"{path}: its metadata say {algs}, required {must}")
+            right = (["ES256"], required and not certificate, certificate)
+            algs = said.get("dpop_signing_alg_values_supported")
+            seen = algs, *(said.get(name, False) for name in (_BY_PROOF, _BY_CERTIFICATE))
+            if seen != (right if required is not None else (None, False, False)):
+                here.note_wrong(f"{path}: its metadata say {said}")
 
 
 @check("mcp.audience.proof", "MCP-AUD-001", features=_DPOP)
