@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
+from iamroles_agent.base.config import Config
 from iamroles_agent.base.errors import ConfigError
-from iamroles_agent.base.identity import NO_HEADERS, Decision, McpHeaders, Request
+from iamroles_agent.base.identity import Decision, McpHeaders, Request
 from iamroles_agent.base.reasons import Reason, Refusal
 from iamroles_agent.policy.compiled import Policy, version_of
 from iamroles_agent.policy.load import PolicyFile, load_file, shadow_of
-from iamroles_agent.policy.resources import WITH_HEADERS
+from iamroles_agent.policy.resources import WITH_HEADERS, Resources
 from iamroles_agent.tokens.claims import actor_of
 from iamroles_tools.commands.inputs import EpochSecond, act_claim, bad_input, table
 from iamroles_tools.commands.policy_text import change_lines, considered_line, finding_lines
@@ -172,10 +173,8 @@ def explain(  # noqa: PLR0917 - click passes them by name
     now: float | None = None
     assumed: list[str] = []
     try:
-        call, _, name = (mcp or "").partition(",")
-        version = max((max(one.versions) for one in document.config.resources), default=WITH_HEADERS)
-        said = McpHeaders(version, call, as_sent(name)) if mcp is not None else NO_HEADERS
-        request = Request(method, host, slash + path, ip_address(src), request_role, said)
+        request = Request(method, host, slash + path, ip_address(src), request_role)
+        request = request if mcp is None else _calling(document.config, request, mcp)
         if claims is not None:
             now = time.time() if at is None else at
             data = table(claims, "a token's payload") | act
@@ -226,6 +225,14 @@ def _refused(refusal: Refusal, form: str) -> NoReturn:
     else:
         click.echo(f"DENY {refusal.reason.status} {refusal.reason}: {refusal.detail}")
     sys.exit(1)
+
+
+def _calling(config: Config, request: Request, mcp: str) -> Request:
+    """Return the request with the headers of a call, in the newest revision that its resource speaks."""
+    call, _, name = mcp.partition(",")
+    target = Resources(config).find(request).target
+    version = WITH_HEADERS if target is None else max(target.versions)
+    return replace(request, mcp=McpHeaders(version, call, as_sent(name)))
 
 
 def _verdict_line(decision: Decision) -> str:

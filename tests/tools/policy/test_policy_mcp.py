@@ -19,7 +19,7 @@ from iamroles_tools.policy.lint_wide import too_wide
 from iamroles_tools.policy.matrix import matrix
 
 NEW, OLD = "2026-07-28", "2025-11-25"
-URL = "https://x.test/m"
+URL, LATER = "https://x.test/m", "https://later.test"
 CALLS = [("tools/call", "a"), ("tools/call", "b"), ("resources/read", "a"), ("tools/list", None), ("z", None)]
 SAID = [(), (OLD,), *((NEW, *call) for call in CALLS)]
 REQUESTS = [
@@ -42,18 +42,19 @@ grants = st.lists(
 versions = st.sampled_from([[NEW], [NEW, OLD], [OLD]])
 
 
-def policy(granted, denied, spoken):
+def policy(granted, denied, spoken, *others):
     rules = [
         grant(f"g{number}", "reader", " ".join(methods), path, mcp=mcp, hosts=hosts)
         for number, ((path, mcp, hosts), methods) in enumerate(granted)
     ]
     rules += [deny(f"d{n}", "*", path, mcp=mcp, hosts=hosts) for n, (path, mcp, hosts) in enumerate(denied)]
     urls = {"m": (URL, spoken), "port": ("https://x.test:8443/m", [OLD])}
-    issuers = [ISSUER | {"audiences": ["api", *(url for url, _ in urls.values())]}]
+    issuers = [ISSUER | {"audiences": ["api", LATER, *(url for url, _ in urls.values())]}]
     resources = [
         {"name": name, "resource": url, "validates_headers": True, "versions": versions}
         for name, (url, versions) in urls.items()
     ]
+    resources += others
     roles = [{"name": "reader", "arns": [arn("reader"), arn("reader", "2" * 12)]}]
     return load_text(json.dumps(document(*rules, issuers=issuers, resources=resources, roles=roles)), "json")
 
@@ -121,6 +122,7 @@ def test_a_wildcard_that_opens_a_servers_path_elsewhere_is_too_wide():
     ],
 )
 def test_explain_takes_a_call(tmp_path, mcp, says):
-    (tmp_path / "p.json").write_text(policy([ONE], [], [NEW]).model_dump_json(exclude_unset=True))
+    later = {"name": "later", "resource": LATER, "versions": ["2027-01-01"]}
+    (tmp_path / "p.json").write_text(policy([ONE], [], [NEW], later).model_dump_json(exclude_unset=True))
     words = ["explain", str(tmp_path / "p.json"), "POST", "x.test/m", "--role", "reader", "--mcp", mcp]
     assert says in CliRunner().invoke(policy_command, words).output
