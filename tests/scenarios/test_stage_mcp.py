@@ -50,6 +50,7 @@ def test_metadata_is_whole_and_a_preflight_says_what_pages_may_send(world):
     for said, allowed in (({"origin": ORIGIN, **AT}, ORIGIN), ({}, "*"), ({"origin": "a b"}, "*")):
         answer = ask(world, "/mcp", {"status": 204, "allow": False, **said}, method="OPTIONS")
         assert all_of(answer, "access-control-allow-origin") == [allowed]
+        assert all_of(answer, "access-control-allow-headers")[0].endswith(", *")  # Mcp-Param-*
         assert (answer.status, answer.body) == (204, b"")
     halves = {"document": ""}, {"allow": True}, {"status": 205}, {"fault": 1}, {"allow": True, "status": 204}
     for half in halves:
