@@ -189,6 +189,17 @@ class Server:
             return False
         return True
 
+    def recall(self, key: bytes, context: Context) -> bytes | None:
+        """Look into the gate's memory; if that fails, the question is judged.
+
+        No method of `_Peer`: in a cycle it would never be freed if a reload's `gc.freeze` found it open.
+        """
+        try:
+            return self.gate.recall(key, context)
+        except Exception:
+            log.exception("the gate failed to recall a decision")
+            return None
+
     def forget(self, peer: _Peer) -> None:
         self._acceptor.closed()
         self.peers.discard(peer)
@@ -220,7 +231,7 @@ class _Peer(asyncio.Protocol):
         self._stats = server.stats
         self._loop = asyncio.get_running_loop()
         self._connection = Connection(
-            self._recall, max_frame_size=server.settings.max_frame_size, unhealthy=self._gate.unhealthy
+            server.recall, max_frame_size=server.settings.max_frame_size, unhealthy=self._gate.unhealthy
         )
         self._pending: dict[asyncio.Task[None], CheckRequested] = {}
         self._handshake: asyncio.TimerHandle | None = None
@@ -402,14 +413,6 @@ class _Peer(asyncio.Protocol):
                 else:
                     log.debug("%s: closed with status %d, %s", self._name, event.status, event.message)
                 self._end()
-
-    def _recall(self, key: bytes, context: Context) -> bytes | None:
-        """Look into the gate's memory; if that fails, the question is judged."""
-        try:
-            return self._gate.recall(key, context)
-        except Exception:
-            log.exception("the gate failed to recall a decision")
-            return None
 
     async def _judge(self, event: CheckRequested) -> None:
         task = asyncio.current_task()

@@ -1,8 +1,10 @@
 """Mutual TLS on the agent's TCP socket: who may ask, and that certificates rotate while it serves."""
 
 import asyncio
+import gc
 import os
 import ssl
+import weakref
 
 import pytest
 from spop_client import Client, DictatedGate, descriptors, serving, until
@@ -71,6 +73,16 @@ async def test_a_peer_with_a_certificate_is_served_and_told_goodbye(files):
         client.send(b"\0\0\0\3bad")
         assert [line.split()[0] for line in await client.receive_all()] == ["AGENT-DISCONNECT"]
         await client.close()
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
+async def test_a_connection_that_was_open_at_a_reload_is_freed_when_it_closes(files, secure):
+    async with serving(DictatedGate(), tls=files.tls() if secure else None) as server:
+        client = await served(server, files.client("proxy.test") if secure else None)
+        [peer] = map(weakref.ref, server.peers)
+        gc.freeze()  # as a reload does: the collector never looks at the connection again
+        await client.close()
+        await until(lambda: peer() is None)
 
 
 async def test_a_drained_connection_ends_with_a_goodbye(files):

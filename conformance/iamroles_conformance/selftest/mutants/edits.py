@@ -15,7 +15,7 @@ from iamroles_agent.policy import compiled
 from iamroles_agent.policy.compiled import Index, Policy, Query
 from iamroles_agent.serving import gate
 from iamroles_agent.serving.gate import Gate
-from iamroles_agent.serving.server import _Peer
+from iamroles_agent.serving.server import Server, _Peer
 from iamroles_agent.spop import connection, frames, varint
 from iamroles_agent.spop.connection import Connection
 from iamroles_agent.spop.frames import FrameBuffer, FrameType, RawFrame
@@ -24,7 +24,7 @@ from iamroles_conformance.selftest.mutants.override import after, around, settin
 from iamroles_conformance.selftest.registry import Override, both
 from iamroles_tools.haproxy import render
 
-without_memory = setting(_Peer, "_recall", lambda _self, _key, _context: None)
+without_memory = setting(Server, "recall", lambda _self, _key, _context: None)
 """Every NOTIFY takes the long way, through `Connection._inquire`."""
 
 
