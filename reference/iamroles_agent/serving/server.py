@@ -276,6 +276,8 @@ class _Peer(asyncio.Protocol):
         self._connection.disconnect(Status.RESOURCES, why)
         self._transport.write(self._connection.data_to_send())
         self._transport.close()
+        self._server.peers.add(self)  # it takes a descriptor: TLS waits for HAProxy's end
+        self._farewell = self._loop.call_later(LINGER, self._transport.abort)
 
     def data_received(self, data: bytes) -> None:
         if self._life is _OVER:

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+import socket
 import ssl
 import weakref
 
@@ -108,6 +109,23 @@ async def test_a_peer_without_a_certificate_or_with_anothers_is_not_answered(fil
         await named.close()
         await until(lambda: server._acceptor._counts[0] & 0xFFFF == 0)
     assert gate.asked == []
+
+
+@pytest.mark.parametrize("linger", [0.0, 3600.0], ids=["ended", "held"])
+async def test_a_refused_peer_that_does_not_close_is_ended_and_takes_a_descriptor(files, monkeypatch, linger):
+    monkeypatch.setattr(serving_module, "LINGER", linger)
+    async with serving(DictatedGate(), tls=files.tls("proxy.test")) as server:
+        host, port = server.address.split(":")
+        wrong, server.room = files.client("web.test"), 1
+        with await asyncio.to_thread(wrong.wrap_socket, socket.create_connection((host, int(port)))):
+            await until(lambda: server.stats.refused)  # it reads nothing, and so does not close
+            if linger:
+                other = await Client.connect(server.address, tls=files.client("proxy.test"), greet=False)
+                assert "too many connections" in await other.receive()
+                await other.close()
+            else:
+                await until(lambda: server._acceptor._counts[0] & 0xFFFF == 0)
+        await until(lambda: not server.peers)
 
 
 async def test_silent_handshakes_are_bounded_and_keep_nobody_out(files, monkeypatch):
