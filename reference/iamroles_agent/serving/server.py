@@ -127,15 +127,17 @@ class Server:
 
     async def _connect(self, sock: socket.socket) -> None:
         how: dict[str, Any] = {}
+        peer = _Peer(self)
         try:
             if self.tls is not None and self._secured(sock):
                 how = {"ssl": self.tls.context(), "ssl_handshake_timeout": self.settings.handshake_timeout}
-            await asyncio.get_running_loop().connect_accepted_socket(lambda: _Peer(self), sock, **how)
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: peer, sock, **how)
         except (OSError, asyncio.CancelledError) as error:
             why = str(error) or "others waited for their handshake"
             log.warning("a connection could not be taken: %s", why)
             sock.close()
-            self._acceptor.closed()
+            if peer not in self.peers:  # else it was made just before, and `forget` follows
+                self._acceptor.closed()
 
     async def drain(self, *, gently: bool = False) -> None:
         """Stop accepting, answer what is in flight, say goodbye; returns when all connections are closed.

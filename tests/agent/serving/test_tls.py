@@ -140,6 +140,25 @@ async def test_silent_handshakes_are_bounded_and_keep_nobody_out(files, monkeypa
             await one.close()
 
 
+async def test_a_connection_that_loses_its_place_right_after_its_handshake_counts_once(files, monkeypatch):
+    made = serving_module._Peer.connection_made
+
+    def evicted(self, transport):
+        made(self, transport)
+        [task] = server._handshakes._tasks
+        asyncio.get_running_loop().call_soon(task.cancel)
+
+    async with serving(DictatedGate(), tls=files.tls()) as server:
+        client = await served(server, files.client("proxy.test"))
+        monkeypatch.setattr(serving_module._Peer, "connection_made", evicted)
+        other = await Client.connect(server.address, tls=files.client("proxy.test"), greet=False)
+        assert await other.receive_all() == []
+        await other.close()
+        await until(lambda: len(server.peers) == 1)
+        assert server._acceptor._counts[0] & 0xFFFF == 1
+        await client.close()
+
+
 async def test_certificates_rotate_without_a_lost_question(files, caplog, monkeypatch):
     async with serving(DictatedGate(), tls=files.tls()) as server:
         first = await served(server, files.client("proxy.test"))
