@@ -101,7 +101,7 @@ class LogFile:
         """Whole lines at the end that no seal covers."""
         self.missing = 0
         """Records that the head file vouches for and the log does not have."""
-        self.size = 0
+        self.size = self._begun = 0
         self._head: int | None = None
         self._lock: int | None = None
         if path is None:
@@ -169,9 +169,10 @@ class LogFile:
         """Append a batch.
 
         Raises:
-            OSError: the write failed. A regular file then ends where it did before.
+            OSError: the write failed. A regular file then ends where it did before. Standard error keeps what
+                it took, and the next call, with the same batch, writes the rest.
         """
-        rest = memoryview(data)
+        rest = memoryview(data)[self._begun :]
         while rest:
             written = os.write(self._fd, rest)
             if self.regular and written < len(rest):
@@ -179,7 +180,8 @@ class LogFile:
                 # be rotated, read or verified at any moment.
                 os.ftruncate(self._fd, self.size)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            rest = rest[written:]
+            self._begun, rest = self._begun + written, rest[written:]
+        self._begun = 0
         if self.regular:
             self.size += len(data)
 

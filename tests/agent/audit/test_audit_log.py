@@ -217,8 +217,8 @@ class TestFullDisk:
                           "lost": state.lost, "failures": state.failures}))
     """
 
-    def run(self, path, *, on_error, sync="40ms"):
-        how = f"\nSYNC, ON_ERROR = {sync!r}, {on_error!r}\n"
+    def run(self, path, *, on_error, sync="40ms", more=""):
+        how = f"\nSYNC, ON_ERROR = {sync!r}, {on_error!r}\n{more}\n"
         out, err = child(path, CHILD, how, self.BODY).communicate(timeout=60)
         assert out, err
         return json.loads(out), err
@@ -247,6 +247,12 @@ class TestFullDisk:
         assert verify([path]).whole
         expected = [f"before-{number}" for number in range(len(told["before"]))]
         assert requests(path) == [*expected, *(f"during-{number}" for number in range(5)), "after"]
+
+    def test_standard_error_goes_on_where_it_stopped(self, path):
+        more = "import os; os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), 2); path = 'stderr'"
+        assert self.run(path, on_error="allow", more=more)[0]["failures"]
+
+        assert verify([path], mixed=True).whole
 
     def test_without_a_window_the_decision_that_does_not_fit_is_refused_itself(self, path):
         told, _err = self.run(path, on_error="deny", sync="0s")
