@@ -1,5 +1,7 @@
 """A control plane without processes: the clock is a number, members say what the test says."""
 
+from itertools import chain
+
 from iamroles_agent.control.channel import message, with_parts
 from iamroles_agent.control.document import POLICY, Document, Part
 from iamroles_agent.control.plane import Plane
@@ -51,8 +53,8 @@ class Bench:
 
     def did(self):
         """Return what is to be done now, forks done at once."""
-        lines = []
-        for effect in self.plane.take():
+        lines, effects = [], iter(self.plane.take, [])
+        for effect in chain.from_iterable(effects):
             if isinstance(effect, Send):
                 self.sent.append((effect.slot, effect.message))
                 if effect.message.say == "ping":

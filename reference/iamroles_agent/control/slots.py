@@ -275,6 +275,7 @@ class Members:
         slot.waited = self.scheduled(index).waited
         slot.killed_for = slot.error = ""
         slot.stats = {}
+        self._record(slot)
 
     def heard(self, slot: Slot) -> None:
         slot.heard, slot.spoken = self.fair, True
@@ -282,7 +283,8 @@ class Members:
             slot.looked, slot.waited = self.fair, self.scheduled(slot.index).waited
 
     def died(self, slot: Slot, how: str) -> None:
-        lived = self.fair - slot.born
+        """Note that the process in a slot has ended, or could not be forked."""
+        lived = 0.0 if slot.life is Life.GONE else self.fair - slot.born
         slot.life, slot.serving, slot.pid = Life.GONE, False, 0
         slot.deaths += 1
         slot.last = slot.killed_for or slot.error or f"it ended with {how}"
@@ -305,7 +307,6 @@ class Members:
         for slot in self.slots.values():
             if slot.life is Life.GONE and self.served and now >= slot.fork_at:
                 self.emit(Fork(slot.index, slot.last))
-                self._record(slot)
         # One at a time: the one killed before must serve again, or have had a fair time to.
         if any(self.fair - slot.silenced < self.timing.patience for slot in self.slots.values()):
             return

@@ -408,7 +408,16 @@ def test_that_the_fetcher_was_replaced_is_put_on_record_by_a_worker(bench):
     bench.dies(0)
     bench.dies(FETCHER)
 
-    assert bench.passes(0.25)[:2] == ["fork fetcher: it ended with signal 9", "1 < note"]
+    lines = without(bench.passes(0.25), "fork 0")
+    assert lines == ["fork fetcher: it ended with signal 9", "1 < note"]
+
+
+def test_a_fork_that_fails_is_tried_less_and_less_often_and_is_no_replacement(bench, monkeypatch):
+    bench.passes(60.0)
+    monkeypatch.setattr(bench.plane, "forked", lambda index, _: bench.plane.died(index, "fork failed"))
+    bench.dies(FETCHER)
+
+    assert 10 < len(bench.passes(60.0)) < 20  # forks alone
 
 
 def test_what_a_dead_worker_asked_is_answered_to_nobody(bench):
