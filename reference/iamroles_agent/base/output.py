@@ -2,8 +2,8 @@
 
 A reader that stops (a full pipe, a stopped terminal, a stalled journal) must not delay a decision, a
 heartbeat or a reload. `O_NONBLOCK` on the given descriptor would also hold for all other processes that share
-it, so a pipe or terminal is opened again through /proc, and a socket gets `MSG_DONTWAIT`. A file is written
-to directly.
+it, so a pipe or terminal is opened again through /proc, and a socket gets `MSG_DONTWAIT`. If it cannot be
+opened again, it is asked before each write whether it takes `PIPE_BUF` bytes. A file is written to directly.
 
 A line that cannot be written at once waits in order, up to a bound. Lines over the bound are dropped and
 counted, and the log reports them when the reader is back. A line of at most `PIPE_BUF` bytes leaves in one
@@ -39,6 +39,8 @@ class Output:
         self._unsaid = 0
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
+        self._poll: select.poll | None = None
+        """Of a pipe or terminal that cannot be opened again: another user made it."""
         self._fd = self._number = fd
         self._open(fd)
         os.register_at_fork(after_in_child=self._forget)
@@ -52,7 +54,8 @@ class Output:
                 flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
                 self._fd = os.open(f"/proc/self/fd/{fd}", flags)
         except OSError:
-            pass  # written to directly if it cannot be opened again
+            self._poll = select.poll()
+            self._poll.register(fd, select.POLLOUT)
 
     def _forget(self) -> None:
         """Clear the queue in a forked child: the parent writes its lines."""
@@ -110,6 +113,10 @@ class Output:
     def _send(self, data: bytes) -> int:
         if self._socket is not None:
             return self._socket.send(data, socket.MSG_DONTWAIT)
+        if self._poll is not None:  # a pipe that is ready takes as much without waiting
+            data = data[: select.PIPE_BUF]
+            if not self._poll.poll(0):
+                raise BlockingIOError
         return os.write(self._fd, data)
 
 

@@ -4,7 +4,11 @@ import contextlib
 import json
 import logging
 import os
+from unittest import mock
 
+import pytest
+
+from iamroles_agent.base import output
 from iamroles_agent.base.output import Output
 
 
@@ -24,8 +28,11 @@ def unread_standard_output():
             os.close(descriptor)
 
 
-def test_lines_that_were_dropped_on_standard_output_leave_json_behind(caplog):
+@pytest.mark.parametrize("reopens", [True, False], ids=["own", "of-another-user"])
+def test_lines_that_were_dropped_on_standard_output_leave_json_behind(caplog, monkeypatch, reopens):
     """A program reads it line by line; what was dropped is said in the log."""
+    if not reopens:
+        monkeypatch.setattr(output.os, "open", mock.Mock(side_effect=PermissionError))
     line = json.dumps({"reloaded": False, "error": "x" * 300_000}).encode() + b"\n"
     with unread_standard_output() as reader, caplog.at_level(logging.WARNING):
         out = Output(1, 1 << 20)
