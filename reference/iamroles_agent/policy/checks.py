@@ -607,6 +607,9 @@ def _tables(whole: Config) -> Iterator[Fault]:
     if (text := whole.metrics.listen) and (text.startswith("unix:") or not _is_listen(text)):
         remedy = 'Write "host:port", port 0 for any'
         yield Fault("metrics.listen", f"{text!r} is not an address: metrics are served on TCP", remedy)
+    elif text and int(text.rpartition(":")[2]) + whole.agent.workers > 65536:
+        wrong = f"{text!r} leaves no port for the last of {whole.agent.workers} workers"
+        yield Fault("metrics.listen", wrong, "Choose a lower port: worker k uses the port plus k")
     if whole.audit.required and whole.audit.path == "none":
         yield Fault("audit.path", 'is "none", and audit.required is true', 'Name a file, or "stderr"')
     if whole.dpop is not None:

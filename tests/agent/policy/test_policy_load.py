@@ -431,6 +431,7 @@ def _tls(**members):
     [
         ("metrics.listen", {"listen": "unix:/run/m.sock"}, "served on TCP", "host:port"),
         ("metrics.listen", {"listen": "127.0.0.1:99999"}, "served on TCP", "host:port"),
+        ("metrics.listen", {"listen": "127.0.0.1:65534"}, "last of 3 workers", "lower port"),
         ("agent.listen", {"listen": "127.0.0.1:99999"}, "not an address", "unix:/path"),
         ("backends[0].tls.ca", [_tls(ca="ca.pem")], "not a full path", "HAProxy sees"),
         ("backends[0].tls.certificate", [_tls(certificate='/x" y')], "not a full path", "letters"),
@@ -448,14 +449,18 @@ def _tls(**members):
     ],
 )
 def test_what_faces_the_back_ends_and_the_operator_is_checked(key, value, says, remedy):
-    found = problems_of(GOOD | {re.match(r"\w+", key)[0]: value})
+    found = problems_of(GOOD | {"agent": {"workers": 3}} | {re.match(r"\w+", key)[0]: value})
 
     assert [problem.key for problem in found] == [key]
     assert says in found[0].message
     assert remedy in found[0].remedy
 
 
-def test_tls_and_the_identity_header_load():
+def test_tls_the_identity_header_and_the_last_free_port_load():
+    metrics = {"agent": {"workers": 3}, "metrics": {"listen": "127.0.0.1:65533"}}
     tls = _tls(certificate="/etc/iam/gate.pem", name="orders.internal")
 
-    assert problems_of(GOOD | {"backends": [tls], "identity_header": {"issuer": "https://gate.test"}}) == []
+    assert (
+        problems_of(GOOD | {"backends": [tls], "identity_header": {"issuer": "https://gate.test"}, **metrics})
+        == []
+    )
