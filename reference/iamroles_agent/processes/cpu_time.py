@@ -3,7 +3,8 @@
 All threads count: the thread that answers may wait for the interpreter's lock, while the thread that holds it
 waits for a CPU. The kernel adds a wait when it is over. So if a thread could run now, or waits for swapped
 memory, then all its time since the last look that is not counted yet may be a wait. That a thread has run
-tells nothing: at a low priority it runs for a moment, and waits for seconds.
+tells nothing: at a low priority it runs for a moment, and waits for seconds. A thread also sleeps like one
+that waits for swapped memory if a file system does not answer, for ever: that counts for some seconds.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from math import inf
 
 from iamroles_agent.control.slots import Scheduled
 
-Row = tuple[str, float, float, bool]
-"""A thread: its id, the seconds that it ran and waited, and whether it could run now."""
+Row = tuple[str, float, float, float]
+"""A thread: its id, the seconds that it ran and waited, and those that may count in the state that it has."""
+_COUNT = {b"R": inf, b"D": 10.0}
+"""Seconds of a wait that may count, by the thread's state (proc(5), `stat`)."""
 
 
 class CpuTime:
@@ -46,13 +50,13 @@ class CpuTime:
         """Count what the kernel tells at this monotonic time."""
         former, self._threads, self._at = self._threads, {}, now
         waiting = 0.0
-        for tid, ran, waited, could_run in rows:
+        for tid, ran, waited, bound in rows:
             ran_then, waited_then, until = former.get(tid, (0.0, 0.0, now - ran - waited))
             self._ran += ran - ran_then
             self._waited += waited - waited_then
-            until = min(until + ran - ran_then + waited - waited_then, now) if could_run else now
+            until = min(until + ran - ran_then + waited - waited_then, now) if bound else now
             self._threads[tid] = ran, waited, until
-            waiting += now - until
+            waiting += min(now - until, bound)
         return Scheduled(self._ran, self._waited, waiting)
 
 
@@ -62,7 +66,7 @@ def _threads(pid: int) -> Iterator[Row]:
     for tid in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - it is asked often
         with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
             ran, waited = (int(word) / 1e9 for word in _read(pid, tid, "schedstat").split()[:2])
-            yield tid, ran, waited, _read(pid, tid, "stat").rpartition(b") ")[2][:1] in b"RD"
+            yield tid, ran, waited, _COUNT.get(_read(pid, tid, "stat").rpartition(b") ")[2][:1], 0.0)
 
 
 def _read(pid: int, tid: str, name: str) -> bytes:

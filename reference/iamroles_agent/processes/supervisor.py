@@ -443,12 +443,15 @@ class Supervisor:
                 sock.close()
 
     def _kill_all(self) -> None:
-        for process in list(self._processes.values()):
+        for process in self._processes.values():
             self._killed = self._killed or process.index != LOADER
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
+        deadline = time.monotonic() + _KILL_MARGIN  # a file system that does not answer may hold it for ever
+        for process in list(self._processes.values()):
             with contextlib.suppress(ChildProcessError):
-                os.waitpid(process.pid, 0)
+                while not os.waitpid(process.pid, os.WNOHANG)[0] and time.monotonic() < deadline:
+                    time.sleep(_SHORT)
             self._shut(process)
             del self._processes[process.index]
             self.plane.died(process.index, "signal 9")
