@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from math import inf
 from pathlib import Path
 from time import monotonic
+from typing import TypeVar
 
 from iamroles_agent.base.errors import ConfigError
 from iamroles_agent.base.files import Stamp, stamp
@@ -18,9 +20,11 @@ from iamroles_agent.processes.link import Body, Link, LinkLost
 
 _PAUSE = 0.1
 _AGAIN = 2.0
-"""Seconds until what failed for another reason than the file's content is tried again."""
+"""Seconds until what failed for another reason than the file's content is tried again, or a look is late."""
 
 log = logging.getLogger("iamroles.live")
+
+T = TypeVar("T")
 
 
 class Watch:
@@ -49,7 +53,7 @@ class Watch:
     async def run(self) -> None:
         """Look, for as long as the fetcher lives."""
         while True:
-            found = stamp(self._path)
+            found = await self._asked(stamp)
             if found != self._seen or monotonic() >= self._again:
                 self._taken, self._again = False, inf
                 known, self.problem = self.problem, await self._take(found)
@@ -68,10 +72,23 @@ class Watch:
         about = {"listed": question["id"] in listed} if "id" in question else {"in_force": listed}
         return {**about, "settled": settled, "problem": self.problem}
 
+    async def _asked(self, look: Callable[[Path], T]) -> T:
+        """Look in a thread, because a share may not answer; then the log says so, and the fetcher goes on."""
+        late = asyncio.get_running_loop().call_later(_AGAIN, self._is_late)
+        try:
+            return await asyncio.to_thread(look, self._path)
+        finally:
+            late.cancel()
+
+    def _is_late(self) -> None:
+        self._taken, self._again = False, 0.0
+        self.problem = f"{self._path} cannot be read: its file system does not answer"
+        log.error("%s\nthe revocations in force stay in force", self.problem)
+
     async def _take(self, seen: Stamp | None) -> str:
         """Put the file in force; the problem, if there is one."""
         try:
-            found = NONE if seen is None else await asyncio.to_thread(read, self._path)
+            found = NONE if seen is None else await self._asked(read)
             if found is NONE:  # also if it went between the look and the reading: that lifts no revocation
                 return "" if REVOCATIONS not in self._link.document.parts else f"{self._path} is gone"
             # Also if the document has it already: a fetcher that is born in the middle of a change has what

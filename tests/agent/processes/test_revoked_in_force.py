@@ -23,6 +23,7 @@ from programs import IAMROLES, PATIENCE, Program, world
 from strangers import STRANGER, as_root, let_in, played_by
 from waiting import until
 
+from iamroles_agent.base.files import stamp
 from iamroles_agent.control.document import Document
 from iamroles_agent.live import revocations
 from iamroles_agent.processes import local_socket, watch
@@ -256,6 +257,23 @@ async def test_a_file_in_the_place_of_one_that_could_not_be_read_is_read_at_once
     revocations.write(path, revocations.Revocations())
     while len(link.outcomes) == 2:  # noqa: ASYNC110 - as above
         await asyncio.sleep(0.01)
+    task.cancel()
+
+
+async def test_a_share_that_does_not_answer_is_a_problem_until_it_does_and_holds_up_nothing_else(
+    tmp_path, monkeypatch
+):
+    path, answers = tmp_path / "r.toml", threading.Event()
+    revocations.write(path, revocations.Revocations())
+    monkeypatch.setattr(watch, "_AGAIN", 0.0)
+    monkeypatch.setattr(watch, "stamp", lambda where: answers.wait(PATIENCE) and stamp(where))
+    task = asyncio.get_running_loop().create_task((watching := watch.Watch(path, link := FakeLink())).run())
+    while "does not answer" not in watching.problem:  # noqa: ASYNC110 - it does not say when it is late
+        await asyncio.sleep(0.01)
+    assert not (await watching.answer({}))["settled"]
+    monkeypatch.setattr(watch, "_AGAIN", 0.1)
+    answers.set()
+    await asyncio.wait_for(link.done.wait(), PATIENCE)
     task.cancel()
 
 
