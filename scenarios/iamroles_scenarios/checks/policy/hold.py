@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import socket
 import threading
 import time
@@ -85,7 +84,7 @@ def first_world(target: Target) -> None:
         raise Inapplicable("process of its own")
     worlds: dict[str, Any] = {
         "metods": {"grants": [{"id": "R1", "metods": ["GET"]}]},
-        r"audit\W{1,3}path": {"audit": {"path": "/dev/null/log"}},
+        "audit path": {"audit": {"path": "/dev/null/log"}},
     }
     with ExitStack() as taken:
         if target.stage.kind == "processes":
@@ -104,8 +103,8 @@ def _must_end(target: Target, key: str, wrong: dict[str, Any]) -> None:
     except StageError as error:
         if " ended " not in error.message:
             raise
-        if not re.search(key, error.logs["agent"]):
-            said = Evidence(expected=f"the key in its log: `{key}`", logs=error.logs)
+        if not all(word in error.logs["agent"] for word in key.split()):
+            said = Evidence(expected=f"the key in its log: {key}", logs=error.logs)
             raise CheckFailed("an agent ended without a word on its world", said) from None
 
 
