@@ -1,11 +1,12 @@
 """The wire client and the lane against agents that are processes, each with one way of its own."""
 
 import asyncio
+import re
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from types import SimpleNamespace
 from unittest.mock import AsyncMock, MagicMock
@@ -26,7 +27,7 @@ from iamroles_scenarios.base.errors import (
 )
 from iamroles_scenarios.checks.plan import plan
 from iamroles_scenarios.checks.wire import fuzz as fuzz_check
-from iamroles_scenarios.checks.wire import notify
+from iamroles_scenarios.checks.wire import notify, teardown
 from iamroles_scenarios.checks.wire.teardown import launched
 from iamroles_scenarios.declarations.results import Check, Verdict
 from iamroles_scenarios.declarations.scenario import PlannedCheck
@@ -35,9 +36,10 @@ from iamroles_scenarios.engine import wire_lane as lane
 from iamroles_scenarios.wire import client, fuzz, fuzz_inputs
 from iamroles_scenarios.wire.asker import Asker, decide
 from iamroles_scenarios.wire.blunt import BEHAVIOURS
-from iamroles_scenarios.wire.frames import variables
+from iamroles_scenarios.wire.codec import DataType, Typed
+from iamroles_scenarios.wire.frames import Frame, FrameType, encode_kv, variables
 from iamroles_scenarios.wire.fuzz_inputs import Input, inputs
-from iamroles_scenarios.wire.judge import connected
+from iamroles_scenarios.wire.judge import JudgedConnection, connected
 from iamroles_scenarios.wire.target import WireTarget
 
 
@@ -248,6 +250,30 @@ def test_a_second_answer_that_is_no_frame_is_not_quiet():
         pytest.raises(WireError, match="a frame length of 0"),
     ):
         asyncio.run(waits(address))
+
+
+@pytest.mark.parametrize(
+    ("message", "right"), [("é" * 127, True), (b"\xc3" * 255, True), (b"\xc3" * 256, False), (7, False)]
+)
+def test_the_message_of_a_goodbye_is_a_string_of_up_to_255_bytes(message, right):
+    said = {"status-code": 2, "message": Typed(DataType.INT32 if message == 7 else DataType.STRING, message)}
+    frame = Frame(FrameType.AGENT_DISCONNECT, 0, 0, encode_kv(said))
+    with nullcontext() if right else pytest.raises(CheckFailed):
+        JudgedConnection.check_disconnect(MagicMock(fail=lambda why, **_: CheckFailed(why)), frame)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("x level=error msg=y", '{"level":50}', '{"level": "Error"}', "lvl: err", "2026\terror\tx.go:1"),
+        *("2:00AM ERR y", "E1202 02:00:00 x.go:1] y", "[error] y", "<3>y", "ERROR y"),
+    ],
+)
+def test_an_error_in_a_log_is_found_in_each_form(line):
+    assert teardown._ERROR_LINE.search(line)
+    for other in ("info", "INFO"):
+        fine = re.sub(r"(?i)\berr(or)?\b", other, line).replace("<3>", "<6>").replace("50", "30")
+        assert not teardown._ERROR_LINE.search(fine.replace("E1202", "I1202"))
 
 
 # --- the fuzzer -------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from typing import Any
 from iamroles_scenarios.base import errors
 from iamroles_scenarios.base.errors import CheckFailed, Evidence, Untestable, WireError, WireFormatError
 from iamroles_scenarios.wire.client import Connection, question
-from iamroles_scenarios.wire.codec import Typed, Value
+from iamroles_scenarios.wire.codec import DataType, Typed, Value
 from iamroles_scenarios.wire.frames import Frame, FrameType, read_actions, read_kv, variables
 from iamroles_scenarios.wire.target import WireTarget
 
@@ -203,10 +203,12 @@ class JudgedConnection(Connection):
         status, message = items.get("status-code"), items.get("message")
         if status is None or not isinstance(status.value, int) or isinstance(status.value, bool):
             raise self.fail("the AGENT-DISCONNECT has no integer `status-code`", received=str(items))
-        if message is None or not isinstance(message.value, str):
+        text = message.value if message and message.type is DataType.STRING else None
+        raw = text.encode() if isinstance(text, str) else text
+        if not isinstance(raw, bytes):
             raise self.fail("the AGENT-DISCONNECT has no `message` of type STRING", received=str(items))
-        if len(message.value.encode()) > 255:
-            raise self.fail(f"the message has {len(message.value.encode())} bytes, HAProxy takes 255")
+        if len(raw) > 255:
+            raise self.fail(f"the message has {len(raw)} bytes, HAProxy takes 255")
         if (frame.stream_id, frame.frame_id) != (0, 0) or not frame.fin:
             raise self.fail("an AGENT-DISCONNECT has stream-id 0, frame-id 0 and FIN")
         return status.value

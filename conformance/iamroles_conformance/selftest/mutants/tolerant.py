@@ -196,6 +196,7 @@ def own_variables(sound: Any, *decided: Any) -> bytes:
     said = list(actions.decode(sound(*decided)))
     own = set_var(VariableScope.SESSION, "x.version", DataType.STRING, b"1")
     own += set_var(VariableScope.TRANSACTION, "x.seen", DataType.INT32, -1)
+    own += set_var(VariableScope.TRANSACTION, "x.empty", DataType.STRING, b"")
     first = (unset_var(one.scope, one.name) for one in said)
     then = (
         set_var(one.scope, one.name, DataType.UINT64 if type(one.value) is int else one.kind, one.value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
-from iamroles_scenarios.base.errors import CheckFailed, Evidence, Untestable, WireError
+from iamroles_scenarios.base.errors import CheckFailed, Evidence, SilenceError, Untestable, WireError
 from iamroles_scenarios.base.family import resident
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.wire import frames as wire_frames
@@ -27,7 +27,7 @@ from iamroles_scenarios.wire.judge import (
 )
 from iamroles_scenarios.wire.target import WireTarget
 
-_BOUNDARIES = (0, 239, 240, 2287, 2288, 264431, 264432, 33818863, 33818864)
+_BOUNDARIES = (239, 240, 2287, 2288, 264431, 264432, 33818863, 33818864)
 
 
 @check("wire.frame.byte-by-byte", "SPOP-FRAME-001")
@@ -246,9 +246,9 @@ async def varint_boundaries(target: WireTarget) -> None:
     """
     async with session(target) as connection:
         for number in _BOUNDARIES:
-            await connection.must_answer(question(probe(target), stream_id=number or 1))
+            await connection.must_answer(question(probe(target), stream_id=number))
             await connection.must_answer(question(probe(target), stream_id=77, frame_id=number))
-        for number in (*_BOUNDARIES, 2**32 - 1, 2**63 - 1, 2**64 - 1):
+        for number in (0, *_BOUNDARIES, 2**32 - 1, 2**63 - 1, 2**64 - 1):
             extra = {**probe(target), "x-number": Typed(DataType.UINT64, number)}
             await connection.must_answer(question(extra))
         for length in (0, 239, 240, 2287, 2288):
@@ -294,15 +294,21 @@ async def fragment_abort(target: WireTarget) -> None:
     """A NOTIFY with ABORT and FIN neither wedges nor applies an allow.
 
     The agent may stay silent, answer without an allow, or end the connection. On a connection that stays
-    it serves the next frame.
+    it serves the next frame, whose answer may come first.
     """
     asked = question(allowed(target), stream_id=5)
     aborted = Frame(asked.type, 5, 1, asked.payload, Flags.FIN | Flags.ABORT)
     async with session(target) as connection:
         await connection.send(aborted, question(allowed(target), stream_id=7))
         while frames := await _until_ack_or_end(target, connection):
-            ack = frames[-1]
-            if ack.type != FrameType.ACK or ack.stream_id == 7:
+            if (ack := frames[-1]).type != FrameType.ACK:
+                break
+            if ack.stream_id == 7:
+                connection.must_allow(ack)
+                with suppress(SilenceError):
+                    late = await connection.receive(target.seconds(QUIET))
+                    if isinstance(late, Frame) and late.type == FrameType.ACK:
+                        connection.must_not_allow(late)
                 break
             connection.must_not_allow(ack)
     await must_live(target, "an aborted NOTIFY")

@@ -10,7 +10,7 @@ from typing import Any
 
 from iamroles_scenarios.base.errors import CheckFailed, SilenceError, Untestable, WireError
 from iamroles_scenarios.declarations.results import check
-from iamroles_scenarios.engine.answers import ALWAYS
+from iamroles_scenarios.engine.answers import ALWAYS, VARIABLES
 from iamroles_scenarios.wire import judge as judging
 from iamroles_scenarios.wire.client import OMIT, Ended, check_arguments, context_arguments, question
 from iamroles_scenarios.wire.codec import DataType, Typed, Value, address, string
@@ -391,6 +391,8 @@ async def null_is_unset(target: WireTarget) -> None:
         state: dict[str, Any] = {}
         for asked in (probe(target), refused(target)):
             for action in read_actions(await connection.ask(question(asked))):
+                if action.scope.name != "txn" or action.name not in VARIABLES:
+                    continue  # of the agent's own (SPEC.md section 3)
                 value = None if action.value is None else action.value.value
                 if action.value is not None and action.value.type is DataType.STRING and value == "":
                     raise connection.fail(f"{action.name} is set to an empty string", expected="unset")

@@ -25,7 +25,9 @@ from iamroles_scenarios.wire.judge import DEADLINE, JudgedConnection, connected,
 from iamroles_scenarios.wire.target import Process, WireTarget
 
 _ERROR_LINE = re.compile(
-    r"Traceback|panic(ked|:)|\b(ERROR|CRITICAL|FATAL)\b|\"(level|severity)\": ?\"(error|critical|fatal)\"",
+    r"Traceback|panic(ked|:)|\b(ERR|ERROR|CRIT|CRITICAL|FATAL)\b|^<[0-3]>|^[EF]\d{4} "
+    r"""|(?i:\b(level|lvl|severity)["']?\s*[=:]\s*["']?|[\t\[])(?i:err|error|crit|critical|fatal|panic)\b"""
+    r"""|"level": ?[56]0\b""",
 )
 
 _AGE, _SPREAD, _LATE = 2.0, 0.1, 1.0625
@@ -376,7 +378,7 @@ async def connection_limit(target: WireTarget) -> str:
             except CheckFailed as failure:
                 over = failure
         gone = [connection for connection in held if not await _serves(connection)]
-        if len(gone) != 1 and (over or gone):
+        if len(gone) != (over is not None):
             raise over or gone[0].fail(f"{len(gone)} connections below the limit ended")
         for cut in (*reversed(held), held[0]):  # `_accepts` cuts its own too
             cut.close()
@@ -620,7 +622,7 @@ async def loopback(target: WireTarget) -> str:
     if address.startswith("unix:"):
         return "a Unix socket"
     host, _, port = address.rpartition(":")
-    if not host.strip("[]").startswith(("127.", "::1", "localhost")):
+    if not host.strip("[]").startswith(("127.", "0.0.0.0", "::", "localhost")):
         return f"listens on {host} as it must; the stage of processes judges its default"
     await must_live(target, "its start")
     outer = await asyncio.to_thread(_outer_address)
@@ -632,7 +634,7 @@ async def loopback(target: WireTarget) -> str:
         return f"not reachable through {outer}"
     connection.close()
     raise CheckFailed(
-        f"the agent, on loopback by its own word, is reachable at {outer}:{port}",
+        f"the agent is reachable at {outer}:{port}, and not on loopback alone",
         Evidence(expected="127.0.0.1, ::1 or a Unix socket", received=f"{outer}:{port} accepts"),
     )
 

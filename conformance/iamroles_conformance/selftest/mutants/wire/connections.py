@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from iamroles_agent.serving import listening, server
+from iamroles_agent.serving import idle, listening, server
 from iamroles_agent.serving.server import Server, _Peer
 from iamroles_agent.spop import connection, frames
 from iamroles_agent.spop.connection import Closed, Connection, HelloReceived, State
@@ -226,6 +226,9 @@ mutant("wire.slow-accept", "SPOP-LIFE-004", "takes 250 ms for each new connectio
 mutant("wire.no-connection-limit", "SPOP-LIFE-005", "has no limit on connections")(
     settings(max_connections=1 << 20)
 )
+mutant("wire.two-for-one", "SPOP-LIFE-005", "ends an idle connection, and refuses the new one all the same")(
+    setting(idle, "IDLE", 0.0), around(idle.Idle, "make_room")(lambda sound, self: sound(self) and False)
+)
 mutant("wire.no-handshake-timeout", "SPOP-LIFE-006 SPOP-LIFE-008", "keeps connections that say nothing")(
     settings(handshake_timeout=3600.0)
 )
@@ -242,8 +245,7 @@ mutant("wire.old-together", "SPOP-AGE-002", "ends all connections at one and the
     setting(server, "_YOUNGEST", 1.0)
 )
 mutant("wire.all-interfaces", "SPOP-LIFE-007", "listens on all interfaces")(
-    around(listening, "bind")(lambda sound, at, *how: sound(at.replace("127.0.0.1", "0.0.0.0"), *how)),
-    around(listening, "address_of")(lambda sound, sock: sound(sock).replace("0.0.0.0", "127.0.0.1")),
+    around(listening, "bind")(lambda sound, at, *how: sound(at.replace("127.0.0.1", "0.0.0.0"), *how))
 )
 mutant("wire.reads-on", "SPOP-UNREAD-002", "takes questions from a peer that reads nothing, keeps answers")(
     setting(_Peer, "pause_writing", lambda _self: None)

@@ -120,8 +120,9 @@ mutant("wire.no-fin", "SPOP-FRAG-001", "accepts a NOTIFY without FIN")(
 mutant("wire.unset-is-notify", "SPOP-FRAG-002", "takes a frame of type 0 for a NOTIFY")(
     frames_in(lambda frame: frame._replace(type=3) if frame.type == 0 else frame)
 )
-mutant("wire.abort-ignored", "SPOP-FRAG-003", "judges and allows an aborted NOTIFY")(
-    frames_in(lambda frame: frame._replace(flags=frame.flags & ~2))
+mutant("wire.abort-ignored", "SPOP-FRAG-003", "judges and allows an aborted NOTIFY, after the others")(
+    around(FrameBuffer, "split")(lambda sound, *data: sorted(sound(*data), key=lambda each: each.flags & 2)),
+    frames_in(lambda frame: frame._replace(flags=frame.flags & ~2)),
 )
 mutant("wire.off-by-four", "SPOP-TYPE-004", "counts the length prefix into the frame size")(
     _limit(lambda agreed: agreed - 4)
