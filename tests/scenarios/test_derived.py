@@ -374,9 +374,12 @@ def test_pairs_of_reasons_are_many_and_in_order():
 def test_a_policy_is_spoilt_in_one_place_at_a_time():
     base = {name: [{}] for name, key in schema.KEYS["top"].items() if key.table} | {"version": 1}
     spoilt = list(reloads.faults(base))
+    bare, of_actors = ({what for what, *_ in reloads.faults(base, names)} for names in ((), ("actor",)))
 
     assert len(spoilt) > 120
     assert len({what for what, _, _ in spoilt}) == len(spoilt)
+    assert all("'actors': " in what for what in of_actors - bare)
+    assert len(of_actors) > len(bare)
 
 
 def test_every_part_of_a_token_is_bent_and_exchanged():

@@ -237,10 +237,12 @@ def _mistyped(base: Policy) -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 def _of_features(base: Policy, features: Iterable[str]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Yield faults of tables that agents with a feature must read; the error names the last key."""
+    """Yield faults of what agents with a feature must read; the error names the last key."""
     for name, rows in (pair for one in features for pair in DECLARED[one].items()):
         for row in rows:
-            yield f"{name} = {row}", [*row][-1], {**whole(base), name: row}
+            policy = {name: {}, **whole(base)}
+            _row(policy, name).update(row)
+            yield f"{name} with {row}", [*row][-1], policy
 
 
 def _in_shadow(base: Policy) -> Iterator[tuple[str, str, dict[str, Any]]]:
