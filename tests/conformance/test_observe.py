@@ -4,8 +4,12 @@ from dataclasses import replace
 
 import pytest
 
+from iamroles_scenarios.checks.proxy import asked
 from iamroles_scenarios.declarations.scenario import Expectation
+from iamroles_scenarios.engine import answers
+from iamroles_scenarios.engine.http import Answer
 from iamroles_scenarios.engine.observation import Observation, describe, mismatches
+from iamroles_scenarios.engine.players import observed
 
 _ALLOWED = Observation(
     status=200,
@@ -71,3 +75,13 @@ def test_an_expectation_is_described_whole():
 
     told = describe(Expectation.model_validate(expected))
     assert told == "reason = 'a' or 'b', status = 401 (within 5 s)"
+
+
+@pytest.mark.parametrize(
+    ("method", "known"), [("PURGE", False), ("get", False), ("GET", True), ("PATCH", True)]
+)
+def test_a_proxy_may_refuse_a_method_that_it_does_not_know_with_501(method, known):
+    seen = observed(Answer(501, "", (), b"", 1, 0.0), f"{method} / HTTP/1.1\r\n".encode(), [])
+
+    assert bool(_differ(seen, status=403, allow=False)) is known
+    assert asked._right(answers.expected("no_grant"), seen) is not known

@@ -185,6 +185,7 @@ def test_what_the_proxy_shows_is_compared_too():
     seen = Observation(status=200, allow=True, error="", backend="orders-ro", tags=tags)
 
     assert unlike_seen(ALLOWED, seen) == []
+    assert unlike_seen(ALLOWED, replace(seen, status=501, allow=False, unknown=True)) == []
     for wrong in (
         replace(seen, status=403),
         replace(seen, allow=False),

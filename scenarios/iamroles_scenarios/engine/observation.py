@@ -44,6 +44,8 @@ class Observation:
     """Epoch seconds at which the answer was complete."""
     record: Mapping[str, Any] | None = None
     """The line of HAProxy's log, if it was waited for and came."""
+    unknown: bool = False
+    """The proxy said 501 to a method beyond RFC 9110 and PATCH, as it may (SPEC.md 1.20)."""
     others: tuple[Observation, ...] = ()
     """The answers of the agent's other workers to the same question."""
 
@@ -99,6 +101,8 @@ def mismatches(expectation: Expectation, seen: Observation, expires: Mapping[str
     if expectation.expires is not None:
         wanted["expires"] = str(expires[expectation.expires])
     found = [f"the refusal holds a credential: {name}" for name in seen.leaked]
+    if seen.unknown:
+        return found
     if expectation.reason is not None and seen.reason is None:
         found.append("reason: HAProxy's log has no line for this request")
         del wanted["reason"]

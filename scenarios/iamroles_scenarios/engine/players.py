@@ -36,6 +36,10 @@ _SILENT = frozenset({"realm", "error", "scope", "resource_metadata", ""})
 """Parameters of a challenge that do not say why a token was refused (RFC 6750 section 3)."""
 
 
+_METHODS = b"GET HEAD POST PUT DELETE CONNECT OPTIONS TRACE PATCH".split()
+"""Methods that a proxy knows (RFC 9110 section 9.3, RFC 5789)."""
+
+
 class Player(Protocol):
     """A client that asks one request at a time, and keeps named connections."""
 
@@ -116,6 +120,7 @@ def observed(
         leaked=() if answer.status < 400 else tuple(sorted(held(f"{answer.headers}".encode() + answer.body))),
         at=answer.at,
         record=line,
+        unknown=answer.status == 501 and raw.partition(b" ")[0] not in _METHODS,
     )
 
 

@@ -39,6 +39,8 @@ def unlike_seen(expected: Outcome, seen: Observation) -> list[str]:
 
     HAProxy itself refuses an ambiguous path, sometimes before a rule of the agent can name a reason.
     """
+    if seen.unknown:
+        return []
     status, error = REASONS.get(expected.reason, (200, frozenset({""})))
     shown: dict[str, object] = {"allow": expected.allow, "status": status, "backend": expected.backend}
     if expected.reason != "path_ambiguous":

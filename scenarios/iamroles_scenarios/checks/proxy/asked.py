@@ -100,10 +100,10 @@ def asked(target: Target) -> str:
 
 
 def _right(answer: Expected, seen: Observation) -> bool:
-    """Tell if a client saw the answer; a proxy may refuse with 400 what it cannot ask about."""
+    """Tell if a client saw the answer; a proxy may refuse with 400 what it cannot ask about (501: 1.20)."""
     reasons = answer.get("reason", ())
     names = {reasons} if isinstance(reasons, str) else set(cast("Iterable[str]", reasons))
-    statuses = {REASONS[name][0] for name in names} | {400} if names else {400, 401, 403, 501}
-    if answer == OPEN:
+    statuses = {REASONS[name][0] for name in names} | {400} if names else {400, 401, 403}
+    if answer == OPEN or seen.unknown:
         return True
     return seen.allow if answer.get("allow") else not seen.allow and seen.status in statuses
