@@ -10,10 +10,13 @@ from types import SimpleNamespace
 import pytest
 
 from iamroles_scenarios import checks
+from iamroles_scenarios.base.errors import CheckFailed, Untestable
 from iamroles_scenarios.base.family import holders
 from iamroles_scenarios.checks.derived.key_sets import until_right
+from iamroles_scenarios.checks.fault.fixture import FaultBench
 from iamroles_scenarios.checks.policy.workers import CHANGES
-from iamroles_scenarios.declarations.scenario import Expectation, Step, WorldSpec, scenarios
+from iamroles_scenarios.checks.proxy.traffic import HttpQuestion
+from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec, Step, WorldSpec, scenarios
 from iamroles_scenarios.engine.answers import ALLOW
 from iamroles_scenarios.engine.bench import CHANGING, SpopQuestion, bench
 from iamroles_scenarios.engine.observation import Observation, mismatches
@@ -106,7 +109,7 @@ def test_each_worker_is_asked(worlds):
         with Spread(here.world.agent, 2, 5.0) as spread:
             pid = here.world.agent.host_pid
             held = {holders(pid, [one.port]).get(one.port) for one in spread.askers()}
-            assert (len(held), spread.reached, None in held) == (2, 2, False)
+            assert (len(held), here.world.agent.spread, None in held) == (2, True, False)
             first = spread.askers()[0]
             assert spread.askers()[0] is first
             first.close()
@@ -131,9 +134,30 @@ def test_each_worker_is_waited_for_until_it_is_right():
 
 def test_where_no_process_is_seen_many_connections_are_asked(worlds):
     with bench(worlds.target, "orders", "unseen", own=True) as here:
-        agent = SimpleNamespace(spop_address=here.world.agent.spop_address, host_pid=None)
+        agent = SimpleNamespace(spop_address=here.world.agent.spop_address, host_pid=None, spread=False)
         with Spread(agent, 2, 5.0) as spread:
-            assert (len(spread.askers()), spread.reached) == (UNSEEN, 0)
+            assert len(spread.askers()) == UNSEEN
+
+
+def test_an_agent_whose_worker_takes_no_connection_cannot_be_judged(worlds, monkeypatch):
+    monkeypatch.setattr(f"{Spread.__module__}.holders", lambda pid, ports: dict.fromkeys(ports, pid))
+    with (
+        bench(worlds.target, "orders", "one-takes-all", own=True) as here,
+        Spread(here.world.agent, 2, 1.0) as one,
+        pytest.raises(Untestable, match="1 of 2 workers took a connection"),
+    ):
+        one.askers()
+
+
+def test_a_wrong_allow_after_a_fault_is_no_recovery():
+    question = HttpQuestion(RequestSpec(), "", Expectation(status=200, backend="orders-ro"))
+    answers = iter(Observation(200, True, "", backend) for backend in ("orders-rw", "orders-ro", "orders-ro"))
+    here = SimpleNamespace(
+        seconds=float, send=lambda _: next(answers), failed=lambda *why: CheckFailed(why[0])
+    )
+
+    with pytest.raises(CheckFailed, match="after its end: the answer is wrong"):
+        FaultBench.must_recover(here, "reset", [question])
 
 
 def test_a_wrong_answer_of_another_worker_counts():

@@ -1,22 +1,25 @@
 """Connections to one agent that reach each of its workers, so that a question can be put to all of them.
 
 A black box chooses which of its processes takes a connection. If its processes can be seen, connections are
-opened until each worker holds one; more are kept only if the agent does not pipeline. Otherwise, as behind a
-Unix socket, `UNSEEN` are kept: if the kernel spreads them, one of two workers is missed once in 128 times.
+opened until each worker holds one; more are kept only if the agent does not pipeline. Nothing is judged of an
+agent of which a worker never took one. Otherwise, as behind a Unix socket, `UNSEEN` are kept: if the kernel
+spreads them, one of two workers is missed once in 128 times.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self
 
+from iamroles_scenarios.base.errors import Untestable
 from iamroles_scenarios.base.family import holders
-from iamroles_scenarios.wire.asker import Asker
+from iamroles_scenarios.base.polling import rest
+from iamroles_scenarios.wire.asker import Asker, opened
 
 if TYPE_CHECKING:
     from iamroles_scenarios.stage.agent_handle import AgentHandle
 
-UNSEEN, _MOST, _AT_ONCE = 8, 16, 4
-"""Connections where no process is seen, and where a worker got none; those opened before each look."""
+UNSEEN, _AT_ONCE, _BURST, _LOOKS = 8, 4, 16, 4
+"""Connections where no process is seen; those opened before each look, and if a worker got none; looks."""
 
 
 class Spread:
@@ -31,8 +34,6 @@ class Spread:
     def __init__(self, agent: AgentHandle, workers: int, timeout: float) -> None:
         self._agent, self._workers, self._timeout = agent, workers, timeout
         self._askers: list[Asker] = []
-        self.reached = 0
-        """Workers that hold a connection; 0 if that cannot be seen."""
 
     def __enter__(self) -> Self:
         return self
@@ -52,17 +53,23 @@ class Spread:
         if self._workers == 1:
             self._askers = [Asker(address, timeout=self._timeout)]
             return
-        while True:
-            self._askers += [Asker(address, timeout=self._timeout, most=1) for _ in range(_AT_ONCE)]
-            ports = {asker.port: asker for asker in self._askers}
+        by_holder: dict[int, list[Asker]] = {}
+        for look in range(_LOOKS):
+            rest(self._timeout / 4 * (look > 1))  # a worker may still start
+            many = _BURST if by_holder else _AT_ONCE
+            self._askers += [Asker(address, timeout=self._timeout, most=1) for _ in range(many)]
+            ports = opened(self._askers)  # at once: of connections in turn the same process may take each
             held = holders(pid, ports) if pid and any(ports) else {}
-            by_holder: dict[int, list[Asker]] = {}
+            by_holder = {}
             for port, asker in ports.items():
                 by_holder.setdefault(held.get(port, 0), []).append(asker)
             unheld = by_holder.pop(0, [])
-            if len(by_holder) >= self._workers or len(self._askers) >= (_MOST if by_holder else UNSEEN):
+            self._agent.spread |= (whole := len(by_holder) >= self._workers)
+            if whole or (look and (self._agent.spread or not by_holder)):
                 break
-        self.reached = len(by_holder)
+        else:
+            self.close()
+            raise Untestable(f"{len(by_holder)} of {self._workers} workers took a connection")
         if by_holder:
             self._askers = [first for first, *_ in by_holder.values()]
             for first, *others in by_holder.values():
@@ -73,4 +80,4 @@ class Spread:
     def close(self) -> None:
         for asker in self._askers:
             asker.close()
-        self._askers, self.reached = [], 0
+        self._askers = []

@@ -48,6 +48,8 @@ class AgentHandle:
         """`host:port` or `unix:/path` as the suite reaches it."""
         self.ready: dict[str, Any] = {}
         """The ready line."""
+        self.spread = False
+        """True once all its workers held connections together."""
 
     def write(self, document: Mapping[str, Any], master: str = "") -> None:
         """Put down the world file that the next start or reload reads; `master` is HAProxy's master CLI."""

@@ -85,7 +85,7 @@ class Asker:
     @property
     def port(self) -> int:
         """Return the port of its connection, opened if need be; 0 for a Unix socket."""
-        return _background.run(self._connected()).port
+        return next(iter(opened([self])))
 
     @property
     def connected(self) -> bool:
@@ -123,7 +123,7 @@ class Asker:
                     found[number] = await asker._asked(*pair, read)
 
             if (side_by_side := min(window, len(asked))) > 1:
-                await self._connected()
+                await self.open_connection()
                 if not self._pipelines:
                     self._more = [one for one in self._more if one.connected or self.most > 1]
                     lacking = min(side_by_side, self.most) - 1 - len(self._more)
@@ -162,7 +162,7 @@ class Asker:
     async def _asked(
         self, check: Mapping[str, Any], context: Mapping[str, Any] | None, read: Callable[[Frame], _T]
     ) -> _T:
-        connection = self._connection or await self._connected()
+        connection = self._connection or await self.open_connection()
         async with self._turn:
             if connection is not self._connection:  # it ended while this question waited for its turn
                 raise self._dropped
@@ -192,7 +192,7 @@ class Asker:
             finally:
                 self._waiting.pop(stream_id, None)
 
-    async def _connected(self) -> Connection:
+    async def open_connection(self) -> Connection:
         self._opening = self._opening or asyncio.Lock()
         async with self._opening:
             if self._connection is None:
@@ -277,3 +277,12 @@ def decide(
             connection.close()
 
     return cast("dict[str, object]", _background.run(once()))
+
+
+def opened(askers: Sequence[Asker]) -> dict[int, Asker]:
+    """Open their connections at once, and return them by port; 0 for a Unix socket."""
+
+    async def ports() -> list[int]:
+        return [one.port for one in await asyncio.gather(*(asker.open_connection() for asker in askers))]
+
+    return dict(zip(_background.run(ports()), askers, strict=True))

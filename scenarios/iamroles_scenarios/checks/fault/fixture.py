@@ -160,7 +160,7 @@ class FaultBench(Bench):
                     break
                 if seen is not None and seen.status not in FAULTY and opens:
                     recording.note(f"{fault}: {seen.status} after its end")
-                if seen is not None and seen.allow and not opens:
+                if seen is not None and seen.allow:
                     raise self.failed(f"{fault}, after its end: the answer is wrong", seen, question.expected)
                 if last:
                     raise self.failed(f"{fault}: not served {BACK:g} s after its end", seen)
