@@ -12,7 +12,7 @@ import pytest
 import urllib3
 from mock_process import HTTP, fetch, running, verify
 
-from iamroles_scenarios.base.errors import ControlError, WaitTimeoutError
+from iamroles_scenarios.base.errors import AgentFault, ControlError
 from iamroles_scenarios.jose import SHAPES, role_arn
 from iamroles_scenarios.mock.clients import IdpClient
 from iamroles_scenarios.mock.issuer import POISONS
@@ -136,7 +136,7 @@ def test_waiting_ends_when_the_count_is_reached(issuer):
 
 
 def test_waiting_has_a_deadline(issuer):
-    with pytest.raises(WaitTimeoutError):
+    with pytest.raises(AgentFault, match="the agent did not ask"):
         issuer.wait_for("jwks", 1, deadline=0.05)
 
 

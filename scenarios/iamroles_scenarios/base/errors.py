@@ -73,6 +73,10 @@ class AgentFault(Exception):
         super().__init__(f"{message}\n{self.trace}" if self.trace else message)
 
 
+class WaitTimeoutError(AgentFault):
+    """A counter of a mock did not reach its mark in time: the agent did not ask."""
+
+
 class WireError(AgentFault):
     """On a connection over SPOP."""
 
@@ -178,10 +182,6 @@ class TooSlow(HarnessFault):
 
 class ControlError(SuiteError, RuntimeError):
     """A mock does not answer its control port, or refuses a command."""
-
-
-class WaitTimeoutError(ControlError):
-    """A counter of a mock did not reach its mark in time."""
 
 
 class CommandError(SuiteError, ValueError):

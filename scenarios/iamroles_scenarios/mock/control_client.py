@@ -48,7 +48,7 @@ class Control:
         except urllib3.exceptions.HTTPError as fault:
             raise ControlError(f"{method} {address}: {fault}") from fault
         if answer.status == 504:
-            raise WaitTimeoutError(f"{fields} not reached; counts are {answer.data.decode()}")
+            raise WaitTimeoutError(f"the agent did not ask: {fields}, counts are {answer.data.decode()}")
         if answer.status != 200:
             raise ControlError(
                 f"{method} {address}: {answer.status} {answer.data.decode(errors='replace')[:500]}"

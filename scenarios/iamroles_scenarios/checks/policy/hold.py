@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from iamroles_scenarios.base.errors import CheckFailed, Evidence, Inapplicable, StageError
+from iamroles_scenarios.base.polling import rest
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.tables import ARN
 from iamroles_scenarios.engine.bench import ALLOWED, Bench, Pending, bench, beside, own_bench, refused
@@ -141,6 +142,7 @@ def in_flight(target: Target) -> None:
     with bench(target, "orders", "policy.hold.in-flight", own=True, keys=keys_table) as here:
         here.expect("before", here.token(), ALLOWED)
         issuer = here.issuer()
+        rest(here.seconds(0.1))  # the cooldown that the last fetch began
         before = issuer.counters().get("jwks", 0)
         issuer.rotate()
         issuer.fault("jwks", "slow", seconds=here.seconds(_FETCH))
