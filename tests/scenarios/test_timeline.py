@@ -242,7 +242,8 @@ def test_recovery_is_measured_and_bounded(fire, answers):
 
 
 def test_a_slow_window_is_held_against_the_quiet_one(fire, answers):
-    answers(1, 1.05, ALLOWED, times=100)
+    answers(1, 3, ALLOWED, times=8)  # a cold agent waits for keys
+    answers(2, 2.05, ALLOWED, times=100)
     answers(5, 5.9, ALLOWED, times=100)
 
     assert judged(fire, between=["kill", "end"], p99=20).problems == []

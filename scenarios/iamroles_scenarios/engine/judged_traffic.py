@@ -290,7 +290,8 @@ class JudgedTraffic:
                 " that can be in flight"
             )
         if window.p99 is not None:
-            found.quiet = p99(self.ledger.between(self.steps[BEGIN].begin, self._first(), window.flows))
+            began = (self.steps[BEGIN].begin + self._first()) // 2  # until then its first keys may have come
+            found.quiet = p99(self.ledger.between(began, self._first(), window.flows))
             if found.p99 > max(window.p99 * found.quiet, FLOOR * self._scale):
                 found.problems.append(
                     f"p99 was {found.p99 * 1000:.0f} ms, more than {window.p99:g} times the quiet "
