@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import closing
 
+from iamroles_scenarios.base.errors import Inapplicable
 from iamroles_scenarios.base.polling import rest
 from iamroles_scenarios.checks.live.fixture import AFTER, EVERY, HALF, SOCKET, WITHIN, LiveBench, live_bench
 from iamroles_scenarios.checks.live.multiplexed import H2Client, Multiplexed
@@ -17,10 +18,10 @@ _SECOND_HEAD = "ProtocolError: Trailers"
 _TIMES = 4
 
 
-def must_offer(here: LiveBench, line: H2Client) -> None:
-    """Hold the proxy to speak HTTP/2, and to take WebSockets there."""
+def must_offer(line: H2Client) -> None:
+    """Play on only if the proxy speaks HTTP/2, and takes WebSockets there."""
     if not line.webs:
-        raise here.failed("the proxy does not offer WebSockets over HTTP/2 (RFC 8441), or no HTTP/2")
+        raise Inapplicable("WebSockets over HTTP/2 (RFC 8441)")
 
 
 def begun(here: LiveBench, line: H2Client, shape: StreamShape, token: str, path: str) -> Multiplexed:
@@ -44,7 +45,7 @@ def expiry(target: Target) -> None:
     All kinds, busy and idle, of a token that ends and of another that lasts, on one connection.
     """
     with live_bench(target, "live.h2.expiry") as here, closing(H2Client(here)) as line:
-        must_offer(here, line)
+        must_offer(line)
         lasts = here.token(exp="+15m")
         lasting = [begun(here, line, StreamShape(kind), lasts, "/live/reader") for kind in KINDS]
         token = here.token(exp=here.end())
@@ -69,7 +70,7 @@ def revoked(target: Target) -> None:
         for shapes in ((SOCKET,), every):  # an agent may look for few streams of a connection otherwise
             for _ in range(_TIMES):
                 with closing(H2Client(here)) as line:
-                    must_offer(here, line)
+                    must_offer(line)
                     if _one_goes(here, line, shapes):
                         break
             else:
