@@ -7,7 +7,7 @@ time.
 
 from __future__ import annotations
 
-from iamroles_scenarios.base.errors import Untestable
+from iamroles_scenarios.base.errors import TooSlow, Untestable
 from iamroles_scenarios.base.polling import polls
 from iamroles_scenarios.checks.proxy import traffic as proxy_traffic
 from iamroles_scenarios.checks.proxy.traffic import HttpQuestion, at_once, gate, person, shut, traffic
@@ -155,7 +155,8 @@ def crossed(target: Target) -> str:
     with gate(target, pipelining=True, agents=2) as here:
         other = here.loan.worlds[1].agent
         other.stop()
-        here.world.haproxy.wait_agent(False, here.seconds(_DOWN), agents=2)
+        if not here.world.haproxy.wait_agent(False, here.seconds(_DOWN), agents=2):
+            raise TooSlow(f"HAProxy did not hold a stopped agent for down within {_DOWN:g} s")
         with traffic(
             here, _people(here, _PEOPLE), "while one agent of two stops", excuses=here.frames.again
         ) as flowing:
