@@ -82,6 +82,13 @@ def huge_times(sound: Any, payload: Any, name: str) -> Any:
     return value if type(value) is int and value > 1 << 53 else sound(payload, name)
 
 
+@mutant("tolerant.reads-keys", "", "refuses a `jwk` and an `x5c` that are no keys (RFC 7515 5.2)")
+@before(jws, "read_header")
+def reads_keys(protected: bytes) -> None:
+    if re.search(rb'"oct"|"x5c": ?\["http', protected):
+        raise Refusal(Reason.TOKEN_MALFORMED, "no public key")
+
+
 @mutant("tolerant.odd-kid", "", "looks up any kid, and finds no key for an odd one")
 @rescue(jws, "read_header", ValueError)
 def odd_kid(error: Any, _protected: bytes) -> None:
@@ -157,6 +164,11 @@ def _sts_form(refusal: Any, *_arguments: Any) -> None:
 mutant("tolerant.sts-form", "", "calls what is wrong in a pre-signed URL malformed, also a missing token")(
     setting(sts, "_REQUIRED", frozenset(sts._PARAMETERS)),
     *(rescue(module, "read_credential", Refusal)(_sts_form) for module in (remote, sts)),
+)
+
+
+mutant("tolerant.sts-any-type", "", "reads an answer of STS whatever its content type")(
+    around(sts, "read_answer")(lambda sound, answer: sound(replace(answer, content_type="application/json")))
 )
 
 

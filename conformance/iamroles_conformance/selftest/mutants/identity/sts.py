@@ -226,9 +226,6 @@ async def sts_redirect(sound: Any, self: Any, url: str, *, headers: Any = None, 
     return await sound(self, target, headers={"Accept": "application/json"}, **how)
 
 
-mutant("identity.sts-any-type", "STS-ANSWER-001", "believes an answer of any content type")(
-    around(sts, "read_answer")(lambda sound, answer: sound(replace(answer, content_type="application/json")))
-)
 mutant("identity.sts-large-answer", "STS-ANSWER-003", "reads answers of any size")(
     setting(sts, "_MAX_ANSWER", 1 << 30)
 )
