@@ -1,9 +1,9 @@
 """Connections to one agent that reach each of its workers, so that a question can be put to all of them.
 
 A black box chooses which of its processes takes a connection. If its processes can be seen, connections are
-opened until each worker holds one; more are kept only if the agent does not pipeline. Nothing is judged of an
-agent of which a worker never took one. Otherwise, as behind a Unix socket, `UNSEEN` are kept: if the kernel
-spreads them, one of two workers is missed once in 128 times.
+opened until each worker holds one; if a worker never took any, the check is untestable. More are kept only if
+the agent does not pipeline. Otherwise, as behind a Unix socket, `UNSEEN` are kept: if the kernel spreads
+them, one of two workers is missed once in 128 times.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ def huge_times(sound: Any, payload: Any, name: str) -> Any:
     return value if type(value) is int and value > 1 << 53 else sound(payload, name)
 
 
-@mutant("tolerant.reads-keys", "", "refuses a `jwk` and an `x5c` that are no keys (RFC 7515 5.2)")
+@mutant("tolerant.reads-keys", "", "refuses a `jwk` and an `x5c` that are not keys (RFC 7515)")
 @before(jws, "read_header")
 def reads_keys(protected: bytes) -> None:
     if re.search(rb'"oct"|"x5c": ?\["http', protected):

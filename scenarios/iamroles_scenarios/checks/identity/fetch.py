@@ -59,7 +59,7 @@ def must_be_silent(here: Bench, listener: Listener, evil: IssuerHandle | None, w
 
 
 _READ = Expectation(status=[200, 401])
-"""A reader of `jwk` and `x5c` may refuse what is no key (RFC 7515 4.1), and one of `iss` (RFC 7519 5.3)."""
+"""An agent may read `jwk`, `x5c` (RFC 7515 section 4.1) and `iss` (RFC 7519 section 5.3), and refuse them."""
 
 
 def _pointing(base: str) -> list[dict[str, Any]]:
