@@ -130,14 +130,22 @@ def test_what_the_host_was_late_for_proves_nothing_but_a_false_allow_does(asked,
     assert any("untestable" in one for one in soak_page.document(found, "", "", "")["problems"]) is late
 
 
-@pytest.mark.parametrize("fault", [AgentFault("the agent is gone"), TooSlow("the agent is gone")])
-def test_an_agent_that_does_not_come_back_to_a_late_host_passes_nothing(asked, monkeypatch, fault):
+@pytest.mark.parametrize(
+    ("code", "fault", "said"),
+    [
+        (None, AgentFault("the agent is gone"), "untestable, "),
+        (None, TooSlow("the agent is gone"), "untestable, "),
+        (-11, None, ""),
+    ],
+)
+def test_an_agent_that_is_gone_from_a_late_host_passes_nothing(asked, monkeypatch, code, fault, said):
     def gone():
         raise fault
 
     monkeypatch.setattr(lateness, "delay", lambda *_: lateness.Delay(0.7, 0.0))
     world = SimpleNamespace(proxy=SimpleNamespace(host="127.0.0.1", port=9), host_pids=[])
-    world.agent = SimpleNamespace(start=gone)
+    world.agent = SimpleNamespace(start=gone, ended=lambda _: code, logs=str)
+    world.haproxy_ended = lambda: None
     loan = SimpleNamespace(world=world, worlds=[world], sets=None, certificates=None)
     soak = _Soak(SimpleNamespace(agent=SimpleNamespace(features={}), scale=1.0), loan, seed=1, rate=1)
     begin = SimpleNamespace(begin=0)
@@ -147,20 +155,24 @@ def test_an_agent_that_does_not_come_back_to_a_late_host_passes_nothing(asked, m
     result = soak_page.document(soak.run(0.0, print), "", "", "")
 
     assert result["passed"] is False
-    wanted = ("the agent is gone", "0 answers, fewer than 1000", "0 events, fewer than 20")
+    why = "the agent ended by signal 11" if code else "the agent is gone"
+    wanted = (why, "0 answers, fewer than 1000", "0 events, fewer than 20")
     problems = zip(result["problems"], wanted, strict=True)
-    assert all(one.startswith(f"untestable, {why}") for one, why in problems)
+    assert all(one.startswith(said + why) for one, why in problems)
 
 
 def test_one_agent_that_haproxy_does_not_take_back_is_waited_for_and_not_in_vain():
     world = MagicMock(proxy=SimpleNamespace(host="127.0.0.1", port=9))
     world.haproxy.wait_agent.return_value = False
+    world.agent.ended.side_effect, world.haproxy_ended.return_value = (None, 1), None
     target = SimpleNamespace(agent=SimpleNamespace(features={}), scale=1.0, seconds=lambda seconds: seconds)
     soak = _Soak(target, Loan(world, {}), seed=1, rate=1)
     soak._timeline = SimpleNamespace(step=lambda _name, _step, act: act())
 
     with pytest.raises(TooSlow, match="for up within 10 s"):
         soak._step(Step(agent="start"), "the agent comes back")
+    with pytest.raises(AgentFault, match="ended with exit code 1"):
+        soak._step(Step(agent="start"), "what ended by itself is not started")
 
 
 def test_a_seed_gives_the_same_walk_and_every_move_comes():

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iamroles_scenarios.base import lateness
-from iamroles_scenarios.base.errors import AgentFault, TooSlow, Untestable
+from iamroles_scenarios.base.errors import AgentFault, HarnessFault, TooSlow, Untestable
 from iamroles_scenarios.base.family import descriptors, resident
 from iamroles_scenarios.declarations.scenario import Step, merged
 from iamroles_scenarios.declarations.timeline import BEGIN
@@ -30,6 +30,7 @@ from iamroles_scenarios.engine.certificates import proxy_fault
 from iamroles_scenarios.engine.events import EVENT_DEADLINE, Events
 from iamroles_scenarios.engine.judged_traffic import PATIENCE
 from iamroles_scenarios.engine.ledger import Kind, Outcomes
+from iamroles_scenarios.engine.setups import ended
 from iamroles_scenarios.engine.timeline import Timeline
 from iamroles_scenarios.engine.tokens import Mint
 from iamroles_scenarios.engine.verdicts import too_late
@@ -193,11 +194,14 @@ class _Soak:
                     if sets is not None:
                         sets.forget(before)
                     self._measure(found, begin)
+                self._look()
                 for world in self._place.worlds:
                     world.agent.start()
             except (AgentFault, TooSlow) as fault:
                 why = str(getattr(fault, "message", fault))
                 late = why if isinstance(fault, TooSlow) else self._late(self._judged_at)
+                if gone := ended(self._place.worlds, 0.0):  # a late host is no excuse
+                    why, late = gone.cause, ""
                 found.late = found.late or late
                 (found.held if late else found.problems).append(why)
         self._judge(found, now())
@@ -274,6 +278,7 @@ class _Soak:
 
     def _step(self, step: Step, name: str, revocations: str | None = None) -> None:
         def act() -> None:
+            self._look()
             if revocations is not None:
                 for world in self._place.worlds:
                     world.agent.put("revocations.toml", revocations)
@@ -282,6 +287,11 @@ class _Soak:
                 self._place.wait_agents(self._target.seconds(EVENT_DEADLINE))
 
         self._timeline.step(name, step, act)
+
+    def _look(self) -> None:
+        """Raise the fault of a part that ended by itself: a kill or a start to come would hide it."""
+        if gone := ended(self._place.worlds, 0.0):
+            raise AgentFault(gone.cause) if gone.part == "agent" else HarnessFault(gone.cause)
 
     # --- what it uses --------------------------------------------------------------------------------------
 
