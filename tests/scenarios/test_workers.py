@@ -6,6 +6,7 @@ from contextlib import closing
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -18,11 +19,11 @@ from iamroles_scenarios.checks.policy.workers import CHANGES
 from iamroles_scenarios.checks.proxy.traffic import HttpQuestion
 from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec, Step, WorldSpec, scenarios
 from iamroles_scenarios.engine.answers import ALLOW
-from iamroles_scenarios.engine.bench import CHANGING, SpopQuestion, bench
+from iamroles_scenarios.engine.bench import CHANGING, SpopQuestion, bench, own_bench
 from iamroles_scenarios.engine.observation import Observation, mismatches
 from iamroles_scenarios.engine.spread import UNSEEN, Spread
 from iamroles_scenarios.engine.target import Target
-from iamroles_scenarios.engine.worlds import Worlds
+from iamroles_scenarios.engine.worlds import Loan, Worlds
 from iamroles_scenarios.stage.reference import reference_agent
 from iamroles_scenarios.wire.codec import Typed
 from iamroles_scenarios.wire.frames import Action, Scope
@@ -101,6 +102,16 @@ def test_a_world_that_changes_has_two_workers_if_the_agent_declares_them(worlds)
     with worlds.worlds.borrow(spec.model_copy(update={"own": True}), "none") as loan:
         assert loan.workers == 1
     worlds.worlds._agent.features["workers"] = True
+
+
+def test_both_agents_of_a_world_are_closed():
+    first, second = MagicMock(), MagicMock()
+    started = SimpleNamespace(start=lambda *_: Loan(first, {}, second=second))
+    with own_bench(SimpleNamespace(worlds=started, lane="gate", scale=1.0), "orders", agents=2):
+        pass
+
+    for world in (first, second):
+        world.close.assert_called_once()
 
 
 def test_each_worker_is_asked(worlds):

@@ -440,7 +440,7 @@ def own_bench(
     """
     spec = WorldSpec(policy=policy, override=dict(override or {}), own=True, changes=True, agents=agents)
     loan = target.worlds.start(spec, suffix or own_suffix(), **how)
-    with loan.world, closing(Bench(target, loan, flow)) as found:
+    with closing(loan), closing(Bench(target, loan, flow)) as found:
         yield found
 
 

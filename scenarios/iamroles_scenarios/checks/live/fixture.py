@@ -199,7 +199,7 @@ def live_bench(
 
         if relayed:
             loan = target.worlds.start(spec, own_suffix(), between=between, settings=settings)
-            stack.enter_context(loan.world)
+            stack.enter_context(closing(loan))
         else:
             loan = stack.enter_context(target.worlds.borrow(spec, owner))
         here = stack.enter_context(closing(LiveBench(target, loan)))
