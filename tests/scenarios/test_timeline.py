@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
+from listening import listening
 
 from iamroles_scenarios.base.errors import DocumentError, HttpFault, TooSlow
 from iamroles_scenarios.declarations.documents import parse
@@ -310,6 +311,22 @@ def test_the_ledger_shows_no_token():
 
     for entry in ledger.between(0, 9):
         assert secret not in "".join(entry.shown)
+
+
+def test_what_the_ledger_has_is_not_kept_twice():
+    def refuse(connection):
+        while connection.recv(65_536):
+            connection.sendall(REFUSED)
+
+    with listening(refuse) as address:
+        host, port = address.split(":")
+        fire = JudgedTraffic((host, int(port)), rate=0, connections=1)
+        fire.ask(Flow("closed", RequestSpec(), SHUT))
+        fire.start()
+        fire.wait(50)
+        fire.stop()
+
+    assert len(fire._loop.records) <= 1
 
 
 def test_a_world_that_is_gone_is_a_fault_of_the_harness():

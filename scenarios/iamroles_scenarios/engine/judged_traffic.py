@@ -171,6 +171,7 @@ class JudgedTraffic:
         try:
             while not self._stop:
                 self._loop.run(now() + _SLICE)
+                self._loop.records.clear()  # the ledger has them, and a soak lasts for days
                 for asked in list(self._flows.values()):
                     asked.renew(now())
                 with self._moved:
