@@ -220,6 +220,16 @@ def test_a_stream_that_says_the_wrong_thing_is_wrong():
     assert (loop.tally.held, loop.tally.wrong) == (1, 1)
 
 
+def test_a_connection_that_is_closed_while_others_open_is_idle_once():
+    with listening(lambda _: None) as closing, serving(lambda *_: OK) as silent:
+        loop = traffic.Loop(iter(()), arrivals([]))
+        closed = HttpClient(loop, Address.of(closing))
+        slow = HttpClient(loop, Address.of(silent.address), tls=ssl.create_default_context())
+        loop.open([closed, slow], within=0.3)
+
+    assert list(loop._idle) == [closed, slow]
+
+
 def test_a_connection_for_each_request():
     with serving(lambda *_: OK) as server:
         loop, _ = drive(server.address, fresh=True)

@@ -161,7 +161,8 @@ class Loop:
         if asked is None:
             if self._opening:
                 self._example(None, why)
-                self.idle_again(client)
+                if client not in self._idle:
+                    self.idle_again(client)
             else:
                 self.tally.lost += 1
             return
