@@ -15,13 +15,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mock_process import running
 
-from iamroles_scenarios.mock.echo import WebSocketEcho
+from iamroles_scenarios.base import process
+from iamroles_scenarios.mock.echo import WebSocketEcho, main
 
 
 @pytest.fixture(scope="module")
 def echo():
     with running("mock.echo", "--backend", "orders-ro", "--backend", "orders-rw") as mock:
         yield mock
+
+
+@pytest.mark.parametrize("backends", [["a=65536"], ["a=http"], ["=9002"], ["a=0", "a"]])
+def test_what_cannot_be_served_as_asked_is_refused(monkeypatch, backends):
+    monkeypatch.setattr(process, "run", lambda served: served.close())
+    with pytest.raises(SystemExit, match="2"):
+        main([f"--backend={backend}" for backend in backends])
 
 
 @contextmanager

@@ -290,7 +290,7 @@ async def serve(options: process.MockOptions, wanted: list[tuple[str, int]]) -> 
 
 def _backend(text: str) -> tuple[str, int]:
     name, _, port = text.partition("=")
-    if not name or not (port or "0").isdecimal():
+    if not name or not (port or "0").isdecimal() or int(port or 0) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME or NAME=port")
     return name, int(port or 0)
 
@@ -307,6 +307,8 @@ def main(arguments: list[str] | None = None) -> None:
         help="repeat for each",
     )
     parsed: Any = parser.parse_args(arguments)
+    if len(dict(parsed.backend)) < len(parsed.backend):
+        parser.error("two backends have one name: rename one")
     process.run(serve(process.options(parsed), parsed.backend))
 
 
