@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from invoking import AGENTS
 from puppet_gate import ISSUER, PUPPET, described, puppet_spec
 from waiting import until
@@ -20,6 +21,7 @@ from iamroles_scenarios.base.errors import ProxyFileError, StageError
 from iamroles_scenarios.stage import open_stage
 from iamroles_scenarios.stage.docker import LABEL, find_engine, sweep
 from iamroles_scenarios.stage.images import Images
+from iamroles_scenarios.stage.images import main as images
 
 POLICY = {"version": 1, "issuers": [ISSUER], "backends": [{"name": "alpha"}]}
 PLAIN = described(tables={}, command=PUPPET)
@@ -124,6 +126,8 @@ def test_required_containers_without_an_engine_fail(monkeypatch):
         open_stage("auto", require="containers")
     with pytest.raises(StageError, match="Containers are required"):
         open_stage("containers")
+    done = CliRunner().invoke(images, ["iamroles/none"])
+    assert (done.exit_code, "Start a Docker engine" in done.stderr) == (3, True)
 
 
 @pytest.mark.parametrize(

@@ -351,7 +351,9 @@ def main(name: str, context: Path | None, *, agent: bool) -> None:
         images.archive = context
         engine.images.get(images.agent() if agent else images.suite()).tag(name)
     except (StageError, DockerException) as error:
-        raise click.ClickException(str(error)) from error
+        start = "" if isinstance(error, StageError) else ". Start a Docker engine, or name one in DOCKER_HOST"
+        click.echo(f"{error}{start}", err=True)
+        raise SystemExit(3) from error
 
 
 if __name__ == "__main__":
