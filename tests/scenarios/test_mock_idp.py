@@ -1,10 +1,13 @@
 """The mock IdP, as a process, over HTTP."""
 
+import asyncio
 import itertools
 import signal
 import socket
 import threading
 import time
+from types import SimpleNamespace
+from unittest.mock import AsyncMock
 from urllib.parse import urlsplit
 
 import jwt
@@ -14,6 +17,7 @@ from mock_process import HTTP, fetch, running, verify
 
 from iamroles_scenarios.base.errors import AgentFault, ControlError
 from iamroles_scenarios.jose import SHAPES, role_arn
+from iamroles_scenarios.mock import control
 from iamroles_scenarios.mock.clients import IdpClient
 from iamroles_scenarios.mock.issuer import POISONS
 
@@ -140,6 +144,14 @@ def test_waiting_has_a_deadline(issuer):
         issuer.wait_for("jwks", 1, deadline=0.05)
 
 
+@pytest.mark.parametrize(("timeout", "seconds"), [("600", 600.0), ("nan", 86_400.0), ("inf", 86_400.0)])
+def test_a_deadline_is_its_callers_up_to_a_day(timeout, seconds):
+    counters = AsyncMock(snapshot=dict)
+    asyncio.run(control.wait(SimpleNamespace(query={"counter": "jwks", "timeout": timeout}), counters))
+
+    counters.wait.assert_awaited_once_with("jwks", 1, seconds)
+
+
 def test_faults(issuer):
     url = f"{issuer.url}/jwks"
 
@@ -241,13 +253,16 @@ def test_a_stalled_answer_comes_when_the_fault_is_cleared(issuer):
         lambda idp: idp.issuer("bad", keys=["HS256"]),
         lambda idp: idp.issuer("bad", keys=["ES256"]).fault("jwks", "no-such-kind"),
         lambda idp: idp.issuer("bad", keys=["ES256"]).fault("jwks", "slow", second=1),
+        lambda idp: idp.issuer("bad", keys=["ES256"]).fault("jwks", "slow", seconds="1"),
+        lambda idp: idp.issuer("bad", keys=["ES256"]).fault("jwks", "status", headers=[]),
+        lambda idp: idp.issuer("bad", keys=[]).poison("duplicate"),
         lambda idp: idp.issuer("bad", keys=["ES256"]).poison("no-such-poison"),
         lambda idp: idp.issuer("bad", keys=["ES256"]).remove("no-such-kid"),
         lambda idp: idp.get("nobody"),
     ],
 )
 def test_mistaken_commands_are_refused(idp, command):
-    with pytest.raises(ControlError):
+    with pytest.raises(ControlError, match=r": 40[04] "):
         command(idp)
 
 
@@ -271,11 +286,12 @@ def test_ends_on_sigterm_and_when_its_input_closes():
         assert mock.process.wait(10) == 0
 
 
-def test_a_busy_port_is_one_sentence(process, capfd):
-    with (
-        pytest.raises(AssertionError, match="ended with 3"),
-        running("mock.idp", "--listen", process.ready["address"]),
-    ):
+@pytest.mark.parametrize("busy", [True, False])
+def test_an_address_that_cannot_be_had_is_one_sentence(process, capfd, busy):
+    address = process.ready["address"] if busy else "192.0.2.1:0"
+    with pytest.raises(AssertionError, match="ended with 3"), running("mock.idp", "--listen", address):
         pass
 
-    assert "Free the address" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "cannot serve: " in said
+    assert ("Free the address" in said) is busy

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import json
 import logging
 import os
@@ -71,12 +72,13 @@ def joined(host: str, port: int) -> str:
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
-    """Run a mock on uvloop; a busy address is one sentence and status 3."""
+    """Run a mock on uvloop; an address that it cannot have is one sentence and status 3."""
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(main)
     except OSError as fault:
-        sys.stderr.write(f"cannot serve: {fault}. Free the address, or use port 0\n")
+        remedy = ". Free the address, or use port 0" if fault.errno == errno.EADDRINUSE else ""
+        sys.stderr.write(f"cannot serve: {fault}{remedy}\n")
         raise SystemExit(3) from fault
 
 

@@ -45,7 +45,7 @@ async def wait(request: web.Request, counters: Counters) -> web.Response:
     """Long poll: 200 with all counts when `counter` is at least `at-least`; 504 after `timeout` seconds."""
     try:
         name, at_least = request.query["counter"], int(request.query.get("at-least", "1"))
-        deadline = min(float(request.query.get("timeout", "10")), 120.0)
+        deadline = min(86_400.0, float(request.query.get("timeout", "10")))  # a day also for inf and nan
     except (KeyError, ValueError) as fault:
         raise CommandError("say counter=<name>&at-least=<count>&timeout=<seconds>") from fault
     reached = await counters.wait(name, at_least, deadline)

@@ -52,6 +52,9 @@ _PIECE = 1 << 16
 _EARLY = b"HTTP/1.1 103 Early Hints\r\nLink: </keys>; rel=preload\r\n\r\n"
 _COPIES = 100
 """Answers of `repeated`: more than a client asks for while a check lasts."""
+_TYPES: dict[str, Any] = dict.fromkeys(("times", "status", "size"), int)
+_TYPES |= {"seconds": (int, float), "headers": dict, "members": dict}
+"""Types of the parameters that are no text."""
 Sound = Callable[[], Awaitable[web.Response]]
 
 
@@ -77,13 +80,15 @@ class Fault:
         """Read a control request.
 
         Raises:
-            ValueError: an unknown kind or parameter.
+            ValueError: an unknown kind or parameter, or a value of a wrong type.
         """
         known = {each.name for each in fields(cls)} - {"cleared"}
         if unknown := set(table) - known:
             raise ValueError(f"unknown fault parameters {sorted(unknown)}; known are {sorted(known)}")
         if table.get("kind") not in kinds:
             raise ValueError(f"unknown fault kind {table.get('kind')!r}; known are {sorted(kinds)}")
+        if wrong := [name for name, value in table.items() if not isinstance(value, _TYPES.get(name, str))]:
+            raise ValueError(f"fault parameters {wrong} have values of a wrong type")
         return cls(**table)
 
 

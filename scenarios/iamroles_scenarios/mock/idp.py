@@ -187,6 +187,8 @@ class Idp:
         poison = POISONS.get(table.get("kind", ""))
         if poison is None:
             raise CommandError(f"unknown poison {table.get('kind')!r}; known are {sorted(POISONS)}")
+        if not issuer.signing:
+            raise CommandError(f"{issuer.name} has no key that signs: add one before you poison its set")
         entries, key = await asyncio.to_thread(poison, issuer)
         issuer.published = [*issuer.published, *entries]
         return _with_key(issuer, key)
