@@ -15,6 +15,7 @@ from iamroles_conformance.commands.options import Command, judges
 from iamroles_conformance.errors import ExitCode
 from iamroles_conformance.subject import Subject
 from iamroles_scenarios.base.errors import CheckFailed, SelectionError, StageError
+from iamroles_scenarios.commands.values import OutputPath
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.wire_target import wire_target
 from iamroles_scenarios.engine.worlds import Worlds
@@ -33,7 +34,7 @@ from iamroles_scenarios.wire.target import WireTarget
 @click.option("--replay", "kept", type=click.Path(path_type=Path), help="Send the inputs of this file again.")
 @click.option(
     "--save",
-    type=click.Path(path_type=Path),
+    type=OutputPath(),
     default=Path("iamroles-fuzz.json"),
     show_default=True,
     help="File for a failure.",

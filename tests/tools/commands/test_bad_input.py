@@ -64,6 +64,7 @@ def test_a_file_that_cannot_be_understood_is_named(place, name, command, monkeyp
         ("conformance run --check wire.hello --report junk", "is a file"),
         ("conformance soak --page /nowhere/page.html", "cannot be written: /nowhere"),
         ("conformance run --agent-address 127.0.0.1:99999", "write host:port"),
+        ("conformance fuzz --save /nowhere/kept.json", "cannot be written: /nowhere"),
         ("conformance fuzz --count 0", "0 is not in the range"),
         ("conformance oracle --cases -5", "-5 is not in the range"),
         ("conformance selftest --jobs 0", "0 is not in the range"),
