@@ -54,7 +54,7 @@ _COPIES = 100
 """Answers of `repeated`: more than a client asks for while a check lasts."""
 _TYPES: dict[str, Any] = dict.fromkeys(("times", "status", "size"), int)
 _TYPES |= {"seconds": (int, float), "headers": dict, "members": dict}
-"""Types of the parameters that are no text."""
+"""Types of parameters; all others are texts."""
 Sound = Callable[[], Awaitable[web.Response]]
 
 
