@@ -95,15 +95,18 @@ def collected(tmp_path):
     def run(*archives):
         hub = tmp_path / "hub"
         hub.mkdir()
-        rows = "".join(f"{n} 7{n} iamroles-conformance-results-{n}\n" for n in range(len(archives)))
-        (hub / "list").write_text(rows)
+        strangers = (
+            f"9 9 {whence} iamroles-conformance-results-0\n" for whence in ("false main", "true feature")
+        )
+        rows = (f"{n} 7{n} true main iamroles-conformance-results-{n}\n" for n in range(len(archives)))
+        (hub / "list").write_text("".join([*strangers, *rows]))
         for number, content in enumerate(archives):
             (hub / f"{number}.zip").write_bytes(content)
         gh = tmp_path / "gh"
         gh.write_text(
             f'#!/bin/sh\ncase "$2" in\n*gone/*) exit 1 ;;\n'
             f"*/zip) p=${{2%/zip}}; exec cat {hub}/${{p##*/}}.zip ;;\n"
-            f"*) exec cat {hub}/list ;;\nesac\n"
+            f"*/artifacts*) exec cat {hub}/list ;;\n*) echo main ;;\nesac\n"
         )
         gh.chmod(0o755)
         (tmp_path / "results.toml").write_text(LIST)
@@ -139,6 +142,16 @@ def test_a_collected_report_stands_beside_those_of_the_repository(collected, rep
     finished(BIN / "iamroles", "conformance", "verify-report", into, "--page", page, check=True)
     assert "[Agent 0.0.8](#agent-0.0.8)" in page.read_text()
     assert "[spoe-forge 0.0.8](#spoe-forge-0.0.8)" in page.read_text()
+
+
+def test_a_project_with_a_signed_report_takes_no_unsigned_one(collected, report, tmp_path):
+    signed = tmp_path / "into/agent/0.0.7"
+    signed.mkdir(parents=True)
+    (signed / "report.json.sig").touch()
+    told, into = collected(_zip(report_dot_json=report))
+
+    assert "agent: public_key: signs other reports" in told
+    assert list((into / "agent").iterdir()) == [signed]
 
 
 def test_hostile_archives_are_refused_and_leave_nothing(collected, report):

@@ -89,6 +89,10 @@ def _put(archive: Path, row: dict[str, Any], run: int, into: Path) -> str:
         raise ReportError(
             f"report.json: product.version: {version} is there already. Keep one artifact of it."
         )
+    if any((into / project).glob(f"*/{submissions.SIGNATURE}")):
+        raise ReportError(
+            f"{project}: public_key: signs other reports of this project. Sign this one, in a pull request."
+        )
     form = {key: value for key, value in row.items() if key != "name"} | {"version": version}
     with tempfile.TemporaryDirectory(dir=into, prefix=".") as scratch:
         folder = Path(scratch, project, version)
