@@ -122,10 +122,15 @@ class ConformanceModule(pytest.Module):
 
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
     """Take over the one file of this package whose tests are data."""
-    if module_path.name == "test_conformance.py" and module_path.parent.resolve() == _HERE.resolve():
-        module: pytest.Module = ConformanceModule.from_parent(parent, path=module_path)
-        return module
-    return None
+    if module_path.name != "test_conformance.py" or module_path.parent.name != _HERE.name:
+        return None
+    if module_path.parent.resolve() != _HERE.resolve():
+        raise parent.CollectError(
+            f"The suite is installed in {_HERE}, which is not this folder. Install this checkout by "
+            f"`pip install -e`, or run `pytest --pyargs {_HERE.name}`."
+        )
+    module: pytest.Module = ConformanceModule.from_parent(parent, path=module_path)
+    return module
 
 
 class CheckItem(pytest.Item):

@@ -34,6 +34,13 @@ def test_a_report_that_cannot_be_written_is_told_before_a_check_is_played(tmp_pa
     assert "no report can be written there: File exists" in done.stderr
 
 
+def test_the_suite_of_a_checkout_that_is_not_the_installed_one_is_refused(tmp_path):
+    (tmp_path / "iamroles_conformance").mkdir()
+    (tmp_path / "iamroles_conformance/test_conformance.py").touch()
+
+    assert "Install this checkout by `pip install -e`" in _pytest(cwd=tmp_path).stdout
+
+
 def test_the_plugin_is_cheap_where_it_is_not_used():
     program = (
         "import sys, iamroles_conformance.plugin;"
