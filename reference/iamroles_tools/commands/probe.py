@@ -66,12 +66,12 @@ class Probe:
         """For TCP addresses; None: plain TCP."""
         self.where, self.doing = "", ""
         """The address, and what is awaited there."""
-        self.alive = False
-        """True once a whole HELLO or DISCONNECT came from it."""
+        self.asks = self.alive = False
+        """True if readiness is asked for, and once a whole HELLO or DISCONNECT came from it."""
 
     def look(self, address: str, *, ask: bool) -> tuple[int, str]:
         """Return an exit status, and what was seen."""
-        self.where, self.doing, self.alive = address, "a connection", False
+        self.where, self.doing, self.asks, self.alive = address, "a connection", ask, False
         try:
             with self._connected() as sock:
                 self._greeted(sock, _CHECKED)
@@ -83,7 +83,7 @@ class Probe:
     def failed(self, why: str) -> tuple[int, str]:
         """Return the same if it goes no further."""
         if self.alive:
-            return UNREADY, f"{self.where}: alive, but not ready: {why}"
+            return UNREADY if self.asks else 0, f"{self.where}: alive, but not ready: {why}"
         return ABSENT, f"{self.where}: no agent answers: {why}"
 
     def _connected(self) -> socket.socket:
@@ -268,10 +268,8 @@ def probe(
     if ca is not None:
         looks.tls = _trusting(ca, certificate)
     found = [looks.look(name, ask=purpose == "readiness") for name in names]
-    status = worst(code for code, _ in found)
+    status = worst((code for code, _ in found), key=(0, UNREADY, ABSENT).index)
     line = "; ".join(text for code, text in found if code == status)
     timer.cancel()
-    if status == UNREADY and purpose != "readiness":
-        status = 0
     click.echo(_printable(line), err=status != 0)
     sys.exit(status)

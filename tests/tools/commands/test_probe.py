@@ -175,6 +175,8 @@ def test_a_refused_health_check_is_told_in_one_line():
 
     assert (status, line.endswith("it disconnects: no?disk?[2J")) == (UNREADY, True)
     assert at(says(goodbye), "--for", "startup")[0] == READY
+    assert at(says(goodbye), nowhere())[0] == ABSENT
+    assert at(says(goodbye), nowhere(), "--for", "startup")[0] == ABSENT
 
 
 def test_places_without_a_listener_are_named(tmp_path):
