@@ -45,6 +45,7 @@ def stage():
         yield opened
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
     """Mark property tests, and keep the tests of one stage in one worker of xdist: it is put up once."""
     for item in items:
