@@ -203,7 +203,7 @@ Kinds = dict[Any, str]
 
 
 class Calls(NamedTuple):
-    """Revisions of MCP at a host and path, each with a port ("": the usual one); None: there is none."""
+    """Revisions of MCP at a host and path, each with a port ("": the usual one); None: nothing is there."""
 
     known: tuple[str, str] | None = None
     """The call is known in it."""

@@ -200,7 +200,7 @@ class _Soak:
             except (AgentFault, TooSlow) as fault:
                 why = str(getattr(fault, "message", fault))
                 late = why if isinstance(fault, TooSlow) else self._late(self._judged_at)
-                if gone := ended(self._place.worlds, 0.0):  # a late host is no excuse
+                if gone := ended(self._place.worlds, 0.0):  # whether the host was late or not
                     why, late = gone.cause, ""
                 found.late = found.late or late
                 (found.held if late else found.problems).append(why)
