@@ -40,7 +40,7 @@ class Output:
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
         self._poll: select.poll | None = None
-        """Of a pipe or terminal that cannot be opened again: another user made it."""
+        """Asks a pipe or terminal that cannot be opened again, because another user made it."""
         self._fd = self._number = fd
         self._open(fd)
         os.register_at_fork(after_in_child=self._forget)
