@@ -38,8 +38,8 @@ class RelayedLink(breaker.Link):
         """NOTIFY frames seen."""
         self.over = asyncio.Event()
         """Set from the agent's goodbye on."""
-        self.waiting: dict[tuple[int, int], int] = {}
-        """NOTIFY frames without an answer passed on, by stream and frame, and when they came."""
+        self.waiting: dict[tuple[int, int], tuple[int, bytes]] = {}
+        """NOTIFY frames without an answer passed on, by stream and frame: when they came, what they ask."""
         self.deepest = 0
         """The most that ever waited at a time."""
         self.held: list[tuple[tuple[int, int], bytes]] = []
@@ -64,7 +64,7 @@ class Relay(breaker.Breaker):
         """When questions and a goodbye of the agent passed each other, as `Outcomes.excuses`."""
         self.again: list[tuple[int, int]] = []
         """Those of `crossed` that HAProxy asked because the question before had crossed a goodbye too."""
-        self._crossers: set[int] = set()
+        self._crossers: set[bytes] = set()
         super().__init__(host, agent)
 
     # --- what a check does and sees ------------------------------------------------------------------------
@@ -163,7 +163,7 @@ class Relay(breaker.Breaker):
             with self._moved:
                 asked = frame.stream_id, frame.frame_id
                 link.asked += 1
-                link.waiting[asked] = time.time_ns()
+                link.waiting[asked] = time.time_ns(), frame.payload
                 link.deepest = max(link.deepest, len(link.waiting))
                 if link.over.is_set():
                     self._note_crossing(link, asked)
@@ -192,11 +192,11 @@ class Relay(breaker.Breaker):
         return said
 
     def _note_crossing(self, link: RelayedLink, asked: tuple[int, int]) -> None:
-        self.crossed.append((link.waiting[asked], time.time_ns()))
-        stream, _ = asked
-        if stream in self._crossers:
+        asked_at, question = link.waiting[asked]
+        self.crossed.append((asked_at, time.time_ns()))
+        if question in self._crossers:  # it names its request; from 3.1 on each connection counts streams
             self.again.append(self.crossed[-1])
-        self._crossers.add(stream)
+        self._crossers.add(question)
 
     def _struck(self, frame: Frame) -> bytes:
         """The body of a HELLO without the capability, unless it may stay."""
