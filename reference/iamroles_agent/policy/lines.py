@@ -27,8 +27,8 @@ _TOML_NOISE = re.compile(rf"{_SPREAD}|({_STRING})|#[^\n]*", re.DOTALL)
 def line_of(lines: Lines, key: str) -> int | None:
     """Return the line of a key, or of the table or list that holds it."""
     while key:
-        if key in lines:
-            return lines[key]
+        if found := lines.get(key) or lines.get(f"{key}[0]"):
+            return found
         key = key[: max(key.rfind("."), key.rfind("["), 0)]
     return None
 

@@ -248,16 +248,18 @@ def _explain(kind: str, message: str, context: dict[str, Any], loc: tuple[int | 
         return "is missing", f"Add `{last} = …`; it has no default"
     if kind == "literal_error":
         return f"is not one of {context.get('expected', '')}", "Write one of them"
+    if kind == "list_type" and len(loc) == 1:
+        return "is not a list of tables", f"Write each as `[[{last}]]`"
     if kind in ("string_type", "list_type", "int_type", "bool_type", "float_type"):
         noun = {"string": "a string in quotes", "list": "a list in brackets", "int": "a whole number"}
         noun |= {"bool": "true or false", "float": "a number"}
         wanted = noun[kind.removesuffix("_type")]
         return f"is not {wanted}", f"Write {wanted}"
     if kind in ("model_type", "model_attributes_type", "dict_type"):
-        table, listed = str(loc[0]), len(loc) > 1
-        if len(loc) > 3:
-            return "is not a table", "Write it as `{ … }`"
-        return "is not a table", f"Write it as `[[{table}]]`" if listed else f"Write it as `[{table}]`"
+        listed = isinstance(loc[-1], int)
+        inline = "{ … }" if listed else f"{last} = {{ … }}"
+        header = f"[[{loc[0]}]]" if listed else f"[{loc[0]}]"
+        return "is not a table", f"Write it as `{inline if len(loc) > 1 + listed else header}`"
     if kind == "value_error":
         return f"is wrong: {context.get('error', message)}", "Write it so"
     return message[:1].lower() + message[1:], "Choose a value within the bounds"

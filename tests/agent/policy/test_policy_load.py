@@ -149,7 +149,8 @@ def test_the_example_loads_and_lints_clean_of_warnings():
         ("agent", {"listen": ["h:1", "h:0", "h:0", "h:1"]}, "'h:1' stands twice", "Remove one"),
         *(("agent", {"state_dir": name}, "has U+0000", "Leave it out") for name in ("a\0b", "\ud800")),
         ("client_certificate", {"from": [f"10.{n}.0.0/16" for n in range(61)]}, "has 61 networks", "larger"),
-        *(("grants", {}, "is not a list", "list"), ("grants[0]", "g", "is not a table", "[[grants]]")),
+        *((key, 7, "is not a", "`[[grants]]`") for key in ("grants", "grants[0]")),
+        *((k, v, "is not a table", "`tls = {") for k, v in (("agent", {"tls": 7}), ("backends[0].tls", 7))),
     ],
 )  # fmt: skip
 def test_each_fault_says_where_what_and_how(key, value, says, remedy):
@@ -235,6 +236,10 @@ origins = ["http://x"]
 
 [x-acme]
 anything = true
+
+[agent]
+[[agent.tls]]
+[[rols]]
 """
     with pytest.raises(ConfigError) as caught:
         load_text(text, name="p.toml")
@@ -243,6 +248,7 @@ anything = true
         *((2, "multi_rol"), (6, "issuers[0].issuer"), (8, "issuers[0].algorithms[1]"), (15, "roles[0].arn")),
         *((17, "grants[0].roles"), (19, "grants[0].role"), (20, "grants[0].methods[0]")),
         *((21, "grants[0].path"), (22, "grants[0].backend"), (25, "dpop.origins[0]")),
+        *((31, "agent.tls"), (32, "rols")),
     ]
     assert str(caught.value).startswith("p.toml:2: multi_rol: is not a known key. Did you mean `multi_role`?")
 
