@@ -100,8 +100,9 @@ def add(
     try:
         row = Revocation.model_validate(members)
     except ValidationError as error:
-        said = [(".".join(map(str, item["loc"])) or "it", item["msg"]) for item in error.errors()]
-        end(2, "\n".join(f"iamroles revoke: {where}: {message}" for where, message in said))
+        said = [("".join(map("--{}: ".format, item["loc"][:1])), item["msg"]) for item in error.errors()]
+        said = [(key.replace("s:", ":"), why.removeprefix("Value error, ")) for key, why in said]
+        end(2, "\n".join(f"iamroles revoke: {key.replace('_', '-')}{why}" for key, why in said))
     if mistake := _mistake(config, known, row):
         end(2, f"iamroles revoke: {mistake}")
     with _edited(config, file, known) as (path, found):

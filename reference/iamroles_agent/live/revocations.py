@@ -105,7 +105,7 @@ class Revocation(Model):
     @model_validator(mode="after")
     def _names_somebody(self) -> Revocation:
         if not any(getattr(self, kind) for kind in _NARROWEST):
-            raise ValueError(f"it names nobody: give {', '.join(_NARROWEST[:-1])} or {_NARROWEST[-1]}")
+            raise ValueError("names nobody: give credential, key, session, principal, actor, role or issuer")
         return self
 
     def fits(self, identity: Identity, name_of: Callable[[RoleArn], str | None]) -> bool:
@@ -243,7 +243,8 @@ def read(path: Path, most: int = MAX_ROWS) -> Revocations:
         raise _wrong(path, "is not UTF-8", "Write it again as UTF-8", line) from error
     except ValidationError as error:
         remedy = "Fix it, or use `iamroles revoke`"
-        problems = [(_key(item["loc"]), item["msg"], remedy) for item in error.errors(include_url=False)]
+        faults = ((_key(item["loc"]), item["msg"]) for item in error.errors(include_url=False))
+        problems = [(key, said.removeprefix("Value error, "), remedy) for key, said in faults]
         rows = []
     except ValueError as error:  # TOMLDecodeError, or a number of thousands of digits
         at = _AT_LINE.search(str(error))

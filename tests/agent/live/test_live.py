@@ -383,7 +383,7 @@ def test_the_file_and_the_part_keep_everything(tmp_path):
         ("[[revocations]]\nid = 'a'\nroles = ['a']\n" * 10_001, "10001 revocations, at most 10000"),
         (b"# one\n# tw\xff\n", "r.toml:2: is not UTF-8. Write it again"),
         ("[[revocations]]\nid = 1\nroles = ['a']", "revocations[0].id"),
-        ("[[revocations]]\nid = 'a'", "names nobody"),
+        ("[[revocations]]\nid = 'a'", "revocations[0]: names nobody: give credential"),
         ("[[revocations]]\nid = 'a'\nkeys = ['sha256:00']", "r.toml:3: revocations[0].keys[0]:"),
         ("[[revocations]]\nid = 'a'\nrole = ['a']", "revocations[0].role"),
         ("[[revocations]]\nid = 'a'\nroles = ['a']\nissued_before = 'yesterday'", "RFC 3339"),

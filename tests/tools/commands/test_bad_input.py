@@ -82,9 +82,14 @@ def test_a_file_that_cannot_be_understood_is_named(place, name, command, monkeyp
         (f"revoke add --config {EXAMPLE} --file r.toml --credential 0123456789abcdef", "sha256:"),
         (f"revoke add --config {EXAMPLE} --file r.toml --session=a\x1bb", "matches nobody"),
         (f"revoke add --config {EXAMPLE} --file r.toml --principal=", "matches nobody"),
-        (
-            f"revoke add --config {EXAMPLE} --file r.toml --role reader --issued-before 1700000000000",
-            "not milli",
+        *(
+            (f"revoke add --config {EXAMPLE} --file r.toml {options}", f"revoke: {said}")
+            for options, said in (
+                ("", "names nobody: give credential"),
+                ("--role reader --issued-before x", "--issued-before: a moment is RFC 3339"),
+                ("--role reader --issued-before 1700000000000", "--issued-before: it is not between"),
+                ("--issuer idp --role arn:x", "--role: not an IAM role ARN"),
+            )
         ),
     ],
 )
