@@ -17,8 +17,9 @@ from invoking import AGENTS
 from puppet_gate import ISSUER, PUPPET, described, puppet_spec
 from waiting import until
 
-from iamroles_scenarios.base.errors import ProxyFileError, StageError
+from iamroles_scenarios.base.errors import ProxyFileError, SelectionError, StageError
 from iamroles_scenarios.stage import open_stage
+from iamroles_scenarios.stage.containers import Containers
 from iamroles_scenarios.stage.docker import LABEL, find_engine, sweep
 from iamroles_scenarios.stage.images import Images
 from iamroles_scenarios.stage.images import main as images
@@ -128,6 +129,8 @@ def test_required_containers_without_an_engine_fail(monkeypatch):
         open_stage("containers")
     done = CliRunner().invoke(images, ["iamroles/none"])
     assert (done.exit_code, "Start a Docker engine" in done.stderr) == (3, True)
+    with pytest.raises(SelectionError, match=r"not among the stage's images: choose 2\.6, "):
+        Containers(None, "2.4")  # before it asks the engine
 
 
 @pytest.mark.parametrize(

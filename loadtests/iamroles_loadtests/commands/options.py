@@ -18,7 +18,7 @@ from iamroles_loadtests.asking.shapes import ANYWHERE, BY_HTTP
 from iamroles_loadtests.measuring.generator import GeneratorError
 from iamroles_loadtests.pages import report as reports
 from iamroles_loadtests.results.result import ResultError
-from iamroles_scenarios.base.errors import AgentFileError, ControlError, DocumentError, PageError, StageError
+from iamroles_scenarios.base.errors import AgentFileError, DocumentError, PageError, SuiteError
 from iamroles_scenarios.commands.staged import OPTIONS, with_options
 from iamroles_scenarios.stage import AgentSpec
 from iamroles_scenarios.stage.reference import reference_agent
@@ -46,7 +46,7 @@ def faults(command: str = "load") -> Iterator[None]:
         yield
     except (targets.TargetError, AgentFileError) as error:
         raise click.UsageError(str(error)) from error
-    except (StageError, ControlError, GeneratorError, GateConfigError, OSError) as error:
+    except (SuiteError, GeneratorError, GateConfigError, OSError) as error:
         click.echo(f"iamroles {command}: {error}", err=True)
         raise SystemExit(3) from error
 

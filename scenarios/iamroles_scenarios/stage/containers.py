@@ -20,7 +20,7 @@ import docker
 from docker.errors import APIError, DockerException
 from docker.types import IPAMConfig, IPAMPool
 
-from iamroles_scenarios.base.errors import StageError
+from iamroles_scenarios.base.errors import SelectionError, StageError
 from iamroles_scenarios.stage import docker as engines
 from iamroles_scenarios.stage import haproxies
 from iamroles_scenarios.stage.container import HOME, Box
@@ -239,6 +239,7 @@ class Containers(StageKind):
         haproxy: "2.6", "2.8", "3.0" (None) or "3.2".
 
     Raises:
+        SelectionError: another HAProxy.
         StageError: images cannot be built, or the engine refuses.
     """
 
@@ -247,6 +248,9 @@ class Containers(StageKind):
     def __init__(self, client: docker.DockerClient, haproxy: str | None = None) -> None:
         self._client = client
         self._haproxy = haproxy or DEFAULT_HAPROXY
+        if self._haproxy not in haproxies.RELEASES:
+            choices = ", ".join(haproxies.RELEASES)
+            raise SelectionError(f"HAProxy {haproxy!r} is not among the stage's images: choose {choices}.")
         self._images = Images(client)
         super().__init__()
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="stage")

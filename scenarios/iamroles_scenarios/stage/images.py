@@ -103,9 +103,6 @@ class Images:
 
     def haproxy(self, version: str) -> str:
         """Return the image of an HAProxy version: "2.6", "2.8", "3.0" or "3.2"."""
-        if version not in haproxies.RELEASES:
-            choices = ", ".join(haproxies.RELEASES)
-            raise StageError(f"HAProxy {version!r} is not among the stage's images: choose {choices}.")
         base = f"debian:{haproxies.RELEASES[version]}-slim"
         if version == "2.8":
             wheel = _tree(Path(haproxies.find("wheel")).parent, "files/opt/haproxy")
