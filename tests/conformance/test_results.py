@@ -96,9 +96,9 @@ def collected(tmp_path):
         hub = tmp_path / "hub"
         hub.mkdir()
         strangers = (
-            f"9 9 {whence} iamroles-conformance-results-0\n" for whence in ("false main", "true feature")
+            f"9 9 {whence} iamroles-conformance-results 0\n" for whence in ("false main", "true feature")
         )
-        rows = (f"{n} 7{n} true main iamroles-conformance-results-{n}\n" for n in range(len(archives)))
+        rows = (f"{n} 7{n} true main iamroles-conformance-results {n}\n" for n in range(len(archives)))
         (hub / "list").write_text("".join([*strangers, *rows]))
         for number, content in enumerate(archives):
             (hub / f"{number}.zip").write_bytes(content)
