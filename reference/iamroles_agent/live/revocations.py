@@ -242,9 +242,8 @@ def read(path: Path, most: int = MAX_ROWS) -> Revocations:
         line = raw.count(b"\n", 0, error.start) + 1
         raise _wrong(path, "is not UTF-8", "Write it again as UTF-8", line) from error
     except ValidationError as error:
-        remedy = "Fix it, or use `iamroles revoke`"
-        faults = ((_key(item["loc"]), item["msg"]) for item in error.errors(include_url=False))
-        problems = [(key, said.removeprefix("Value error, "), remedy) for key, said in faults]
+        remedy, all_ = "Fix it, or use `iamroles revoke`", error.errors(include_url=False)
+        problems = [(_key(item["loc"]), item["msg"].removeprefix("Value error, "), remedy) for item in all_]
         rows = []
     except ValueError as error:  # TOMLDecodeError, or a number of thousands of digits
         at = _AT_LINE.search(str(error))

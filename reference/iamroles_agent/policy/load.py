@@ -250,10 +250,9 @@ def _explain(kind: str, message: str, context: dict[str, Any], loc: tuple[int | 
         return f"is not one of {context.get('expected', '')}", "Write one of them"
     if kind == "list_type" and len(loc) == 1:
         return "is not a list of tables", f"Write each as `[[{last}]]`"
-    if kind in ("string_type", "list_type", "int_type", "bool_type", "float_type"):
-        noun = {"string": "a string in quotes", "list": "a list in brackets", "int": "a whole number"}
-        noun |= {"bool": "true or false", "float": "a number"}
-        wanted = noun[kind.removesuffix("_type")]
+    noun = {"string_type": "a string in quotes", "list_type": "a list in brackets"}
+    noun |= {"int_type": "a whole number", "bool_type": "true or false", "float_type": "a number"}
+    if wanted := noun.get(kind):
         return f"is not {wanted}", f"Write {wanted}"
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         listed = isinstance(loc[-1], int)

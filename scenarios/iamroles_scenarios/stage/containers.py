@@ -239,8 +239,7 @@ class Containers(StageKind):
         haproxy: "2.6", "2.8", "3.0" (None) or "3.2".
 
     Raises:
-        SelectionError: another HAProxy.
-        StageError: images cannot be built, or the engine refuses.
+        SelectionError, StageError: another HAProxy; images cannot be built, or the engine refuses.
     """
 
     kind = "containers"

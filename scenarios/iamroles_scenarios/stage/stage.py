@@ -175,8 +175,7 @@ def open_stage(kind: str = "auto", require: str | None = None, haproxy: str | No
             "wheel". None: the environment's IAMROLES_HAPROXY, else the kind's default.
 
     Raises:
-        SelectionError: the stage of containers never has this HAProxy.
-        StageError: the kind that was asked for is not possible here, or HAProxy is missing.
+        StageError, SelectionError: the kind that was asked for is not possible here, or HAProxy is missing.
     """
     engine, why = _engine(kind, require)
     if engine is not None:
