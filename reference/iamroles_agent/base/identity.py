@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
@@ -76,6 +77,7 @@ class Actor(NamedTuple):
         return names if self.foreign else names | {(self.sub, "")}
 
 
+@lru_cache(1024)
 def resource_ground(url: str) -> str:
     """Name a resource of `aud` among an identity's grounds; it opens, so it is longer than others."""
     return f"res:{hashlib.sha256(url.encode()).hexdigest()[:32]}"

@@ -105,10 +105,7 @@ Rules = dict[str, ClaimRules]
 
 def rules_of(config: Config) -> Rules:
     """Compile the rules for the tokens of each issuer."""
-    found = {issuer.issuer: ClaimRules(issuer, config.limits) for issuer in config.issuers}
-    for rules in found.values():
-        rules.resources = frozenset(one.resource for one in config.resources)
-    return found
+    return {issuer.issuer: ClaimRules(issuer, config.limits) for issuer in config.issuers}
 
 
 class Authenticator:

@@ -99,8 +99,6 @@ class ClaimRules:
         self._leeway = issuer.leeway
         self._lifetime = min(issuer.max_lifetime, limits.max_lifetime or issuer.max_lifetime)
         self._audiences = frozenset(issuer.audiences)
-        self.resources: frozenset[str] = frozenset()
-        """Protected resources, as `aud` names them."""
         self._client_ids = frozenset(issuer.client_ids)
         self._accounts = frozenset(issuer.accounts)
         paths = claim_paths(issuer)
@@ -209,8 +207,8 @@ class ClaimRules:
             raise Refusal(Reason.AUDIENCE_MISMATCH, "aud names none of the audiences of this issuer")
         ours = sorted(self._audiences.intersection(names))
         names = [*ours, *[name for name in names if name not in self._audiences][:MOST_AUDIENCES]]
-        grounds = tuple(ground("aud", name) for name in names)
-        return (*grounds, *map(resource_ground, sorted(self.resources.intersection(names))))
+        urls = [name for name in names if name.startswith("http")]  # a reload may make each a resource
+        return (*(ground("aud", name) for name in names), *map(resource_ground, urls))
 
     def _check_client(self, payload: Payload) -> tuple[str, ...]:
         client = payload.get("client_id")

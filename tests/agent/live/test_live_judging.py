@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from policies import document, grant
 
-from iamroles_agent.base.config import Config, Deny, Issuer, Limits, Sts
+from iamroles_agent.base.config import Config, Deny, Issuer, Limits, Resource, Sts
 from iamroles_agent.base.identity import Request
 from iamroles_agent.base.reasons import Refusal
 from iamroles_agent.live.judge import EXPIRED, POLICY_CHANGED, UNKNOWN, judge
@@ -265,6 +265,15 @@ def test_a_stream_with_the_longest_path_is_judged_by_its_beginning(deny, cause):
     closed = Policy(config.model_copy(update={"denies": [Deny(id="D1", roles=["*"], path=deny)]}))
 
     assert judged(identity, closed, request=replace(REQUEST, path="/a/b" * 1024)).cause == cause
+
+
+@pytest.mark.parametrize(("aud", "cause"), [("https://shop.example", EXPIRED), ("spare", POLICY_CHANGED)])
+def test_a_resource_that_a_reload_adds_ends_no_stream_whose_token_names_it(aud, cause):
+    resource = Resource(name="shop", resource="https://shop.example", versions=["2025-11-25"])
+    later = policy_of(ISSUER | {"audiences": ["edge", resource.resource]}).config
+    added = Policy(later.model_copy(update={"resources": [resource]}))
+
+    assert judged(identity_of(CLAIMS | {"aud": ["edge", aud]}, policy_of(ISSUER), THEN), added).cause == cause
 
 
 def test_an_issuer_that_becomes_an_sts_endpoint_of_its_name_ends_its_streams():

@@ -254,8 +254,9 @@ class _Call(StreamShape):
 def streams(target: Target) -> None:
     """A policy that no longer permits a stream's issuer, name, origin, method or version ends it alone."""
     own, page = "https://gate.example/live", "https://app.example"
+    below = f"{own}/reader/below"
     tables: dict[str, Any] = {
-        "issuers": [{"name": "corp", "audiences": ["edge", own]}, {**_PARTNER, "audiences": [own]}],
+        "issuers": [{"name": "corp", "audiences": ["edge", own, below]}, {**_PARTNER, "audiences": [own]}],
         "grants": [{"id": name, "hosts": ["gate.example"]} for name in ("L1", "L2")],
         "resources": [{"name": "live", "resource": own, "validates_headers": True, "origins": [page]}],
     }
@@ -266,6 +267,8 @@ def streams(target: Target) -> None:
         shapes += [_Call("events", origin=origin) for origin in (page, "")]
         named, other, paged, plain = here.open_all(shapes, token)
         foreign = here.open(shapes[1], here.token("partner", aud=own))
+        lower = here.open(shapes[1], here.token(aud=[own, below]), "/live/reader/below")
+        document["resources"].append({**document["resources"][0], "name": "below", "resource": below})
 
         def change(table: str, row: Mapping[str, Any], going: Stream) -> None:
             document[table] = [{**(document.get(table) or [{}])[0], **row}, *document.get(table, [])[1:]]
@@ -278,7 +281,7 @@ def streams(target: Target) -> None:
         change("denies", deny, named)
         change("resources", {"origins": []}, paged)
         change("grants", {"mcp": [{"method": "tools/call"}]}, plain)
-        here.must_last([other], "what no longer permits other calls")
+        here.must_last([other, lower], "other changes, as a new resource of its token's audience")
         change("resources", {"versions": ["2025-11-25"]}, other)
 
 
