@@ -205,7 +205,7 @@ class Issuer(Model):
     """Accepted `client_id` values, where these stand for `aud` (Cognito access tokens)."""
     algorithms: list[str]
     """Its signature algorithms; never none, never HS*."""
-    types: list[str] = Field(default_factory=lambda: ["JWT", "at+jwt"])
+    types: list[str] = ["JWT", "at+jwt"]
     """Accepted `typ`, case-insensitive, without `application/`; an absent one counts as JWT."""
     profile: Literal["generic", "rfc9068", "cognito", "aws"] = "generic"
     """The claim layout and rules that its tokens follow."""
@@ -237,7 +237,7 @@ class Dpop(Model):
 
     origins: list[str]
     """The origins that clients write into `htu`: `https://host` or `https://host:port`, lower-case."""
-    algorithms: list[str] = Field(default_factory=lambda: ["ES256"])
+    algorithms: list[str] = ["ES256"]
     """Accepted signature algorithms of proofs; never none, never HS*."""
     max_age: Duration = Field(default=60.0, gt=0.0, le=300.0)
     """How old the `iat` of a proof may be, at most 5m."""
@@ -369,7 +369,7 @@ class McpEntry(Model):
 class RegionTable(Model):
     """The requests that a rule is about."""
 
-    methods: list[str] = Field(default_factory=lambda: ["*"])
+    methods: list[str] = ["*"]
     """Case-sensitive; `["*"]` for all."""
     path: str
     """Canonical, without query or wildcard."""
@@ -416,7 +416,7 @@ class Scope(Model):
 
     name: str
     """The value in the token; several regions may share it."""
-    methods: list[str] = Field(default_factory=lambda: ["*"])
+    methods: list[str] = ["*"]
     """Case-sensitive; `["*"]` for all."""
     path: str
     """Canonical, without query or wildcard."""
@@ -437,7 +437,7 @@ class Resource(Model):
     """Its URL, as clients write it and tokens name it in `aud`: lower-case, without a slash at the end."""
     issuers: list[str] = Field(default_factory=_none)
     """Names of the issuers whose tokens open it. Left out: each whose `audiences` hold `resource`."""
-    versions: list[str] = Field(default_factory=lambda: ["2026-07-28"])
+    versions: list[str] = ["2026-07-28"]
     """Revisions of MCP that it speaks. Before 2026-07-28 neither method nor tool is known."""
     origins: list[str] = Field(default_factory=_none)
     """Origins of web pages that may call it, beside its own."""
