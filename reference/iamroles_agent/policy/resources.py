@@ -107,7 +107,7 @@ class Target:
         bound = any(issuer.bound != "refused" for issuer in issuers)
         document = {
             "resource": url,
-            "authorization_servers": [issuer.issuer for issuer in issuers],
+            "authorization_servers": [one.issuer for one in issuers if _is_server(one)],
             "scopes_supported": values,
             "bearer_methods_supported": ["header"],
             "dpop_signing_alg_values_supported": bound and whole.dpop and whole.dpop.algorithms,
@@ -124,6 +124,12 @@ class Target:
             versions=frozenset(resource.versions),
             scopes=tuple(values) if any(issuer.scope_claim is not None for issuer in issuers) else (),
         )
+
+
+def _is_server(issuer: config.Issuer) -> bool:
+    """Return whether a client can read the issuer's metadata: RFC 8414 section 2 names the form."""
+    scheme = "https?" if issuer.insecure_http else "https"
+    return re.fullmatch(f"{scheme}://[^?#]+", issuer.issuer) is not None
 
 
 def _invalid(why: str) -> Refusal:

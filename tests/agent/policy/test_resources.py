@@ -16,9 +16,9 @@ URLS = ["https://mcp.example.com/mcp", "https://mcp.example.com:8443/mcp"]
 OPEN = grant("open", "reader", "POST", "/mcp", hosts=["mcp.example.com"], mcp=[{"method": "tools/call"}])
 
 
-def policy(*rules, scopes=()):
+def policy(*rules, scopes=(), issuer=ISSUER):
     resources = [{"name": f"n{len(url)}", "resource": url, "validates_headers": True} for url in URLS]
-    tables = {"issuers": [ISSUER | {"audiences": URLS}], "resources": resources, "scopes": list(scopes)}
+    tables = {"issuers": [issuer | {"audiences": URLS}], "resources": resources, "scopes": list(scopes)}
     return Policy(load_text(json.dumps(document(*rules, **tables)), "json"))
 
 
@@ -37,6 +37,14 @@ def test_of_resources_that_differ_by_port_the_port_chooses():
     for port, index in (("", 0), (":443", 0), (":8443", 1), (":1", 0)):
         asked = Request("GET", f"mcp.example.com{port}", "/mcp", ip_address("::1"))
         assert found.find(asked).target == found.targets[index]
+
+
+@pytest.mark.parametrize("url", ["https://idp/x", "urn:idp", "idp", "https://idp?x", "http://idp"])
+def test_metadata_names_an_issuer_only_if_clients_can_ask_it(url):
+    found = policy(OPEN, issuer=ISSUER | {"issuer": url, "jwks_uri": "https://idp/jwks"}).resources
+
+    servers = json.loads(found.targets[0].document).get("authorization_servers", [])
+    assert servers == [url] * url.endswith("/x")
 
 
 def test_grants_for_different_calls_do_not_conflict():
