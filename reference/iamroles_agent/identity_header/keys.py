@@ -81,7 +81,8 @@ class KeyRing:
     def at(self, now: float) -> KeyRing:
         """Return the ring without retired keys and with the next key; this ring if nothing is due.
 
-        A key that was made for a longer `rotate` signs a `rotate` from now at the latest.
+        A key that was made for a longer `rotate` signs a `rotate` from now at the latest. If a clock that was
+        ahead made the ring, the next key signs two from now at the latest.
         """
         signing = self.keys.index(self.signing(now))
         kept = [
@@ -89,13 +90,14 @@ class KeyRing:
             for key, successor in zip(self.keys[:signing], self.keys[1:], strict=False)
             if now < successor.since + self.rotate
         ]
-        kept += self.keys[signing:]
+        first = min(max(now, self.keys[signing].since), now + self.rotate)
+        kept += [
+            replace(key, since=min(key.since, first + number * self.rotate))
+            for number, key in enumerate(self.keys[signing:])
+        ]
         if kept[-1].since <= now:
             lead = min(self.rotate, _LONGEST_LEAD)
             kept.append(SigningKey.generate(max(kept[-1].since + self.rotate, now + lead)))
-        else:  # made by a former `rotate`, which may have been longer
-            latest = max(now, kept[-2:][0].since) + self.rotate
-            kept[-1] = replace(kept[-1], since=min(kept[-1].since, latest))
         return self if tuple(kept) == self.keys else KeyRing(tuple(kept), self.rotate)
 
     @property

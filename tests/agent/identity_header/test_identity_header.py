@@ -84,6 +84,16 @@ def test_a_shorter_rotate_counts_from_the_next_start():
     assert ahead.at(NOW - DAY) is ahead, "a clock that was set back moves no key"
 
 
+def test_a_clock_that_was_ahead_stops_no_rotation():
+    ring, signed = KeyRing.first(NOW + 3650 * DAY, DAY), []
+    for day in (3653, 3658, *range(8)):
+        ring = ring.at(NOW + day * DAY)
+        signed.append(ring.signing(NOW + day * DAY).kid)
+
+    assert len(set(signed[2:])) == 7, "each signs for a day; the first for one more, until the next is known"
+    assert ring.at(NOW + 7 * DAY) is ring
+
+
 def test_a_ring_outlives_the_agent():
     again = KeyRing.from_bytes(RING.to_bytes(), DAY)
 
