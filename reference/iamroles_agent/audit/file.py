@@ -288,7 +288,7 @@ def _head_of(line: bytes, path: Path) -> Head:
 def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) and type(record.get("seq")) is int else None
 

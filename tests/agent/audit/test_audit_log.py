@@ -160,12 +160,13 @@ class TestStart:
         assert verify([path]).whole
         assert records(path)[3]["torn"] == 24
 
-    def test_a_file_of_someone_else_is_not_touched(self, path):
-        path.write_text("root:x:0:0\n")
+    @pytest.mark.parametrize("text", ["root:x:0:0\n", pytest.param("[" * 100_000 + "\n", id="nested")])
+    def test_a_file_of_someone_else_is_not_touched(self, path, text):
+        path.write_text(text)
 
         with pytest.raises(StartError, match="does not end in an audit record"):
             opened(path)
-        assert path.read_text() == "root:x:0:0\n"
+        assert path.read_text() == text
 
     @pytest.mark.parametrize(
         ("name", "why"),
