@@ -315,15 +315,17 @@ def test_a_vendor_may_bring_a_dockerfile_or_an_image(tmp_path, engine):
     base = Images(client).python()
     (tmp_path / "puppet.py").write_text((AGENTS / "puppet.py").read_text())
     (tmp_path / "Dockerfile").write_text(
-        f'FROM {base}\nCOPY puppet.py /puppet.py\nCMD ["python3", "/puppet.py"]\n'
+        f"FROM {base}\nCOPY puppet.py /puppet.py\nARG WHO=nobody\nUSER $WHO\n"
+        'CMD ["sh", "-c", "cat /iamroles/own.key && exec python3 /puppet.py"]\n'
     )
     before = {image.id for image in client.images.list(name="iamroles/vendor")}
-    built = {"command": ["python3", "/puppet.py"], "build": "."}
-    client.images.build(path=str(tmp_path), tag="iamroles-test-vendor:1", rm=True)
+    built = {"command": ["sh", "-c", "cat /iamroles/own.key && exec python3 /puppet.py"], "build": "."}
+    who = {"WHO": "65532:65532"}
+    client.images.build(path=str(tmp_path), tag="iamroles-test-vendor:1", rm=True, buildargs=who)
     try:
         with open_stage("containers") as stage:
             for launch in (built, built, {"image": "iamroles-test-vendor:1"}):
-                with stage.world(described(tmp_path, **launch), POLICY) as world:
+                with stage.world(described(tmp_path, **launch), POLICY, files={"own.key": ""}) as world:
                     (tmp_path / "Dockerfile").write_text("FROM changed:meanwhile")
                     assert world.haproxy.agent_is_up()
                     assert world.agent.reload(POLICY)["reloaded"] is True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -77,6 +78,7 @@ class Box(Part):
                 },
             )
             self._container = engine.containers.get(created["Id"])
+            self._uid = self._user()
             self.put(files)
             streams = [
                 self._container.attach(stdout=out, stderr=not out, stream=True, logs=True)
@@ -97,7 +99,16 @@ class Box(Part):
                 path.lstrip("/"): text.encode(errors="surrogateescape") for path, text in files.items()
             }
             # With its moment: an agent may see by that alone that a file was replaced.
-            self._container.put_archive("/", pack(contents, at=time.time()))
+            self._container.put_archive("/", pack(contents, at=time.time(), uid=self._uid))
+
+    def _user(self) -> int:
+        """Return the number of the image's user, which the image may name."""
+        user = self._container.attrs["Config"]["User"].partition(":")[0] or "0"
+        if user.isdigit():
+            return int(user)
+        archive, _ = self._container.get_archive("/etc/passwd")
+        found = re.search(rf"[\n\0]{re.escape(user)}:[^:]*:(\d+)".encode(), b"".join(archive))
+        return int(found[1]) if found else 0
 
     @property
     def host_pid(self) -> int | None:

@@ -324,13 +324,13 @@ def digest(context: Mapping[str, bytes], *facts: str) -> str:
     return hashlib.sha256("\n".join(facts).encode() + pack(context)).hexdigest()[:16]
 
 
-def pack(contents: Mapping[str, bytes], *, mode: int = 0o644, at: float = 0.0) -> bytes:
-    """Make a tar archive of files that were written at a moment, epoch seconds."""
+def pack(contents: Mapping[str, bytes], *, mode: int = 0o644, at: float = 0.0, uid: int = 0) -> bytes:
+    """Make a tar archive of a user's files, written at a moment, epoch seconds; only the user reads keys."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for path, content in sorted(contents.items()):
             entry = tarfile.TarInfo(path)
-            entry.mtime = at
+            entry.mtime, entry.uid = at, uid
             entry.size, entry.mode = len(content), 0o600 if path.endswith(".key") else mode
             archive.addfile(entry, io.BytesIO(content))
     return buffer.getvalue()
