@@ -73,6 +73,17 @@ def test_a_world_that_is_closed_leaves_no_files():
         assert not place.exists()
 
 
+def test_the_addresses_of_a_world_are_given_back_once(engine):
+    agent = described(command=["python3", "-c", (AGENTS / "puppet.py").read_text()], build="python")
+    with open_stage("containers") as stage:
+        with stage.world(agent, POLICY) as gone:
+            gone.close()
+            worlds = [stage.world(agent, POLICY)]
+        worlds.append(stage.world(agent, POLICY))
+        taken = {address for one in worlds for address in (one.agent.inner_address, one.haproxy.place.host)}
+        assert len(taken) == 4
+
+
 def test_auto_without_an_engine_is_processes_and_says_why(monkeypatch):
     monkeypatch.setenv("DOCKER_HOST", "unix:///nonexistent/docker.sock")
 

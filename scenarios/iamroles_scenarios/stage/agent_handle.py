@@ -222,6 +222,7 @@ class AgentHandle:
                 part.kill()
             if self._place is not None:
                 self._place.close()
+                self._place = None  # a second call would give back an address that another part has by then
 
     def _keep_log(self) -> None:
         if self._part is not None:

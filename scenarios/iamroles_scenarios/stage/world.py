@@ -261,6 +261,8 @@ class HaproxyHandle:
 
     def close(self) -> None:
         with self._lock:
+            if self.closed:
+                return
             self._gone, self.closed = self.ended(), True
             for run in self._runs:
                 run.part.kill()
