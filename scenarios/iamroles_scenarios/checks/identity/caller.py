@@ -53,7 +53,7 @@ def host(target: Target) -> None:
 
     The signature is sound for the true host. Only the URL's authority differs, or both do.
     """
-    with bench(target, WORLD, flow="hosts") as here, listening() as listener:
+    with bench(target, WORLD, flow="hosts") as here, listening(target) as listener:
         keys = here.session()
         here.expect("the host itself", here.credential(keys), ALLOWED)
         calls = here.sts_calls()

@@ -26,11 +26,11 @@ _QUIET = 0.3
 class Listener:
     """A TCP port that the agent has no reason to call."""
 
-    def __init__(self) -> None:
-        self._socket = socket.create_server(("127.0.0.1", 0))
+    def __init__(self, address: str) -> None:
+        self._socket = socket.create_server((address, 0))
         self._socket.setblocking(False)
-        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        self.host = self.url.removeprefix("http://")
+        self.host = f"{address}:{self._socket.getsockname()[1]}"
+        self.url = f"http://{self.host}"
 
     def calls(self) -> int:
         count = 0
@@ -45,9 +45,9 @@ class Listener:
         self._socket.close()
 
 
-def listening() -> closing[Listener]:
-    """Return a listener that closes when its context ends."""
-    return closing(Listener())
+def listening(target: Target) -> closing[Listener]:
+    """Return a listener that closes when its context ends, where an agent in a container reaches it too."""
+    return closing(Listener(target.stage.host))
 
 
 def must_be_silent(here: Bench, listener: Listener, evil: IssuerHandle | None, what: str) -> None:
@@ -79,7 +79,7 @@ def header(target: Target) -> None:
 
     Tokens by the issuer's own key and by a stranger's, each with headers that name an address.
     """
-    with bench(target, "identity") as here, listening() as listener:
+    with bench(target, "identity") as here, listening(target) as listener:
         evil = here.issuer("evil")
         for base in (listener.url, evil.url):
             for members in _pointing(base):
@@ -124,7 +124,7 @@ def issuer(target: Target) -> None:
 
     The tokens are sound, and their issuer has discovery and keys, but no policy names it.
     """
-    with bench(target, "identity") as here, listening() as listener:
+    with bench(target, "identity") as here, listening(target) as listener:
         stranger = here.issuer("stranger")
         for iss in (stranger.url, listener.url, f"{listener.url}/corp", f"http://{listener.host}@idp/corp"):
             token = here.token("stranger", key="ES256", iss=iss)
