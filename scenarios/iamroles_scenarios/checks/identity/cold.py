@@ -28,15 +28,15 @@ _PROMPT = 2.0
 """Seconds, times the scale: half as long as the agent waits for a dead issuer, and twice `keys.refresh`."""
 _ON_ITS_WAY = 0.2
 """Seconds, times the scale, until the agent judges a question that was sent."""
-_ELSEWHERE = "444444444444"
-"""An account of the mock cloud, whose issuer lives on another host than the mock IdP."""
+_ELSEWHERE, _MIXED = "444444444444", "555555555555"
+"""Accounts of the mock cloud, whose issuers live on another host than the mock IdP; `mixed` has its own."""
 _prepared: WeakKeyDictionary[Worlds, bool] = WeakKeyDictionary()
 _preparing = threading.Lock()
 
 
-def _elsewhere(target: Target) -> IssuerHandle:
+def _elsewhere(target: Target, account: str = _ELSEWHERE) -> IssuerHandle:
     """Return a sound issuer on another host, which no policy names."""
-    return target.stage.cloud.account(_ELSEWHERE).issuer
+    return target.stage.cloud.account(account).issuer
 
 
 def _prepare(target: Target) -> None:
@@ -51,7 +51,8 @@ def _prepare(target: Target) -> None:
         }
         keys["down"].fault("*", "status", status=503)
         keys["dead"].fault("*", "stall")
-        other = {"issuer": f"{keys['mixed'].url}/", "jwks_uri": f"{evil.url}/.well-known/jwks.json"}
+        jwks = f"{_elsewhere(target, _MIXED).url}/.well-known/jwks.json"
+        other = {"issuer": f"{keys['mixed'].url}/", "jwks_uri": jwks}
         keys["mixed"].fault("discovery", "patch", members=other)
         keys["led"].fault("jwks", "redirect", location=f"{evil.url}/.well-known/jwks.json")
         keys["moved"].fault("discovery", "redirect", location=f"{evil.url}/.well-known/openid-configuration")
@@ -108,7 +109,7 @@ def mix_up(target: Target) -> None:
     The document names the issuer with a slash, and keys that would verify the token.
     """
     with _cold(target) as here:
-        evil, keys = _elsewhere(target), here.issuer("mixed")
+        evil, keys = _elsewhere(target, _MIXED), here.issuer("mixed")
         token = here.target.worlds.issuer(keys.name).mint({"roles": ["reader"], "key": "ES256"})
         forged = _forged(evil, keys)
         here.expect("keys of a document of another issuer", forged, UNAVAILABLE)
