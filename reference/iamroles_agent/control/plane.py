@@ -225,9 +225,18 @@ class Plane:
         slot.life = Life.UP
         if slot.index == FETCHER:
             slot.serving = True
-            self.relay.fetcher_up()
         self.changes.came_up(slot)
+        self._caught_up(slot)
         self._look_served()
+
+    def _switched(self, slot: Slot, said: Message) -> None:
+        self.changes.switched(slot, said)
+        self._caught_up(slot)
+
+    def _caught_up(self, slot: Slot) -> None:
+        """Let the fetcher answer once it has what is in force; a worker may have more than a new fetcher."""
+        if slot.index == FETCHER and slot.target is None:
+            self.relay.fetcher_up()
 
     def _serving(self, slot: Slot, _said: Message) -> None:
         slot.serving, slot.silenced = True, -inf
@@ -288,7 +297,7 @@ class Plane:
         (Life.UP, "serving"): _serving,
         (Life.UP, "prepared"): lambda self, slot, said: self.changes.prepared(slot, said),
         (Life.UP, "refused"): lambda self, slot, said: self.changes.refused(slot, said),
-        (Life.UP, "switched"): lambda self, slot, said: self.changes.switched(slot, said),
+        (Life.UP, "switched"): _switched,
         (Life.UP, "failed"): _failed,
     }
     _OF_WORKERS: ClassVar[dict[str, Callable[[Plane, Slot, Message], object]]] = {

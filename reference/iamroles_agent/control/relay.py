@@ -57,6 +57,8 @@ class Relay:
 
     def fetcher_up(self) -> None:
         """A fetcher is ready: ask it what its predecessor has not answered."""
+        if self._up:
+            return
         self._up = True
         for ask in self._asks.values():
             self._send(FETCHER, ask.asked)

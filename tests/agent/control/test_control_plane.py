@@ -166,14 +166,18 @@ def test_an_outcome_that_waited_long_enough_tells_how_many_have_confirmed(bench)
     assert "'workers': 2, 'confirmed': 1" in bench.passes(4.0, but=(0,))[-1]
 
 
-def test_a_newborn_that_is_behind_a_commit_does_not_serve_before_it_has_caught_up(bench):
-    bench.gone(0)
+@pytest.mark.parametrize(("index", "name", "then"), [(0, "0", "serve"), (FETCHER, "fetcher", "ask sts 1")])
+def test_a_newborn_that_is_behind_a_commit_does_not_serve_before_it_has_caught_up(bench, index, name, then):
+    bench.gone(index)
     bench.loads(TWO)
-    bench.all_say("prepared", 2, but=(0,))
+    for step in ("prepared", "switched"):
+        bench.all_say(step, 2, but=(index,))
+    if index == FETCHER:
+        assert bench.hears(0, "ask", id=7, topic="sts", body={}) == []
 
-    assert without(bench.hears(0, "up", version=1), "piece") == ["0 < prepare 2"]
-    assert bench.hears(0, "prepared", version=2) == ["0 < switch 2"]
-    assert bench.hears(0, "switched", version=2) == ["0 < serve"]
+    assert without(bench.hears(index, "up", version=1), "piece") == [f"{name} < prepare 2"]
+    assert bench.hears(index, "prepared", version=2) == [f"{name} < switch 2"]
+    assert bench.hears(index, "switched", version=2) == [f"{name} < {then}"]
 
 
 def test_a_newborn_in_the_middle_of_a_change_joins_it(bench):
