@@ -39,7 +39,9 @@ def test_no_check_is_lost_by_the_order():
     assert sorted(one.name for one in by_importance(plan())) == sorted(one.name for one in plan())
 
 
-def test_a_budget_that_suffices_changes_nothing(tmp_path):
+def test_a_budget_that_suffices_and_an_interrupt_after_the_last_check_change_nothing(tmp_path, monkeypatch):
+    whole = Run.close
+    monkeypatch.setattr(Run, "close", lambda run: whole(signal.raise_signal(signal.SIGINT) or run))
     assert "not played" not in said(RUN, "--budget=1h", f"--report={tmp_path}")
     assert report.load(tmp_path / "report.json")["not_played"] == []
 

@@ -68,30 +68,37 @@ def run(
     planned = [check for check in subject.planned() if select(check)]
     planned = planned if budget is None else by_importance(planned)
     pairs, explained = [], set[str]()
-    with (
-        report.of_this_run(directory),
-        subject.run(planned, transcripts=evidence is not None, budget=budget) as started,
-        _Interrupts() as interrupts,
-    ):
-        _introduce(started)
-        for check, result in _until_interrupted(started, interrupts):
-            pairs.append((check, result))
-            if result.verdict not in (Verdict.PASS, Verdict.KNOWN_FAILURE, Verdict.NOT_APPLICABLE):
-                again = ["iamroles", "conformance", "run", *subject.arguments("--"), "--check", check.name]
-                click.echo(explain.failure(check, result, shlex.join(again), explained) + "\n")
-            elif not quiet:
-                click.echo(f"{result.verdict.value:14} {check.name}")
-        over = budget is not None and started.elapsed >= budget
-        if over and not pairs:
-            raise click.UsageError(f"No check was played within {budget:g} s: give it more time.")
-        if started.background_load is not None:
-            started.background_load.end()
-        found = report.document(subject, started, pairs, checks)
-    for path in report.write(found, directory) if directory else ():
-        click.echo(f"wrote {path}")
-    if evidence:
-        bundle.write(evidence, found, {check.name: result for check, result in pairs}, key)
-        click.echo(f"wrote {evidence}, {'signed' if key else 'unsigned'}")
+    with _Interrupts() as interrupts:
+        with (
+            report.of_this_run(directory),
+            subject.run(planned, transcripts=evidence is not None, budget=budget) as started,
+        ):
+            _introduce(started)
+            for check, result in _until_interrupted(started, interrupts):
+                pairs.append((check, result))
+                if result.verdict not in (Verdict.PASS, Verdict.KNOWN_FAILURE, Verdict.NOT_APPLICABLE):
+                    again = [
+                        "iamroles",
+                        "conformance",
+                        "run",
+                        *subject.arguments("--"),
+                        "--check",
+                        check.name,
+                    ]
+                    click.echo(explain.failure(check, result, shlex.join(again), explained) + "\n")
+                elif not quiet:
+                    click.echo(f"{result.verdict.value:14} {check.name}")
+            over = budget is not None and started.elapsed >= budget
+            if over and not pairs:
+                raise click.UsageError(f"No check was played within {budget:g} s: give it more time.")
+            if started.background_load is not None:
+                started.background_load.end()
+            found = report.document(subject, started, pairs, checks)
+        for path in report.write(found, directory) if directory else ():
+            click.echo(f"wrote {path}")
+        if evidence:
+            bundle.write(evidence, found, {check.name: result for check, result in pairs}, key)
+            click.echo(f"wrote {evidence}, {'signed' if key else 'unsigned'}")
     counts = Counter(result.verdict.value for _, result in pairs)
     totals = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
     click.echo(f"{totals} in {found['seconds']} s")
@@ -124,12 +131,12 @@ def _by_family(names: list[str]) -> str:
 
 
 class _Interrupts:
-    """Ctrl-C and SIGTERM while checks are played: they end the waiting and nothing else, so that an
-    interrupt while a line is printed loses no report. The second one ends everything.
+    """Ctrl-C and SIGTERM: from the first check to the last file they end the waiting for checks and nothing
+    else, so that an interrupt loses no report. Before, the first one ends everything, later the second.
     """
 
     def __init__(self) -> None:
-        self._came = self._waits = False
+        self._came, self._waits = False, True
         self._former = {
             number: signal.signal(number, self._take)
             for number in (signal.SIGINT, signal.SIGTERM)
