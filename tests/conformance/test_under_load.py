@@ -13,6 +13,7 @@ from iamroles_scenarios.declarations.results import CheckResult, Verdict
 
 LATE = CheckResult("a.b", ("A-001",), Verdict.UNTESTABLE)
 ENDED = replace(LATE, verdict=Verdict.HARNESS_ERROR, cause="it ended")
+DEPARTS = replace(LATE, verdict=Verdict.DEPARTURE)
 RUN = "conformance run --stage=processes --lane=gate -q --under-load=40 --check=gate.rotation"
 
 
@@ -32,14 +33,16 @@ def test_what_no_check_was_asked_for_is_seen_by_the_traffic(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("result", "wrong", "code"),
+    ("results", "grade", "wrong", "code"),
     [
-        *((LATE, True, ExitCode.FAILED), (LATE, False, ExitCode.FAILED)),
-        *((ENDED, True, ExitCode.FAILED), (ENDED, False, ExitCode.STAGE_FAULT)),
+        *(([LATE], "core", True, ExitCode.FAILED), ([LATE], "core", False, ExitCode.FAILED)),
+        *(([ENDED], "core", True, ExitCode.FAILED), ([ENDED], "core", False, ExitCode.STAGE_FAULT)),
+        ([ENDED, DEPARTS], "core", False, ExitCode.STAGE_FAULT),
+        ([ENDED, DEPARTS], "strict", False, ExitCode.FAILED),
     ],
 )
-def test_a_wrong_answer_to_the_traffic_fails_the_run_whatever_else_came(result, wrong, code):
-    assert _code({"load_sound": False, "passed": False}, [result], "core", wrong=wrong) == code
+def test_a_proxy_that_ended_excuses_no_wrong_answer_and_no_failure_of_the_grade(results, grade, wrong, code):
+    assert _code({"load_sound": False, "passed": False}, results, grade, wrong=wrong) == code
 
 
 @pytest.mark.parametrize("rate", ["-1", "fast"])

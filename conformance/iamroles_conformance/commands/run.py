@@ -15,7 +15,7 @@ import click
 from iamroles_conformance.commands.options import Command, judges
 from iamroles_conformance.errors import ExitCode
 from iamroles_conformance.reports import bundle, explain, report
-from iamroles_conformance.reports.statement import untestable
+from iamroles_conformance.reports.statement import holds, untestable
 from iamroles_conformance.subject import Subject
 from iamroles_scenarios.checks.plan import named_by
 from iamroles_scenarios.commands.values import Length, OutputPath
@@ -24,7 +24,6 @@ from iamroles_scenarios.declarations.results import CheckResult, Verdict
 from iamroles_scenarios.declarations.scenario import PlannedCheck
 from iamroles_scenarios.engine.jobs import by_importance
 from iamroles_scenarios.engine.run import Run
-from iamroles_scenarios.engine.setups import only_the_stage
 
 _Pair = tuple[PlannedCheck, CheckResult]
 
@@ -116,7 +115,8 @@ def run(
 
 def _code(found: report.Document, results: list[CheckResult], grade: Grade, *, wrong: bool) -> ExitCode:
     """Return the exit code; a stage that failed excuses answers that are missing, and none that is wrong."""
-    if not wrong and only_the_stage(results):
+    bad = [one for one in results if not holds([one.verdict.value], grade)]
+    if not wrong and bad and all(one.cause and one.verdict is Verdict.HARNESS_ERROR for one in bad):
         return ExitCode.STAGE_FAULT
     if found["load_sound"] is False:
         return ExitCode.FAILED

@@ -93,12 +93,6 @@ def _sentence(cause: str, results: list[CheckResult]) -> str:
     return "\n".join([f"{text} Its log ends:", *(f"  {line}" for line in lines)]) if lines else text
 
 
-def only_the_stage(results: Iterable[CheckResult]) -> bool:
-    """Return whether a proxy that failed is all that stands against a run, which then ends with 3."""
-    bad = [result for result in results if not result.verdict.good]
-    return bool(bad) and all(one.cause and one.verdict is Verdict.HARNESS_ERROR for one in bad)
-
-
 def answers(address: str, logs: dict[str, str]) -> None:
     """Connect to an agent: an address at which it does not listen must be found before a check blames SPOP.
 
