@@ -77,6 +77,8 @@ _LAUNCH = 'spec = 1\n[launch]\naddress = "a:1"\n'
         (f"{_LAUNCH}env = {{ A = 1 }}", r":4: launch\.env\.A: must be a string"),
         (f'{_LAUNCH}[haproxy]\nrender = "x"', r"haproxy\.render: must be a list"),
         (f"{_LAUNCH}[haproxy]\nsettings = {{ A = 1 }}", r"haproxy\.settings\.A: must be a string"),
+        (f"{_LAUNCH}[haproxy]\nrender = []", r":5: haproxy\.render: is empty; name the command"),
+        (f'{_LAUNCH}[haproxy.settings]\nIAM_TIMEOUT_PROCESSING = "x"', r":5: .*: 'x' is not a duration"),
         ('spec = 1\n[launch]\naddress = "x"', r"launch\.address: is 'x'; write host:port"),
         (f'{_LAUNCH}[known_failures]\n"a.b" = 3', r":5: known_failures\.a\.b: must be a string"),
         ("spec =", "is not TOML"),

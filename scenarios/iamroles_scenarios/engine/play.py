@@ -32,7 +32,7 @@ from iamroles_scenarios.engine.timeline import Timeline
 from iamroles_scenarios.engine.tokens import Mint, Minted
 from iamroles_scenarios.engine.verdicts import blamed, judged, lacking, passed
 from iamroles_scenarios.engine.worlds import Loan
-from iamroles_scenarios.stage.rendering import PROCESSING
+from iamroles_scenarios.stage.spec import PROCESSING
 from iamroles_scenarios.traffic.polling import NANO
 
 _VARIANT = 80

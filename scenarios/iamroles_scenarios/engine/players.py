@@ -21,7 +21,7 @@ from iamroles_scenarios.declarations.scenario import Lane, RequestSpec
 from iamroles_scenarios.engine.http import Answer, HttpConnection, redacted, request_bytes
 from iamroles_scenarios.engine.observation import TAGS, Observation
 from iamroles_scenarios.engine.spread import Spread
-from iamroles_scenarios.stage.rendering import PROCESSING
+from iamroles_scenarios.stage.spec import PROCESSING
 
 if TYPE_CHECKING:
     from iamroles_scenarios.stage import World

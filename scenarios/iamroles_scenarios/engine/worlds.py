@@ -29,8 +29,8 @@ from iamroles_scenarios.engine.certificates import ProxyCertificates
 from iamroles_scenarios.engine.key_sets import KeySets, signing
 from iamroles_scenarios.engine.leaks import Leaks
 from iamroles_scenarios.engine.setups import ENDING, answers, ended, uses
-from iamroles_scenarios.stage.rendering import SHIPPED, processing
-from iamroles_scenarios.stage.spec import declares
+from iamroles_scenarios.stage.rendering import SHIPPED
+from iamroles_scenarios.stage.spec import declares, processing
 
 if TYPE_CHECKING:
     from iamroles_scenarios.mock.clients import IssuerHandle

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from iamroles_scenarios.base.durations import seconds
 from iamroles_scenarios.base.errors import ProxyFileError, StageError
 from iamroles_scenarios.stage.spec import AgentSpec, find_program
 
@@ -24,8 +23,6 @@ is not known yet while it runs; IAM_AGENT_1 brings it when HAProxy starts."""
 AGENT_CA, AGENT_NAME, PROXY_CERTIFICATE = "agent-ca.pem", "agent.iamroles.test", "proxy.pem"
 """In a world with `agent.tls`: files beside HAProxy's own, and the name in the agent's certificate."""
 _PROVEN = ("--agent-ca", AGENT_CA, "--agent-name", AGENT_NAME, "--agent-certificate", PROXY_CERTIFICATE)
-PROCESSING = 2.0
-"""Seconds that HAProxy waits for a verdict where a world does not say (docs/haproxy.md)."""
 ENTRY = ("haproxy.cfg", "iam-routes.cfg")
 """The files HAProxy is started on, in this order; the second may be absent."""
 
@@ -63,12 +60,6 @@ def _bound(document: Mapping[str, Any]) -> list[Any]:
     listed = [one for one in issuers if isinstance(one, dict)] if isinstance(issuers, list) else []
     found = [one["bound"] for one in listed if "bound" in one]
     return [found, document.get("dpop"), document.get("client_certificate")]
-
-
-def processing(settings: Mapping[str, str]) -> float:
-    """Return for how many seconds a HAProxy with these settings waits for a verdict."""
-    value = settings.get("IAM_TIMEOUT_PROCESSING", f"{PROCESSING:g}s")
-    return seconds(f"{value}ms" if value.isdecimal() else value)  # as HAProxy reads it
 
 
 class Renderer:

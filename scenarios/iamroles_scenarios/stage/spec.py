@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from iamroles_scenarios.base.durations import seconds
 from iamroles_scenarios.base.errors import AgentFileError
 
 _TABLES = {"spec", "name", "version", "launch", "features", "haproxy", "known_failures"}
@@ -23,6 +24,8 @@ _POLICY_VARIABLES = ("IAMROLES_POLICY", "IAMROLES_WORLD")
 """With the path of the world file; agents of vendors may still read the second, its deprecated synonym."""
 AUTHORITIES = "authorities.pem"
 """The file beside the world file that SSL_CERT_FILE names; most worlds have none."""
+PROCESSING = 2.0
+"""Seconds that HAProxy waits for a verdict where a world does not say (docs/haproxy.md)."""
 FEATURES = {
     "oidc": "true or false",
     "sts": "true or false",
@@ -112,8 +115,12 @@ class AgentSpec:
                 "HAProxy's configuration."
             )
         command = _words(launch, "command", path, "launch.")
-        _words(haproxy, "render", path, "haproxy.")
-        _texts(haproxy, "settings", path, "haproxy.")
+        if not _words(haproxy, "render", path, "haproxy.") and "render" in haproxy:
+            raise AgentFileError(f"{path}: haproxy.render: is empty; name the command, or leave it out.")
+        try:
+            processing(_texts(haproxy, "settings", path, "haproxy."))
+        except ValueError as error:
+            raise AgentFileError(f"{path}: haproxy.settings.IAM_TIMEOUT_PROCESSING: {error}.") from None
         if (address := _text(launch, "address", path, "launch.")) and not is_address(address):
             raise AgentFileError(f"{path}: launch.address: is {address!r}; write host:port or unix:/path.")
         spec = cls(
@@ -185,6 +192,16 @@ def located(path: Path, said: str) -> str:
 def declares(features: Mapping[str, Any], name: str) -> bool:
     """Return whether these features have this one: SPOP unless denied, others if declared."""
     return bool(features.get(name, name == "spop"))
+
+
+def processing(settings: Mapping[str, str]) -> float:
+    """Return for how many seconds a HAProxy with these settings waits for a verdict.
+
+    Raises:
+        ValueError: the setting is not a duration.
+    """
+    value = settings.get("IAM_TIMEOUT_PROCESSING", f"{PROCESSING:g}s")
+    return seconds(f"{value}ms" if value.isdecimal() else value)  # as HAProxy reads it
 
 
 def is_address(text: str) -> bool:

@@ -21,8 +21,8 @@ from iamroles_scenarios.stage.composer import Composer
 from iamroles_scenarios.stage.kind import HaproxyPlace, HaproxyRun, StageKind
 from iamroles_scenarios.stage.output import Output
 from iamroles_scenarios.stage.part import Part
-from iamroles_scenarios.stage.rendering import Renderer, processing, refusal
-from iamroles_scenarios.stage.spec import AgentSpec
+from iamroles_scenarios.stage.rendering import Renderer, refusal
+from iamroles_scenarios.stage.spec import AgentSpec, processing
 
 _POLL = 0.005
 """Seconds between two looks at a socket that cannot announce itself."""
