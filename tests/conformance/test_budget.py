@@ -43,7 +43,9 @@ def test_a_budget_that_suffices_and_an_interrupt_after_the_last_check_change_not
     whole = Run.close
     monkeypatch.setattr(Run, "close", lambda run: whole(signal.raise_signal(signal.SIGINT) or run))
     assert "not played" not in said(RUN, "--budget=1h", f"--report={tmp_path}")
-    assert report.load(tmp_path / "report.json")["not_played"] == []
+    found = report.load(tmp_path / "report.json")
+    assert found["not_played"] == []
+    assert found["reproduce"].endswith(" --budget=3600s --check=gate.audience --check=gate.no-token")
 
 
 def test_what_was_not_played_is_counted_and_named(tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from invoking import said
+from invoking import AGENTS, agent_toml, said
 
 from iamroles_conformance.commands.matrix import chosen, exit_code
 from iamroles_conformance.reports.matrix import BEGIN, END, Column, as_markdown, page
@@ -123,11 +123,18 @@ def test_nothing_is_skipped_in_silence(words, code, told):
 
 
 def test_each_version_has_its_result_and_a_failure_its_command(tmp_path):
-    words = "conformance matrix --stage=processes --haproxy=2.8 --check=gate.expired --output"
-    told = said(words, tmp_path)
+    words = "conformance matrix --stage=processes --haproxy=2.8 --check=gate.expired.reason[haproxy] --output"
+    agent = agent_toml(tmp_path, ["python", AGENTS / "blunt.py", "deny"], oidc=True)
+    told = said(words, tmp_path, f"--agent={agent}", code=1)
 
-    found = json.loads((tmp_path / "haproxy-2.8" / "report.json").read_text())
+    path = tmp_path / "haproxy-2.8" / "report.json"
+    found = json.loads(path.read_text())
     assert found["haproxy"].startswith("2.8.")
-    assert found["passed"] is True
+    assert found["passed"] is False
     assert "HAProxy 2.8." in told
     assert "left out: 2.6" in told
+    assert "again: iamroles conformance run" in told
+    assert "--lane=proxy '--check=gate.expired.reason[haproxy]'\n" in told
+
+    said(words, tmp_path, "--agent", agent_toml(tmp_path, ["false"], oidc=True), code=3)
+    assert not path.exists(), "a report of an earlier run"

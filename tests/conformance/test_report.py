@@ -41,7 +41,7 @@ def test_a_document_says_who_what_and_how_to_reproduce():
     assert found["product"] == {"name": "mine <b>", "version": "7"}
     assert found["totals"] == {"pass": 3}
     assert found["passed"] is True
-    assert found["reproduce"] == "iamroles conformance run --agent=agent.toml --lane=gate-spop"
+    assert found["reproduce"].endswith(" run --agent=agent.toml --lane=gate-spop --check=gate.expired")
     verdicts = {item["id"]: item["verdict"] for item in found["requirements"]}
     assert verdicts == dict.fromkeys(("TOKEN-TIME-001", "TOKEN-REASON-001", "TOKEN-ERROR-001"), "pass")
 

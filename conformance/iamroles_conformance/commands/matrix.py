@@ -121,11 +121,14 @@ def matrix(
     played = chosen(versions, offer)
     console.begins(offer, played)
     through = replace(subject, stage=offer.kind, require=None, lanes=subject.lanes or LANES)
+    folders = {version: output / f"haproxy-{version}" for version in played} if output else {}
+    for folder in folders.values():
+        report.remove(folder)
     for column in play_all(through, played, checks):
         columns.append(column)
         console.played(column)
-        if output is not None and column.found is not None:
-            report.write(column.found, output / f"haproxy-{column.asked}")
+        if column.found is not None and column.asked in folders:
+            report.write(column.found, folders[column.asked])
     console.ends(columns)
     if page is not None:
         page.write(tables.as_markdown(columns))

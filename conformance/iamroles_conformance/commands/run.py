@@ -92,7 +92,7 @@ def run(
                 raise click.UsageError(f"No check was played within {budget:g} s: give it more time.")
             if started.background_load is not None:
                 started.background_load.end()
-            found = report.document(subject, started, pairs, checks)
+            found = report.document(subject, started, pairs)
         for path in report.write(found, directory) if directory else ():
             click.echo(f"wrote {path}")
         if evidence:

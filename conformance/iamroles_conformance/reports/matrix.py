@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,7 +75,8 @@ class Screen:
             return
         for check in column.bad:
             self._say(f"[red]{check['verdict']}[/red] {escape(check['name'])}: {escape(check['message'])}")
-            again = f"{column.found['reproduce']} --check {check['name']}"
+            run = [one for one in shlex.split(column.found["reproduce"]) if not one.startswith("--check=")]
+            again = shlex.join([*run, f"--check={check['name']}"])
             self._say(f"  again: {escape(again)}", soft_wrap=True)
         good = "[green]passed[/green]" if column.found["passed"] else "[red]did not pass[/red]"
         self._say(f"HAProxy {column.version}: {good}, {_counts(column)} in {column.found['seconds']} s")

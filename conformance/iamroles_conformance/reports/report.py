@@ -12,7 +12,7 @@ import re
 import shlex
 import xml.etree.ElementTree as ET
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -48,26 +48,21 @@ _ROWS = ("requirements", "checks")
 _RED = ("fail", "untestable", "harness-error", "known-failure", "departure", "warning")
 
 
-def document(
-    subject: Subject,
-    run: Run,
-    results: Iterable[tuple[PlannedCheck, CheckResult]],
-    selection: Sequence[str] = (),
-) -> Document:
+def document(subject: Subject, run: Run, results: Iterable[tuple[PlannedCheck, CheckResult]]) -> Document:
     """The result document of a run, as JSON can hold it.
 
     Args:
         subject: the agent that was judged, as the command named it.
         run: the run, which knows agent and stage.
         results: what came of each check.
-        selection: the patterns of `--check`, so that the command in the document plays the same.
     """
     pairs = list(results)
     checks = [_check(check, result) for check, result in pairs]
     stage, load = run.stage, run.background_load
     command = ["iamroles", "conformance", "run", *subject.arguments("--")]
     command += [f"--lane={lane}" for lane in subject.lanes]
-    command += [f"--check={pattern}" for pattern in selection]
+    command += [f"--budget={run.options.budget:g}s"] if run.options.budget else []
+    command += [f"--check={pattern}" for pattern in _patterns(run.planned, subject.planned())]
     features, known = run.agent.features, run.agent.known_failures
     product = f"{run.agent.name} {run.agent.version}".strip()
     made = statement(product, checks, features=features, known_failures=known, grade=subject.grade)
@@ -99,6 +94,22 @@ def document(
         **_derived(checks),
         "checks": checks,
     }
+
+
+def _patterns(chosen: list[PlannedCheck], everything: list[PlannedCheck]) -> Iterable[str]:
+    """Name these checks as `--check` takes them, by the beginnings that select no other; all need no name."""
+    names = [check.name for check in chosen]
+    others = {check.name for check in everything} - set(names)
+
+    def shortest(name: str) -> str:
+        parts = name.split(".")
+        heads = (".".join(parts[:count]) for count in range(1, len(parts)))
+        alone = (
+            head for head in heads if not any(one.startswith((f"{head}.", f"{head}-")) for one in others)
+        )
+        return next(alone, name)
+
+    return dict.fromkeys(map(shortest, names)) if others else ()
 
 
 def sentences(found: Document) -> list[str]:
@@ -388,12 +399,17 @@ def prepared(directory: Path) -> None:
         raise ReportError(f"{directory}: no report can be written there: {error.strerror}.") from error
 
 
+def remove(directory: Path) -> None:
+    """Remove the files of an earlier report."""
+    for name in _FORMS:
+        (directory / name).unlink(missing_ok=True)
+
+
 @contextmanager
 def of_this_run(directory: Path | None) -> Iterator[None]:
     """Remove the files of an earlier report; if nothing can be judged, say so in junit.xml and summary.md."""
     if directory:
-        for name in _FORMS:
-            (directory / name).unlink(missing_ok=True)
+        remove(directory)
     try:
         yield
     except (StageError, SelectionError) as error:
