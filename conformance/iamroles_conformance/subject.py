@@ -5,12 +5,13 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from iamroles_scenarios.base.errors import SelectionError
+from iamroles_scenarios.base.errors import SelectionError, SuiteError
 from iamroles_scenarios.checks.plan import plan
 from iamroles_scenarios.declarations.catalogue import Grade
 from iamroles_scenarios.declarations.scenario import ALL_LANES, PlannedCheck
@@ -71,7 +72,10 @@ class Subject:
         """
         if unknown := set(self.lanes) - set(ALL_LANES):
             raise SelectionError(f"Unknown lane {', '.join(sorted(unknown))}: say {', '.join(ALL_LANES)}.")
-        return plan(self.lanes or (("wire",) if self.address else ALL_LANES))
+        lanes = self.lanes or ALL_LANES
+        with suppress(SuiteError):  # `run` says what is wrong with the file
+            lanes = self.lanes or (("wire",) if self.spec().address else ALL_LANES)
+        return plan(lanes)
 
     def run(
         self, planned: list[PlannedCheck], *, transcripts: bool = False, budget: float | None = None

@@ -316,6 +316,12 @@ def test_a_replay_plays_the_sample_of_a_seed_and_agrees(place):
     assert "3 of 7 checks with --seed 7: 3 agree, 0 differ" in told
 
 
+def test_a_running_agent_is_asked_for_no_check_of_another_lane(place, tmp_path):
+    (tmp_path / "agent.toml").write_text('spec = 1\n[launch]\naddress = "127.0.0.1:1"\n')
+    for named in ("--agent", tmp_path / "agent.toml"), ("--agent-address", "127.0.0.1:1"):
+        assert "no check of it can be played" in said(VERIFY, place / "unsigned.tar.gz", *named)
+
+
 def test_a_verdict_that_differs_in_a_replay_is_named(place, tmp_path):
     agent = agent_toml(
         tmp_path, ["python", AGENTS / "blunt.py", "deny"], name="iamroles", version="0.1.0", oidc=True

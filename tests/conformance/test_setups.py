@@ -173,12 +173,14 @@ def test_a_command_that_is_not_there_is_exit_2(tmp_path):
     assert "no-such-agent" in said(HELLO, "--agent", agent, code=2)
 
 
-def test_a_dead_address_is_exit_3_and_the_doctor_says_so():
+def test_a_dead_address_is_exit_3_and_the_doctor_says_so(tmp_path):
     address = nowhere()
+    (tmp_path / "agent.toml").write_text(f'spec = 1\n[launch]\naddress = "{address}"\n')
 
-    run = said("conformance run --check=wire.hello --agent-address", address, code=3)
-    assert "cannot be connected to" in run
-    assert "HARNESS" not in run
+    for named in ("--agent-address", address), ("--agent", tmp_path / "agent.toml"):
+        run = said("conformance run", *named, code=3)
+        assert "cannot be connected to" in run
+        assert "HARNESS" not in run
     assert address in said("conformance doctor --agent-address", address, code=3)
 
 

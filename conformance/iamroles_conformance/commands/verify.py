@@ -175,7 +175,7 @@ def _replay(subject: Subject, document: dict[str, Any], sample: int, seed: int |
     reported = {one["name"]: one["verdict"] for one in document["checks"]}
     silent = {"not-applicable", *_UNJUDGED}
     planned = [check for check in plan() if reported.get(check.name, "not-applicable") not in silent]
-    if subject.address:
+    if subject.spec().address:
         planned = [check for check in planned if check.lane == "wire"]
     seed = random.SystemRandom().randrange(10**6) if seed is None else seed
     chosen = random.Random(seed).sample(planned, min(sample, len(planned)))  # noqa: S311 - to be repeated
