@@ -32,6 +32,8 @@ _SUBJECT: pytest.StashKey[Subject] = pytest.StashKey()
 _RESULTS: pytest.StashKey[list[tuple[PlannedCheck, CheckResult]]] = pytest.StashKey()
 _TOLD: pytest.StashKey[set[str]] = pytest.StashKey()
 """Causes in the set-up that a failure has shown in full."""
+_SKIPPED = "verdict", "not-applicable"
+"""The property of an item by which its report is known, whatever its path is called."""
 
 
 def _scale(text: str) -> float:
@@ -169,8 +171,7 @@ class CheckItem(pytest.Item):
 
     def _again(self) -> str:
         options = _subject(self.config).arguments("--iamroles-")
-        nodeid = self.nodeid.partition(f"@{_GROUP}")[0]
-        return shlex.join(["pytest", *options, nodeid])
+        return shlex.join(["pytest", *options, f"{self.path}::{self.name}"])
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:  # noqa: ANN401
         """The explanation alone: a Python traceback would be of the engine, not of the agent."""
@@ -268,9 +269,8 @@ def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print a line for each reason why checks are not applicable, not one for each check."""
-    skipped = [
-        one for one in terminalreporter.getreports("skipped") if "/test_conformance.py::" in one.nodeid
-    ]
+    reports = terminalreporter.getreports("skipped")
+    skipped = [one for one in reports if _SKIPPED in getattr(one, "user_properties", ())]
     for reason, count in Counter(one.longrepr[2] for one in skipped).items():
         terminalreporter.write_line(f"{count} checks {reason.removeprefix('Skipped: ')}")
     config: pytest.Config = terminalreporter.config
