@@ -234,6 +234,7 @@ def test_known_failures(listed, came, becomes):
 
     assert found.verdict is becomes
     assert ("ticket 7" in found.message) == (found.verdict is not came)
+    assert ("or list gate.x.y[haproxy]" in found.message) == ((listed, came) == ("gate.x.y", Verdict.PASS))
 
 
 @pytest.mark.parametrize(("late", "becomes"), [("", Verdict.NOT_APPLICABLE), ("9 s", Verdict.UNTESTABLE)])

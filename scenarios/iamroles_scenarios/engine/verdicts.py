@@ -284,10 +284,13 @@ def lets_in(result: CheckResult) -> bool:
 def _known(result: CheckResult, agent: AgentSpec) -> tuple[Verdict, str]:
     """Apply the vendor's list: a listed failure is known, a listed pass is stale and fails."""
     listed = agent.known_failures
-    reason = listed.get(result.check) or listed.get(f"{result.check}[{SITES.get(result.lane, '')}]")
+    site = SITES.get(result.lane, "")
+    reason = listed.get(result.check) or listed.get(f"{result.check}[{site}]")
     if reason and result.verdict in (Verdict.FAIL, Verdict.WARNING, Verdict.DEPARTURE):
         return Verdict.KNOWN_FAILURE, f"known: {reason} ({result.message})"
     if reason and result.verdict is Verdict.PASS:
         stale = f"listed as a known failure ({reason}), but it passes: take it off agent.toml's list"
+        if site and result.check in listed:
+            stale += f", or list {result.check}[{'spop' if site == 'haproxy' else 'haproxy'}] if that fails"
         return Verdict.FAIL, stale
     return result.verdict, result.message
