@@ -17,6 +17,7 @@ from iamroles_conformance.reports import report
 from iamroles_conformance.selftest.registry import permitted
 from iamroles_conformance.selftest.runner import Selftest
 from iamroles_conformance.subject import default_agent_toml
+from iamroles_scenarios.base import lateness
 from iamroles_scenarios.declarations.scenario import WorldSpec, policy_of
 from iamroles_scenarios.stage import AgentSpec, open_stage
 from iamroles_scenarios.stage.images import Images
@@ -86,7 +87,10 @@ def test_an_agent_that_dies_is_one_finding_and_one_verdict_in_every_lane(tmp_pat
         ("no-line", 'lacks "address"'),
     ],
 )
-def test_a_later_world_that_cannot_be_used_fails_its_checks_in_every_lane(tmp_path, fault, words):
+def test_a_later_world_that_cannot_be_used_fails_its_checks_in_every_lane(
+    tmp_path, monkeypatch, fault, words
+):
+    monkeypatch.setattr(lateness, "delay", lambda *_: lateness.Delay(0.0, 1.0))  # no time decides here
     agent = _faulty(tmp_path, fault, tmp_path / "state")
 
     found = _judged(agent, tmp_path, "identity.header.ignored", *LATER)

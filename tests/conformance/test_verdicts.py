@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from invoking import AGENTS
+from listening import nowhere
 
 from iamroles_conformance.reports import explain
 from iamroles_scenarios.base import recording
@@ -19,13 +20,13 @@ from iamroles_scenarios.declarations.documents import parse
 from iamroles_scenarios.declarations.planning import selected_by
 from iamroles_scenarios.declarations.results import Check, CheckResult, Verdict
 from iamroles_scenarios.declarations.scenario import PlannedCheck, Scenario, scenarios
+from iamroles_scenarios.engine import setups
 from iamroles_scenarios.engine.bench import Bench
 from iamroles_scenarios.engine.jobs import Job, called
 from iamroles_scenarios.engine.play import play
 from iamroles_scenarios.engine.run import Options, Run
-from iamroles_scenarios.engine.setups import uses
 from iamroles_scenarios.engine.target import Target
-from iamroles_scenarios.engine.verdicts import judged, recorded, reported
+from iamroles_scenarios.engine.verdicts import blamed, judged, recorded, reported
 from iamroles_scenarios.engine.worlds import Worlds
 from iamroles_scenarios.stage import AgentSpec
 
@@ -109,11 +110,21 @@ def test_a_connection_that_the_agent_closed_is_shown_with_the_agents_log():
     check = next(iter(plan(["gate-spop"])))
 
     def play():
-        uses(SimpleNamespace(agent=agent, haproxy_ended=lambda: None, host_pids=[]))
+        setups.uses(SimpleNamespace(agent=agent, haproxy_ended=lambda: None, host_pids=[]))
         raise WireError("the agent closed the connection (RST)")
 
     (result,) = judged([check], play)
     assert (result.verdict, result.evidence.logs) == (Verdict.FAIL, {"agent": "worker 0: no heartbeat"})
+
+
+@pytest.mark.parametrize(("within", "decides"), [(0.0, True), (60.0, False)])
+def test_time_decides_if_a_connection_was_waited_for_and_not_if_it_was_refused(monkeypatch, within, decides):
+    monkeypatch.setattr(setups, "_CONNECTS", within)
+    with pytest.raises(StageError) as caught:
+        setups.answers(nowhere(), {"agent": "its log"})
+    with recording.recorded() as found:
+        assert blamed(plan(["wire"])[0], caught.value).verdict is Verdict.FAIL
+    assert found.timed is decides
 
 
 def test_a_feature_declared_absent_is_not_applicable(stage):

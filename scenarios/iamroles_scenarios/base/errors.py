@@ -141,7 +141,7 @@ class StageError(SuiteError):
     Attributes:
         world: the world file that the agent was given, JSON; "" where none bears on it.
         began, pid: of a part that was not ready in time: since when it was waited for, by the monotonic
-            clock, or 0.0, and its process, as this host numbers it.
+            clock, and its process, as this host numbers it; 0.0 if time did not decide.
     """
 
     began = 0.0

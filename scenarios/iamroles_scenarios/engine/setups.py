@@ -7,6 +7,7 @@ One such fault explains many failures. Each check that it touches fails and name
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 _used: ContextVar[list[World] | None] = ContextVar("worlds that a check has used", default=None)
 ENDING = 0.2
 """Seconds in which an agent whose check failed has ended, if it does: it closes its connections before."""
+_CONNECTS = 5.0
+"""Seconds in which an agent takes a connection."""
 _LINES = 6
 """Lines of the agent's log in a finding."""
 
@@ -99,19 +102,23 @@ def answers(address: str, logs: dict[str, str]) -> None:
     Raises:
         StageError: no connection, or not an address; with the end of the agent's log.
     """
+    began = time.monotonic()
     if (why := refuses(address)) is not None:
-        raise StageError(
+        error = StageError(
             f"The agent's address {address!r} cannot be connected to: {why}. It must listen there, at "
             "host:port or unix:/path, before it says so.",
             tails(logs),
             "the address that the agent announces cannot be connected to",
         )
+        if time.monotonic() - began >= _CONNECTS:  # nobody refused it
+            error.began = began
+        raise error
 
 
 def refuses(address: str) -> str | None:
     """Return why an address takes no connection, or None if it takes one."""
     try:
-        reach(address)
+        reach(address, timeout=_CONNECTS)
     except AgentFault as error:
         return error.message
     except (ValueError, OverflowError):

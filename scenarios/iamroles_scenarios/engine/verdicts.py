@@ -122,8 +122,10 @@ def blamed(check: PlannedCheck, error: Exception, beside: Evidence | None = None
             return replace(_result(check, Verdict.UNTESTABLE, str(error)), late=str(error))
         case StageError():
             evidence = Evidence(sent=f"world file: {error.world}" * bool(error.world), logs=error.logs)
-            recording.timed()  # it was not ready in time
-            if set(error.logs) != {_AGENT} and not isinstance(error, errors.ProxyFileError):
+            of_agent = set(error.logs) == {_AGENT} or isinstance(error, errors.ProxyFileError)
+            if error.began or not of_agent:
+                recording.timed()  # it was not ready in time
+            if not of_agent:
                 proxy = error.message if set(error.logs) == {_PROXY} else ""
                 return _result(check, Verdict.HARNESS_ERROR, error.message, evidence, proxy)
             return _result(check, Verdict.FAIL, error.message, evidence, error.cause)

@@ -7,6 +7,7 @@ import re
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,7 @@ class Renderer:
             argv += [word.replace("{world}", str(world)).replace("{output}", str(output)) for word in words]
             if words[-len(SHIPPED) + 1 :] == list(SHIPPED[1:]) and _proven(document):  # a mutant's as well
                 argv += _PROVEN
-            fault = ProxyFileError if self.own else StageError
+            fault, began = ProxyFileError if self.own else StageError, time.monotonic()
             try:
                 done = subprocess.run(  # noqa: S603 - agent.toml's command
                     argv,
@@ -120,7 +121,9 @@ class Renderer:
                     cwd=self._directory,
                 )
             except (OSError, subprocess.TimeoutExpired) as error:
-                raise fault(f"Rendering HAProxy's configuration failed: {error}") from error
+                failed = fault(f"Rendering HAProxy's configuration failed: {error}")
+                failed.began = began
+                raise failed from error
             if done.returncode != 0:
                 raise fault(
                     f"Rendering HAProxy's configuration failed with exit code {done.returncode}: "

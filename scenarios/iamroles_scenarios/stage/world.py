@@ -137,6 +137,7 @@ class HaproxyHandle:
             self._begin(None)
 
     def _begin(self, replaced: HaproxyRun | None) -> None:
+        began = time.monotonic()
         run = self.place.start({**self._files, **self._beside}, self._settings, replaced)
         for last in polls(_START, _POLL):
             with suppress(OSError):
@@ -151,7 +152,9 @@ class HaproxyHandle:
             if last:
                 log = run.part.log()
                 run.part.kill()
-                raise self._unusable(f"HAProxy did not answer within {_START:g} s.", log)
+                fault = self._unusable(f"HAProxy did not answer within {_START:g} s.", log)
+                fault.began, fault.pid = began, run.part.host_pid
+                raise fault
         if run is not replaced:  # a container's master reloads in place
             self._runs.append(run)
 
