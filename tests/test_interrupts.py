@@ -37,3 +37,11 @@ def test_a_command_that_is_ended_leaves_nothing(command, number, tmp_path, monke
             assert (code, said[-12:]) == (130, "interrupted\n"), said
             assert not process.family()
             assert not list(tmp_path.iterdir())
+
+
+def test_no_loop_that_starves_an_agent_outlives_its_judge():
+    with Marked("conformance", "run", "--stage=processes", "--check=fault.host.cpu") as process:
+        until(lambda: sum("getppid" in line for line in process.family().values()) >= 4, PATIENCE)
+        process.kill()
+        process.wait(PATIENCE)
+        until(lambda: not process.family(), PATIENCE)

@@ -88,7 +88,7 @@ def test_a_file_of_something_else_is_a_mistake(tmp_path, text):
 
 
 def test_programs_beside_a_run_are_seen_if_they_end(monkeypatch):
-    monkeypatch.setattr(busy, "_LOOP", "raise SystemExit(1)")
+    monkeypatch.setattr(busy, "LOOP", "raise SystemExit(1)")
     with ExitStack() as beside:
         for program in beside.enter_context(busy.beside("loops")):
             program.wait(60)

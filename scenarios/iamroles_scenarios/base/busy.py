@@ -14,10 +14,11 @@ from contextlib import contextmanager
 
 from iamroles_scenarios.base.errors import SuiteError
 
-_LOOP = """\
+LOOP = """\
 import os, sys
 while os.getppid() == int(sys.argv[1]): pass
 """
+"""Ends with its parent, whose number is its argument."""
 _COPY = """\
 import os, sys
 block = os.urandom(1 << 20)
@@ -46,7 +47,7 @@ def beside(way: str) -> Iterator[list[subprocess.Popen[bytes]]]:
     loops, copies = WAYS[way]
     with tempfile.TemporaryDirectory(dir="." if copies else None) as folder:  # /tmp may be in memory
         own = str(os.getpid())
-        words = [["-c", _LOOP, own]] * loops + [["-c", _COPY, own, folder]] * copies
+        words = [["-c", LOOP, own]] * loops + [["-c", _COPY, own, folder]] * copies
         programs = [subprocess.Popen([sys.executable, "-S", *one]) for one in words]  # noqa: S603 - our own
         try:
             yield programs

@@ -137,8 +137,9 @@ class StageKind(ABC):
 
     def __init__(self) -> None:
         self._guard = Guard()
-        self._directory = Path(tempfile.mkdtemp(prefix="iamroles-", dir=_short_directory()))
-        self._guard.note(f"dir {self._directory}")
+        self.directory = Path(tempfile.mkdtemp(prefix="iamroles-", dir=_short_directory()))
+        """Ends with the stage, also after `kill -9`."""
+        self._guard.note(f"dir {self.directory}")
         self.mocks: dict[str, Mock] = {}
         """Those that were started."""
         self._echoes: dict[frozenset[str], tuple[Part, dict[str, str]]] = {}
@@ -189,7 +190,7 @@ class StageKind(ABC):
         for server in self._fork_servers.values():
             server.close()
         self._guard.close()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        shutil.rmtree(self.directory, ignore_errors=True)
 
     @property
     @abstractmethod
@@ -214,7 +215,7 @@ class StageKind(ABC):
 
     def _made(self, world: str) -> Path:
         """Make the directory of a world."""
-        directory = self._directory / world
+        directory = self.directory / world
         directory.mkdir(exist_ok=True)
         return directory
 

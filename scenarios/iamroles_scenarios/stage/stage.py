@@ -48,12 +48,14 @@ class Stage:
     Attributes:
         kind: "containers" or "processes".
         why: one sentence: which kind, and why.
+        directory: a folder of this host, which ends with the stage, also after `kill -9`.
         urls: `idp` and `sts`, as the agent sees them.
     """
 
     def __init__(self, kind: StageKind, why: str) -> None:
         self.kind = kind.kind
         self.why = why
+        self.directory = kind.directory
         self._kind = kind
         self.urls: Mapping[str, str] = _Urls(kind)
         self._worlds: set[World] = set()

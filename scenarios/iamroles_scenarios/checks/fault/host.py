@@ -6,9 +6,9 @@ docs/under-fire.md names the faults that no stage can produce: a clock that step
 
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
-import shutil
 import signal
 import socket
 import subprocess
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from iamroles_scenarios.base import recording
+from iamroles_scenarios.base.busy import LOOP
 from iamroles_scenarios.base.errors import Inapplicable, StageError, Untestable, WaitTimeoutError
 from iamroles_scenarios.base.family import family
 from iamroles_scenarios.base.polling import polls
@@ -42,7 +43,6 @@ _STARVED = 3.0
 _PATIENCE = 15.0
 """Seconds, times the scale, for `_DEEP` to come."""
 _HOGS, _CROWD = 4, 32
-_BUSY = "while True: pass"
 _FOREIGN = b"This is not a log.\n"
 _NOTICED, _WRITTEN = 2.0, 0.2
 """Seconds, times the scale, in which an agent sees that its log was moved away, if it looks; and in which it
@@ -274,7 +274,7 @@ def _starved(here: FaultBench, pids: list[int]) -> Iterator[None]:
                 os.sched_setaffinity(tid, one)
                 os.sched_setscheduler(tid, os.SCHED_IDLE, os.sched_param(0))
         for _ in range(_HOGS):
-            hogs.append(subprocess.Popen([sys.executable, "-S", "-c", _BUSY]))  # noqa: S603 - our own
+            hogs.append(subprocess.Popen([sys.executable, "-S", "-c", LOOP, str(os.getpid())]))  # noqa: S603 - our own
             os.sched_setaffinity(hogs[-1].pid, one)
             _beside(hogs[-1].pid, first)
         yield
@@ -310,16 +310,6 @@ def _beside(pid: int, other: int) -> None:
 
 
 @contextmanager
-def _removed(path: Path) -> Iterator[None]:
-    """Remove this file after the block, and those beside it that begin with its name."""
-    try:
-        yield
-    finally:
-        for one in path.parent.glob(f"{path.name}*"):
-            shutil.rmtree(one) if one.is_dir() else one.unlink()
-
-
-@contextmanager
 def _gone(folder: Path) -> Iterator[None]:
     """Move a folder away; after the block there is a new one."""
     folder.rename(folder.with_suffix(".moved"))
@@ -336,31 +326,31 @@ def disk(target: Target) -> str:
     A log that was moved away during a stop keeps nobody out. `audit.on_error` is `deny`. And a policy that
     could not be saved comes back after a death, and none before it (8.5).
     """
-    folder = Path(f"/tmp/iamroles{own_suffix()}")  # noqa: S108 - in its own container or on this host
+    inside = target.stage.kind == "containers" and bool(target.agent.image or target.agent.build)
+    folder = (Path("/tmp") if inside else target.stage.directory) / f"log{own_suffix()}"  # noqa: S108 - its own
     seen_here = target.stage.kind == "processes"
     path = folder / "log" if seen_here else folder
     log = {"path": str(path), "on_error": "deny", "sync": "100ms"}
-    with _removed(folder):
+    if seen_here:
+        folder.mkdir()
+    with fault_bench(target, override={"audit": log}) as here:
+        for fault in ("a full disk", "a disk that is full again"):
+            with _full_disk(here):
+                _nobody_allowed(here, fault)
+            here.must_recover(fault, everywhere=True)
         if seen_here:
-            folder.mkdir()
-        with fault_bench(target, override={"audit": log}) as here:
-            for fault in ("a full disk", "a disk that is full again"):
-                with _full_disk(here):
-                    _nobody_allowed(here, fault)
-                here.must_recover(fault, everywhere=True)
-            if seen_here:
-                _replace_log(here, folder)
-            remark = here.remark
-        if seen_here and not target.lacks(["workers"]):
-            (full := folder / "full").symlink_to("/dev/full")
-            _strange_log(target, {"audit": {**log, "path": str(full)}, "agent": {"workers": 2}}, _full_device)
-        if seen_here:
-            with _PipedLog(folder / "pipe") as pipe:
-                override = {"audit": {**log, "path": str(pipe.path)}}
-                _strange_log(target, override, partial(_stuck_log, pipe=pipe))
-        if not target.lacks(["reload"]):
-            _die_unsaved(target, {**log, "path": f"{folder}.unsaved", "sync": "0s"})
-        return remark
+            _replace_log(here, folder)
+        remark = here.remark
+    if seen_here and not target.lacks(["workers"]):
+        (full := folder / "full").symlink_to("/dev/full")
+        _strange_log(target, {"audit": {**log, "path": str(full)}, "agent": {"workers": 2}}, _full_device)
+    if seen_here:
+        with _PipedLog(folder / "pipe") as pipe:
+            override = {"audit": {**log, "path": str(pipe.path)}}
+            _strange_log(target, override, partial(_stuck_log, pipe=pipe))
+    if not target.lacks(["reload"]):
+        _die_unsaved(target, {**log, "path": f"{folder}.unsaved", "sync": "0s"})
+    return remark
 
 
 def _die_unsaved(target: Target, log: Mapping[str, Any]) -> None:
@@ -399,43 +389,44 @@ def _full_device(here: FaultBench) -> None:
 
 
 class _PipedLog:
-    """A pipe and its reader, which can stand still: then the pipe takes nothing, and gives no error."""
+    """A pipe that holds what comes; once it is full it takes nothing, and gives no error."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         os.mkfifo(path)
         self._end = os.open(path, os.O_RDWR | os.O_NONBLOCK)
-        self.reader = subprocess.Popen(["/bin/cat", path], stdout=subprocess.DEVNULL)  # noqa: S603 - our own
+        fcntl.fcntl(self._end, fcntl.F_SETPIPE_SZ, 1 << 20)  # enough for all that is recorded here
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.reader.kill()
-        self.reader.wait()
         os.close(self._end)
 
-    def stop(self) -> None:
-        """Stop the reader, and fill the pipe to its last byte."""
-        self.reader.send_signal(signal.SIGSTOP)
-        os.waitpid(self.reader.pid, os.WUNTRACED)
+    def fill(self) -> None:
+        """Fill the pipe to its last byte."""
         for size in (1 << 12, 1):
             with suppress(BlockingIOError):
                 while os.write(self._end, size * b"\n"):
                     pass
 
+    def empty(self) -> None:
+        with suppress(BlockingIOError):
+            while os.read(self._end, 1 << 20):
+                pass
+
 
 def _stuck_log(here: FaultBench, pipe: _PipedLog) -> None:
-    """Ask while the log's reader reads, and while it stands still."""
+    """Ask while the pipe takes the log, and while it is full."""
     fault = "a log that takes nothing"
     for last in polls(here.seconds(BACK)):
         if (seen := here.ask_each_worker(here.people[0])) and seen.allow:
             break
         if last:
             return  # an agent need not take a pipe
-    pipe.stop()
+    pipe.fill()
     _nobody_allowed(here, fault)
-    pipe.reader.send_signal(signal.SIGCONT)
+    pipe.empty()
     here.must_recover(fault, everywhere=True)
 
 
@@ -507,11 +498,11 @@ def agent(target: Target) -> str:
 
     HAProxy is left alone. What a killed agent left on disk, state and log, keeps its successor from nothing.
     """
-    folder, kept = Path(f"/tmp/iamroles{own_suffix()}"), dict[str, Any]()  # noqa: S108 - on this host
+    kept = dict[str, Any]()
     if target.stage.kind == "processes":
-        folder.mkdir()
-        kept = {"agent": keeping(target.stage), "audit": {"path": str(folder / "log")}}
-    with _removed(folder), fault_bench(target, override=kept) as here:
+        log = target.stage.directory / f"log{own_suffix()}"
+        kept = {"agent": keeping(target.stage), "audit": {"path": str(log)}}
+    with fault_bench(target, override=kept) as here:
         _has_processes(here)
         part = here.world.agent
         part.kill()
