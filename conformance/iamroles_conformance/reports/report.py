@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -102,12 +103,8 @@ def _patterns(chosen: list[PlannedCheck], everything: list[PlannedCheck]) -> Ite
     others = {check.name for check in everything} - set(names)
 
     def shortest(name: str) -> str:
-        parts = name.split(".")
-        heads = (".".join(parts[:count]) for count in range(1, len(parts)))
-        alone = (
-            head for head in heads if not any(one.startswith((f"{head}.", f"{head}-")) for one in others)
-        )
-        return next(alone, name)
+        heads = accumulate(name.split(".")[:-1], "{}.{}".format)
+        return next((head for head in heads if not any(map(re.compile(f"{head}[.-]").match, others))), name)
 
     return dict.fromkeys(map(shortest, names)) if others else ()
 
