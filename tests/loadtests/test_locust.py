@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -26,8 +27,13 @@ LOCUSTFILE = Path(iamroles_loadtests.__file__).with_name("locusting") / "locustf
 RATE = 1000
 STOP = """
 import gevent
+import os
 from locust import events
 from locust.runners import WorkerRunner
+from iamroles_loadtests.measuring.drive import Driver
+
+real = Driver.loop
+Driver.loop = lambda driver, phase: (os.write(2, b"seed %d;" % phase.seed), real(driver, phase))[1]
 
 @events.test_start.add_listener
 def start(environment, **_):
@@ -97,6 +103,7 @@ def test_the_numbers_are_the_servers(tmp_path, processes):
             many += ["--processes", str(processes), "--master-bind-port", port, "--master-port", port]
         done, measured = locust(server.address, tmp_path, *many)
     assert done.returncode == 0, done.stderr[-2000:]
+    assert len(set(re.findall(r"seed (\d+);", done.stderr))) == processes
 
     # Every request that the server answered is counted, once, by the book and by locust.
     printed = done.stdout[done.stdout.index("[\n") :]  # workers print an empty list of their own

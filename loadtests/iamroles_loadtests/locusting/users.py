@@ -17,7 +17,6 @@ the end (`RESULT`).
 
 from __future__ import annotations
 
-import itertools
 import os
 import resource
 import secrets
@@ -57,8 +56,6 @@ _LOST = 3
 """Exit code of a master whose workers did not all report: a part is not a result."""
 _FOLD = 1.0
 """Seconds between two looks at the samples."""
-_numbers = itertools.count(secrets.randbits(40))
-"""Numbers of users: the seeds of their timetables differ, on all machines."""
 
 
 class Collector:
@@ -184,7 +181,8 @@ class TrafficUser(User):
             raise RuntimeError("no plan: the master did not say what to ask")
         self.running.append(self)
         self._driver = Driver(self.plan.pools)
-        phase = self.plan.phase.model_copy(update={"seed": next(_numbers), "warmup": 0.0})
+        # By chance, and here: `--processes` forks after it has loaded this module.
+        phase = self.plan.phase.model_copy(update={"seed": secrets.randbits(40), "warmup": 0.0})
         loop = self._driver.loop(phase)
         loop.open(self._driver.clients(phase, loop))
         loop.start()

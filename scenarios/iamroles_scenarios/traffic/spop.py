@@ -26,8 +26,6 @@ _IDS = [varint(number) for number in range(240, 2288)]
 _FRAME_LIMIT = 1 << 20
 _KNOWN = 64
 """Right answers that are remembered for a question."""
-_numbers = itertools.count(secrets.randbits(60))
-"""For request ids; begins anywhere, so that those of two processes differ."""
 _HEAD = bytes([FrameType.NOTIFY, 0, 0, 0, 1])
 _REST = len(_HEAD) + 3
 """Bytes of a frame before its payload: type, flags, a stream-id of two bytes, a frame-id of a byte."""
@@ -48,6 +46,8 @@ class SpopClient(Client):
         self._queue: list[tuple[bytes, Asked]] = []
         """Frames that are not sent yet."""
         self._ids = itertools.cycle(_IDS)
+        self._numbers = itertools.count(secrets.randbits(60))
+        """For request ids; begins anywhere, so that those of two clients differ, also in forks."""
 
     @property
     def busy(self) -> bool:
@@ -65,7 +65,7 @@ class SpopClient(Client):
         payload = question.payload
         if question.around is not None:
             before, after = question.around
-            payload = b"%b%016x%b" % (before, next(_numbers), after)
+            payload = b"%b%016x%b" % (before, next(self._numbers), after)
         self._under_way[stream] = asked = Asked(question, due)
         frame = (_REST + len(payload)).to_bytes(4, "big") + _HEAD + stream + b"\x01" + payload
         self._queue.append((frame, asked))
