@@ -8,8 +8,10 @@ from invoking import finished, ran, said
 
 from iamroles_loadtests.asking import gate_config
 from iamroles_loadtests.asking.gate_config import GateConfigError, shipped_files
+from iamroles_loadtests.asking.plan import Phase
 from iamroles_loadtests.bench import agent, docs, gate, variants
-from iamroles_loadtests.bench.rounds import ratio
+from iamroles_loadtests.bench.rounds import _figures, ratio
+from iamroles_loadtests.measuring.measurement import CaseMeasurement, Measurement, Played
 from iamroles_scenarios.base.errors import PageError
 from iamroles_scenarios.stage.haproxies import find
 
@@ -89,6 +91,15 @@ def test_plain_makes_no_log_line_or_the_gates(text):
 def test_a_step_that_there_is_not(text):
     with pytest.raises(GateConfigError, match="no step 9"):
         variants.without(text, {"9"})
+
+
+def test_a_wrong_answer_is_shown():
+    cases = {"known": CaseMeasurement(wrong=1, examples=["status 403"])}
+    measured = Measurement(wrong=1, stray=1, cases=cases, examples=["bytes that nobody asked for"])
+    phase = Phase(name="x", address="", weights={})
+
+    [said] = agent.wrong({"4 x 16": {"a": [_figures(Played(phase, "level", measured, {}))]}})
+    assert said.endswith("a: 2 wrong answers or faults, known: status 403; bytes that nobody asked for")
 
 
 def test_ratios_are_taken_within_rounds():

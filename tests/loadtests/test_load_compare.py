@@ -50,6 +50,11 @@ def test_two_runs_of_the_same_do_not_differ():
                 assert 0.75 < line.low < line.high < 1.33
 
 
+@pytest.mark.parametrize("count", ["wrong", "faults", "stray"])
+def test_a_run_that_went_wrong_does_not_compare(count):
+    assert len(obstacles(made(1), {**made(1), count: 1})) == 1
+
+
 @pytest.mark.parametrize(("factor", "verdict"), [(1.3, "slower"), (0.7, "faster")])
 def test_a_difference_is_shown(factor, verdict):
     found = compared(made(1), made(2, factor))

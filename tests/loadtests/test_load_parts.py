@@ -66,7 +66,7 @@ def test_ratios(example):
     # out.
     missing = {"of": "high.sent.p99.99", "over": "low.sent.p50", "at_most": 1e9}
     assert not judged(example, ratios=[missing])["high.sent.p99.99 over low.sent.p50"]
-    assert len(judged(example, ratios=[{**ratio, "of": "spike.sent.p50", "at_most": 1.0}])) == 2
+    assert len(judged(example, ratios=[{**ratio, "of": "spike.sent.p50", "at_most": 1.0}])) == 3
 
 
 def test_levels_and_the_check(example):
@@ -80,11 +80,12 @@ def test_levels_and_the_check(example):
 
 
 def test_wrong_and_lost_are_objectives(example):
-    bad = {**example, "wrong": 1, "faults": 2}
+    bad = {**example, "wrong": 1, "faults": 2, "stray": 1}
+    stray = {"bytes that nobody asked for": False}
 
-    assert judged(bad) == {"wrong verdicts": False, "requests without an answer": False}
+    assert judged(bad) == {"wrong verdicts": False, "requests without an answer": False} | stray
     allowed = judged(bad, verdicts={"wrong": 1, "faults": 2})
-    assert allowed == {"wrong verdicts": True, "requests without an answer": True}
+    assert allowed == {"wrong verdicts": True, "requests without an answer": True} | stray
 
 
 def test_the_default_objectives_are_about_phases_that_are_played():

@@ -70,8 +70,8 @@ def _figures(played: Played) -> dict[str, Any]:
     measured, sent = played.measured, played.measured.whole("sent")
     return {
         "rate": played.answered,
-        "wrong": measured.wrong + measured.faults,
-        "examples": measured.examples,
+        "wrong": measured.wrong + measured.faults + measured.stray,
+        "examples": played.examples,
         "cpu": {name: used for name, used in played.cpu.items() if name in played.used},
         "p50": sent.at(50.0),
         "p99": sent.at(99.0),

@@ -189,6 +189,13 @@ class Played:
     used: Mapping[str, float]
 
     @property
+    def examples(self) -> list[str]:
+        """What went wrong, that of each case after its name."""
+        cases = self.measured.cases.items()
+        found = [f"{name}: {example}" for name, case in cases for example in case.examples]
+        return found + self.measured.examples
+
+    @property
     def answered(self) -> float:
         """Answers a second."""
         return round(self.measured.samples / max(1e-9, self.measured.seconds), 3)

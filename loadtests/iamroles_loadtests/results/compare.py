@@ -102,10 +102,10 @@ def obstacles(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     for which, result in (("first", before), ("second", after)):
         if not result["valid"]:
             found.append(f"the {which} run is invalid: {'; '.join(result['doubts'])}")
-        if result["wrong"] or result["faults"]:
+        if result["wrong"] or result["faults"] or result["stray"]:
             found.append(
-                f"the {which} run had {result['wrong']:,} wrong verdicts and {result['faults']:,} requests "
-                "without an answer: how fast those were says nothing"
+                f"the {which} run had {result['wrong']:,} wrong verdicts, {result['faults']:,} requests "
+                f"without an answer, {result['stray']:,} answers not asked for: its speed says nothing"
             )
     found += _differing(before["environment"], after["environment"], _MACHINE, "{}")
     found += _differing(before["asked"], after["asked"], _ASKED, "--{}")

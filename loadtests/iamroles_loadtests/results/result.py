@@ -73,7 +73,7 @@ def assembled(
             name: sum(getattr(one.measured, name) for one in played)
             for name in ("answers", "wrong", "faults", "stray")
         },
-        "examples": _examples(played),
+        "examples": list(dict.fromkeys(example for one in played for example in one.examples))[:_EXAMPLES],
         "knee": knee,
         "phases": [phase_entry(phase) for phase in phases],
         "pairs": pairs,
@@ -83,17 +83,6 @@ def assembled(
     result["objectives"] = [asdict(objective) for objective in objectives]
     result["met"] = all(objective.met for objective in objectives)
     return result
-
-
-def _examples(played: Sequence[Played]) -> list[str]:
-    found = [
-        f"{name}: {example}"
-        for one in played
-        for name, case in one.measured.cases.items()
-        for example in case.examples
-    ]
-    found += [example for one in played for example in one.measured.examples]
-    return list(dict.fromkeys(found))[:_EXAMPLES]
 
 
 def phase_entry(played: Played) -> dict[str, Any]:

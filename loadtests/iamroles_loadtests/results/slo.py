@@ -110,6 +110,7 @@ def judged(slo: Slo, result: Mapping[str, Any]) -> list[Objective]:
     found = [
         _count("wrong verdicts", slo.verdicts.wrong, result["wrong"]),
         _count("requests without an answer", slo.verdicts.faults, result["faults"]),
+        _count("bytes that nobody asked for", 0, result["stray"]),
     ]
     for phase in result["phases"]:
         level = slo.levels.get(phase["name"])

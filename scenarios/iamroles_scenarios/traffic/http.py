@@ -18,6 +18,8 @@ _HEAD_LIMIT = 65_536
 _KEPT = 65_536
 """Bytes of a body that are kept for judging; the rest of a long stream is counted and dropped."""
 _MEMORY = 512
+_TIMED_OUT = (b"HTTP/1.1 408", b"HTTP/1.0 408")
+"""A server may say so on a connection that it closes for want of a request (RFC 9110 section 15.5.9)."""
 AT_ONCE = NANO // 4
 """Nanoseconds."""
 CHUNKED, UNTIL_CLOSE = -1, -2
@@ -224,6 +226,9 @@ class HttpClient(Client):
 
     def feed(self, data: bytes, received: int, noticed: int) -> None:
         asked = self._asked
+        if asked is None and data.startswith(_TIMED_OUT):
+            self.lost("the server closed the connection")
+            return
         if asked is None:
             self.loop.stray(f"bytes that nobody asked for: {data[:60]!r}")
             self.close()
