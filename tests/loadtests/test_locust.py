@@ -164,6 +164,14 @@ def test_a_worker_that_dies_is_no_result(tmp_path):
     assert measured is None
 
 
+def test_a_user_that_fails_is_no_result(tmp_path):
+    """Locust ends with 1, as after wrong answers."""
+    done, measured = locust("x" * 64, tmp_path, when="runner.exceptions")
+
+    assert (done.returncode, measured) == (3, None)
+    assert "no result: encoding with 'idna' codec failed" in done.stderr
+
+
 def test_failures_are_locusts_failures(tmp_path):
     done, measured = locust(nowhere(), tmp_path, when="runner.stats.errors")
 

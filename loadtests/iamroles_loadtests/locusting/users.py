@@ -53,7 +53,7 @@ _PATIENCE = 30.0
 _REST = "traffic-rest"
 """Type of the messages by which the master asks for the rest, and a worker hands it in."""
 _LOST = 3
-"""Exit code of a master whose workers did not all report: a part is not a result."""
+"""Exit code if a user failed, or a worker did not report: a part is not a result."""
 _FOLD = 1.0
 """Seconds between two looks at the samples."""
 
@@ -94,12 +94,17 @@ class Collector:
 
     def write(self, environment: Environment, **_more: object) -> None:
         """Write the whole at the end."""
-        path = os.environ.get(RESULT)
+        path, runner = os.environ.get(RESULT), environment.runner
+        if isinstance(runner, WorkerRunner):
+            return
+        failed = [one["msg"] for one in runner.exceptions.values()] if runner else []
         if self.missing:
-            sys.stderr.write(f"no result: {len(self.missing)} workers did not hand in what they measured\n")
+            failed.append(f"{len(self.missing)} workers did not hand in what they measured")
+        if failed:
+            sys.stderr.write(f"no result: {'; '.join(failed)}\n")
             environment.process_exit_code = _LOST
-        elif path and not isinstance(environment.runner, WorkerRunner):
-            if not isinstance(environment.runner, MasterRunner):
+        elif path:
+            if not isinstance(runner, MasterRunner):
                 self._count_cpu()
             self.measured.seconds = max(self.measured.until, self.measured.width)
             Path(path).write_text(self.measured.model_dump_json(), encoding="utf-8")
