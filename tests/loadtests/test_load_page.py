@@ -9,9 +9,10 @@ from html.parser import HTMLParser
 
 import jsonschema
 import pytest
+from rich.console import Console
 
 from iamroles_loadtests.measuring.histogram import PERCENTILES
-from iamroles_loadtests.pages import page
+from iamroles_loadtests.pages import page, report
 from iamroles_loadtests.results import result
 from iamroles_loadtests.results.compare import compared
 from iamroles_scenarios.base.durations import duration
@@ -72,8 +73,10 @@ def test_a_phase_without_answers_is_drawn(example):
     for name in ("due", "sent", "noticed", "lag", "punctual"):
         empty[name] = none
     empty |= {"samples": 0, "cases": {}, "windows": [], "closed": True, "rate": 0.0, "cpu": {}}
-    changed = {**example, "phases": [empty], "knee": {**example["knee"], "steps": []}, "pairs": None}
+    pairs = {**example["pairs"], "differences": {pool: {"cpu": {}} for pool in ("remembered", "new")}}
+    changed = {**example, "phases": [empty], "knee": {**example["knee"], "steps": []}, "pairs": pairs}
     text = page.render(changed)
+    report.summary(changed, Console(quiet=True))
 
     assert "closed loop" in text
     assert "not known" in text

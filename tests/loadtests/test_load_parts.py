@@ -16,7 +16,7 @@ from iamroles_loadtests.asking.cpu import CpuMeter
 from iamroles_loadtests.asking.plan import Phase
 from iamroles_loadtests.asking.questions import Asking
 from iamroles_loadtests.asking.shapes import SHAPES
-from iamroles_loadtests.measuring.conductor import interval
+from iamroles_loadtests.measuring.conductor import PAIRED, _differences, interval
 from iamroles_loadtests.measuring.histogram import Histogram
 from iamroles_loadtests.measuring.measurement import CaseMeasurement, Measurement, Played
 from iamroles_loadtests.measuring.validity import Tolerance, doubts
@@ -77,6 +77,14 @@ def test_levels_and_the_check(example):
         assert found["low: from due p50"] is met
         assert found["a remembered check adds at p50"] is met
         assert found["a new token's check adds CPU"] is met
+
+
+def test_rounds_without_samples_meet_no_objective(example):
+    example["pairs"]["differences"] = dict.fromkeys(PAIRED, _differences([played()] * 7, [played()] * 7))
+    bounds = dict.fromkeys(("p50", "p90", "p99", "cpu"), "1s")
+    found = judged(example, check=bounds, new=bounds)
+
+    assert [met for name, met in found.items() if " adds " in name] == [False] * 8
 
 
 def test_wrong_and_lost_are_objectives(example):

@@ -38,7 +38,7 @@ _ANSWERED = 0.98
 """A step passes if at least this share of the due requests is answered."""
 _SLOWER, _FLOOR = 5.0, 2000.0
 """A step passes if its p90 from due is at most this multiple of the first step's, or of microseconds."""
-_PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0}
+_PERCENTILES = ("p50", "p90", "p99")
 _RESAMPLES = 4000
 _T = TypeVar("_T")
 
@@ -213,18 +213,22 @@ def _lane(rounds: Sequence[Played]) -> dict[str, Any]:
 
 
 def _parts(rounds: Sequence[Played]) -> list[str]:
-    return sorted({part for played in rounds for part in played.cpu})
+    """Name the parts whose time is known in every round."""
+    return sorted(set.intersection(*(set(played.cpu) for played in rounds)))
 
 
 def _cpu(rounds: Sequence[Played], part: str) -> list[float]:
-    return [played.cpu.get(part, 0.0) for played in rounds]
+    return [played.cpu[part] for played in rounds]
 
 
 def _differences(base: Sequence[Played], other: Sequence[Played]) -> dict[str, Any]:
-    def at(percentile: float) -> list[list[float]]:
-        return [[played.measured.whole("sent").at(percentile) for played in one] for one in (base, other)]
-
-    found: dict[str, Any] = {name: _paired(*at(percentile)) for name, percentile in _PERCENTILES.items()}
+    """Compare the percentiles that the samples of every round bear, and the CPU time."""
+    lanes = [[played.measured.whole("sent").summary() for played in rounds] for rounds in (base, other)]
+    found: dict[str, Any] = {
+        name: _paired(*([summary[name] for summary in lane] for lane in lanes))
+        for name in _PERCENTILES
+        if all(name in summary for lane in lanes for summary in lane)
+    }
     parts = _parts([*base, *other])
     return found | {"cpu": {part: _paired(_cpu(base, part), _cpu(other, part)) for part in parts}}
 

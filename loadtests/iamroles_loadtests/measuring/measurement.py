@@ -207,8 +207,10 @@ class Played:
 
     @property
     def cpu(self) -> dict[str, float]:
-        """CPU microseconds a request, by part."""
-        answers = max(1, self.measured.answers)
-        own = self.measured.cpu / max(1, self.measured.samples)
-        used = {name: seconds / answers for name, seconds in self.used.items()} | {"generator": own}
+        """CPU microseconds a request, by part; empty without requests."""
+        if not self.measured.samples:
+            return {}
+        own = self.measured.cpu / self.measured.samples
+        used = {name: seconds / self.measured.answers for name, seconds in self.used.items()}
+        used["generator"] = own
         return {name: round(seconds * 1e6, 3) for name, seconds in used.items()}

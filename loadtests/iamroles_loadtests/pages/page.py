@@ -66,8 +66,8 @@ def _figures(result: Result) -> Iterator[tuple[str, str, str]]:
             yield duration(sent["p50"]), what, f"from sent{tail}"
     if pairs is not None:
         for pool, what in (("remembered", "a remembered verdict adds"), ("new", "a new token adds")):
-            found = pairs["differences"][pool]["p50"]
-            yield duration(found["value"]), what, f"{_between(found)} (95\u00a0%)"
+            if found := pairs["differences"][pool].get("p50"):
+                yield duration(found["value"]), what, f"{_between(found)} (95\u00a0%)"
     bad = result["wrong"] + result["faults"]
     yield f"{bad:,}", "wrong or lost", f"of {result['answers']:,} answers, each judged"
 
@@ -229,7 +229,7 @@ def _added(pairs: Mapping[str, Any], parts: Sequence[tuple[str, str]]) -> str:
     rows = []
     for name, part in parts:
         for pool, differences in pairs["differences"].items():
-            found = differences[part] if part == "p50" else differences["cpu"].get(part)
+            found = differences.get(part) if part == "p50" else differences["cpu"].get(part)
             if found is not None:
                 label = f"{PAIRED[pool]}, {name}" if name else PAIRED[pool]
                 rows.append(Row(label, interval(found), {pool: found["value"]}, found["low"], found["high"]))

@@ -98,7 +98,7 @@ def _pairs(pairs: dict[str, Any]) -> Table:
     )
     table = plain_table(("", "p50", "p90", "p99", "CPU of HAProxy", "CPU of the agent"), "", title)
     for pool, differences in pairs["differences"].items():
-        found = [differences[at] for at in ("p50", "p90", "p99")]
+        found = [differences.get(at) for at in ("p50", "p90", "p99")]
         found += [differences["cpu"].get(part) for part in ("haproxy", "agent")]
         table.add_row(page.PAIRED[pool], *("-" if one is None else page.interval(one) for one in found))
     return table

@@ -202,8 +202,8 @@ def _pairs(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) ->
     if before is None or after is None:
         return
     for pool in ("remembered", "new"):
-        one, two = (pairs["differences"][pool]["p50"] for pairs in (before, after))
-        if one["value"] > 0 and two["value"] > 0:
+        one, two = (pairs["differences"][pool].get("p50") for pairs in (before, after))
+        if one and two and one["value"] > 0 and two["value"] > 0:
             low = high = None
             if one["low"] > 0 and two["low"] > 0:
                 low, high = round(two["low"] / one["high"], 4), round(two["high"] / one["low"], 4)

@@ -153,7 +153,7 @@ def _check(what: str, check: Check, differences: Mapping[str, Any]) -> Iterator[
     for field in ("p50", "p90", "p99"):
         bound = getattr(check, field)
         if bound is not None:
-            yield _latency(f"{what} at {field}", bound, differences[field]["value"])
+            yield _latency(f"{what} at {field}", bound, differences.get(field, {}).get("value"))
     if check.cpu is not None:
         parts = [differences["cpu"].get(part) for part in ("haproxy", "agent")]
         known = [part["value"] for part in parts if part is not None]
