@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 from listening import listening, nowhere
 
+from iamroles_loadtests.measuring.measurement import Measurement
 from iamroles_scenarios import traffic
 from iamroles_scenarios.engine.certificates import ProxyCertificates
 from iamroles_scenarios.traffic import Address, Case, HttpClient, Question, Right, Segment, arrivals
@@ -168,6 +169,12 @@ def test_silence_is_a_fault_and_what_waits_for_it_is_owed():
         loop, _ = drive(server.address, seconds=0.3, patience=1.0)
 
     assert (loop.tally.faults, loop.tally.owed, loop.tally.answers) == (4, 56, 0)
+    measured = Measurement()
+    measured.finish(loop.tally, [], stamped=True)
+    due = measured.whole("due")  # each counts with the time that it waited, and no lag is in it
+    assert (due.counts == measured.punctual.counts).all()
+    assert due.count == 56
+    assert due.at(90) > 200_000
 
 
 def test_patience_ends_within_a_run():

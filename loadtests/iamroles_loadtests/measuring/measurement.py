@@ -21,6 +21,8 @@ from iamroles_scenarios.traffic import FIELDS, Case, Tally
 from iamroles_scenarios.traffic.polling import NANO
 
 _EXAMPLES = 20
+_UNSENT = "due, never sent"
+"""The case of requests that were owed at the end."""
 COUNTS = ("answers", "wrong", "faults", "owed", "stray", "lost", "unstamped", "held")
 """Counts of a loop's tally."""
 _COMBINED: Mapping[str, Callable[[Any, Any], Any]] = {
@@ -163,7 +165,10 @@ class Measurement(_Sum):
                 examples=tally.examples,
                 stamped=stamped,
                 cpu=cpu,
-                cases={
+                # At least so long did they wait: a stall that lasts until the end is seen, too.
+                punctual=Histogram(tally.waited),
+                cases=({_UNSENT: CaseMeasurement(due=Histogram(tally.waited))} if tally.waited else {})
+                | {
                     case.name: CaseMeasurement(wrong=case.wrong, faults=case.faults, examples=case.examples)
                     for case in cases
                     if case.wrong or case.faults

@@ -52,7 +52,7 @@ class Tally:
         wrong: answers that were not the right ones.
         faults: requests without an answer.
         stray: times that a server sent what nobody had asked for.
-        owed: requests that were due and never sent.
+        waited: of requests that were due and never sent, the nanoseconds until the end.
         stalls: begin and length of turns that took too long, nanoseconds.
         steps: of the clock, nanoseconds.
         unstamped: answers without a kernel stamp.
@@ -65,13 +65,18 @@ class Tally:
     wrong: int = 0
     faults: int = 0
     stray: int = 0
-    owed: int = 0
+    waited: list[int] = field(default_factory=list)
     stalls: list[tuple[int, int]] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
     unstamped: int = 0
     lost: int = 0
     held: int = 0
     examples: list[str] = field(default_factory=list)
+
+    @property
+    def owed(self) -> int:
+        """Requests that were due and never sent."""
+        return len(self.waited)
 
 
 class Loop:
@@ -303,9 +308,10 @@ class Loop:
         """
         self._ending = True
         self._due = NEVER
-        self.tally.owed += len(self._backlog)
+        end = now()
+        self.tally.waited += [end - due for due in self._backlog]
         self._backlog.clear()
-        deadline = now() + self._patience
+        deadline = end + self._patience
         while any(client.busy for client in self._clients) and now() < deadline:
             self._poll(_KEEP)
             if stop is not None and stop():
