@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
@@ -23,7 +24,7 @@ from iamroles_loadtests.measuring.validity import Tolerance, doubts
 from iamroles_loadtests.results import slo
 from iamroles_scenarios.base.durations import Latency, duration
 from iamroles_scenarios.base.family import family
-from iamroles_scenarios.traffic import Segment
+from iamroles_scenarios.traffic import Case, Segment
 
 ROOT = Path(__file__).parents[2]
 
@@ -126,6 +127,17 @@ def test_a_punctual_run_is_valid_and_lag_is_no_matter_in_a_closed_loop():
 )
 def test_a_run_that_the_generator_bent_is_not(run, said):
     assert said in " ".join(doubts(run, Tolerance()))
+
+
+def test_an_answer_after_the_end_is_a_sample_and_no_throughput():
+    begin, zero = 10**18, np.zeros(10, dtype=np.int64)
+    at = begin + np.arange(10) * 10**9 // 2
+    measured = Measurement(begin=begin, seconds=2.0)
+    measured.record(np.stack([zero, at, at, at + 1, at + 1, zero, zero], axis=1).tobytes(), [Case("a")])
+    phase = Phase(name="x", address="", weights={}, seconds=2.0)
+
+    assert Played(phase, "level", measured, {}).answered == 2.0
+    assert measured.samples == measured.whole("sent").count == 10
 
 
 def test_intervals_hold_what_they_are_about():

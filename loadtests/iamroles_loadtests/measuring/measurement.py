@@ -103,6 +103,8 @@ class Measurement(_Sum):
     steps: list[float] = []
     """Steps of the clock, milliseconds."""
     examples: list[str] = []
+    late: int = 0
+    """Answers that came after the load's end."""
     stamped: bool = True
     """True if latencies end at the kernel's stamps."""
     cpu: float = 0.0
@@ -134,6 +136,8 @@ class Measurement(_Sum):
         due, sent = table["received"] - table["due"], table["received"] - table["sent"]
         if not due.size:
             return
+        if self.seconds:
+            self.late += int((table["received"] > self.begin + round(self.seconds * NANO)).sum())
         self.until = max(self.until, float(table["received"].max() - self.begin) / NANO)
         self.lag.record(table["lag"])
         self.punctual.record(due - table["lag"])
@@ -202,8 +206,8 @@ class Played:
 
     @property
     def answered(self) -> float:
-        """Answers a second."""
-        return round(self.measured.samples / max(1e-9, self.measured.seconds), 3)
+        """Answers a second, of those that came before the end."""
+        return round((self.measured.samples - self.measured.late) / max(1e-9, self.measured.seconds), 3)
 
     @property
     def busy(self) -> float:
@@ -216,6 +220,6 @@ class Played:
         if not self.measured.samples:
             return {}
         own = self.measured.cpu / self.measured.samples
-        used = {name: seconds / self.measured.answers for name, seconds in self.used.items()}
+        used = {name: seconds / max(1, self.measured.answers) for name, seconds in self.used.items()}
         used["generator"] = own
         return {name: round(seconds * 1e6, 3) for name, seconds in used.items()}
