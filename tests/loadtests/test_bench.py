@@ -149,9 +149,11 @@ def test_the_agent_beside_its_peers():
     for played in found.values():
         for name, rounds in played.items():
             assert len(rounds) == 1
-            assert all(one["rate"] > 0 and one["wrong"] == 0 for one in rounds), (name, rounds)
+            assert all(one["p50"] > 0 and one["wrong"] == 0 for one in rounds), (name, rounds)
     assert all(one["cpu"]["agent"] > 0 for one in found[agent.PIPELINED.name][agent.OURS])
-    assert all(seen["value"] > 0 for _, _, seen in agent.targets(found))
+    # On a busy host all answers of such a short turn may come after its end.
+    sure = [seen for what, _, seen in agent.targets(found) if not what.startswith("throughput")]
+    assert all(seen["value"] > 0 for seen in sure)
 
 
 def test_what_each_step_costs(tmp_path):
@@ -173,6 +175,11 @@ MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEEVs/o5+uQbTjL3chynL4wXgUg2R9
 q9UU8I5mEovUf86QZ7kOBIjJwqnzD1omageEHWwHdBO6B+dFabmdT9POxg==
 -----END PUBLIC KEY-----
 """
+
+
+@pytest.mark.parametrize("words", ["agent --rounds 60", "agent --seconds 5", "gate --rounds 200 --seconds 5"])
+def test_a_bench_that_outlasts_its_questions_starts_nothing(words):
+    assert "give fewer --rounds or --seconds" in said(f"bench {words}", code=2)
 
 
 def test_a_step_to_measure_that_there_is_not():

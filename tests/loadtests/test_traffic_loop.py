@@ -10,6 +10,8 @@ from types import SimpleNamespace
 import pytest
 from listening import listening, nowhere
 
+from iamroles_loadtests.asking.plan import Ask, Phase
+from iamroles_loadtests.measuring.drive import Driver
 from iamroles_loadtests.measuring.measurement import Measurement
 from iamroles_scenarios import traffic
 from iamroles_scenarios.engine.certificates import ProxyCertificates
@@ -258,6 +260,13 @@ def test_a_connection_for_each_request():
 
     assert ended(loop) == 100
     assert loop.tally.faults == loop.tally.lost == 0
+
+
+def test_a_pool_of_questions_asked_once_must_last():
+    pools = {name: [Ask(case=name, payload=GET.decode())] for name in ("mix", "new")}
+    once = {"weights": {"mix": 1.0}, "once": "new", "timetable": [Segment(1, 200)]}
+    with serving(lambda *_: OK) as server, pytest.raises(ValueError, match="x: the pool 'new',"):
+        Driver(pools).play(Phase(name="x", address=server.address, **once))
 
 
 def test_a_queue_pays_from_due_and_not_from_sent():

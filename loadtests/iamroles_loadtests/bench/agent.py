@@ -43,8 +43,8 @@ _ORIGIN = "https://api.example.com"
 PIPELINED, SINGLE = Shape("4 x 16", 4, 16), Shape("16 x 1", 16)
 BUSY, CALM = Shape("64 connections", 64), Shape("1,000 a second", 16, rate=1000.0, once_share=0.05, longer=3)
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 - for directories of our own
-_NEW = 4000
-"""Tokens that are each used once."""
+PROVEN = 400.0
+"""Seconds that a DPoP proof passes."""
 _RENDER = ("python", "-m", "iamroles_loadtests.bench.variants", "{world}", "{output}")
 _SAID = Right(200, (b"backend=orders-ro",))
 _ALLOWED = Right(200, (b"allow=true\n",))
@@ -98,19 +98,19 @@ class Bench:
         address = world.agent.spop_address
         return Target(address, {}, {}, protocol="spop", steady=pool, parts=parts, world=world)
 
-    def pools(self) -> Pools:
-        """Questions: `straight`; `known`, whose whole identity is judged; `any`, which must pass."""
+    def pools(self, new: int = 0) -> Pools:
+        """Questions: `straight`; `known`, whose whole identity is judged; `any`, which must pass; `new`."""
         check = {"authorization": f"Bearer {self.token}", "host": "api.example.com", "path": "/orders/1"}
         known = opened("orders-ro", "known", role("reader"), "R1")
         payload = self.asking.request(self.token)
-        new = (self.asking.request(self._another(f"new-{number}")) for number in range(_NEW))
+        others = (self.asking.request(self._another(f"new-{number}")) for number in range(new))
         return {
             "straight": [straight(check, "straight", _ALLOWED)],
             **{name: [straight(check | more, name, _ALLOWED)] for name, more in self._bound().items()},
             "known": [Ask(case="known", payload=payload, right=known)],
             "any": [Ask(case="any", payload=payload, right=_SAID)],
             "plain": [Ask(case="plain", payload=payload)],
-            "new": [Ask(case="new", payload=one, right=_SAID) for one in new],
+            "new": [Ask(case="new", payload=one, right=_SAID) for one in others],
         }
 
     def _bound(self) -> dict[str, dict[str, Any]]:
@@ -190,9 +190,9 @@ def opened_bench(kind: str, haproxy: str | None) -> Iterator[Bench]:
 
 
 @contextmanager
-def generator(bench: Bench) -> Iterator[Generator]:
-    """The load generator, on the last core."""
-    with Generator(bench.pools()) as started:
+def generator(bench: Bench, new: int = 0) -> Iterator[Generator]:
+    """The load generator, on the last core, with this number of new tokens."""
+    with Generator(bench.pools(new)) as started:
         pin(started.pid, first=False)
         yield started
 
@@ -225,7 +225,9 @@ def measure(
     }
     ours = proxied[OURS].world
     assert ours is not None  # noqa: S101 - `through` started it
-    with generator(bench) as started:
+    # Of two contenders, with their warm-up, and a fifth more.
+    new = round(CALM.rate * CALM.once_share * CALM.longer * seconds * rounds * 2 * 1.25 * 1.2) + 100
+    with generator(bench, new) as started:
         for shape in (PIPELINED, SINGLE):
             found[shape.name] = take_turns(started, straights, shape, rounds=rounds, seconds=seconds, say=say)
         found[BUSY.name] = take_turns(started, proxied, BUSY, rounds=rounds, seconds=seconds, say=say)

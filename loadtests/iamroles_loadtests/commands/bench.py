@@ -11,6 +11,7 @@ from typing import Any
 import click
 from rich.console import Console
 
+from iamroles_loadtests.asking.targets import LIFE
 from iamroles_loadtests.bench import agent as agents
 from iamroles_loadtests.bench import docs
 from iamroles_loadtests.bench import gate as gates
@@ -34,6 +35,8 @@ _common = with_options(
         help="Rewrite this bench's part of a page of Markdown.",
     ),
 )
+_BETWEEN = 0.2
+"""Seconds from one turn to the next."""
 
 
 class _Bench:
@@ -49,8 +52,15 @@ class _Bench:
         with usage():
             self._section = docs.section(options["page"], name) if options["page"] else None
 
-    def run(self, measure: Callable[..., Any], *about: Any, **more: Any) -> Any:  # noqa: ANN401 - what `measure` returns
+    def run(self, measure: Callable[..., Any], *about: Any, turns: int, life: float, **more: Any) -> Any:  # noqa: ANN401 - what `measure` returns
+        """Measure, unless the questions of this number of turns a round end before the last."""
         options = self.options
+        takes = turns * options["rounds"] * (options["seconds"] * 1.25 + _BETWEEN)
+        if takes > life:
+            raise click.UsageError(
+                f"These turns take {takes:,.0f} s, and their questions pass for {life:,.0f} s: "
+                "give fewer --rounds or --seconds."
+            )
         with (
             faults("bench"),
             Console(stderr=True).status("Setting the stage...") as status,
@@ -100,7 +110,8 @@ def agent_command(*, peers: tuple[Path, ...], identities: int, **options: Any) -
     with usage():
         others = [AgentSpec.load(peer) for peer in peers]
     this = _Bench("bench agent", options)
-    found = this.run(agents.measure, others, identities=identities)
+    turns = 2 * (4 + len(others))  # straight: those of the contender with a proof, and before it
+    found = this.run(agents.measure, others, turns=turns, life=agents.PROVEN, identities=identities)
     shapes = [["", f"**{shape}**", "", *docs.rates(played)] for shape, played in found.items()]
     tables = list(itertools.chain(*shapes))
     targets = agents.targets(found)
@@ -132,7 +143,7 @@ def gate_command(*, chosen: tuple[str, ...], **options: Any) -> None:  # noqa: A
     if strange := sorted(set(chosen) - names.keys()):
         raise click.UsageError(f"unknown step {strange[0]!r}; the steps are {', '.join(names)}")
     names = {name: says for name, says in names.items() if name in (chosen or names)}
-    played = this.run(gates.measure, names)
+    played = this.run(gates.measure, names, turns=3 + len(names), life=LIFE)
     rows = [(row["step"], row["says"], docs.ranged(row)) for row in gates.rows(names, played)]
     lines = [f"{step:<28} {cost} µs  {says}" for step, says, cost in rows]
     page = table(("step", "what it does", "HAProxy's CPU, µs a request"), rows)

@@ -41,6 +41,7 @@ class Driver:
 
         Raises:
             KeyError: the phase names an unknown pool.
+            ValueError: the questions that are asked once ran out, and others took their place.
             OSError: no such host.
         """
         for case in self.cases.values():
@@ -68,6 +69,8 @@ class Driver:
         finally:
             gc.enable()
             gc.unfreeze()
+        if phase.once and not self._fresh[phase.once]:
+            raise ValueError(f"{phase.name}: the pool {phase.once!r}, of questions asked once, ran dry")
         records = loop.records.take()
         if watch is not None:
             watch(records)
