@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
-from iamroles_loadtests.asking import gate_config, questions
+from iamroles_loadtests.asking import gate_config, questions, targets
 from iamroles_loadtests.asking.cpu import CpuMeter
 from iamroles_loadtests.asking.plan import Phase
 from iamroles_loadtests.asking.questions import Asking
@@ -225,6 +225,16 @@ def test_nothing_hostile_may_pass(asking):
     assert {ask.case for ask in asks} == {"unknown-kid", "forged", "nonsense", "long-path"}
     assert all(b"backend=" in ask.right.lacks for ask in asks)
     assert max(len(ask.payload) for ask in asks) > 8000
+
+
+def test_each_header_is_sent_and_one_host():
+    fields = [("x-a", "1"), ("x-a", "2")]
+    [plain], [named] = (
+        targets.url("http://u@h:80/", fields=more).pools["mix"] for more in (fields, [*fields, ("HOST", "b")])
+    )
+
+    assert plain.payload == "GET / HTTP/1.1\r\nHost: h:80\r\nx-a: 1\r\nx-a: 2\r\n\r\n"
+    assert named.payload == "GET / HTTP/1.1\r\nx-a: 1\r\nx-a: 2\r\nHOST: b\r\n\r\n"
 
 
 # --- CPU ---

@@ -235,7 +235,7 @@ def url(
     where: str,
     *,
     method: str = "GET",
-    fields: Mapping[str, str] | None = None,
+    fields: Sequence[tuple[str, str]] = (),
     right: Right | None = None,
     pids: Mapping[str, int] | None = None,
 ) -> Target:
@@ -244,7 +244,7 @@ def url(
     Args:
         where: `http://host:port/path` or `https://…`.
         method: of the requests.
-        fields: header fields besides Host.
+        fields: header fields; without a Host among them, that of the URL is sent.
         right: which answers are right.
         pids: processes on this host whose CPU time is read, by name.
 
@@ -259,8 +259,10 @@ def url(
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise TargetError(f"{place(where)!r}: write http://host:port/path or https://host:port/path")
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    lines = [f"{method} {path} HTTP/1.1", f"Host: {parts.netloc.rpartition('@')[2]}"]
-    for name, value in (fields or {}).items():
+    if not any(name.lower() == "host" for name, _ in fields):
+        fields = [("Host", parts.netloc.rpartition("@")[2]), *fields]
+    lines = [f"{method} {path} HTTP/1.1"]
+    for name, value in fields:
         if any(character in name + value for character in "\r\n\0"):
             raise TargetError(f"header {name!r}: a line break cannot be sent")
         lines.append(f"{name}: {value}")

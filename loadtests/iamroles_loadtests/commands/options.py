@@ -107,7 +107,7 @@ def opened(options: dict[str, Any], wanted: targets.Wanted) -> AbstractContextMa
         if options[given] not in (None, ()) and not any(options[name] for name in needed):
             others = " or ".join(f"--{name.replace('_', '-')}" for name in needed)
             raise click.UsageError(f"{flag} goes with {others}: on a stage the suite knows it")
-    pids = _numbers(_parsed(options["pids"], "=", "--pid agent=1234"))
+    pids = _numbers(dict(_parsed(options["pids"], "=", "--pid agent=1234")))
     status = (0 if options["agent_address"] else 200) if options["status"] is None else options["status"]
     right = Right(status, tuple(text.encode() for text in options["holds"]))
     if options["url"]:
@@ -117,7 +117,7 @@ def opened(options: dict[str, Any], wanted: targets.Wanted) -> AbstractContextMa
                 options["url"], method=options["method"].upper(), fields=fields, right=right, pids=pids
             )
         )
-    check = _parsed(options["arguments"], "=", "--argument name=value")
+    check = dict(_parsed(options["arguments"], "=", "--argument name=value"))
     if options["agent_address"]:
         return nullcontext(targets.spoe(options["agent_address"], check=check, right=right, pids=pids))
     return targets.gate(
@@ -136,13 +136,13 @@ def _numbers(pids: dict[str, str]) -> dict[str, int]:
     return {name: int(value) for name, value in pids.items()}
 
 
-def _parsed(items: Sequence[str], separator: str, what: str) -> dict[str, str]:
-    found = {}
+def _parsed(items: Sequence[str], separator: str, what: str) -> list[tuple[str, str]]:
+    found = []
     for item in items:
         name, there, value = item.partition(separator)
         if not there or not name.strip():
             raise click.UsageError(f"{item!r}: write {what}")
-        found[name.strip()] = value.strip()
+        found.append((name.strip(), value.strip()))
     return found
 
 
