@@ -7,9 +7,13 @@ import pytest
 from invoking import agent_toml, ran, said
 from truth import truth
 
+from iamroles_loadtests.commands.timeline import _Meter
 from iamroles_loadtests.measuring.conductor import Conductor
 from iamroles_loadtests.measuring.histogram import Histogram
 from iamroles_loadtests.results.result import SCHEMA
+from iamroles_scenarios.engine.judged_traffic import JudgedTraffic, StepTimes
+from iamroles_scenarios.engine.ledger import Entry
+from iamroles_scenarios.traffic.polling import NANO
 
 ANY = "load run --duration 1.5 --warmup 0.3 --rate 200"
 RUN = f"{ANY} --stage processes"
@@ -156,6 +160,16 @@ def test_a_timeline_at_a_rate_of_its_own():
     answered = sum(phase["answers"] for phase in result["phases"])
     assert result["reached"] == (answered >= 270 * sum(phase["seconds"] for phase in result["phases"]))
     assert {one["check"] for one in result["results"]} == {"fire.emergency.stolen", "fire.emergency.callers"}
+
+
+def test_a_question_without_an_answer_is_no_answer():
+    traffic, meter = JudgedTraffic(("127.0.0.1", 9), rate=1, connections=1), _Meter()
+    traffic.steps = {name: StepTimes(name, at, at) for name, at in (("begin", 0), ("end", NANO))}
+    for status in (200, 0):
+        traffic.ledger.add(Entry(None, 5, 9, status, b""))
+    meter.asked(traffic)
+
+    assert [(phase["answers"], phase["rate"]) for phase in meter.phases()] == [(1, 1.0)]
 
 
 @pytest.mark.parametrize("scenario", ["fire.certificate", "fire.identity"])

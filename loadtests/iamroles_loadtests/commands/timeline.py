@@ -41,8 +41,8 @@ class _Meter(Watcher):
         if self.traffic is None:
             return
         for name, begin, end in self.traffic.phases():
-            entries = self.traffic.ledger.between(begin, end)
-            times = sorted(entry.received - entry.sent for entry in entries if entry.status) or [0]
+            entries = [entry for entry in self.traffic.ledger.between(begin, end) if entry.status]
+            times = sorted(entry.received - entry.sent for entry in entries) or [0]
             seconds = max(end - begin, 1) / NANO
             yield {
                 "from": name,
