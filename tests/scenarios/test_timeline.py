@@ -12,9 +12,10 @@ from iamroles_scenarios.base.errors import DocumentError, HttpFault, TooSlow
 from iamroles_scenarios.declarations.documents import parse
 from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec, Scenario
 from iamroles_scenarios.declarations.timeline import WindowSpec
+from iamroles_scenarios.engine.background_load import BackgroundLoad
 from iamroles_scenarios.engine.certificates import ProxyCertificates
 from iamroles_scenarios.engine.judged_traffic import JudgedTraffic, StepTimes
-from iamroles_scenarios.engine.ledger import NEVER, Flow, FlowQuestion, Kind, Ledger
+from iamroles_scenarios.engine.ledger import NEVER, Flow, FlowQuestion, Kind, Ledger, Outcomes
 from iamroles_scenarios.engine.players import asked_for
 from iamroles_scenarios.traffic import Case, Right
 from iamroles_scenarios.traffic.polling import NANO
@@ -337,6 +338,12 @@ def test_a_world_that_is_gone_is_a_fault_of_the_harness():
 
     with pytest.raises(Exception, match="the traffic broke off: ZeroDivisionError"):
         fire.wait(1)
+    # Beside a run it is a fault, which keeps no other traffic and no world from their end.
+    load, closed = BackgroundLoad(SimpleNamespace(), 1, 1.0), []
+    load._flowing = dict.fromkeys((1, 2), (fire, Outcomes(fire.ledger, 0)))
+    load._own = SimpleNamespace(close=lambda: closed.append(True))
+    load.end()
+    assert (len(load.faults), load.sound, closed) == (1, False, [True])
 
 
 # --- asked again and again ---------------------------------------------------------------------------------

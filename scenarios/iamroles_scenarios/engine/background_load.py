@@ -65,7 +65,7 @@ class BackgroundLoad:
         spec = WorldSpec(policy="orders", settings=_SETTINGS)
         self._own = self._worlds.start(spec, f"{self._worlds.namespace}-load", haproxy=True)
         self._put_on(self._own, self._ask_all, self.rate)
-        self._worlds.on_shared, self._worlds.on_release = self._share, self._take_off
+        self._worlds.on_shared, self._worlds.on_release = self._share, lambda loan: self._take_off(id(loan))
         self._thread.start()
 
     def end(self) -> None:
@@ -77,7 +77,7 @@ class BackgroundLoad:
         with suppress(RuntimeError):  # never started
             self._thread.join()
         for key in list(self._flowing):
-            self._stop(key)
+            self._take_off(key)
         if self._own is not None:
             self._own.close()
         self._ended = time.monotonic()
@@ -125,19 +125,17 @@ class BackgroundLoad:
             self._flowing[id(loan)] = traffic, outcomes
             self._outcomes.append(outcomes)
 
-    def _take_off(self, loan: Loan) -> None:
+    def _take_off(self, key: int) -> None:
         """Stop the traffic on a world that is about to be closed."""
-        try:
-            self._stop(id(loan))
-        except SuiteError as error:
-            self.faults.append(str(error))
-
-    def _stop(self, key: int) -> None:
         with self._lock:
             traffic, outcomes = self._flowing.pop(key, (None, None))
-        if traffic is not None and outcomes is not None:
+        if traffic is None or outcomes is None:
+            return
+        try:
             traffic.stop()
-            outcomes.judge(now())
+        except SuiteError as error:
+            self.faults.append(str(error))
+        outcomes.judge(now())
 
     def _judge(self) -> None:
         while not self._over.wait(_LOOK):
