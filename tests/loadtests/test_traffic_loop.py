@@ -264,7 +264,7 @@ def test_a_connection_for_each_request():
 
 def test_a_pool_of_questions_asked_once_must_last():
     pools = {name: [Ask(case=name, payload=GET.decode())] for name in ("mix", "new")}
-    once = {"weights": {"mix": 1.0}, "once": "new", "timetable": [Segment(1, 200)]}
+    once = {"weights": {"mix": 1.0}, "once": "new", "once_share": 1.0, "timetable": [Segment(0.1, 100)]}
     with serving(lambda *_: OK) as server, pytest.raises(ValueError, match="x: the pool 'new',"):
         Driver(pools).play(Phase(name="x", address=server.address, **once))
 

@@ -57,10 +57,8 @@ class _Bench:
         options = self.options
         takes = turns * options["rounds"] * (options["seconds"] * 1.25 + _BETWEEN)
         if takes > life:
-            raise click.UsageError(
-                f"These turns take {takes:,.0f} s, and their questions pass for {life:,.0f} s: "
-                "give fewer --rounds or --seconds."
-            )
+            limit = f"{takes:,.0f} s of turns, with questions that pass for {life:,.0f} s"
+            raise click.UsageError(f"{limit}: give fewer --rounds or --seconds.")
         with (
             faults("bench"),
             Console(stderr=True).status("Setting the stage...") as status,

@@ -21,8 +21,6 @@ from iamroles_scenarios.traffic import FIELDS, Case, Tally
 from iamroles_scenarios.traffic.polling import NANO
 
 _EXAMPLES = 20
-_UNSENT = "due, never sent"
-"""The case of requests that were owed at the end."""
 COUNTS = ("answers", "wrong", "faults", "owed", "stray", "lost", "unstamped", "held")
 """Counts of a loop's tally."""
 _COMBINED: Mapping[str, Callable[[Any, Any], Any]] = {
@@ -171,7 +169,7 @@ class Measurement(_Sum):
                 cpu=cpu,
                 # At least so long did they wait: a stall that lasts until the end is seen, too.
                 punctual=Histogram(tally.waited),
-                cases=({_UNSENT: CaseMeasurement(due=Histogram(tally.waited))} if tally.waited else {})
+                cases=({"never sent": CaseMeasurement(due=Histogram(tally.waited))} if tally.waited else {})
                 | {
                     case.name: CaseMeasurement(wrong=case.wrong, faults=case.faults, examples=case.examples)
                     for case in cases
@@ -219,7 +217,6 @@ class Played:
         """CPU microseconds a request, by part; empty without requests."""
         if not self.measured.samples:
             return {}
-        own = self.measured.cpu / self.measured.samples
         used = {name: seconds / max(1, self.measured.answers) for name, seconds in self.used.items()}
-        used["generator"] = own
+        used["generator"] = self.measured.cpu / self.measured.samples
         return {name: round(seconds * 1e6, 3) for name, seconds in used.items()}

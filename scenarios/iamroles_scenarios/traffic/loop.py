@@ -52,7 +52,8 @@ class Tally:
         wrong: answers that were not the right ones.
         faults: requests without an answer.
         stray: times that a server sent what nobody had asked for.
-        waited: of requests that were due and never sent, the nanoseconds until the end.
+        owed: requests that were due and never sent.
+        waited: how long each of these had waited at the end, nanoseconds.
         stalls: begin and length of turns that took too long, nanoseconds.
         steps: of the clock, nanoseconds.
         unstamped: answers without a kernel stamp.
@@ -65,6 +66,7 @@ class Tally:
     wrong: int = 0
     faults: int = 0
     stray: int = 0
+    owed: int = 0
     waited: list[int] = field(default_factory=list)
     stalls: list[tuple[int, int]] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
@@ -72,11 +74,6 @@ class Tally:
     lost: int = 0
     held: int = 0
     examples: list[str] = field(default_factory=list)
-
-    @property
-    def owed(self) -> int:
-        """Requests that were due and never sent."""
-        return len(self.waited)
 
 
 class Loop:
@@ -309,7 +306,7 @@ class Loop:
         self._ending = True
         self._due = NEVER
         end = now()
-        self.tally.waited += [end - due for due in self._backlog]
+        self.tally.owed, self.tally.waited = len(self._backlog), [end - due for due in self._backlog]
         self._backlog.clear()
         deadline = end + self._patience
         while any(client.busy for client in self._clients) and now() < deadline:
