@@ -23,6 +23,8 @@ from iamroles_scenarios.stage.containers import Containers
 from iamroles_scenarios.stage.docker import LABEL, find_engine, sweep
 from iamroles_scenarios.stage.images import Images
 from iamroles_scenarios.stage.images import main as images
+from iamroles_scenarios.stage.processes import AgentProcess
+from iamroles_scenarios.stage.reference import reference_agent
 
 POLICY = {"version": 1, "issuers": [ISSUER], "backends": [{"name": "alpha"}]}
 PLAIN = described(tables={}, command=PUPPET)
@@ -50,6 +52,19 @@ def world(stage):
 
 def test_an_agent_finds_its_world_file_under_both_names_of_the_variable():
     assert PLAIN.environment("w.json") == {"IAMROLES_POLICY": "w.json", "IAMROLES_WORLD": "w.json"}
+
+
+@pytest.mark.parametrize(
+    ("master", "written"), [("w/haproxy/m", "../haproxy/m"), ("[::1]:9998", "[::1]:9998")]
+)
+def test_an_agent_finds_the_master_cli_beside_its_world_file_or_by_its_address(tmp_path, master, written):
+    (tmp_path / "w" / "agent").mkdir(parents=True)
+    place = AgentProcess(reference_agent(), tmp_path / "w" / "agent", None, subprocess.Popen)
+    place.master = str(tmp_path / master) if "/" in master else master
+    place.write(POLICY)
+
+    world = json.loads((tmp_path / "w" / "agent" / "world.json").read_text())
+    assert world["live"] == {"master_socket": written}
 
 
 def test_haproxy_takes_an_agent_on_a_unix_socket():

@@ -62,8 +62,8 @@ class AgentProcess:
         """Put down the world file, whole or not at all."""
         self._document = document
         listen = f"{self._host}:{self._port}"
-        # Relative to the world file, as SPEC.md 6.1 says; the agent runs elsewhere.
-        master = self.master and os.path.relpath(self.master, self._directory)
+        # A path is relative to the world file, as SPEC.md 6.1 says; the agent runs elsewhere.
+        master = os.path.relpath(self.master, self._directory) if "/" in self.master else self.master
         self.put(self._world.name, world_file(document, self._spec, listen, master))
 
     def put(self, name: str, text: str) -> None:
