@@ -38,7 +38,7 @@ _LARGEST = 1_000_000
 """Bytes that a ConfigMap or Secret holds, less what its other fields need."""
 _OTHERS = re.compile(
     r"bind |use_backend |default_backend |log-format |http-request set-var\(txn\.iam_path\)|.*iam_tunnel|"
-    r".*(track-sc[02]|sc-set-gpt0|sc_get_gpt0|iam_note_full|iam_long|iam_wait|iam_remedy)"
+    r".*(track-sc[02]|sc-set-gpt0|sc_get_gpt0|iam_note_full|iam_live|iam_wait|iam_remedy)"
 )
 """Rules that have no place here: what the controller decides, the record, and the tables of open streams."""
 _REWRITTEN = "http-request set-pathq %[path]?%[var(txn.iam_query)] if iam_odd iam_query\n"
@@ -47,6 +47,8 @@ _AS_SENT = (
     "http-request set-var(txn.iam.reason) str(path_ambiguous) "
     "if iam_odd !{ path,strcmp(txn.iam_path_sent) eq 0 }\n"
 )
+_LONG = "!{ internal.htx.has_eom }"
+"""No table has the open streams here, so what is not whole when its headers are is one."""
 _PROTO = "http-request set-header X-Forwarded-Proto https if { ssl_fc }\n"
 _Settle = Callable[[str], str]
 """Writes what the policy, the options and the release say into a shipped text."""
@@ -114,15 +116,21 @@ def manifests(config: Config, policy: Path, settings: render.Settings, cluster: 
 
 
 def frontend(settle: _Settle) -> str:
-    """Return the gate's rules as the controller's key `frontend-config-snippet` takes them."""
+    """Return the gate's rules as the controller's key `frontend-config-snippet` takes them.
+
+    They refuse streams too: the controller goes on without a faulty snippet of the backends.
+    """
     text = _rules("frontend iam-gate", settle).replace("config iam.spoe.cfg", f"config {AUX}/iam.spoe")
+    text += _stripped(
+        render.shipped("no-streams.cfg").replace("{ var(txn.iam_live) -m found }", _LONG), settle
+    )
+    text = text.replace(" iam_note_upgrades", "").replace(" iam_note_events", "")
     return _SENT + text.replace(_REWRITTEN, _REWRITTEN + _AS_SENT) + _PROTO
 
 
 def backend(settle: _Settle) -> str:
-    """Return the rules of each backend, for `backend-config-snippet`: access ends, streams are refused."""
-    text = _rules("defaults iam-routes", settle) + _stripped(render.shipped("no-streams.cfg"), settle)
-    return text.replace(" iam_note_upgrades", "").replace(" iam_note_events", "")
+    """Return the rules of each backend, for `backend-config-snippet`: access ends."""
+    return _rules("defaults iam-routes", settle)
 
 
 def _rules(section: str, settle: _Settle) -> str:

@@ -18,7 +18,7 @@ import yaml
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from listening import nowhere
+from listening import listening, nowhere
 from policies import ISSUER, document, grant
 from programs import world
 from running_agent import agent as running_agent
@@ -203,16 +203,25 @@ frontend http
   default_backend app
 backend app
   stick-table type ip size 1k store gpc0
+  acl feed path_end /feed
   {backend-config-snippet}
   http-request set-var-fmt(txn.seen) "%[req.hdr(x-iam-principal)] %[req.hdr(x-forwarded-host)]"
   http-request set-var-fmt(txn.seen) "%[var(txn.seen)]|%[req.hdr(authorization)]"
-  http-request return status 200 content-type text/plain lf-string "%[path] %[var(txn.seen)]"
+  http-request return status 200 content-type text/plain lf-string "%[path] %[var(txn.seen)]" if !feed
+  server feed {feed}
 backend denied
   http-request deny deny_status 429
 """
 
 
-def assembled(tmp_path, binary, bind, agent, of):
+def events(connection):
+    """Answer with a stream of events that has no end."""
+    if connection.recv(65536):
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n")
+        connection.recv(1)
+
+
+def assembled(tmp_path, binary, bind, agent, of, *, feed="127.0.0.1:9"):
     """Write the controller's file and the files beside it, in two folders; return HAProxy's arguments."""
     release = ".".join(haproxies.version(binary).split(".")[:2])
     found = objects(rendered(tmp_path, of, "--haproxy", release))
@@ -224,7 +233,7 @@ def assembled(tmp_path, binary, bind, agent, of):
         for key, text in data.items()
     }
     main = tmp_path / "haproxy.cfg"
-    main.write_text(CONTROLLER.format(bind=bind, **snippets))
+    main.write_text(CONTROLLER.format(bind=bind, feed=feed, **snippets))
     for name, text in found["ConfigMap", "iam-haproxy"]["data"].items():
         known = re.sub("server-template .*", f"server agent {agent} check", text) if agent else text
         (aux / name).write_text(known.replace("/var/run/iam-peer.sock", str(tmp_path / "p")))
@@ -260,7 +269,8 @@ def test_the_gate_judges_behind_the_controllers_rules(tmp_path, binary, of):
         policy = world(issuer, dpop=DPOP)
         policy["issuers"][0]["bound"] = "accepted" if of == "bound" else "refused"
         ready = stack.enter_context(running_agent(policy, tmp_path))
-        words = assembled(tmp_path, binary, binds, ready["address"], of)
+        feed = stack.enter_context(listening(events))
+        words = assembled(tmp_path, binary, binds, ready["address"], of, feed=feed)
         process = stack.enter_context(subprocess.Popen([*words, "-db"], stderr=subprocess.PIPE))
         stack.callback(process.terminate)
 
@@ -287,7 +297,7 @@ def test_the_gate_judges_behind_the_controllers_rules(tmp_path, binary, of):
         assert ask("/orders/%61")[0] == 400, "the controller chose a backend by another path"
         assert ask("/orders//1")[0] == 400
         upgrade = {"Upgrade": "websocket", "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA=="}
-        assert ask(Connection="Upgrade", **upgrade)[0] == 403
+        assert [ask(Connection="Upgrade", **upgrade)[0], ask("/orders/feed")[0]] == [403, 403]
 
         good, full = (200, 503) if of == "bound" else (401, 401)
         (tls := ssl._create_unverified_context()).load_cert_chain(pem)
