@@ -29,6 +29,8 @@ class Row:
 class FrozenConsole:
     """A console to a worker without streams that answers once it goes on."""
 
+    owed = 0
+
     def __init__(self, goes_on):
         self._goes_on = goes_on
 

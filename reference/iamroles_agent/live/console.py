@@ -256,6 +256,12 @@ class Console:
     def __init__(self, path: str, pid: int = 0) -> None:
         self._path, self._pid = path, pid
         self._silent = False
+        self.owed = 0
+        """Answers of HAProxy that did not come in time: the connection stays, and takes them first.
+
+        A master keeps a connection that the agent closes until the worker has answered, and takes only ten.
+        """
+        self._answer = bytearray()
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def tell(self, commands: list[str]) -> None:
@@ -271,8 +277,8 @@ class Console:
     async def ask(self, command: str, answers: int = 1) -> str:
         """Send a command, return its answer.
 
-        A silent socket is waited for once: from then on a small question goes first, so that a frozen worker
-        does not hold up what is due in the others.
+        A silent socket is waited for once: from then on the answer that it owes, or that to a small question,
+        comes first and has less time, so that a frozen worker does not hold up what is due in the others.
 
         Raises:
             ConsoleError: the answer does not come in time.
@@ -287,7 +293,6 @@ class Console:
                 await self._opened()
                 return await self._exchange(command, answers, limit)
         except TimeoutError:
-            self.close()
             self._silent = True
             raise ConsoleError(f"no answer within {_WITHIN:g} s") from None
         except OSError as error:
@@ -305,16 +310,22 @@ class Console:
         else:
             host, _, port = self._path.rpartition(":")
             self._streams = await asyncio.open_connection(host.strip("[]"), int(port), limit=1 << 20)
-        await self._exchange("prompt")
-        if self._pid:
-            await self._exchange(f"@!{self._pid}")
+        try:
+            await self._exchange("prompt")
+            if self._pid:
+                await self._exchange(f"@!{self._pid}")
+        except BaseException:
+            self.close()
+            raise
 
     async def _exchange(self, command: str, answers: int = 1, limit: asyncio.Timeout | None = None) -> str:
         assert self._streams is not None  # noqa: S101 - opened
         reader, writer = self._streams
-        writer.write(command.encode() + b"\n")
-        await writer.drain()
-        answer = bytearray()
+        answer = self._answer
+        if not self.owed:
+            self.owed = answers
+            writer.write(command.encode() + b"\n")
+            await writer.drain()
         while True:
             piece = await reader.read(1 << 18)
             if not piece:
@@ -324,10 +335,12 @@ class Console:
             if limit is not None:
                 limit.reschedule(asyncio.get_running_loop().time() + _WITHIN)
             prompt = _PROMPT.search(answer, max(0, len(answer) - 64))
-            if prompt and (answers == 1 or len(_EACH_PROMPT.findall(answer)) == answers):
-                return answer[: prompt.start()].decode("utf-8", "replace") + "\n"
+            if prompt and (self.owed == 1 or len(_EACH_PROMPT.findall(answer)) == self.owed):
+                found = answer[: prompt.start()].decode("utf-8", "replace") + "\n"
+                self.owed, self._answer = 0, bytearray()
+                return found
 
     def close(self) -> None:
         if self._streams is not None:
             self._streams[1].close()
-            self._streams = None
+            self._streams, self.owed, self._answer = None, 0, bytearray()

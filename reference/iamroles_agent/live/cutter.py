@@ -35,6 +35,9 @@ _PATIENCE = 0.1
 _STEP = 2.0
 """Seconds between two looks that count at most: a verdict that is under way waits while the host stands
 still, and a clock that is set makes no time pass."""
+_TURNS = 2
+"""Connections open at a time beside those to the master and its current worker: a master takes ten, of all
+agents and operators, and lets more wait without an end."""
 _OFTEN_ENOUGH = 0.2
 """Seconds for which the credentials that may prolong streams are not read again."""
 
@@ -86,6 +89,7 @@ class Cutter:
         """Number of changes that ask for a new judgement."""
         self.changed_at = self._looked = clock()
         self._master = Console(path)
+        self.turns = asyncio.Semaphore(_TURNS)
         self._workers: dict[int, ProxyWorker] = {}
         self._successors: tuple[float, Successors] = (0.0, Successors())
         """When the credentials that may prolong streams were read, and which they were."""
@@ -167,6 +171,8 @@ class Cutter:
             if pid not in self._workers:
                 self._workers[pid] = ProxyWorker(self, pid)
         found = [self._workers[pid] for pid in pids]
+        for worker in found:
+            worker.current = worker is found[0]
         read = await self._read(found)
         successors = await self._find_successors(read)
         done = await asyncio.gather(*(worker.act(successors) for worker in read))

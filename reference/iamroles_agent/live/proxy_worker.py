@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -55,8 +57,8 @@ _TOGETHER = 100
 _SAMPLE = 20
 _AT_ONCE = 20
 """Streams that are judged before the event loop runs again: some 2 ms."""
-_PARALLEL = 4
-"""Connections to one worker when there is much to cut."""
+_SHARE = 50
+"""Streams to cut for which a worker takes one more connection, if there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,8 @@ class ProxyWorker:
     def __init__(self, cutter: Cutter, pid: int) -> None:
         self._cutter, self._pid = cutter, pid
         self.console = Console(cutter.path, pid)
+        self.current = False
+        """True for the worker that takes new requests."""
         self.streams: list[Stream] = []
         """The streams of the last answer: those that are due, or all."""
         self.used = 0
@@ -132,6 +136,19 @@ class ProxyWorker:
             self.reading.cancel()
         self.console.close()
 
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Wait until a connection to an old worker may be open, and keep it open no longer."""
+        if self.current:
+            yield
+            return
+        async with self._cutter.turns:
+            try:
+                yield
+            finally:
+                if not self.console.owed:
+                    self.console.close()
+
     def problems(self) -> list[str]:
         return self._problems.current()
 
@@ -144,7 +161,8 @@ class ProxyWorker:
         now, self.read_at = self._cutter.clock(), self._cutter.changes
         self._whole = self._wants_all(now)
         try:
-            answer = await self.console.ask(f"show table {TABLE} data.conn_cur gt 0{self._which(now)}")
+            async with self._turn():
+                answer = await self.console.ask(f"show table {TABLE} data.conn_cur gt 0{self._which(now)}")
             self.streams = await parsed(streams, answer)
         except ConsoleError as error:
             self._fail(error)
@@ -198,7 +216,8 @@ class ProxyWorker:
         """The credentials that this worker saw in backends that renew."""
         problem, found = "", []
         try:
-            answer = await self.console.ask(f"show table {FRESH} data.gpt0 gt {int(now)}")
+            async with self._turn():
+                answer = await self.console.ask(f"show table {FRESH} data.gpt0 gt {int(now)}")
             found = await parsed(fresh, answer)
         except ConsoleError as error:
             problem = f"{self._cutter.path}: worker {self._pid}: {error}"
@@ -229,10 +248,11 @@ class ProxyWorker:
     async def act(self, successors: Successors) -> bool:
         """Judge, prolong and cut what was read; false if the worker did not answer, or hides a due stream."""
         try:
-            prolonged = await self._prolong(successors)
-            await self._judge_all([one for one in self.streams if one.key not in prolonged], successors)
-            waits = await self._judge_waiting(successors)
-            await self._record_ended()
+            async with self._turn():
+                prolonged = await self._prolong(successors)
+                await self._judge_all([one for one in self.streams if one.key not in prolonged], successors)
+                waits = await self._judge_waiting(successors)
+                await self._record_ended()
         except ConsoleError as error:
             self._fail(error)
             return False
@@ -393,7 +413,10 @@ class ProxyWorker:
             due.done = True
             self._record(stream, due.ends, cutter.clock(), "agent")
 
-        more = [Console(cutter.path, self._pid) for _ in range(min(_PARALLEL, len(overdue) // 50))]
+        more: list[Console] = []
+        while len(more) < len(overdue) // _SHARE and not cutter.turns.locked():
+            await cutter.turns.acquire()
+            more.append(Console(cutter.path, self._pid))
         try:
             wanted = in_turns(sorted(overdue, key=lambda stream: self.due[stream.key].ends.at))
             for stream in await shut([self.console, *more], wanted, ended, lambda: cutter.stop(began)):
@@ -401,6 +424,7 @@ class ProxyWorker:
         finally:
             for console in more:
                 console.close()
+                cutter.turns.release()
 
     def _record(self, stream: Stream, ends: Ends, done: float, by: str) -> None:
         self._cutter.cut(Cut(stream, ends.cause, ends.detail, ends.at, done, by))

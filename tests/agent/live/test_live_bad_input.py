@@ -3,18 +3,19 @@
 import asyncio
 import os
 import re
+import signal
 import socket
 import subprocess
 import time
 import urllib.request
-from contextlib import ExitStack, closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext, suppress
 from types import SimpleNamespace
 
 import pytest
 from strangers import STRANGER, let_in, played_by
 from waiting import until
 
-from iamroles_agent.live.console import Console, ConsoleError
+from iamroles_agent.live.console import Console, ConsoleError, workers
 from iamroles_scenarios.checks.live.stream import Stream, StreamShape
 from iamroles_scenarios.declarations.scenario import WorldSpec, policy_of
 from iamroles_scenarios.jose import mint_for
@@ -62,10 +63,20 @@ def stream_of(stage, world, stack, life):
     return stream
 
 
-def unreachable(world):
+def metric(world, name):
     [url] = re.findall(r"metrics on (http://\S+)", world.agent.logs())
     text = urllib.request.urlopen(url, timeout=10).read().decode()
-    return float(re.search(r"^iamroles_live_unreachable (\S+)", text, re.MULTILINE)[1])
+    return float(re.search(rf"^{name} (\S+)", text, re.MULTILINE)[1])
+
+
+def unreachable(world):
+    return metric(world, "iamroles_live_unreachable")
+
+
+def listed(master):
+    """Return the workers of a HAProxy; None if its master does not answer in time."""
+    with suppress(ConsoleError):
+        return workers(asyncio.run(Console(master).ask("show proc")))
 
 
 def deaf(place):
@@ -121,6 +132,37 @@ def test_a_socket_of_another_gate_is_said_once_and_its_streams_are_left_alone(st
 
         assert not stream.until(mark + 6)
         assert sum("another gate" in line for line in theirs.agent.lines()) == 1
+
+
+def test_two_agents_of_a_haproxy_that_reloads_often_leave_its_master_room(stage):
+    """A master takes ten connections: a worker that is frozen, or old, must not take them all."""
+    with ExitStack() as stack:
+        ours = stack.enter_context(world_of(stage, gate="ours", revocations="r.toml"))
+        master = ours.haproxy.master
+        theirs = stack.enter_context(world_of(stage, gate="ours", master_socket=master))
+        streams = [stream_of(stage, ours, stack, "+15m")]
+        for _ in range(4):
+            ours.haproxy.reload()
+            streams.append(stream_of(stage, ours, stack, "+15m"))
+        for world in (ours, theirs):
+            until(lambda world=world: metric(world, "iamroles_long_streams") == len(streams), PATIENCE)
+        *_, old = until(lambda: listed(master), PATIENCE)
+        os.kill(old, signal.SIGSTOP)
+
+        async def frozen():
+            console = Console(master, old)
+            for _ in range(12):
+                with pytest.raises(ConsoleError, match="no answer"):
+                    await console.ask("show info")
+
+        try:
+            asyncio.run(frozen())
+            assert len(until(lambda: listed(master), PATIENCE)) == len(streams)
+        finally:
+            os.kill(old, signal.SIGCONT)
+        ours.agent.put("r.toml", '[[revocations]]\nid = "a"\nroles = ["reader"]\n')
+        mark = time.time()
+        assert all(stream.until(mark + PATIENCE) for stream in streams)
 
 
 def test_a_socket_without_permission_is_said_so(tmp_path):
