@@ -206,6 +206,10 @@ class LogFile:
         mine = os.fstat(self._fd)
         return (there.st_dev, there.st_ino) != (mine.st_dev, mine.st_ino)
 
+    def removed(self) -> bool:
+        """Return whether the file has no name: what is written to it is lost."""
+        return os.fstat(self._fd).st_nlink == 0
+
     def follow(self) -> LogFile:
         """Open the file that the path names now; it stays locked in between.
 

@@ -82,12 +82,11 @@ class Journal:
         if self.file.emptied():
             self._audit.restart("truncated", self.file, self.written)
         moved = self.file.moved()
-        if self._unwritten:  # goes to the file that the path names now
-            if moved:
-                old, self.file, moved = self.file, self.file.follow(), False
-                old.close()
-                self._audit.restart("rotated", self.file, self.written)
-            self._write()
+        if moved and (self._unwritten or self.file.removed()):  # all goes to the file that the path names now
+            old, self.file, moved = self.file, self.file.follow(), False
+            old.close()
+            self._audit.restart("rotated", self.file, self.written)
+        self._write()
         if moved:
             self._rotate()
         self._take(partial(self._audit.take, "end", "stopped") if closing else self._audit.take)

@@ -62,11 +62,12 @@ class TestRotation:
         assert verify(every).whole
         assert "missing before record" in verify([every[0], every[2], every[3]]).findings[0].message
 
-    def test_truncated_in_place_after_a_copy(self, path, old, log):
+    @pytest.mark.parametrize("empty", [lambda path: os.truncate(path, 0), os.unlink], ids=["cut", "gzip"])
+    def test_truncated_or_removed_after_a_copy(self, path, old, log, empty):
         confirmed(log, "a")
         assert log.flush()
         old.write_bytes(path.read_bytes())
-        os.truncate(path, 0)
+        empty(path)
         confirmed(log, "b")
         log.reopen()
         assert log.flush()
