@@ -55,19 +55,22 @@ def worker_path(path: str, worker: int, turn: int = 0) -> Path:
 
 
 def rotated_path(path: Path, seq: int) -> Path:
-    """Return the new name of a log that the agent rotates itself; `seq` is about its last record's number."""
-    return path.with_name(f"{path.name}.{seq:015d}")
+    """Return the new name of a log that the agent rotates itself; `seq` is about its last record's number.
+
+    Its number is above those of all rotated files: a new chain counts from 1 beside files of an older one.
+    """
+    last = max((int(found.name.removesuffix(".gz")[-15:]) for found in _rotated(path)), default=0)
+    return path.with_name(f"{path.name}.{max(seq, last + 1):015d}")
 
 
-def over_budget(path: Path | None, keep: int) -> list[tuple[Path, int]]:
+def _rotated(path: Path) -> list[Path]:
+    name = re.compile(re.escape(path.name) + r"\.\d{15}(\.gz)?")
+    return sorted(found for found in path.parent.iterdir() if name.fullmatch(found.name))
+
+
+def over_budget(path: Path, keep: int) -> list[tuple[Path, int]]:
     """Return the oldest rotated files, with sizes, that must go so that the rest takes at most `keep`."""
-    if path is None:
-        return []
-    rotated = sorted(
-        (found, found.stat().st_size)
-        for found in path.parent.iterdir()
-        if re.fullmatch(re.escape(path.name) + r"\.\d{15}(\.gz)?", found.name)
-    )
+    rotated = [(found, found.stat().st_size) for found in _rotated(path)]
     gone: list[tuple[Path, int]] = []
     spent = sum(size for _, size in rotated)
     for found, size in rotated:
@@ -115,7 +118,7 @@ class LogFile:
             if self.regular and found.st_uid not in (0, os.geteuid()) and found.st_mode & stat.S_IWOTH:
                 raise StartError(f"the audit log {path} belongs to user {found.st_uid}, who could change it")
             if self.regular:
-                self._lock = _locked(path) if held is None else os.dup(held)  # shares the lock
+                self._lock = _locked(path, held)
                 self._head = _open_head(head_path(path))
                 self._take_over(path)
         except BaseException:
@@ -248,9 +251,12 @@ def _open_head(path: Path) -> int:
         raise StartError(f"{path} cannot be the head of the audit log: {error.strerror}. Remove it") from None
 
 
-def _locked(path: Path) -> int:
+def _locked(path: Path, held: int | None) -> int:
+    there = lock_path(path)
     try:
-        return files.lock(lock_path(path))
+        if held is not None and there.exists() and os.path.samestat(os.fstat(held), there.stat()):
+            return os.dup(held)  # shares the lock
+        return files.lock(there)
     except files.HeldError:
         raise FileInUseError(
             f"the audit log {path} is being written by another process. "

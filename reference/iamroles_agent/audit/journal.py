@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from iamroles_agent.audit.chain import batches, seal
 from iamroles_agent.audit.file import LogFile, over_budget, rotated_path
+from iamroles_agent.base import files
 
 if TYPE_CHECKING:
     from iamroles_agent.audit.chain import Head
@@ -148,9 +149,10 @@ class Journal:
         if file.path is None or not file.regular or (self._within and file.size < share):
             return
         try:
+            real = files.target(file.path)  # a link stays where it is
             if file.size >= share:
-                file.path.rename(rotated_path(file.path, self.written.seq))
-            gone = over_budget(file.path, keep - share)
+                real.rename(rotated_path(real, self.written.seq))
+            gone = over_budget(real, keep - share)
             for path, _ in gone:
                 path.unlink(missing_ok=True)
         except OSError as error:  # decisions are not refused for this, as long as they can be written

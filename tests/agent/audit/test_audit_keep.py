@@ -38,8 +38,14 @@ def taken(directory):
     return total
 
 
-def test_the_log_keeps_to_its_budget_and_to_its_newest_records(tmp_path, path, caplog):
+@pytest.mark.parametrize("linked", [False, True])
+def test_the_log_keeps_to_its_budget_and_to_its_newest_records(tmp_path, path, caplog, linked):
     caplog.set_level(logging.WARNING)
+    if linked:
+        tmp_path = tmp_path / "disk"
+        tmp_path.mkdir()
+        path.symlink_to(tmp_path / path.name)
+    tmp_path.joinpath("audit.jsonl.000000000999999").write_bytes(b"of an older chain")
     log, peak = opened(path, keep="1MB"), 0
     for begin in range(0, 2400, 200):
         fill(log, begin, 200)

@@ -131,6 +131,8 @@ class TestRotation:
         directory.mkdir()
         until(lambda: not log.state().failing)
         assert confirmed(log, "b")
+        with pytest.raises(StartError, match="being written by another process"):
+            opened(path)
         log.close()
 
         assert verify([tmp_path / "old" / "audit.jsonl", path]).whole
