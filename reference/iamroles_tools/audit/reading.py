@@ -175,10 +175,11 @@ class Reading:
             if record.get("kind") == "decision":
                 self._keep(record["seq"], record)
             return record
-        verdict = self._verdicts.get(use) or self._found_again(use)
+        verdict = self._verdicts.pop(use, None) or self._found_again(use)
         if verdict is None:
             self.unresolved += 1
             return record | {"kind": "decision", "use": use}
+        self._keep(use, verdict)  # the verdict that was not used for longest goes first
         own = {name: record[name] for name in _OWN if name in record}
         return own | {name: value for name, value in verdict.items() if name not in _OWN}
 
@@ -189,7 +190,8 @@ class Reading:
 
     def _found_again(self, seq: int) -> Record | None:
         mark = b'"seq":%d,' % seq
-        for log, line in lines_of(log for log in self._logs if log.path != STDIN and log.first <= seq):
+        logs = [log for log in self._logs if log.path != STDIN and log.first <= seq]
+        for log, line in lines_of(reversed(logs)):  # the last of them holds it, unless lines were moved
             record = parsed(line) if mark in line else None
             if record and record["seq"] == seq and "use" not in record and _well_typed(record):
                 return self._complete(record, log)

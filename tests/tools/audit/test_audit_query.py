@@ -20,6 +20,7 @@ from iamroles_agent.live.judge import EXPIRED
 from iamroles_agent.live.proxy_worker import Cut
 from iamroles_agent.live.ticket import Ticket
 from iamroles_agent.processes import cutting
+from iamroles_tools.audit import reading
 from iamroles_tools.audit.query import moment
 
 READER = "arn:aws:iam::111122223333:role/reader"
@@ -131,6 +132,7 @@ def rotated(tmp_path):
             audit.reopen()
             until(lambda: path.exists() and path.stat().st_size)
         audit.record(prepared, f"r{number}")
+        decided(audit, f"b{number}", Decision(allow=False, principal="bob"), path=f"/{number}")
     audit.close()
     with gzip.open(tmp_path / "audit.jsonl.1.gz", "wb") as stream:
         stream.write((tmp_path / "old").read_bytes())
@@ -149,6 +151,16 @@ def test_compressed_rotated_files_are_read_in_the_order_they_were_written(rotate
 @pytest.mark.parametrize(("which", "expected"), [(0, ["r3", "r4"]), (1, ["r0", "r1", "r2"])])
 def test_each_file_stands_alone(rotated, which, expected):
     assert asked(rotated[which], "--who", "alice") == expected
+
+
+@pytest.mark.parametrize(("kept", "times"), [(2, [2, 2]), (0, [3, 4])])
+def test_a_verdict_is_looked_up_only_if_forgotten_and_in_its_own_file(rotated, monkeypatch, kept, times):
+    read, real = [], reading.opened
+    monkeypatch.setattr(reading, "_KEPT", kept)
+    monkeypatch.setattr(reading, "opened", lambda path: read.append(path) or real(path))
+
+    said("audit query", *rotated)
+    assert [read.count(path) for path in rotated] == times
 
 
 def test_a_use_whose_verdict_is_not_given_is_told(tmp_path):
