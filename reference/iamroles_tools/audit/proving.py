@@ -39,7 +39,10 @@ def root_at(span: Span, size: int) -> bytes:
     """
     base = span.base
     if base is None or size < base.size:
-        raise CheckpointError(f"{span.name}: give its older files too, back to batch {size}")
+        raise CheckpointError(
+            f"{span.name}: give its older files too, back to batch {size}. If they are deleted, move the "
+            "checkpoint away: `audit checkpoint` then begins a new series, which its witnesses refuse"
+        )
     if size > base.size + len(span.entries):
         raise CheckpointError(
             f"{span.name} has {base.size + len(span.entries)} batches, the checkpoint {size}: "

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from audit_support import decided, lines, opened
+from audit_support import decided, lines, opened, written
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
@@ -277,12 +277,16 @@ class TestLog:
         assert [note.read_text() for note in signed.notes] == before
 
     def test_older_files_may_be_gone(self, signed):
-        """Return what was deleted when its time was over need not be kept to go on: a start states the
-        tree.
-        """
-        files = [file for file in signed.files if not file.name.endswith(".1")]
+        """Of those before the checkpoint; without those after it nothing compares the log with it."""
+        signed.files = [file for file in signed.files if not file.name.endswith(".1")]
 
-        ran("audit verify", *files, *given_notes(signed))
+        ran("audit verify", *signed.files, *given_notes(signed))
+        written(signed.files[0], "deleted").unlink()
+        written(signed.files[0], "kept")
+        assert "give its older files" in said("audit verify", *signed.files, *given_notes(signed), code=1)
+        assert "begins a new series" in checkpoint(signed, code=1)
+        signed.notes[0].unlink()
+        checkpoint(signed)
 
     def test_a_key_is_rotated_by_signing_with_both_for_a_while(self, signed):
         new = signed.tmp / "new.pem"
