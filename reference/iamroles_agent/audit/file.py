@@ -55,10 +55,8 @@ def worker_path(path: str, worker: int, turn: int = 0) -> Path:
 
 
 def rotated_path(path: Path, seq: int) -> Path:
-    """Return the new name of a log that the agent rotates itself; `seq` is about its last record's number.
-
-    Its number is above those of all rotated files: a new chain counts from 1 beside files of an older one.
-    """
+    """Return the new name of a log that the agent rotates itself; `seq` is about its last record's number."""
+    # A new chain counts from 1, and files of an older one may be there.
     last = max((int(found.name.removesuffix(".gz")[-15:]) for found in _rotated(path)), default=0)
     return path.with_name(f"{path.name}.{max(seq, last + 1):015d}")
 
@@ -71,14 +69,11 @@ def _rotated(path: Path) -> list[Path]:
 def over_budget(path: Path, keep: int) -> list[tuple[Path, int]]:
     """Return the oldest rotated files, with sizes, that must go so that the rest takes at most `keep`."""
     rotated = [(found, found.stat().st_size) for found in _rotated(path)]
-    gone: list[tuple[Path, int]] = []
-    spent = sum(size for _, size in rotated)
-    for found, size in rotated:
-        if spent <= keep:
-            break
-        spent -= size
-        gone.append((found, size))
-    return gone
+    spent, gone = sum(size for _, size in rotated), 0
+    while spent > keep:
+        spent -= rotated[gone][1]
+        gone += 1
+    return rotated[:gone]
 
 
 class LogFile:
