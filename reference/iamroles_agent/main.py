@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import errno
 import gc
+import io
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -117,3 +119,5 @@ def _version(context: click.Context, _: click.Parameter, asked: bool) -> None:
 )
 def main() -> None:
     """Role checks at the proxy: HAProxy, an SPOE agent, OIDC tokens and AWS roles."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # as standard error: a file's name may not be UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")

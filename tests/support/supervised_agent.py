@@ -119,7 +119,7 @@ class TellingCrew:
     def load(self):
         state = self._file.read_text()
         if state == "bad":
-            raise ConfigError([Problem("state", "", "the file is bad", "Mend it")])
+            raise ConfigError([Problem("caf\udce9", "", "the file is bad", "Mend it")])
         if state == "long report":
             problem = Problem("state", "grants", "is wrong " * 20, "Mend it")
             raise ConfigError([problem] * 3000)

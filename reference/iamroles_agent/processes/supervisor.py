@@ -238,7 +238,7 @@ class Supervisor:
             for address in self._inherited.keys() - self._addresses:
                 listening.remove_unix(address)
         self._service.refused = line.get("error", "")
-        self._out.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+        self._out.write(json.dumps(line, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
 
     # Processes
 

@@ -283,7 +283,8 @@ def matrix(file: Path, html: Path | None, form: str) -> None:
     found = matrices.matrix(config)
     if html is not None:
         try:
-            html.write_text(matrices.to_html(found, file.name, version_of(config)), encoding="utf-8")
+            page = matrices.to_html(found, file.name, version_of(config))
+            html.write_bytes(page.encode(errors="backslashreplace"))
         except OSError as error:
             bad_input(f"{html} cannot be written: {error.strerror or error}")
         click.echo(f"Wrote {html}")

@@ -113,7 +113,7 @@ def confirmed(policy, version, workers):
 def test_a_bad_reload_changes_nothing(tmp_path, workers):
     """3,000 errors are more than a socket's buffer holds."""
     with started(tmp_path, workers) as (agent, address):
-        said = {"bad": "the file is bad", "crash": "the reload crashed", "long report": "is wrong"}
+        said = {"bad": "caf\udce9: the file is bad", "crash": "the reload crashed", "long report": "is wrong"}
         for state, error in said.items():
             line = agent.reload(state)
             assert line["reloaded"] is False

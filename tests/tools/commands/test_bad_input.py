@@ -98,6 +98,15 @@ def test_an_option_that_cannot_be_meant_is_refused(place, command, said, monkeyp
     assert {found.name for found in place.iterdir()} == {*FILES, "key.pem"}
 
 
+def test_a_file_s_name_need_not_be_utf_8(tmp_path):
+    policy, page = tmp_path / "caf\udce9.toml", tmp_path / "page.html"
+    policy.write_text(EXAMPLE.read_text())
+
+    assert "caf\\udce9.toml: good" in run("policy", "check", str(policy)).output
+    run("policy", "matrix", "--html", str(page), str(policy))
+    assert "caf\\udce9.toml" in page.read_text()
+
+
 def test_who_revokes_by_arn_or_without_a_policy_is_not_hindered(place, tmp_path):
     arn = "arn:aws:iam::111111111111:role/of-nobody"
     for config in (EXAMPLE, place / "junk"):
