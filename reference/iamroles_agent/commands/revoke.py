@@ -87,7 +87,7 @@ def add(
     """
     members = {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
     members["id"] = name or f"r-{secrets.token_hex(4)}"
-    if members["credentials"] and issued_before is None:  # else nobody needs it, and older agents refuse it
+    if members["credentials"] and issued_before is None:  # for the reader; older agents refuse it
         members["added"] = round(time.time(), 3)
     known = _known(config)
     if issued_before == "now":

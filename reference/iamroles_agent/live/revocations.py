@@ -98,7 +98,7 @@ class Revocation(Model):
     issued_before: Moment | None = None
     """Spare tokens that were issued at this moment or later; no STS credential is spared."""
     added: Moment | None = None
-    """When `iamroles revoke` added it."""
+    """When `iamroles revoke` added it, for readers."""
     reason: str = ""
     """A note for readers of the audit."""
 
@@ -138,10 +138,7 @@ class Revocation(Model):
             lifetimes: the longest life of a credential by the issuer's name, with its leeway.
             now: epoch seconds.
         """
-        since = self.issued_before
-        if since is None and self.credentials:
-            since = self.added
-        names = self.issuers or lifetimes
+        since, names = self.issued_before, self.issuers or lifetimes
         if since is None or not names or not lifetimes.keys() >= set(names):
             return False
         return now >= since + max(lifetimes[name] for name in names)

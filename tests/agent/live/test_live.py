@@ -432,8 +432,8 @@ LIFETIMES = {"corp": 100.0, "guest": 300.0, "cloud": STS_LIFETIME}
         ({"issuers": ["corp", "guest"], "roles": ["a"], "issued_before": 1000}, 300),
         ({"roles": ["a"], "issued_before": 1000}, STS_LIFETIME),
         ({"issuers": ["corp", "gone"], "issued_before": 1000}, None),
-        ({"credentials": ["sha256:00"], "issuers": ["corp"], "added": 1000}, 100),
-        ({"credentials": ["sha256:00"], "issuers": ["corp"]}, None),
+        ({"credentials": ["sha256:00"], "issuers": ["corp"], "added": 1000}, None),
+        ({"credentials": ["sha256:00"], "issuers": ["corp"], "issued_before": 1000}, 100),
     ],
 )
 def test_a_revocation_is_over_when_all_that_it_can_be_about_has_run_out(members, lasts):
