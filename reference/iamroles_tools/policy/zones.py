@@ -296,7 +296,7 @@ class Zone:
         host = min(self.hosts, key=lambda host: (host == OTHER, host.startswith("*."), host))
         known = set(self.group.hosts)
         if host == OTHER:
-            return _fresh("other.example", known)
+            return _fresh("other", known)  # one label: below no wildcard
         return _fresh(f"any{host[1:]}", known) if host.startswith("*.") else host
 
 

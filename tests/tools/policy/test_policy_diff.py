@@ -247,6 +247,14 @@ def test_every_method_and_source_of_a_change_is_printed():
     assert [str(line) for line in change.region] == ["any method but GET / and below"]
 
 
+def test_a_witness_at_another_host_is_below_no_wildcard():
+    denies = [{"id": "no", "roles": ["*"], "path": "/", "hosts": ["*.example"]}]
+    new = policy(GET, denies=denies)
+
+    [change] = diff(policy(denies=denies), new).opened
+    assert backend(new, change) == "b0"
+
+
 def test_a_session_that_another_grant_lengthens_is_told():
     roles = [{"name": n, "arn": worlds.ARNS[n], **extra} for n, extra in
              (("r0", {"max_lifetime": "2592005s"}), ("r1", {}))]  # fmt: skip
