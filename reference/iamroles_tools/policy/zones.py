@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from base64 import b64encode
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from itertools import groupby, product
@@ -196,6 +196,8 @@ class PathGroup:
     paths: list[Path]
     hosts: list[str]
     """`*.suffix` stands for a name below it that no rule names."""
+    named: Container[str]
+    """All paths that rules name."""
 
 
 Kinds = dict[Any, str]
@@ -286,7 +288,7 @@ class Zone:
         method, source = self.grid.pick(cells)
         path, below = self.group.paths[0]
         if below:
-            path = f"{path.removesuffix('/')}/x"
+            path = _fresh(f"{path.removesuffix('/')}/x", self.group.named)
         host = self._host() + (self._port and f":{self._port}")
         return Request(method, host, path, source, mcp=self._mcp)
 
@@ -297,14 +299,13 @@ class Zone:
         known = set(self.group.hosts)
         if host == OTHER:
             return _fresh("other", known)  # one label: below no wildcard
-        return _fresh(f"any{host[1:]}", known) if host.startswith("*.") else host
+        return _fresh("any", known, host[1:]) if host.startswith("*.") else host
 
 
-def _fresh(host: str, known: set[str]) -> str:
-    label, dot, rest = host.partition(".")
-    while f"{label}{dot}{rest}" in known or f"*.{label}{dot}{rest}" in known:
-        label += "y"
-    return f"{label}{dot}{rest}"
+def _fresh(text: str, known: Container[str], rest: str = "") -> str:
+    while text + rest in known:
+        text += "y"
+    return text + rest
 
 
 class Tree:
@@ -359,15 +360,15 @@ def walk(
             if here:
                 groups.setdefault((*map(id, here), *there), (here, []))[1].append(path)
     for here, paths in groups.values():
-        yield from _split(sorted(here, key=lambda one: one.order), paths, world)
+        yield from _split(sorted(here, key=lambda one: one.order), paths, world, tree)
 
 
-def _split(rules: list[LabelledRule], paths: list[Path], world: World) -> Iterator[Zone]:
+def _split(rules: list[LabelledRule], paths: list[Path], world: World, tree: Tree) -> Iterator[Zone]:
     """Split the requests at some paths by host, actor and call."""
     there = world.calls(paths[0].name)
     patterns = {*there, *(pattern for one in rules for pattern in one.rule.region.hosts or ())}
     hosts = [NONE, OTHER, *sorted(patterns)]
-    group = PathGroup(paths, hosts)
+    group = PathGroup(paths, hosts, tree.order)
     for at_host, found in _apart(
         hosts, rules, lambda one, host: has_host(one.rule.region, host, deny=one.deny)
     ):

@@ -247,8 +247,9 @@ def test_every_method_and_source_of_a_change_is_printed():
     assert [str(line) for line in change.region] == ["any method but GET / and below"]
 
 
-def test_a_witness_at_another_host_is_below_no_wildcard():
-    denies = [{"id": "no", "roles": ["*"], "path": "/", "hosts": ["*.example"]}]
+def test_a_witness_is_at_no_host_and_path_of_another_rule():
+    places = {"path": "/", "hosts": ["*.example"]}, {"path": "/a", "match": "exact"}, {"path": "/a/x"}
+    denies = [{"id": f"d{number}", "roles": ["*"], **place} for number, place in enumerate(places)]
     new = policy(GET, denies=denies)
 
     [change] = diff(policy(denies=denies), new).opened
