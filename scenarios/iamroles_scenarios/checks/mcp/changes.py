@@ -7,7 +7,7 @@ import json
 import math
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,9 +34,9 @@ _OWN = "https://mcp.example"
 _BY_PROOF, _BY_CERTIFICATE = "dpop_bound_access_tokens_required", "tls_client_certificate_bound_access_tokens"
 _CHANGES, _DPOP = {*FEATURES, "reload"}, {*FEATURES, "dpop"}
 _PARTNER = {"name": "partner", "issuer": "{idp}/partner", "insecure_http": True, "algorithms": ["RS256"]}
-_CROWDED, _NAME = f"{_OWN}/crowd", "https://crowd.example/"
+_CROWDED, _NAMES = f"{_OWN}/crowd", [f"https://crowd.example/{n}/{'x' * 200}" for n in range(10, 35)]
 _JWKS = {"jwks_uri": "{idp}/partner/jwks", "audiences": [_CROWDED]}
-_CROWD = [{**_PARTNER, **_JWKS, "name": f"c{n}", "issuer": f"{_NAME}{n}/{'x' * 200}"} for n in range(25)]
+_CROWD = [{**_PARTNER, **_JWKS, "name": f"c{n}", "issuer": issuer} for n, issuer in enumerate(_NAMES)]
 """Issuers of a resource whose metadata have 6 kB."""
 
 
@@ -94,8 +94,10 @@ def reloads(target: Target) -> str:
         question = SpopQuestion(
             "long metadata", {**iam_check(None), **CALL, "method": "GET", "path": path}, {}
         )
-        text = str((seen := read(here.actions([question])[0])).get("document"))
-        if text.count(_NAME) != len(_CROWD) or not text.endswith("}"):
+        seen, servers = read(here.actions([question])[0]), None
+        with suppress(ValueError, TypeError, LookupError):
+            servers = sorted(json.loads(str(seen["document"]))["authorization_servers"])
+        if servers != _NAMES:
             here.note_wrong("the metadata are cut, or lack issuers of the resource", question, seen)
         return f"{here.asked} questions"
 
