@@ -8,6 +8,7 @@ import re
 import unicodedata
 from contextlib import suppress
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 from iamroles_agent.base.reasons import Reason, Refusal
@@ -57,12 +58,15 @@ def bad_gateway(sound: Any, *args: Any, **how: Any) -> Any:
     return {name: text.replace(old, new) for name, text in sound(*args, **how).items()}
 
 
-_lazily = around(jwks.KeySource, "start")(
-    lambda sound, self: sound(self) if self._keys or self.settings.refresh < 3600 else None
+_lazily = (
+    around(jwks.KeySource, "start")(
+        lambda sound, self: sound(self) if self._keys or self.settings.refresh < 3600 else None
+    ),
+    setting(jwks, "MAX_HOLD", 0.0),
 )
 
 
-@mutant("tolerant.counts-each-fetch", "", "fetches long-lived keys at need; a fetch is a cooldown", _lazily)
+@mutant("tolerant.counts-each-fetch", "", "fetches long-lived keys at need; a fetch is a cooldown", *_lazily)
 @around(jwks.KeySource, "_fetch")
 async def counts_each_fetch(sound: Any, self: Any) -> None:
     began = self._monotonic()
@@ -328,8 +332,9 @@ def mcp_names(sound: Any, sent: str | None) -> Any:
         return sound(text)
 
 
-mutant("tolerant.mcp-methods", "", "judges odd methods of MCP to the letter")(
-    setting(resources, "METHOD", re.compile(r".+"))
+mutant("tolerant.mcp-methods", "", "judges odd methods of MCP to the letter, and escapes slashes")(
+    setting(resources, "METHOD", re.compile(r".+")),
+    setting(resources, "json", SimpleNamespace(dumps=lambda o, **_: json.dumps(o).replace("/", r"\/") + " ")),
 )
 
 

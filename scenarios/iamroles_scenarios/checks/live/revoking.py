@@ -9,6 +9,7 @@ from typing import Any
 
 from iamroles_scenarios.base.errors import TooSlow, Untestable
 from iamroles_scenarios.base.polling import rest
+from iamroles_scenarios.checks.derived.key_sets import until_right
 from iamroles_scenarios.checks.derived.world import iam_check
 from iamroles_scenarios.checks.live import fixture
 from iamroles_scenarios.checks.live.fixture import AFTER, IDLE_SOCKET, SHAPES, SOCKET, WITHIN, live_bench
@@ -35,6 +36,13 @@ _NEAR = 1.4
 _FAST_KEYS = {"refresh": "1s", "cooldown": "1s"}
 _KEYS = 1.0 + AFTER
 """Seconds, times the scale: the agent learns of a key within `refresh`."""
+
+
+def _known(here: fixture.LiveBench, **recipe: Any) -> str:  # noqa: ANN401 - a token's recipe
+    """Mint a token, and wait until each worker has its key: an agent may ask once in a cooldown (6.4)."""
+    token = here.token(exp="+15m", **recipe)
+    until_right(here, [SpopQuestion("a first use", iam_check(token, **_PLAIN), ALLOW)])
+    return token
 
 
 @check("live.policy.ends", "LIVE-POLICY-001", "LIVE-KEEP-001", features={"live", "reload"})
@@ -111,11 +119,10 @@ def key(target: Target) -> None:
     """
     with live_bench(target, "live.key", own=True, keys=_FAST_KEYS) as here, here.asking():
         issuer = here.issuer()
-        first = here.token(exp="+15m", aud=fixture.AUDIENCES)
-        here.wait_for_keys([SpopQuestion("a first use", iam_check(first, **_PLAIN), ALLOW)])
+        first = _known(here, aud=fixture.AUDIENCES)
         going = here.open(SOCKET, first)
         issuer.rotate()
-        staying = here.open(SOCKET, here.token(exp="+15m"))
+        staying = here.open(SOCKET, _known(here))
         here.must_last([going], "a new key beside its own", 2 * AFTER)
         issuer.remove(part(first, 0)["kid"])
         here.must_end([going], "its key was removed", _KEYS)
@@ -129,14 +136,14 @@ def replaced(target: Target) -> None:
     The issuer publishes another key under the kid of the first one, and the third under another kid; the
     second stays, without the `alg` and `use` that it had.
     """
-    with live_bench(target, "live.replaced", own=True, keys=_FAST_KEYS) as here:
+    with live_bench(target, "live.replaced", own=True, keys=_FAST_KEYS) as here, here.asking():
         issuer = here.issuer()
         first = issuer.keys[0]
         going = here.open_all(fixture.FEW, here.token(exp="+15m"))
         second = issuer.rotate()
-        staying = here.open(SOCKET, here.token(exp="+15m"))
+        staying = here.open(SOCKET, _known(here))
         third = issuer.rotate()
-        going.append(here.open(IDLE_SOCKET, here.token(exp="+15m")))
+        going.append(here.open(IDLE_SOCKET, _known(here)))
         other = issuer.add_key(publish=False, sign=False, kid=first.kid)
         renamed = {**third.public_jwk(), "kid": "renamed"}
         bare = {name: text for name, text in second.public_jwk().items() if name not in {"alg", "use"}}
@@ -152,12 +159,12 @@ def away(target: Target) -> None:
     The agent is killed, the key replaced, and the agent started again. The token is for several audiences.
     Then it is stopped, which ends nothing, and the issuer is down until it is there again.
     """
-    with live_bench(target, "live.away", own=True, keys=_FAST_KEYS) as here:
+    with live_bench(target, "live.away", own=True, keys=_FAST_KEYS) as here, here.asking():
         issuer = here.issuer()
         first = issuer.keys[0]
         going = here.open_all(fixture.FEW, here.token(exp="+15m", aud=fixture.AUDIENCES))
         issuer.rotate()
-        staying = here.open(SOCKET, here.token(exp="+15m"))
+        staying = here.open(SOCKET, _known(here))
         here.world.agent.kill()
         issuer.remove(first.kid)
         here.start_agent()
