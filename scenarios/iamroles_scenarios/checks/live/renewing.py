@@ -26,8 +26,8 @@ WORLD = "live-renew"
 RENEWING, ENDING = "/renewing", "/ending"
 _LIFE, _LATE = 5.0, 16.0
 """Seconds, times the scale: of most streams, and of those that are prolonged long before their end."""
-_LONG = 2500
-"""Bytes of a path that is too long for a ticket (3.1)."""
+_MANY = [f"{ARN}writer", *(f"{ARN}{'x' * 60}{number}" for number in range(30))]
+"""Roles of a credential that is too long for a ticket (3.1)."""
 _AHEAD = 1.0
 """Seconds before a stream's end by which what prolongs it must have been seen (9.8)."""
 _MOMENT = 0.6
@@ -96,11 +96,10 @@ def prolongs(target: Target) -> None:
     """A fresh credential prolongs streams up to its own expiry; a shorter one changes nothing.
 
     One question each with a longer and with a shorter credential; for some more of them, and for some long
-    before their end. Elsewhere a stream with a long path lasts until its token's end.
+    before their end. Elsewhere a stream of many roles lasts until its token's end.
     """
-    # A rule is as long as the path, so no beginning of the path is enough to judge it again.
-    far = {"id": "W4", "roles": ["writer"], "methods": ["*"], "path": f"{ENDING}/{'x' * _LONG}"}
-    with live_bench(target, "live.renew", WORLD, grants=[{**far, "backend": ENDING[1:]}]) as here:
+    corp = {"name": "corp", "preferred_role_claim": "preferred"}
+    with live_bench(target, "live.renew", WORLD, issuers=[corp]) as here:
         early = [here.open(shape, token(here, "eva", exp=here.end(_LATE)), RENEWING) for shape in FEW]
         ask(here, early, token(here, "eva", exp="+15m"))
         until = here.end(10)
@@ -116,7 +115,8 @@ def prolongs(target: Target) -> None:
         for stream in longer:
             here.must_end_at(stream, until, "the end of the credential that prolonged it")
         # At a change an agent may end it (9.13): the last is long ago.
-        long = here.open(fixture.IDLE_SOCKET, token(here, "fox", exp=here.end()), f"{far['path']}/x")
+        many = {"roles": _MANY, "claims": {"preferred": _MANY[0]}}
+        long = here.open(fixture.IDLE_SOCKET, token(here, "fox", exp=here.end(), **many), ENDING)
         for stream in twice:
             here.must_end_at(stream, last, "the end of the last credential that prolonged it")
         here.must_expire([long], "its token's end")
