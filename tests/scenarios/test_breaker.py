@@ -2,7 +2,7 @@
 
 import socket
 import ssl
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from types import SimpleNamespace
 
 import pytest
@@ -148,6 +148,13 @@ def test_a_client_believes_the_sound_certificate_alone(breaker, row):
     with connected(breaker) as sock, pytest.raises(ssl.SSLError):
         CLIENT.wrap_socket(sock, server_hostname="127.0.0.1")
     assert breaker.wait_tried(10)
+
+    breaker.shows(shown({}, AUTHORITY, "127.0.0.1"))
+    with connected(breaker) as sock:
+        assert breaker.wait_tried(10)
+        breaker.shows(None)
+        with suppress(OSError), CLIENT.wrap_socket(sock, server_hostname="127.0.0.1") as line:
+            assert not told(line, b"abc"), "its handshake was under way"
 
     breaker.shows(shown({}, AUTHORITY, "127.0.0.1"))
     with connected(breaker) as sock, CLIENT.wrap_socket(sock, server_hostname="127.0.0.1") as line:

@@ -148,6 +148,7 @@ class Breaker:
 
     async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         host, _, port = self.to.rpartition(":")
+        server = self._server
         self._tried.release()
         try:
             if self._tls is not None:
@@ -160,6 +161,9 @@ class Breaker:
             writer.transport.abort()
             return
         link = self._linked(writer, back)
+        if server is None or server is not self._server:  # it was refused in its handshake, and reset here
+            link.reset()
+            return
         link.left = self._chance.randrange(_SOON)
         self._links.add(link)
         try:
