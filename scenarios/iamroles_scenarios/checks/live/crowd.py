@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
-from itertools import count
+from itertools import cycle
 from typing import Any
 
 from iamroles_scenarios.base import recording
@@ -30,7 +30,7 @@ _BEGIN = 4 * OPEN
 """Seconds, times the scale, in which all streams must begin."""
 _AT_ONCE = 4
 """Questions that may wait together: HAProxy from 3.1 on can hang at 16 kB of answers (docs/haproxy.md)."""
-_PORTS = count(20_000)
+_PORTS = cycle(range(20_000, 1 << 16))
 
 
 def preamble(client: str, port: int) -> bytes:

@@ -73,7 +73,7 @@ def elsewhere(target: Target) -> None:
         token = here.token(exp="+15m")
         for shape in (SOCKET, EVENTS):
             with closing(Stream(here, shape, "/plain/a", token)) as stream, closing(H2Client(here)) as line:
-                for one in (stream, *([line.stream(shape, "/plain/a", token)] if line.webs else [])):
+                for one in (stream, *(line.stream(shape, "/plain/a", token) for _ in line.offered([shape]))):
                     if (status := one.answered(here.seconds(OPEN))) < 400:
                         raise here.failed(f"{one} to a backend without streams: status {status}, no refusal")
         tokens = [here.token(exp=here.end(turn * fixture.LIFE)) for turn in (1, 2)]  # a rare look misses one

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections.abc import Iterable
 
 from h2.config import H2Configuration
 from h2.connection import H2Connection
@@ -13,6 +14,7 @@ from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes
 
 from iamroles_scenarios.base import recording
+from iamroles_scenarios.base.errors import TooSlow
 from iamroles_scenarios.checks.live.stream import BEAT, ObservedStream, StreamShape
 from iamroles_scenarios.engine.bench import Bench
 
@@ -53,8 +55,6 @@ class H2Client:
 
     def __init__(self, here: Bench) -> None:
         self.over = threading.Event()
-        self.webs = False
-        """True if the proxy accepts WebSockets (SETTINGS_ENABLE_CONNECT_PROTOCOL)."""
         self.fault = ""
         """Why it is over, if it was not closed from this side."""
         self._lock = threading.Lock()
@@ -68,6 +68,17 @@ class H2Client:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
         self._settled.wait(here.seconds(_CONNECT))
+
+    def offered(self, shapes: Iterable[StreamShape]) -> list[StreamShape]:
+        """Return the shapes that the proxy takes: WebSockets by RFC 8441, nothing if it speaks no HTTP/2.
+
+        Raises:
+            TooSlow: its settings did not come in time.
+        """
+        if not (self._settled.is_set() or self.fault):
+            raise TooSlow("no settings of HTTP/2 came in time")
+        webs = self._h2.remote_settings.get(SettingCodes.ENABLE_CONNECT_PROTOCOL)
+        return [one for one in shapes if self._settled.is_set() and (webs or one.kind != "websocket")]
 
     def stream(self, shape: StreamShape, path: str, token: str) -> Multiplexed:
         with self._lock:
@@ -120,7 +131,7 @@ class H2Client:
                 if piece:
                     self._take(piece)
                 if piece is None or len(piece) < _PIECE:
-                    for stream in list(self._streams.values()):
+                    for stream in filter(ObservedStream.lives, list(self._streams.values())):
                         stream.looked = began
                 if time.monotonic() - fed >= BEAT:
                     fed = time.monotonic()
@@ -135,7 +146,6 @@ class H2Client:
         with self._lock:
             for event in self._h2.receive_data(piece):
                 if isinstance(event, RemoteSettingsChanged):
-                    self.webs = bool(self._h2.remote_settings.get(SettingCodes.ENABLE_CONNECT_PROTOCOL))
                     self._settled.set()
                 if isinstance(event, DataReceived) and event.flow_controlled_length:
                     self._h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import closing
 
-from iamroles_scenarios.base.errors import Inapplicable
+from iamroles_scenarios.base.errors import Untestable
 from iamroles_scenarios.base.polling import rest
-from iamroles_scenarios.checks.live.fixture import AFTER, EVERY, HALF, SOCKET, WITHIN, LiveBench, live_bench
+from iamroles_scenarios.checks.live.fixture import AFTER, EVERY, HALF, WITHIN, LiveBench, live_bench
 from iamroles_scenarios.checks.live.multiplexed import H2Client, Multiplexed
 from iamroles_scenarios.checks.live.stream import KINDS, StreamShape
 from iamroles_scenarios.declarations.results import check
@@ -18,10 +18,11 @@ _SECOND_HEAD = "ProtocolError: Trailers"
 _TIMES = 4
 
 
-def must_offer(line: H2Client) -> None:
-    """Play on only if the proxy speaks HTTP/2, and takes WebSockets there."""
-    if not line.webs:
-        raise Inapplicable("WebSockets over HTTP/2 (RFC 8441)")
+def offered(line: H2Client, shapes: Iterable[StreamShape]) -> list[StreamShape]:
+    """Return the shapes that the proxy takes over HTTP/2."""
+    if not (found := line.offered(shapes)):
+        raise Untestable(f"the proxy does not speak HTTP/2 with prior knowledge: {line.fault}")
+    return found
 
 
 def begun(here: LiveBench, line: H2Client, shape: StreamShape, token: str, path: str) -> Multiplexed:
@@ -45,11 +46,10 @@ def expiry(target: Target) -> None:
     All kinds, busy and idle, of a token that ends and of another that lasts, on one connection.
     """
     with live_bench(target, "live.h2.expiry") as here, closing(H2Client(here)) as line:
-        must_offer(line)
-        lasts = here.token(exp="+15m")
-        lasting = [begun(here, line, StreamShape(kind), lasts, "/live/reader") for kind in KINDS]
+        lasts, each = here.token(exp="+15m"), offered(line, map(StreamShape, KINDS))
+        lasting = [begun(here, line, shape, lasts, "/live/reader") for shape in each]
         token = here.token(exp=here.end())
-        short = [line.stream(shape, "/live/reader", token) for shape in (*EVERY, *HALF)]
+        short = [line.stream(shape, "/live/reader", token) for shape in offered(line, (*EVERY, *HALF))]
         for stream in short:
             here.must_begin(stream)
         here.must_expire(short)
@@ -67,11 +67,10 @@ def revoked(target: Target) -> None:
     """
     with live_bench(target, "live.h2.revoked", revoking=True) as here:
         every = (*map(StreamShape, KINDS), *HALF)
-        for shapes in ((SOCKET,), every):  # an agent may look for few streams of a connection otherwise
+        for count in (1, len(every)):  # an agent may look for few streams of a connection otherwise
             for _ in range(_TIMES):
                 with closing(H2Client(here)) as line:
-                    must_offer(line)
-                    if _one_goes(here, line, shapes):
+                    if _one_goes(here, line, offered(line, every)[:count]):
                         break
             else:
                 raise here.failed(f"the proxy broke the connection each of {_TIMES} times: {line.fault}")
