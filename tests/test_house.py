@@ -37,16 +37,16 @@ ROOMS = {
 }
 ARROWS = {"iamroles_agent": 40}
 LINES = {
-    "reference": 26_176,
-    "scenarios": 38_061,
-    "conformance": 12_024,
-    "loadtests": 5_013,
+    "reference": 26_257,
+    "scenarios": 38_124,
+    "conformance": 12_058,
+    "loadtests": 5_041,
     "benchmarks": 4_273,
-    "tests": 37_299,
+    "tests": 37_684,
 }
-TRUSTED_LINES = 19_703
+TRUSTED_LINES = 19_769
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 23_825
+DATA_LINES = 23_841
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""

@@ -119,7 +119,7 @@ def test_a_connection_that_the_agent_closed_is_shown_with_the_agents_log():
 
 @pytest.mark.parametrize(("within", "decides"), [(0.0, True), (60.0, False)])
 def test_time_decides_if_a_connection_was_waited_for_and_not_if_it_was_refused(monkeypatch, within, decides):
-    monkeypatch.setattr(setups, "_CONNECTS", within)
+    monkeypatch.setattr(setups, "_CONNECT", within)
     with pytest.raises(StageError) as caught:
         setups.answers(nowhere(), {"agent": "its log"})
     with recording.recorded() as found:

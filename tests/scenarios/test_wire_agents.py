@@ -230,7 +230,7 @@ def test_the_start_of_an_agent_has_a_time_of_its_own_and_its_processes_are_looke
 def test_the_process_of_an_agent_that_was_not_ready_in_time_is_looked_at(monkeypatch):
     async def fails(_target):
         error = StageError("not ready in time", {"agent": ""})
-        error.pid = 7
+        error.began, error.pid = 1.0, 7
         raise error
 
     late = lambda _, pids, *__: lateness.Delay(0.0, 0.9 * (7 in pids))  # noqa: E731

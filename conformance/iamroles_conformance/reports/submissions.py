@@ -49,7 +49,7 @@ SIZES = {IMPLEMENTATION: 4 << 10, REPORT: 8 << 20, SIGNATURE: 64, README: 64 << 
 """Bytes that each file may have."""
 _CHECKS = 5000
 _NAMED = 40
-"""Failed scenarios, or absent features, that the page names of one report."""
+"""Failed scenarios, or absent features, that the page names of a report."""
 _SHOWN = {
     "failed": ("fail", "known-failure", "harness-error"),
     "departures (strict)": ("departure",),
@@ -141,7 +141,7 @@ def _folders(root: Path, wrong: list[str]) -> Iterator[Path]:
 
 
 def read(folder: Path) -> Submission:
-    """Read the folder of one report.
+    """Read the folder of a report.
 
     Raises:
         ReportError: names the file and the key that is wrong, and the remedy.

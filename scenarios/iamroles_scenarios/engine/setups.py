@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _used: ContextVar[list[World] | None] = ContextVar("worlds that a check has used", default=None)
 ENDING = 0.2
 """Seconds in which an agent whose check failed has ended, if it does: it closes its connections before."""
-_CONNECTS = 5.0
+_CONNECT = 5.0
 """Seconds in which an agent takes a connection."""
 _LINES = 6
 """Lines of the agent's log in a finding."""
@@ -110,7 +110,7 @@ def answers(address: str, logs: dict[str, str]) -> None:
             tails(logs),
             "the address that the agent announces cannot be connected to",
         )
-        if time.monotonic() - began >= _CONNECTS:  # nobody refused it
+        if time.monotonic() - began >= _CONNECT:  # nobody refused it
             error.began = began
         raise error
 
@@ -118,7 +118,7 @@ def answers(address: str, logs: dict[str, str]) -> None:
 def refuses(address: str) -> str | None:
     """Return why an address takes no connection, or None if it takes one."""
     try:
-        reach(address, timeout=_CONNECTS)
+        reach(address, timeout=_CONNECT)
     except AgentFault as error:
         return error.message
     except (ValueError, OverflowError):

@@ -178,6 +178,7 @@ def _serve(orders: socket.socket) -> list[str]:
             os.dup2(number, stream)
             os.close(number)
         orders.close()
+        sys.stdout = os.fdopen(1, "w", 1, closefd=False)  # the former one may believe that it can seek
         argv, env, directory = json.loads(order)
         os.environ.clear()
         os.environ.update(env)
