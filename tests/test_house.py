@@ -39,7 +39,7 @@ ARROWS = {"iamroles_agent": 40}
 LINES = {
     "reference": 26_257,
     "scenarios": 38_124,
-    "conformance": 12_058,
+    "conformance": 12_051,
     "loadtests": 5_041,
     "benchmarks": 4_273,
     "tests": 37_684,

@@ -66,7 +66,7 @@ def run(
     select = named_by(checks)
     planned = [check for check in subject.planned() if select(check)]
     planned = planned if budget is None else by_importance(planned)
-    pairs, explained = [], set[str]()
+    pairs, explained, asked = [], set[str](), subject.arguments("--")
     with _Interrupts() as interrupts:
         with (
             report.of_this_run(directory),
@@ -76,14 +76,7 @@ def run(
             for check, result in _until_interrupted(started, interrupts):
                 pairs.append((check, result))
                 if result.verdict not in (Verdict.PASS, Verdict.KNOWN_FAILURE, Verdict.NOT_APPLICABLE):
-                    again = [
-                        "iamroles",
-                        "conformance",
-                        "run",
-                        *subject.arguments("--"),
-                        "--check",
-                        check.name,
-                    ]
+                    again = ["iamroles", "conformance", "run", *asked, "--check", check.name]
                     click.echo(explain.failure(check, result, shlex.join(again), explained) + "\n")
                 elif not quiet:
                     click.echo(f"{result.verdict.value:14} {check.name}")

@@ -197,7 +197,7 @@ class Played:
 
     @property
     def examples(self) -> list[str]:
-        """What went wrong, that of each case after its name."""
+        """Return what went wrong; the examples of a case begin with its name."""
         cases = self.measured.cases.items()
         found = [f"{name}: {example}" for name, case in cases for example in case.examples]
         return found + self.measured.examples

@@ -277,7 +277,7 @@ class TestLog:
         assert [note.read_text() for note in signed.notes] == before
 
     def test_older_files_may_be_gone(self, signed):
-        """Of those before the checkpoint; without those after it nothing compares the log with it."""
+        """Files from before the checkpoint may be gone, but not the one that it was made of."""
         signed.files = [file for file in signed.files if not file.name.endswith(".1")]
 
         ran("audit verify", *signed.files, *given_notes(signed))
