@@ -47,8 +47,8 @@ class Job:
         """
         if self.scenario is None:
             long = self.checks[0].function is not None and self.checks[0].function.long
-            return (self.last, self.lane != "wire", False, not long)
-        return (False, True, True, not waits(self.scenario), not self.scenario.world.own)
+            return (self.last, self.lane != "wire", not long)
+        return (False, True, not waits(self.scenario), True, not self.scenario.world.own)
 
     def play(self, target: Target) -> list[CheckResult]:
         """Play a scenario, or the one function; never raises for what the agent does."""
