@@ -152,9 +152,11 @@ def test_a_mistake_in_the_file_is_exit_2_with_the_place_in_it(tmp_path, text, wo
 def test_a_misspelt_selection_is_exit_2_and_names_the_nearest(tmp_path):
     """Beside a name that is right it would narrow the run unseen."""
     told = said(HELLO, "--agent", default_agent_toml(), "--check=wire.hello.itmes", code=2)
-
     assert "--check wire.hello.itmes" in told
     assert "Did you mean wire.hello.items?" in told
+
+    told = said(HELLO, "--agent", default_agent_toml(), "--check=JWKS-STORM-003", code=2)
+    assert "JWKS-STORM-003: no check plays this requirement" in told
 
 
 def test_a_failure_tells_every_failing_step_and_the_token_without_its_signature(tmp_path):

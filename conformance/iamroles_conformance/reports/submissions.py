@@ -310,7 +310,7 @@ class _Claims(BaseModel):
     suite: Annotated[str, Field(max_length=40)]
     haproxy: Annotated[str | None, Field(max_length=40)] = None
     digests: dict[str, str]
-    reproduce: Annotated[str, Field(max_length=500)]
+    reproduce: Annotated[str, Field(max_length=50_000)]
     statement: Statement
     checks: Annotated[list[Check], Field(max_length=_CHECKS)]
 

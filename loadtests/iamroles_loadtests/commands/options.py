@@ -18,7 +18,13 @@ from iamroles_loadtests.asking.shapes import ANYWHERE, BY_HTTP
 from iamroles_loadtests.measuring.generator import GeneratorError
 from iamroles_loadtests.pages import report as reports
 from iamroles_loadtests.results.result import ResultError
-from iamroles_scenarios.base.errors import AgentFileError, DocumentError, PageError, SuiteError
+from iamroles_scenarios.base.errors import (
+    AgentFileError,
+    DocumentError,
+    PageError,
+    SelectionError,
+    SuiteError,
+)
 from iamroles_scenarios.commands.staged import OPTIONS, with_options
 from iamroles_scenarios.stage import AgentSpec
 from iamroles_scenarios.stage.reference import reference_agent
@@ -44,7 +50,7 @@ def faults(command: str = "load") -> Iterator[None]:
     """Turn faults of the stage or the generator into exit status 3, those of arguments as `usage` does."""
     try:
         yield
-    except (targets.TargetError, AgentFileError) as error:
+    except (targets.TargetError, AgentFileError, SelectionError) as error:
         raise click.UsageError(str(error)) from error
     except (SuiteError, GeneratorError, GateConfigError, OSError) as error:
         click.echo(f"iamroles {command}: {error}", err=True)

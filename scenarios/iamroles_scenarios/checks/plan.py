@@ -9,6 +9,7 @@ from pkgutil import walk_packages
 
 from iamroles_scenarios import checks
 from iamroles_scenarios.base.errors import SelectionError
+from iamroles_scenarios.declarations.catalogue import catalogue
 from iamroles_scenarios.declarations.planning import current, planned, selected_by
 from iamroles_scenarios.declarations.scenario import ALL_LANES, PlannedCheck
 
@@ -40,7 +41,10 @@ def named_by(patterns: Iterable[str]) -> Callable[[PlannedCheck], bool]:
             names = {
                 name for one in everything for name in (one.id, one.id.rpartition(".")[0], *one.requirements)
             }
-            near = get_close_matches(pattern, names, n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
-            raise SelectionError(f"--check {pattern}: no check, scenario or requirement of this name.{hint}")
+            why = "no check, scenario or requirement of this name."
+            if pattern in catalogue():
+                why = "no check plays this requirement, because it is seen only from within an agent."
+            elif near := get_close_matches(pattern, names, n=1):
+                why += f" Did you mean {near[0]}?"
+            raise SelectionError(f"--check {pattern}: {why}")
     return selected_by(wanted)

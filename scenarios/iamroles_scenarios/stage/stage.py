@@ -174,7 +174,7 @@ def open_stage(kind: str = "auto", require: str | None = None, haproxy: str | No
         kind: "processes", "containers", or "auto": containers where an engine answers, else processes.
         require: "containers" turns a missing engine into an error under "auto" too.
         haproxy: which HAProxy: a version ("2.6", "2.8", "3.0", "3.2"), or for processes a path, "path" or
-            "wheel". None: the environment's IAMROLES_HAPROXY, else the kind's default.
+            "wheel". None: on processes the environment's IAMROLES_HAPROXY, else the kind's default.
 
     Raises:
         StageError, SelectionError: the kind that was asked for is not possible here, or HAProxy is missing.
