@@ -272,9 +272,8 @@ class Members:
         slot.life, slot.pid, slot.document, slot.target = Life.BORN, pid, document, None
         slot.serving = slot.spoken = False
         slot.born = slot.heard = slot.looked = self.fair
-        slot.waited = self.scheduled(index).waited
+        slot.waited, slot.stats = 0.0, {}  # a new process has not waited
         slot.killed_for = slot.error = ""
-        slot.stats = {}
         self._record(slot)
 
     def heard(self, slot: Slot) -> None:

@@ -70,5 +70,5 @@ def _threads(pid: int) -> Iterator[Row]:
 
 
 def _read(pid: int, tid: str, name: str) -> bytes:
-    with open(f"/proc/{pid}/task/{tid}/{name}", "rb") as file:  # noqa: PTH123 - as above
-        return file.read()
+    with open(f"/proc/{pid}/task/{tid}/{name}", "rb", buffering=0) as file:  # noqa: PTH123 - as above
+        return file.read(4096)

@@ -41,7 +41,8 @@ class Service:
             why = self.refused and f", because the reload was refused: {self.refused}"
             confirmed = f"{plane.changes.confirmed} of {len(members.workers)} workers"
             status = f"policy {plane.document.policy} is in force in {confirmed}{why}"[:400]
-            status = "".join(letter if letter.isprintable() else " " for letter in status)  # one line
+            if not status.isprintable():  # it must be one line
+                status = "".join(letter if letter.isprintable() else " " for letter in status)
             if self._state != "READY":
                 self.enter("READY", status)
             elif status != self._status:  # a worker died, or came back

@@ -28,7 +28,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import uvloop
@@ -65,8 +64,8 @@ _KILL_MARGIN = 3.0
 _READ = 1 << 16
 _SHORT = 0.05
 """Seconds before the parent asks for memory again."""
-_PR_SET_PDEATHSIG = 1
-"""Option of prctl(2), Linux: the signal that this process gets when its parent dies."""
+_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
+"""Options of prctl(2), Linux: the signal that this process gets when its parent dies, and its name."""
 
 log = logging.getLogger("iamroles.supervisor")
 
@@ -278,8 +277,12 @@ class Supervisor:
         # The loader just ends. It has no thread to listen to its channel, because on some kernels a thread of
         # low priority that is about to end keeps the parent that reaps its process busy.
         end = signal.SIGKILL if slot == LOADER else signal.SIGCONT
+        name = b"iamroles-fetcher" if slot == FETCHER else b"iamroles-w%d" % slot
         with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, end, 0, 0, 0)
+            prctl = ctypes.CDLL(None).prctl
+            prctl(_PR_SET_PDEATHSIG, end, 0, 0, 0)
+            if slot != LOADER:
+                prctl(_PR_SET_NAME, name, 0, 0, 0)
         if os.getppid() != parent:  # the parent died before prctl
             os._exit(1)
         for number in (signal.SIGTERM, signal.SIGCHLD):
@@ -299,9 +302,6 @@ class Supervisor:
             for sock in self._listeners:
                 sock.close()
             return _load(self._crew, channel)
-        with contextlib.suppress(OSError):
-            name = "iamroles-fetcher" if index == FETCHER else f"iamroles-w{index}"
-            Path("/proc/self/comm").write_text(name[:15], encoding="ascii")
         startup = Startup(
             index=index,
             document=self.plane.document,

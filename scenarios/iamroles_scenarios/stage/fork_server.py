@@ -198,7 +198,7 @@ def _run(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     sys.path.insert(0, sys.argv[2])
-    for name in sys.argv[3:]:
+    for name in ("pkgutil", *sys.argv[3:]):  # `runpy.run_path` imports it
         import_module(name)
     gc.freeze()
     _run(_serve(socket.socket(fileno=int(sys.argv[1]))))
