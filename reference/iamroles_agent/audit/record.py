@@ -36,6 +36,8 @@ _ROOM = {
 _USUAL = 192
 _CALL = ("mcp_method", "mcp_name")
 _TAGS = ("rule", "backend", "role", "principal", "session", "issuer")
+_REPEATED = frozenset((*_TAGS, "kind", "verdict", "reason", "policy"))
+"""Texts that stand in one record after the other, and that no stranger chooses."""
 _DECISION = 3540
 """Bytes for all members of a decision; former actors and the path get what the others leave."""
 _PATH, _LONG_PATH = 440, 1536
@@ -67,18 +69,21 @@ class PreparedRecord:
 def members(fields: Mapping[str, Any]) -> str:
     """Make JSON members `,"key":value` in the order given, without None; redact and cut texts."""
     return "".join(
-        f",{quoted(key)}:{_value(value, _ROOM.get(key, _USUAL))}"
+        _known(key, value) if key in _REPEATED and type(value) is str else _member(key, value)
         for key, value in fields.items()
         if value is not None
     )
 
 
-def _value(value: Any, room: int) -> str:  # noqa: ANN401 - a JSON value
+def _member(key: str, value: Any) -> str:  # noqa: ANN401 - a JSON value
+    room = _ROOM.get(key, _USUAL)
     if isinstance(value, str):
-        return quoted(shown(value, room))
-    if isinstance(value, tuple | list):
-        return _list(value, room)
-    return json.dumps(value)
+        return f",{quoted(key)}:{quoted(shown(value, room))}"
+    text = _list(value, room) if isinstance(value, tuple | list) else json.dumps(value)
+    return f",{quoted(key)}:{text}"
+
+
+_known = lru_cache(maxsize=256)(_member)
 
 
 def _list(values: Sequence[str], room: int) -> str:

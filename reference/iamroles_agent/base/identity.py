@@ -152,9 +152,12 @@ class Request:
     mcp: McpHeaders = NO_HEADERS
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Decision:
-    """The verdict and the tags for HAProxy; the fields are the variables of SPEC.md section 3."""
+    """The verdict and the tags for HAProxy; the fields are the variables of SPEC.md section 3.
+
+    Not frozen, because that costs six times as much to build; only who made it may change it.
+    """
 
     allow: bool
     reason: Reason | None = None

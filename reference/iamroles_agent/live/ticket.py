@@ -22,6 +22,7 @@ from iamroles_agent.base.identity import Actor, Decision, Identity, McpHeaders, 
 from iamroles_agent.base.reasons import Refusal
 from iamroles_agent.policy.paths import canonical
 
+_as_json = json.JSONEncoder(separators=(",", ":")).encode
 MAX_BYTES = 2400
 """The table's keys have 2600 bytes; what is before the ticket there takes less than 200."""
 
@@ -133,7 +134,7 @@ class Ticket:
 
 def _packed(members: dict[str, object]) -> str:
     kept = {key: value for key, value in members.items() if value not in ("", None)}
-    return encode_base64url(json.dumps(kept, separators=(",", ":"), ensure_ascii=True).encode())
+    return encode_base64url(_as_json(kept).encode())
 
 
 def _beginning(request: Request, excess: int) -> Request | None:

@@ -347,21 +347,17 @@ class Policy:
         try:
             names = None
             if (call := found.call(request)) is not None:
-                base, names = replace(base, call=call), call_names(*call)
+                base.call, names = call, call_names(*call)
             query = Query.from_request(request, self._reach, identity.actor, names)
             roles = self._roles_of(identity, request.requested_role)
         except Refusal as refusal:
             return replace(base, reason=refusal.reason, detail=refusal.detail)
         if len(roles.active) == 1:
-            base = replace(base, role=str(roles.active[0]))
+            base.role = str(roles.active[0])
         verdict = self._judge(base, identity, roles, query)
         if now is not None and verdict.allow and verdict.expires is not None and now >= verdict.expires:
-            return replace(
-                base,
-                reason=Reason.TOKEN_EXPIRED,
-                detail="the role's max_lifetime has passed",
-                expires=verdict.expires,
-            )
+            why = "the role's max_lifetime has passed"
+            return replace(base, reason=Reason.TOKEN_EXPIRED, detail=why, expires=verdict.expires)
         return verdict
 
     def _roles_of(self, identity: Identity, requested: str | None) -> _Roles:
@@ -446,15 +442,8 @@ class Policy:
             if bounded:
                 # Whole seconds, like `exp`, rounded down: access may end early, never late.
                 expires = min(expires, int(identity.issued_at + min(bounded)))
-        return replace(
-            base,
-            allow=True,
-            reason=None,
-            role=str(granting[0]),
-            rule=grant.id,
-            backend=grant.backend,
-            expires=expires,
-        )
+        role, rule, backend = str(granting[0]), grant.id, grant.backend
+        return replace(base, allow=True, role=role, rule=rule, backend=backend, expires=expires)
 
     def _shadow_rules(
         self,

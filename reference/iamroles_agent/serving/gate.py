@@ -306,8 +306,8 @@ class Gate:
             return decision, None
         decision = state.policy.decide(identity, request, now, found)
         if decision.allow:
-            mine = ticket(self.name, identity, request, decision)
-            decision = replace(decision, ticket=mine, proof=proven.use, nonce=proven.nonce)
+            decision.ticket = ticket(self.name, identity, request, decision)
+            decision.proof, decision.nonce = proven.use, proven.nonce
         if proven.keys:
             decision = replace(decision, keys=proven.keys)
         if check.proof is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from enum import IntEnum
+from functools import lru_cache
 from typing import NamedTuple
 
 from iamroles_agent.base.identity import Decision
@@ -27,6 +28,7 @@ TAGS = (
 """The tags that may be dropped if a frame is too small, in this order; `status`, `reason`, `error` and
 `allow` stay. The proxy refuses an allowed request without a backend, so too small a frame fails closed: also
 a proof is not counted, or an actor or resource not named, only if the request is refused."""
+_OPTIONAL = ("ticket", "proof", "nonce", "resource", "scope", "origin", "document")
 _SET_VAR, _UNSET_VAR = 1, 2
 _NAME = re.compile(r"[A-Za-z0-9._]+")
 _MAX_FULL_NAME = 63
@@ -84,20 +86,14 @@ def encode_verdict(decision: Decision, identity: str = "") -> bytes:
     return b"".join(
         (
             set_var(VariableScope.TRANSACTION, "status", DataType.INT32, decision.status),
-            *(_tag(name, getattr(decision, name) or "") for name in names),
+            *(_known_tag(name, getattr(decision, name) or "") for name in names),
             unset_var(VariableScope.TRANSACTION, "expires")
             if decision.expires is None
             else set_var(VariableScope.TRANSACTION, "expires", DataType.INT64, decision.expires),
             _tag("identity", identity) if identity else b"",
-            _tag("ticket", decision.ticket) if decision.ticket else b"",
-            _tag("proof", decision.proof) if decision.proof else b"",
             _tag("actor", actor.sub) if actor else b"",
             _tag("actor_issuer", actor.issuer) if actor and actor.foreign else b"",
-            _tag("nonce", decision.nonce) if decision.nonce else b"",
-            _tag("resource", decision.resource) if decision.resource else b"",
-            _tag("scope", decision.scope) if decision.scope else b"",
-            _tag("origin", decision.origin) if decision.origin else b"",
-            _tag("document", decision.document) if decision.document else b"",
+            *(_tag(name, text) for name in _OPTIONAL if (text := getattr(decision, name))),
             set_var(VariableScope.TRANSACTION, "allow", DataType.BOOL, decision.allow),
         )
     )
@@ -162,6 +158,10 @@ def _tag(name: str, text: str) -> bytes:
     return set_var(VariableScope.TRANSACTION, name, DataType.STRING, raw)
 
 
+_known_tag = lru_cache(maxsize=256)(_tag)  # of verdicts: few differ in more than principal and session
+
+
+@lru_cache(maxsize=64)
 def _encode_name(scope: VariableScope, name: str) -> bytes:
     if _NAME.fullmatch(name) is None or len(f"{scope.keyword}.{PREFIX}.{name}") > _MAX_FULL_NAME:
         raise LocalProtocolError(f"HAProxy accepts no variable of the name {name!r}")

@@ -31,6 +31,7 @@ class DataType(IntEnum):
     BINARY = 9
 
 
+_TYPES = tuple(DataType)
 INTEGERS = frozenset({DataType.INT32, DataType.UINT32, DataType.INT64, DataType.UINT64})
 _SIGNED = frozenset({DataType.INT32, DataType.INT64})
 _SIGN_BIT = 1 << 63
@@ -56,6 +57,8 @@ def encode(kind: DataType, value: Value) -> bytes:
         LocalProtocolError: the value does not belong to the type.
     """
     match kind, value:
+        case _, int() if not isinstance(value, bool) and value in _RANGES.get(kind, ()):
+            return bytes((kind,)) + varint.encode(value % _MODULUS)
         case DataType.NULL, None:
             return b"\x00"
         case DataType.BOOL, bool():
@@ -64,8 +67,6 @@ def encode(kind: DataType, value: Value) -> bytes:
             return bytes((kind,)) + encode_string(value)
         case (DataType.IPV4, IPv4Address() as address) | (DataType.IPV6, IPv6Address() as address):
             return bytes((kind,)) + address.packed
-        case _, int() if not isinstance(value, bool) and value in _RANGES.get(kind, ()):
-            return bytes((kind,)) + varint.encode(value % _MODULUS)
         case _:
             raise LocalProtocolError(f"{kind.name} does not hold a {type(value).__name__} like this")
 
@@ -102,7 +103,7 @@ def read(data: bytes, pos: int, end: int) -> tuple[DataType, Value, int]:
     match head & 0x0F:
         case DataType.STRING | DataType.BINARY as kind:
             text, pos = read_string(data, pos, end)
-            return DataType(kind), text, pos
+            return _TYPES[kind], text, pos
         case DataType.NULL:
             return DataType.NULL, None, pos
         case DataType.BOOL:
@@ -115,7 +116,7 @@ def read(data: bytes, pos: int, end: int) -> tuple[DataType, Value, int]:
             number, pos = varint.read(data, pos, end)
             if kind in _SIGNED and number & _SIGN_BIT:
                 number -= _MODULUS
-            return DataType(kind), number, pos
+            return _TYPES[kind], number, pos
         case kind:
             raise invalid(f"data type {kind} is reserved")
 

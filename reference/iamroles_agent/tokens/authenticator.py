@@ -245,7 +245,7 @@ class Authenticator:
         if known is not None and self._clock() < known.believed_until:
             return known
         identity = await self.authenticate(authorization, source)
-        if self.recall(authorization) is None and (self._token(authorization) or b"").startswith(PREFIX):
+        if (self._token(authorization) or b"").startswith(PREFIX) and self.recall(authorization) is None:
             once.identity, once.entries = identity, self._entries
         return identity
 
