@@ -19,7 +19,7 @@ from iamroles_scenarios.checks.policy.workers import CHANGES
 from iamroles_scenarios.checks.proxy.traffic import HttpQuestion
 from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec, Step, WorldSpec, scenarios
 from iamroles_scenarios.engine.answers import ALLOW
-from iamroles_scenarios.engine.bench import CHANGING, SpopQuestion, bench, own_bench
+from iamroles_scenarios.engine.bench import CHANGING, Bench, SpopQuestion, bench, own_bench
 from iamroles_scenarios.engine.observation import Observation, mismatches
 from iamroles_scenarios.engine.spread import UNSEEN, Spread
 from iamroles_scenarios.engine.target import Target
@@ -132,12 +132,12 @@ def test_each_worker_is_asked(worlds):
 def test_each_worker_is_waited_for_until_it_is_right():
     wrong = {"first": 1, "second": 2}
 
-    def actions(asked, of):
+    def actions(asked, of, window):
         wrong[of] -= 1
         return [[Action(Scope.txn, "allow", Typed.of(wrong[of] < 0))] for _ in asked]
 
-    spread = SimpleNamespace(askers=lambda: list(wrong))
-    here = SimpleNamespace(spread=spread, actions=actions, seconds=float)
+    here = Bench(SimpleNamespace(seconds=float), MagicMock())
+    here.spread, here.actions = SimpleNamespace(askers=lambda: list(wrong)), actions
     until_right(here, [SpopQuestion("a token", {}, ALLOW)])
 
     assert wrong == {"first": -1, "second": -1}

@@ -323,21 +323,33 @@ class Bench:
             raise CheckFailed("; ".join([*sentences[:_SHOWN], *rest]), evidence)
 
     def ask_all(
-        self, questions: Sequence[SpopQuestion], when: str = "", *, window: int = _WINDOW, again: bool = True
+        self,
+        questions: Sequence[SpopQuestion],
+        when: str = "",
+        *,
+        window: int = _WINDOW,
+        again: bool = True,
+        keys: bool = False,
     ) -> None:
-        """Ask a list of questions in order, which fills the agent's memory, and then backwards.
+        """Ask each worker a list of questions in order, which fills its memory, and the first also backwards.
 
-        An answer that depends on what was asked before is wrong in one of the two.
+        An answer that depends on what was asked before is wrong in one of the two. All workers run one code.
 
         Args:
             questions: the list.
             when: words before each failure, such as `after the reload: `.
             window: questions on their way at a time; 1 keeps them in order.
             again: False: ask them only backwards.
+            keys: repeat those that lack keys, which the agent fetches after a reload.
         """
-        for ordered in [list(questions)] * again + [list(reversed(questions))]:
-            for worker in self.spread.askers():
-                self.judge(ordered, self.actions(ordered, window=window, of=worker), when)
+        ordered, back = list(questions), list(reversed(questions))
+        workers = self.spread.askers()
+        for worker in workers:
+            listed = ordered if again else back
+            ask = partial(self.repeated, _lacks_keys, _KEYS) if keys else self.actions
+            self.judge(listed, ask(listed, window=window, of=worker), when)
+        if again:
+            self.judge(back, self.actions(back, window=window, of=workers[0]), when)
 
     def actions(
         self, questions: Sequence[SpopQuestion], *, window: int = _WINDOW, of: Asker | None = None
@@ -376,16 +388,30 @@ class Bench:
 
     def wait_for_keys(self, questions: Sequence[SpopQuestion]) -> None:
         """Ask without judging until no answer is `keys_unavailable`: the agent then has new issuers' keys."""
-        known = [each for each in questions if "keys_unavailable" not in str(each.expected.get("reason"))]
         for worker in self.spread.askers():
-            waiting = known
-            for _last in polls(self.seconds(_KEYS)):
-                found = zip(waiting, self.actions(waiting, of=worker), strict=True)
-                waiting = [
-                    each for each, got in found if answers.read(got).get("reason") == "keys_unavailable"
-                ]
-                if not waiting:
-                    break
+            self.repeated(_lacks_keys, _KEYS, questions, of=worker)
+
+    def repeated(
+        self,
+        lacks: Callable[..., object],
+        within: float,
+        questions: Sequence[SpopQuestion],
+        **how: Any,  # noqa: ANN401 - of `actions`
+    ) -> list[list[Action]]:
+        """Ask one worker, and again what its answer `lacks` within some seconds; return the last actions."""
+        found: dict[int, list[Action]] = {}
+        left = dict(enumerate(questions))
+        for _last in polls(self.seconds(within)):
+            found |= zip(left, self.actions(list(left.values()), **how), strict=True)
+            left = {number: each for number, each in left.items() if lacks(each, answers.read(found[number]))}
+            if not left:
+                break
+        return [found[number] for number in range(len(questions))]
+
+
+def _lacks_keys(question: SpopQuestion, seen: Mapping[str, object]) -> bool:
+    unavailable = "keys_unavailable"
+    return seen.get("reason") == unavailable and unavailable not in str(question.expected.get("reason"))
 
 
 @contextmanager

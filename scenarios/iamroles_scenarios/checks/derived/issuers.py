@@ -94,8 +94,9 @@ def _questions(here: Bench, key: str, number: int, row: Row, now: int) -> tuple[
 
 
 _CHANGES = ((False, ""), (True, "without it: "), (False, "again with it: "))
-_PAUSES = 3.5
-"""Seconds, times the scale, in which an agent meets an STS in vain, and may come to its longest pause."""
+_PAUSES, _STEP = 3.5, 0.2
+"""Seconds, times the scale, in which an agent meets an STS in vain, and may come to its longest pause; and
+seconds, at any scale, from one question to the next."""
 _FETCHED = {"name", "issuer", "jwks_uri", "algorithms"}
 """Keys whose change may cost an agent the keys that it had, so that it must fetch them again."""
 
@@ -128,8 +129,7 @@ def keys_of_issuers(target: Target) -> str:
                 for each in pair[without]
                 if not last or key not in _FETCHED
             ]
-            here.wait_for_keys(questions)
-            here.ask_all(questions, when, again=not last)
+            here.ask_all(questions, when, again=not last, keys=not last)
             here.in_time(now + _SOON, "questions about an `nbf` or `exp` that is near")
         keys.clear()
         for key, bounds in TABLES["limits"].items():
@@ -145,8 +145,7 @@ def keys_of_issuers(target: Target) -> str:
                     limits = {} if value is None else {"limits": {key: value}}
                     policy = {**base, "issuers": [*base["issuers"], issuer], **limits}
                     here.must_reload(policy, f"limits.{key}")
-                    here.wait_for_keys(pair[without])
-                    here.ask_all(pair[without], when)
+                    here.ask_all(pair[without], when, keys=True)
     return f"{here.asked} questions"
 
 
@@ -154,32 +153,32 @@ def keys_of_issuers(target: Target) -> str:
 def keys_of_endpoints(target: Target) -> str:
     """Every key of an STS endpoint takes effect, and has none once it is removed.
 
-    One endpoint and one key at a time; the same credential before and after.
+    Each row has an endpoint of its own; the same credentials before and after.
     """
     with derived(target, "identity.derived.endpoints") as here:
-        session = here.session("kiosk")
-        for key, rows in TABLES["sts"].items():
-            host = f"{key.replace('_', '-')}{here.loan.suffix}.sts.example"
-            usual = {"name": "sts-one", "endpoint": "{sts}", "hosts": [host], "binding_value": EDGE}
-            for row in filled(rows, {"host": host}):
-                shown = [
-                    iam_check(here.credential(session, **{"host": host} | recipe))
-                    for recipe, *_ in row["asked"]
+        session, played = here.session("kiosk"), []
+        every = ((key, row) for key, rows in TABLES["sts"].items() for row in rows)
+        for number, (key, said) in enumerate(every):
+            host = f"row{number}{here.loan.suffix}.sts.example"
+            row = filled(said, {"host": host})
+            usual = {"name": f"sts{number}", "endpoint": "{sts}", "hosts": [host], "binding_value": EDGE}
+            credentials = [here.credential(session, **{"host": host} | recipe) for recipe, *_ in row["asked"]]
+            played.append((key, row, usual | {"insecure_http": True}, [*map(iam_check, credentials)]))
+        for without, when in _CHANGES:
+            sts, questions = [], []
+            for key, row, usual, shown in played:
+                value = value_of(row, without=without)
+                sts.append({name: each for name, each in (usual | {key: value}).items() if each is not None})
+                questions += [
+                    SpopQuestion(f"sts.{key} = {row['values'][0]!r}", asked, expected(answers[without]))
+                    for asked, (_, *answers) in zip(shown, row["asked"], strict=True)
                 ]
-                for without, when in _CHANGES:
-                    value = value_of(row, without=without)
-                    changed = usual | {"insecure_http": True, key: value}
-                    endpoint = {name: each for name, each in changed.items() if each is not None}
-                    here.must_reload({**here.loan.policy, "sts": [endpoint]}, f"sts.{key}")
-                    questions = [
-                        SpopQuestion(f"sts.{key} = {row['values'][0]!r}", asked, expected(answers[without]))
-                        for asked, (_, *answers) in zip(shown, row["asked"], strict=True)
-                    ]
-                    here.ask_all(questions, when)
-                    if key == "endpoint" and without:
-                        for _last in polls(here.seconds(_PAUSES)):  # a pause ends with its policy (8.5)
-                            for worker in here.spread.askers():
-                                here.actions(questions, of=worker)
+            here.must_reload({**here.loan.policy, "sts": sts}, "the keys of endpoints")
+            here.ask_all(questions, when)
+            gone = [each for each in questions if each.expected == expected("sts_unavailable")]
+            for _last in polls(here.seconds(_PAUSES), _STEP) if gone else ():
+                for worker in here.spread.askers():  # a pause ends with its policy (8.5)
+                    here.actions(gone, of=worker)
     return f"{here.asked} questions"
 
 
@@ -207,18 +206,14 @@ def _by_each_algorithm(here: Bench, keys: dict[str, SigningKey], now: float) -> 
     for name in (*NEEDED, *OPTIONAL):
         yield name, mint({"roles": ["kiosk"], "alg": name}, [keys.get(name, keys["RSA"])], now, _URL)
     for name in NEVER:
-        forged = {"confusion": f"{name.lower()}-with-public-key"} if name != "none" else {"alg": "none"}
-        yield name, mint({"roles": ["kiosk"], **forged}, [keys["RSA"]], now, _URL)
+        how = {"confusion": f"{name.lower()}-with-public-key"} if name != "none" else {"alg": "none"}
+        yield name, mint({"roles": ["kiosk"], **how}, [keys["RSA"]], now, _URL)
     for name, other in itertools.permutations(("ES256", "ES384", "ES512"), 2):
-        yield (
-            f"{name} by a key for {other}",
-            mint({"roles": ["kiosk"], "alg": name}, [keys[other]], now, _URL),
-        )
+        forged = mint({"roles": ["kiosk"], "alg": name}, [keys[other]], now, _URL)
+        yield f"{name} by a key for {other}", forged
     wide = here.issuer("algorithms").add_key("EdDSA", curve="Ed448", sign=False)
-    yield (
-        "Ed25519 by a key of Ed448",
-        mint({"roles": ["kiosk"], "header": {"alg": "Ed25519"}}, [wide], now, _URL),
-    )
+    forged = mint({"roles": ["kiosk"], "header": {"alg": "Ed25519"}}, [wide], now, _URL)
+    yield "Ed25519 by a key of Ed448", forged
 
 
 @check("identity.derived.algorithms", "DERIVED-ALGORITHM-001", features={"oidc", "reload"})

@@ -17,7 +17,6 @@ from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 from iamroles_scenarios.base.errors import WaitTimeoutError
-from iamroles_scenarios.base.polling import polls
 from iamroles_scenarios.checks.derived.waits import started
 from iamroles_scenarios.checks.derived.world import iam_check
 from iamroles_scenarios.declarations.results import check
@@ -145,24 +144,22 @@ def _until_asked(here: Bench, rows: list[_Row]) -> None:
     """Wait until the agent had each issuer's present answer."""
     deadline = time.monotonic() + here.seconds(_TAKEN)
     for row in rows:
-        # The first request from the mark on may have begun before; the second gets the new answer.
-        for counter, count in ((row.watched, row.mark + 2), (f"{row.watched}-done", row.mark + 1)):
-            try:
-                row.issuer.wait_for(counter, count, max(0.1, deadline - time.monotonic()))
-            except WaitTimeoutError:
-                here.note_wrong(f"{row.said['what']}: no new question to {row.watched}; `refresh` is 1.5 s")
-                return
+        try:  # the first request from the mark on may have begun before; the second gets the new answer
+            left = max(0.1, deadline - time.monotonic())
+            row.issuer.wait_for(f"{row.watched}-done", row.mark + 2, left)
+        except WaitTimeoutError:
+            here.note_wrong(f"{row.said['what']}: no new question to {row.watched}; `refresh` is 1.5 s")
+            return
 
 
-def until_right(here: Bench, asked: list[SpopQuestion]) -> None:
-    """Ask each worker without judging until all its answers are right, or it has had time enough."""
+def until_right(here: Bench, asked: list[SpopQuestion], when: str | None = None) -> None:
+    """Ask each worker until its answers are right, or it has had time enough; with `when` judge the last."""
     for worker in here.spread.askers():
-        left = asked
-        for _last in polls(here.seconds(_TAKEN)):
-            found = [{**answers.UNSET, **answers.read(each)} for each in here.actions(left, of=worker)]
-            left = [each for each, seen in zip(left, found, strict=True) if differences(each.expected, seen)]
-            if not left:
-                break
+        found = here.repeated(
+            lambda each, seen: differences(each.expected, {**answers.UNSET, **seen}), _TAKEN, asked, of=worker
+        )
+        if when is not None:
+            here.judge(asked, found, when)
 
 
 @check("identity.derived.key-sets", "DERIVED-KEYS-001", features={"oidc"}, long=True)
@@ -193,7 +190,5 @@ def key_sets(target: Target) -> str:
                 row.show(row.said["then"] if act == 1 else row.said.get("last", {"keys": ["z"]}))
                 row.mark = row.issuer.counters().get(row.watched, 0)
             _until_asked(here, rows if act else [])
-            asked = _asked(rows, known, act)
-            until_right(here, asked)
-            here.ask_all(asked, when, again=False)
+            until_right(here, _asked(rows, known, act)[::-1], when)
     return f"{len(rows)} answers of issuers, {here.asked} questions"

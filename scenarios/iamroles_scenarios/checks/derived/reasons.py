@@ -166,6 +166,6 @@ def order(target: Target) -> str:
             )
             for one, two in pairs()
         ]
-        here.wait_for_keys(questions)
+        here.wait_for_keys([SpopQuestion("keys", _asked(here, until), {})])
         here.ask_all(questions, again=False)
     return f"{here.asked} questions"

@@ -78,8 +78,7 @@ def events(target: Target) -> str:
                 if recipe is not None:
                     fresh = _credential(here, recipe)
                     asked.append(SpopQuestion(f"{what}, a fresh token", iam_check(fresh), answer))
-                here.wait_for_keys(asked)
-                here.ask_all(asked, window=1)
+                here.ask_all(asked, window=1, keys=True)
     return f"{here.asked} questions, {reloads} reloads"
 
 
@@ -115,16 +114,8 @@ def passing_policy(base: Policy, *, ended: bool) -> dict[str, Any]:
     tables = [_passing_issuer(number, row, ended=ended) for number, row in enumerate(PASSES.values())]
     lodger = {"id": "lodger", "roles": ["lodger"], "methods": ["GET"], "path": "/kiosk"}
     former = [] if ended else [{"name": "lodger", "arn": f"{ARN}former"}]
-    found = edited(
-        base,
-        {
-            "add": {
-                "issuers": [each for each in tables if each is not None],
-                "grants": [lodger | {"backend": "orders-ro"}],
-                "roles": former,
-            }
-        },
-    )
+    issuers, grants = [each for each in tables if each is not None], [lodger | {"backend": "orders-ro"}]
+    found = edited(base, {"add": {"issuers": issuers, "grants": grants, "roles": former}})
     for row in PASSES.values():
         found = edited(found, row.get("edit", {}) if ended else {})
     return found
@@ -154,8 +145,7 @@ def passes(target: Target) -> str:
                 SpopQuestion(reason, asked, ALLOW if ended else refusal(reason))
                 for reason, asked in zip(PASSES, checks, strict=True)
             ]
-            here.wait_for_keys(questions)
-            here.ask_all(questions, when)
+            here.ask_all(questions, when, keys=True)
             here.in_time(begin, "questions before the `nbf` of a token")
     return f"{here.asked} questions about {len(PASSES)} reasons"
 
@@ -296,13 +286,11 @@ def refused(target: Target) -> str:
         kept = here.token(roles=["kiosk"], exp="+55m")  # a reload may take seconds
         good = [SpopQuestion("before", iam_check(kept), ALLOW)]
         here.issuer().clear()  # of the fault below, if this is played again
-        here.wait_for_keys(good)
-        here.ask_all(good)
+        here.ask_all(good, keys=True)
         for key, edits in table("keys")["vast"].items():
             _reload_vast(here, base, edits)
             fresh = [SpopQuestion(f"after a vast {key}", iam_check(here.token(roles=["kiosk"])), ALLOW)]
-            here.wait_for_keys(fresh)
-            here.ask_all(fresh)
+            here.ask_all(fresh, keys=True)
         here.must_reload(edited(base, SOUND), "the least, the most and all forms that a policy may have")
         large = {"denies": [*base["denies"], *_LARGE], "x-other": {"notes": 1200 * ["x" * 1000]}}
         here.must_reload({**base, **large}, "many denies, and a megabyte of another vendor's (6.1)")

@@ -183,6 +183,7 @@ def keys_of_rules(target: Target) -> str:
         changes = ((False, ""), (True, "without it: "), (False, "again with it: "))
         for (without, when), ends in zip(changes, _TABLE["long"]["ends"], strict=True):
             here.must_reload(longer(policy_with(base, added, without=without), *ends), "the keys of rules")
-            here.ask_all(asked.questions(base, without=without), when, again=not when)
+            questions = asked.questions(base, without=without)
+            here.ask_all(questions[:: 1 if when else -1], when, again=False)
             here.in_time(asked.now + _EDGE, "questions before the nearest end of a role")
     return f"{here.asked} questions about {len(added)} values"

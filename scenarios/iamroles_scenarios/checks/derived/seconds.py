@@ -111,11 +111,7 @@ def _around(here: Bench, second: int) -> None:
 def seconds(target: Target) -> str:
     """Every rule of time holds to its last second and not beyond, with leeway and without."""
     with derived(target) as here:
-        here.wait_for_keys(
-            [
-                SpopQuestion("keys", iam_check(minted(here, name, {})), ALLOW)
-                for name in ("corp", "nested", "outbound")
-            ]
-        )
+        tokens = [minted(here, name, {}) for name in ("corp", "nested", "outbound")]
+        here.wait_for_keys([SpopQuestion("keys", iam_check(token), ALLOW) for token in tokens])
         _around(here, math.ceil(time.time() + target.seconds(_BEFORE)))
         return f"{here.asked} questions about {len(RULES)} rules"

@@ -83,11 +83,8 @@ def _rsa(key: SigningKey, alg: str, data: bytes, sound: bytes) -> Iterator[Form]
         yield f"over {other.name}", sign(data, padding.PKCS1v15(), other), False
         return
     yield "by PKCS #1 v1.5", sign(data, padding.PKCS1v15(), digest), False
-    yield (
-        "with another hash for the mask",
-        sign(data, padding.PSS(padding.MGF1(other), digest.digest_size), digest),
-        False,
-    )
+    masked = sign(data, padding.PSS(padding.MGF1(other), digest.digest_size), digest)
+    yield "with another hash for the mask", masked, False
     for salt in (0, 20, digest.digest_size - 1, digest.digest_size + 1, len(sound) - digest.digest_size - 2):
         pss = padding.PSS(padding.MGF1(digest), salt)
         yield f"with a salt of {salt} octets", sign(data, pss, digest), salt == digest.digest_size

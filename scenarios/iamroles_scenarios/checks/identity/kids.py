@@ -110,9 +110,8 @@ def storm(target: Target) -> None:
         here.expect("before the storm", here.token("storm", key="ES256"), ALLOWED)
         own = here.issuer("storm").jwks()
         with_another = SigningKey.generate("ES256", kid="of-another-server").public_jwk()
-        _storm(
-            here, any_worker, [[*own, with_another], own]
-        )  # first, before any cooldown holds its fetches back
+        # First, before any cooldown holds its fetches back.
+        _storm(here, any_worker, [[*own, with_another], own])
         _storm(here, any_worker, [own])
         here.expect("after the storm", here.token("storm", key="ES256", sub=f"s{next(_numbers)}"), ALLOWED)
 
@@ -163,11 +162,8 @@ def herd(target: Target) -> None:
         finally:
             keys.clear()
         if lost := [answer for answer in seen if mismatches(ALLOWED, answer, {})]:
-            raise here.failed(
-                f"{len(lost)} of {_HERD} tokens of a new key were refused while it was fetched",
-                lost[0],
-                "all allowed",
-            )
+            message = f"{len(lost)} of {_HERD} tokens of a new key were refused while it was fetched"
+            raise here.failed(message, lost[0], "all allowed")
         if (made := _fetches(here, "herd") - before) > 2:
             message = f"{_HERD} tokens of a single new key caused {made} fetches"
             raise here.failed(message, expected="one fetch (two at most)")
@@ -183,13 +179,8 @@ def rotation(target: Target) -> None:
         keys = here.issuer("rotating")
         here.expect("before", here.token("rotating", key="ES256"), ALLOWED)
         for which in ("first", "second"):
-            key = keys.rotate("ES256")
-            here.expect(
-                f"the {which} of two rotations",
-                here.token("rotating", key=key.kid),
-                ALLOWED,
-                within=COOLDOWN + _LATE,
-            )
+            token = here.token("rotating", key=keys.rotate("ES256").kid)
+            here.expect(f"the {which} of two rotations", token, ALLOWED, within=COOLDOWN + _LATE)
         here.expect("a random kid", _stray(here, "rotating"), refused("key_unknown"), within=COOLDOWN)
         key = keys.rotate("ES256")
         token = here.token("rotating", key=key.kid)
