@@ -26,10 +26,8 @@ _FROZEN = 7.0
 """Seconds that a worker stands after a change: an agent may look at what is new for some seconds only."""
 _KNOWN = 0.7
 """Seconds, times the scale, after a reload of the proxy in which an agent has found both workers."""
-HALT = 2.0
-"""Seconds, times the scale, for which the proxy is frozen: more than `AFTER`."""
-_SOON = 0.5
-"""Seconds, times the scale, from the halt to the end of another stream."""
+HALT, _SOON = 2.0, 0.5
+"""Seconds, times the scale: of the proxy's halt, more than `AFTER`, and from it to another stream's end."""
 _MOMENTS, _LATE = range(5), 2 / 3
 """Seconds at which streams end, and the part of them that may be late by the host alone (9.17)."""
 
@@ -116,7 +114,7 @@ def halted(target: Target) -> None:
 
         worker, short = here.world.haproxy.worker, here.open_short(EVERY, LIFE)
         frozen_before(min(stream.expires for stream in short) - halt, short)
-        [first] = here.open_short([SOCKET], LIFE)
+        [first] = here.open_short([SOCKET])
         later = [
             here.open(shape, here.token(exp=first.expires + math.ceil(2 * halt)))
             for shape in (SOCKET, EVENTS)

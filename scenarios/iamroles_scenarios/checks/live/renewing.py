@@ -24,7 +24,7 @@ from iamroles_scenarios.jose.encoding import part
 FEATURES = {"live", "renew"}
 WORLD = "live-renew"
 RENEWING, ENDING = "/renewing", "/ending"
-_LIFE, _LATE = 5.0, 16.0
+_LIFE, _LATE = 5.0, 12.0
 """Seconds, times the scale: of most streams, and of those that are prolonged long before their end."""
 _MANY = [f"{ARN}writer", *(f"{ARN}{'x' * 60}{number}" for number in range(30))]
 """Roles of a credential that is too long for a ticket (3.1)."""
@@ -251,7 +251,7 @@ def over(target: Target) -> None:
     Reload the proxy, renew, kill the agent and start it again; at last kill it for good.
     """
     with live_bench(target, "live.renew.restarts", WORLD, own=True) as here:
-        until = here.end(20)
+        until = here.end(15)
         streams = begun(here, "jon", SHAPES)
         here.world.haproxy.reload()
         ask(here, streams, token(here, "jon", exp=until))
@@ -260,7 +260,7 @@ def over(target: Target) -> None:
         here.in_time(until, "the restart of the agent")
         for stream in streams:
             here.must_end_at(stream, until, "the end of the credential that prolonged it")
-        later = here.end(12)
+        later = here.end(8)
         [alone] = streams = begun(here, "kim", FEW[:1])
         ask(here, streams, token(here, "kim", exp=later))
         here.world.agent.kill()
