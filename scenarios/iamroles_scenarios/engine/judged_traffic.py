@@ -291,8 +291,9 @@ class JudgedTraffic:
                 " that can be in flight"
             )
         if window.p99 is not None:
-            began = (self.steps[BEGIN].begin + self._first()) // 2  # until then its first keys may have come
-            found.quiet = p99(self.ledger.between(began, self._first(), window.flows))
+            change = min(step.begin for name, step in self.steps.items() if name != BEGIN)
+            began = (self.steps[BEGIN].begin + change) // 2  # until then its first keys may have come
+            found.quiet = p99(self.ledger.between(began, change, window.flows))
             if found.p99 > max(window.p99 * found.quiet, FLOOR * self._scale):
                 found.problems.append(
                     f"p99 was {found.p99 * 1000:.0f} ms, more than {window.p99:g} times the quiet "
@@ -318,8 +319,3 @@ class JudgedTraffic:
         if isinstance(moment, str):
             return self.steps[moment].begin
         return self.steps[BEGIN].begin + round(moment * self._scale * NANO)
-
-    def _first(self) -> int:
-        """Return when the quiet time ended: at the first step after the begin."""
-        later = [step.begin for name, step in self.steps.items() if name != BEGIN]
-        return min(later)

@@ -23,7 +23,7 @@ from iamroles_scenarios.declarations.scenario import Expectation, RequestSpec
 from iamroles_scenarios.engine.bench import EDGE, Bench, own_bench
 from iamroles_scenarios.engine.http import HttpConnection
 from iamroles_scenarios.engine.observation import Observation
-from iamroles_scenarios.engine.players import observed, player_for, raw_request
+from iamroles_scenarios.engine.players import Player, observed, player_for, raw_request
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.engine.worlds import Loan
 from iamroles_scenarios.stage.breaker import Breaker
@@ -55,6 +55,12 @@ class FaultBench(Bench):
         self.recoveries: dict[str, float] = {}
         """Seconds from the end of each fault to the first good answer."""
         self._numbers = itertools.count(300)
+
+    @cached_property
+    def workers(self) -> Player:
+        """A client of each worker, on its connections until one breaks: opening them is most of the work."""
+        self._clients.append(player_for("gate-spop", self.world, self.target.scale, self.loan.workers))
+        return self._clients[-1]
 
     @cached_property
     def people(self) -> list[HttpQuestion]:
@@ -169,6 +175,7 @@ class FaultBench(Bench):
         self.ask_during(f"{fault}, after its end", questions, served=True)
         if not everywhere:
             return
+        self.workers.close()  # each must take a new connection
         for _last in polls(self.seconds(BACK)):
             if (seen := self.ask_each_worker(questions[0])) is not None and not questions[0].wrong(seen):
                 return
@@ -184,10 +191,10 @@ class FaultBench(Bench):
             return self.send(question)
         request = question.request.model_copy(update={"connection": ""})
         try:
-            with closing(player_for("gate-spop", self.world, self.target.scale, self.loan.workers)) as each:
-                return each.ask(request, question.token, with_reason=False)
+            return self.workers.ask(request, question.token, with_reason=False)
         except AgentFault as error:
             recording.note(f"no answer of a worker: {error}")
+            self.workers.close()
             return None
 
     def rotate_through(

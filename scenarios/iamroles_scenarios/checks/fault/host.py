@@ -16,9 +16,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
-from itertools import count, cycle
+from itertools import count
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,18 +26,18 @@ from iamroles_scenarios.base import recording
 from iamroles_scenarios.base.busy import LOOP
 from iamroles_scenarios.base.errors import Inapplicable, StageError, Untestable, WaitTimeoutError
 from iamroles_scenarios.base.family import family
-from iamroles_scenarios.base.polling import polls
+from iamroles_scenarios.base.polling import polls, rest
 from iamroles_scenarios.checks.fault.fixture import BACK, ONE, FaultBench, fault_bench
 from iamroles_scenarios.checks.proxy.traffic import HttpQuestion, shut
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import Expectation
-from iamroles_scenarios.engine.bench import ALLOWED, own_suffix, refused
+from iamroles_scenarios.engine.bench import ALLOWED, Bench, beside, own_suffix, refused
 from iamroles_scenarios.engine.key_sets import keeping
 from iamroles_scenarios.engine.target import Target
 
 _DEEP = 1.5
 """Seconds that a thread has waited for the CPU at a time, if the agent was starved."""
-_LOOK = 0.05
+_LOOK = 0.1
 _STARVED = 3.0
 """Seconds, times the scale, without CPU: longer than any heartbeat should be."""
 _PATIENCE = 15.0
@@ -203,16 +203,17 @@ def cpu(target: Target) -> str:
     recording.starves()
     with fault_bench(target) as here:
         before = _lasting(here, _processes(here))
-        with _Waits(before) as waits:
-            for starved in (before, before[1:] or before):  # its first process sees the others wait
-                with _starved(here, starved):
-                    began = time.monotonic()
-                    for question in cycle(here.people):
-                        here.ask_during("no CPU", [question])
-                        spent = time.monotonic() - began
-                        if spent > here.seconds(_STARVED if waits.deepest >= _DEEP else _PATIENCE):
-                            break
-            here.must_recover("no CPU", everywhere=True)
+
+        def ask(_client: Bench, ended: threading.Event) -> None:
+            while not ended.is_set():
+                here.ask_during("no CPU")
+
+        with _Waits(before) as waits, beside(here, ask, 1), _starved(here, before) as free:
+            for freed in (before[:1], before):  # its first process sees the others wait
+                rest(here.seconds(_STARVED))
+                any(waits.deepest >= _DEEP for _last in polls(here.seconds(_PATIENCE - _STARVED)))
+                free(freed)
+        here.must_recover("no CPU", everywhere=True)
         if set(before) - set(after := _processes(here)):
             raise here.failed(f"its processes were {before}, and are {after}: it killed its own")
         if waits.deepest < _DEEP:
@@ -259,15 +260,22 @@ class _Waits:
 
 
 @contextmanager
-def _starved(here: FaultBench, pids: list[int]) -> Iterator[None]:
+def _starved(here: FaultBench, pids: list[int]) -> Iterator[Callable[[Iterable[int]], None]]:
     """Let other processes keep the one CPU busy that these may use, and come first there.
 
-    What the agent starts meanwhile inherits that, so at the end all its threads are freed.
+    Yields what frees some. What the agent starts meanwhile inherits it all, so at the end each is freed.
     """
     first = _processes(here)[0]  # others may have ended since
     whole = os.sched_getaffinity(first)
     one = {min(whole)}
     hogs: list[subprocess.Popen[bytes]] = []
+
+    def free(some: Iterable[int]) -> None:
+        for tid in _threads(some):
+            with suppress(OSError):
+                os.sched_setscheduler(tid, os.SCHED_OTHER, os.sched_param(0))
+                os.sched_setaffinity(tid, whole)
+
     try:
         for tid in _threads(pids):
             with suppress(ProcessLookupError):
@@ -277,7 +285,7 @@ def _starved(here: FaultBench, pids: list[int]) -> Iterator[None]:
             hogs.append(subprocess.Popen([sys.executable, "-S", "-c", LOOP, str(os.getpid())]))  # noqa: S603 - our own
             os.sched_setaffinity(hogs[-1].pid, one)
             _beside(hogs[-1].pid, first)
-        yield
+        yield free
     except PermissionError:
         raise Untestable("this user may not starve the agent's processes: run as root") from None
     finally:
@@ -285,18 +293,11 @@ def _starved(here: FaultBench, pids: list[int]) -> Iterator[None]:
             hog.kill()
             hog.wait()
         for _twice in range(2):  # a thread may start another before it is freed itself
-            for tid in _threads(_processes(here)):
-                with suppress(OSError):
-                    os.sched_setscheduler(tid, os.SCHED_OTHER, os.sched_param(0))
-                    os.sched_setaffinity(tid, whole)
+            free(_processes(here))
 
 
 def _threads(pids: Iterable[int]) -> list[int]:
-    found = []
-    for pid in pids:
-        with suppress(OSError):
-            found += [int(one.name) for one in Path(f"/proc/{pid}/task").iterdir()]
-    return found
+    return [int(one.name) for pid in pids for one in Path(f"/proc/{pid}/task").glob("*")]
 
 
 def _beside(pid: int, other: int) -> None:
@@ -345,7 +346,7 @@ def disk(target: Target) -> str:
         (full := folder / "full").symlink_to("/dev/full")
         _strange_log(target, {"audit": {**log, "path": str(full)}, "agent": {"workers": 2}}, _full_device)
     if seen_here:
-        with _PipedLog(folder / "pipe") as pipe:
+        with closing(_PipedLog(folder / "pipe")) as pipe:
             override = {"audit": {**log, "path": str(pipe.path)}}
             _strange_log(target, override, partial(_stuck_log, pipe=pipe))
     if not target.lacks(["reload"]):
@@ -397,10 +398,7 @@ class _PipedLog:
         self._end = os.open(path, os.O_RDWR | os.O_NONBLOCK)
         fcntl.fcntl(self._end, fcntl.F_SETPIPE_SZ, 1 << 20)  # enough for all that is recorded here
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         os.close(self._end)
 
     def fill(self) -> None:

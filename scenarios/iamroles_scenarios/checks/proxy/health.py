@@ -13,7 +13,7 @@ from iamroles_scenarios.base.errors import Untestable
 from iamroles_scenarios.base.polling import polls
 from iamroles_scenarios.checks.proxy.traffic import PROCESSING, HttpQuestion, gate, person
 from iamroles_scenarios.declarations.results import check
-from iamroles_scenarios.engine.bench import Bench
+from iamroles_scenarios.engine.bench import Bench, bench
 from iamroles_scenarios.engine.observation import Observation
 from iamroles_scenarios.engine.target import Target
 
@@ -29,7 +29,7 @@ def passes(target: Target) -> None:
 
     The check has ended, and ended well: UP alone is only HAProxy's first assumption.
     """
-    with gate(target) as here:
+    with bench(target, "orders") as here:
         for last in polls(here.seconds(_NOTICED)):
             if (status := _check_status(here)) == "L7OK":
                 break
