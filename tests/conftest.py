@@ -47,17 +47,18 @@ def stage():
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """Mark property tests, and keep the tests of one stage in one worker of xdist: it is put up once."""
+    """Mark property tests, and keep in one worker of xdist what shares a fixture: it is put up once."""
     for item in items:
         if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
             item.add_marker("law")
     if not config.pluginmanager.hasplugin("xdist"):
         return
     for item in items:
-        parameters = getattr(item, "callspec", None)
-        for place in {"world", "kind", "stage"} & (parameters.params.keys() if parameters else set()):
-            group = f"{item.path.stem}-{parameters.params[place]}"
-            item.add_marker(pytest.mark.xdist_group(group))
+        made = item._fixtureinfo.name2fixturedefs
+        if shared := [name for name in made if made[name][-1].scope == "module"]:
+            given = item.callspec.params if hasattr(item, "callspec") else {}
+            first = [str(given[name]) for name in shared if name in given][-1:]  # the others are made in it
+            item.add_marker(pytest.mark.xdist_group("-".join([item.path.stem, *first])))
 
 
 def pytest_collection_finish():

@@ -4,23 +4,53 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from policies import document, grant
 from tokens_support import AUDIENCE, ROLE
 
+from iamroles_scenarios.stage.fork_server import ForkServer
+
 IAMROLES = [sys.executable, "-m", "iamroles_agent"]
 ROOT = Path(__file__).parents[2]
 PATIENCE = 20.0
+PRELOAD = "iamroles_agent.commands.serve", "iamroles_agent.commands.agent", "iamroles_agent.serving.scrape"
+
+
+@cache
+def _server():
+    return ForkServer([*PRELOAD, "encodings.idna"], ROOT)
+
+
+class Forked(subprocess.Popen):
+    """`python -m` a module, forked from a process that has imported the agent: an import is CPU time."""
+
+    def _execute_child(self, args, _executable, _before, _close, _pass, cwd, env, *rest):
+        pipes, orders = rest[3:9], _server()._socket
+        assert args[:2] == IAMROLES[:2], "another program is for `subprocess.Popen`"
+        order = [list(map(str, args)), dict(env or os.environ), str(cwd or Path.cwd())]
+        streams = [number if end < 0 else end for number, end in enumerate(pipes[i] for i in (0, 3, 5))]
+        with _server()._lock:
+            socket.send_fds(orders, [json.dumps(order).encode()], streams)
+            self.pid = int(orders.recv(64))
+        self._child_created = True
+        self._close_pipe_fds(*pipes)
 
 
 def module(name, *words, timeout=2 * PATIENCE):
     """Run `python -m` a module to its end, in the repository."""
-    command = [sys.executable, "-m", name, *map(str, words)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
+    command, pipe = [sys.executable, "-m", name, *map(str, words)], subprocess.PIPE
+    with Forked(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as process:
+        try:
+            said = process.communicate(timeout=timeout)
+        finally:
+            process.kill()
+    return subprocess.CompletedProcess(command, process.returncode, *said)
 
 
 def iamroles(*words):
@@ -47,10 +77,10 @@ class Program:
         self.directory, self._command = directory, command
         (directory / "log").write_text("")
 
-    def start(self, *options, **how):
+    def start(self, *options, popen=Forked, **how):
         with (self.directory / "log").open("a") as log:
             how = {"stdout": subprocess.PIPE, "stderr": log, "bufsize": 0} | how
-            self.process = subprocess.Popen([*self._command, *options], **how)
+            self.process = popen([*self._command, *options], **how)
         self._unread = b""
 
     def line(self):

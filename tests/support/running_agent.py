@@ -1,16 +1,10 @@
-"""The agent as a process of its own, a connection and a question for it, and a token that it allows."""
+"""A connection to an agent and a question for it."""
 
-import contextlib
-import json
 import socket
-import subprocess
-import sys
-import time
 from ipaddress import ip_address
 
 from programs import PATIENCE
 from spop_transcript import check_message, cut, hello, notify, variables
-from tokens_support import AUDIENCE, ROLE, mint
 
 from iamroles_agent.spop.values import DataType
 
@@ -58,34 +52,3 @@ def answered(sock, asked=None):
     sock.sendall(hello() + notify(asked))
     receive(sock)
     return receive(sock)
-
-
-def good_token(issuer):
-    """A token that lives for an hour from now."""
-    now = int(time.time())
-    return mint({
-        "iss": issuer, "aud": AUDIENCE, "sub": "user@example.com", "jti": "id-1", "iat": now,
-        "exp": now + 3600, "roles": [ROLE],
-    })  # fmt: skip
-
-
-@contextlib.contextmanager
-def launched(path):
-    """Run the agent with a policy file, and yield a function that waits for its next line."""
-    command = [sys.executable, "-m", "iamroles_agent", "agent", "run", "--config", str(path)]
-    with subprocess.Popen([*command, "--log-level", "error"], stdout=subprocess.PIPE, text=True) as process:
-        lines = process.stdout
-        assert lines is not None
-        try:
-            yield lambda: json.loads(lines.readline())
-        finally:
-            process.terminate()
-
-
-@contextlib.contextmanager
-def agent(config, directory):
-    """Run the agent and yield its ready line."""
-    path = directory / "world.json"
-    path.write_text(json.dumps(config))
-    with launched(path) as line:
-        yield line()

@@ -1,4 +1,4 @@
-"""A program for `test_server_supervisor.py`: `python supervised_agent.py <listen> <workers> <state file>`.
+"""A program for `test_server_supervisor.py`: `python -m` it, `<listen> <workers> <state file>`.
 
 Each worker's gate tells its pid and the policy in force there, which is the text of the state file. The text
 also says how to behave: `refuse` and `die` at the start of worker 1, `mortal` at that of a replacement;

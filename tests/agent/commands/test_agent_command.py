@@ -80,7 +80,7 @@ def test_sighup_before_it_serves_reads_the_policy_again(tmp_path):
 
     path = write(tmp_path / "world.json")
     with closing(Program(tmp_path, *IAMROLES, "agent", "run", "--config", str(path))) as agent:
-        agent.start(preexec_fn=signalled)
+        agent.start(popen=subprocess.Popen, preexec_fn=signalled)
         assert agent.line()["ready"] is True
         assert agent.line()["reloaded"] is True
         assert agent.ended(signal.SIGTERM) == 0

@@ -22,7 +22,7 @@ from waiting import until
 from iamroles_agent import __version__
 
 _PTRACE_SEIZE = 0x4206
-PROGRAM = Path(__file__).parents[2] / "support/supervised_agent.py"
+PROGRAM = "-m", "tests.support.supervised_agent"
 
 
 class Agent(Program):
@@ -42,7 +42,7 @@ class Agent(Program):
 
 @contextmanager
 def running(tmp_path, workers, *, state="one", listen="127.0.0.1:0"):
-    with closing(Agent(tmp_path, sys.executable, PROGRAM)) as agent:
+    with closing(Agent(tmp_path, sys.executable, *PROGRAM)) as agent:
         agent.state.write_text(state)
         agent.start(listen, str(workers), str(agent.state))
         yield agent

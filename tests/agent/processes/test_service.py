@@ -48,7 +48,7 @@ class Manager:
 def managed(tmp_path, workers=2, *, address=None, state="one", **environment):
     address = address or str(tmp_path / "notify")
     manager = Manager(address)
-    with closing(Agent(tmp_path, sys.executable, PROGRAM)) as agent, closing(manager.sock):
+    with closing(Agent(tmp_path, sys.executable, *PROGRAM)) as agent, closing(manager.sock):
         agent.state.write_text(state)
         given = os.environ | {"NOTIFY_SOCKET": address} | environment
         agent.start("127.0.0.1:0", str(workers), str(agent.state), env=given)

@@ -20,8 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from listening import listening, nowhere
 from policies import ISSUER, document, grant
-from programs import world
-from running_agent import agent as running_agent
+from programs import running, world
 from test_render import DPOP, FRONT, binaries
 from tokens_support import publishing, token_of
 from waiting import until
@@ -268,7 +267,7 @@ def test_the_gate_judges_behind_the_controllers_rules(tmp_path, binary, of):
         issuer = stack.enter_context(publishing()).url
         policy = world(issuer, dpop=DPOP)
         policy["issuers"][0]["bound"] = "accepted" if of == "bound" else "refused"
-        ready = stack.enter_context(running_agent(policy, tmp_path))
+        ready = stack.enter_context(running(tmp_path, policy)).ready
         feed = stack.enter_context(listening(events))
         words = assembled(tmp_path, binary, binds, ready["address"], of, feed=feed)
         process = stack.enter_context(subprocess.Popen([*words, "-db"], stderr=subprocess.PIPE))
