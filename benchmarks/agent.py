@@ -21,10 +21,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from subprocess import Popen
 from typing import Any
 
 import uvloop
-from running_agent import agent, good_token, question
+from programs import running as launched
+from running_agent import good_token, question
 from spop_client import Client
 from spop_transcript import context_message, hello, notify
 from tokens_support import AUDIENCE, EC_KEY, ROLE, Server, public_jwk, serving
@@ -74,8 +76,8 @@ def running(directory: Path, **changes: object) -> Iterator[tuple[dict[str, Any]
     """Run an agent whose configuration differs in these tables; yields its ready line, and its issuer."""
     with serving() as issuer:
         issuer.json("/jwks", {"keys": [public_jwk(EC_KEY, "k1", "ES256")]})
-        with agent(world(issuer.url, directory) | changes, directory) as ready:
-            yield ready, issuer
+        with launched(directory, world(issuer.url, directory) | changes, popen=Popen) as agent:
+            yield agent.ready, issuer
 
 
 def frames(check: bytes, count: int) -> bytes:

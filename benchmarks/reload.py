@@ -6,16 +6,16 @@ for an answer while reloads go on, beside the longest wait in the same time with
 """
 
 import json
-import os
-import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
 
-from running_agent import good_token, launched, question
+from programs import running
+from running_agent import good_token, question
 from spop_transcript import hello
 from tokens_support import EC_KEY, ROLE, Server, public_jwk, serving
 
@@ -74,11 +74,9 @@ def run(server: Server, directory: Path) -> int:
     path = directory / "world.json"
     # Made before: what this process does meanwhile would be waited for as well.
     texts = [json.dumps(policy(server.url, directory, mark)) for mark in range(RELOADS + 1)]
-    path.write_text(texts[0])
-    with launched(path) as line:
-        ready = line()
+    with running(directory, json.loads(texts[0]), popen=subprocess.Popen) as agent:
         batch = frames(question(good_token(server.url)), 1)
-        askers = [AskingThread(ready["address"], batch) for _ in range(4 * WORKERS)]
+        askers = [AskingThread(agent.ready["address"], batch) for _ in range(4 * WORKERS)]
         for asker in askers:
             asker.start()
         time.sleep(2.0)
@@ -89,8 +87,7 @@ def run(server: Server, directory: Path) -> int:
         for text in texts[1:]:
             path.write_text(text)
             start = time.perf_counter()
-            os.kill(ready["pid"], signal.SIGHUP)
-            outcome = line()
+            outcome = agent.reload()
             times.append(time.perf_counter() - start)
             assert outcome["confirmed"] == WORKERS, outcome
         time.sleep(0.5)

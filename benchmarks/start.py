@@ -4,12 +4,13 @@ Time from the process's start to its ready line, the best of some (a busy machin
 memory of all its processes at that moment: parent, fetcher, worker. Targets: 0.5 s, 60 MB.
 """
 
+import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from running_agent import agent
+from programs import running
 
 from benchmarks.agent import world
 from iamroles_scenarios.base.family import family
@@ -36,9 +37,9 @@ def main() -> int:
         config = world("http://127.0.0.1:9", directory)
         for _ in range(RUNS):
             start = time.perf_counter()
-            with agent(config, directory) as ready:
+            with running(directory, config, popen=subprocess.Popen) as agent:
                 times.append(time.perf_counter() - start)
-                sizes.append(proportional(ready["pid"]))
+                sizes.append(proportional(agent.process.pid))
     sys.stdout.write(f"ready after {min(times):.2f} s (target {SECONDS:g}), ")
     sys.stdout.write(f"{max(sizes):.0f} MB in all (target {MEGABYTES:g})\n")
     return int(min(times) > SECONDS or max(sizes) > MEGABYTES)

@@ -68,7 +68,7 @@ def asks_a_newborn_to_serve_that_is_behind(sound, changes, slot):
     sound(changes, slot)
 
 
-@mutant(Changes, "_give_up", 1285)
+@mutant(Changes, "_give_up", 1457)
 def uses_a_version_again_that_was_given_up(sound, changes, error):
     changes._versions -= 1
     sound(changes, error)
@@ -130,7 +130,7 @@ def keeps_what_was_built_for_a_version_that_was_aborted(sound, member, version):
     pass
 
 
-@mutant(Member, "_stamp", 478)
+@mutant(Member, "_stamp", 2312)
 def loses_a_stamp_that_comes_during_a_change(sound, member, name, at):
     coming, member._coming = member._coming, {}
     sound(member, name, at)

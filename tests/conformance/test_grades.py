@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from invoking import agent_toml, said
 
 from iamroles_conformance.selftest import record
-from iamroles_conformance.selftest.registry import permitted
+from iamroles_conformance.selftest.registry import TOLERANT, modules, permitted
 from iamroles_scenarios.checks.plan import plan
 from iamroles_scenarios.declarations.catalogue import catalogue
 from iamroles_scenarios.declarations.scenario import Expectation
@@ -53,8 +54,8 @@ RUN = """conformance run --stage=processes --lane=wire --lane=gate-spop
 @pytest.fixture
 def agent(tmp_path):
     twin = "identity.stray-bits,wire.health-stays"
-    command = ["python", "-m", "iamroles_conformance.selftest.mutants", twin, "agent", "run"]
-    return agent_toml(tmp_path, command, oidc=True)
+    command = [sys.executable, "-m", "iamroles_conformance.selftest.mutants", twin, "agent", "run"]
+    return agent_toml(tmp_path, command, oidc=True, preload=[*modules([TOLERANT])])
 
 
 @pytest.mark.parametrize(("grade", "code"), [("core", 0), ("strict", 1)])

@@ -420,53 +420,46 @@ def test_the_operator_names_the_upgrades(world):
 # --- the files themselves -------------------------------------------------------------------------------
 
 CHOICES = {
-    "plain": ("", {}),
-    "more": ("--agent unix:/run/agent.sock --bind :8080 --realm edge --maxconn 100", {}),
-    "x-forwarded": ("", {"IAM_FORWARDED": "x-forwarded"}),
-    "forwarded": ("", {"IAM_FORWARDED": "forwarded", "IAM_THREADS": "2"}),
-    "wrong": ("", {"IAM_FORWARDED": "yes"}),
-    "release": ("--haproxy {release}", {}),
+    "plain": ("", ""),
+    "more": ("--agent unix:/run/agent.sock --bind :8080 --realm edge --maxconn 100", ""),
+    "x-forwarded": ("", "IAM_FORWARDED=x-forwarded"),
+    "forwarded": ("", "IAM_FORWARDED=forwarded IAM_THREADS=2"),
+    "wrong": ("", "IAM_FORWARDED=yes"),
+    "release": ("--haproxy {release}", ""),
 }
+"""Options of `policy render`, and the whole environment of HAProxy."""
+TAKEN = """cd "$0"; program=$(command -v "$1"); for name in *; do
+(cd $name; env -i $(cat env) "$program" -c -dW -f haproxy.cfg -f iam-routes.cfg; echo " $?") >$name.said 2>&1
+done; tail -n 99 *.said"""
 
 
-def render(directory, options):
-    """The shipped files for a policy with a single backend."""
-    policy = directory / "policy.json"
-    policy.write_text(json.dumps({**POLICY, "backends": [{"name": "alpha", "servers": ["127.0.0.1:1"]}]}))
-    ran("policy render --agent 127.0.0.1:9901", "--config", policy, "--output", directory, *options)
-
-
-def check_files(kind, haproxy, directory, env, engine):
-    """Exit status of `haproxy -c -dW` with no environment but this, and what it said."""
-    words = ["haproxy", "-c", "-dW", "-f", "/c/haproxy.cfg", "-f", "/c/iam-routes.cfg"]
+def taken(kind, haproxy, directory, engine):
+    """Return what HAProxy says of the files in each folder, and its exit status, by the folder's name."""
+    words = ["sh", "-c", TAKEN]
     if kind == "processes":
-        words = [haproxy, *(word.replace("/c/", f"{directory}/") for word in words[1:])]
-        done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=60, check=False)
-        return done.returncode, done.stdout + done.stderr
-    box = engine().containers.create(
-        Images(engine()).haproxy(haproxy), words, environment=env, volumes={str(directory): {"bind": "/c"}}
-    )
-    try:
-        box.start()
-        return box.wait(timeout=60)["StatusCode"], box.logs().decode()
-    finally:
-        box.remove(force=True)
-
-
-@pytest.mark.parametrize("choice", CHOICES)
-@pytest.mark.parametrize("place", puppet_gate.places())
-def test_the_files_are_taken_without_a_warning_unless_a_choice_does_not_exist(
-    place, choice, tmp_path, request
-):
-    kind, haproxy = place
-    options, env = CHOICES[choice]
-    version = haproxies.version(haproxy) if kind == "processes" else haproxy
-    release = ".".join(version.split(".")[:2])
-    render(tmp_path, options.format(release=release).split())
-
-    status, said = check_files(kind, haproxy, tmp_path, env, lambda: request.getfixturevalue("engine"))
-
-    if choice == "wrong":
-        assert (status, "IAM_FORWARDED must be none, x-forwarded or forwarded" in said) == (1, True), said
+        said = subprocess.check_output([*words, directory, haproxy], text=True, timeout=60)
     else:
-        assert (status, "WARNING" in said) == (0, False), said
+        volumes, image = {str(directory): {"bind": "/c"}}, Images(engine()).haproxy(haproxy)
+        how = {"entrypoint": [], "user": "root", "volumes": volumes, "remove": True}
+        said = engine().containers.run(image, [*words, "/c", "haproxy"], **how).decode()
+    found = re.split(r"^==> (\S+)\.said <==$", said, flags=re.MULTILINE)[1:]
+    return dict(zip(found[::2], found[1::2], strict=True))
+
+
+@pytest.mark.parametrize("place", puppet_gate.places())
+def test_the_files_are_taken_without_a_warning_unless_a_choice_does_not_exist(place, tmp_path, request):
+    kind, haproxy = place
+    version = haproxies.version(haproxy) if kind == "processes" else haproxy
+    policy = {**POLICY, "backends": [{"name": "alpha", "servers": ["127.0.0.1:1"]}]}
+    (tmp_path / "policy.json").write_text(json.dumps(policy))
+    words = "policy render --agent 127.0.0.1:9901 --config"
+    for choice, (options, env) in CHOICES.items():
+        more = options.format(release=".".join(version.split(".")[:2])).split()
+        ran(words, tmp_path / "policy.json", "--output", tmp_path / "c" / choice, *more)
+        (tmp_path / "c" / choice / "env").write_text(env)
+
+    said = taken(kind, haproxy, tmp_path / "c", lambda: request.getfixturevalue("engine"))
+
+    assert "IAM_FORWARDED must be none, x-forwarded or forwarded" in said["wrong"]
+    status = {choice: (text.split()[-1], "WARNING" in text) for choice, text in said.items()}
+    assert status == dict.fromkeys(CHOICES, ("0", False)) | {"wrong": ("1", False)}, said

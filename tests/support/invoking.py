@@ -35,10 +35,10 @@ def finished(*words, env=(), **options):
     return subprocess.run([str(word) for word in words], **how)  # noqa: PLW1510 - `how` has it
 
 
-def agent_toml(directory, command, *, name="vendor", version="1", more="", **features):
+def agent_toml(directory, command, *, name="vendor", version="1", more="", preload=(), **features):
     """Write the file of an agent that a command starts, and more tables; return its path."""
     path = directory / "agent.toml"
-    launch = f"[launch]\ncommand = {json.dumps([str(word) for word in command])}"
+    launch = f"[launch]\npreload = {[*preload]}\ncommand = {json.dumps([str(word) for word in command])}"
     declared = "\n".join(f"{key} = {json.dumps(value)}" for key, value in features.items())
     path.write_text(
         f'spec = 1\nname = "{name}"\nversion = "{version}"\n{launch}\n[features]\n{declared}\n{more}'

@@ -1,10 +1,12 @@
-"""A connection to an agent and a question for it."""
+"""A connection to an agent, a question for it, and a token that it allows."""
 
 import socket
+import time
 from ipaddress import ip_address
 
 from programs import PATIENCE
 from spop_transcript import check_message, cut, hello, notify, variables
+from tokens_support import AUDIENCE, ROLE, mint
 
 from iamroles_agent.spop.values import DataType
 
@@ -52,3 +54,12 @@ def answered(sock, asked=None):
     sock.sendall(hello() + notify(asked))
     receive(sock)
     return receive(sock)
+
+
+def good_token(issuer):
+    """A token that lives for an hour from now."""
+    now = int(time.time())
+    return mint({
+        "iss": issuer, "aud": AUDIENCE, "sub": "user@example.com", "jti": "id-1", "iat": now,
+        "exp": now + 3600, "roles": [ROLE],
+    })  # fmt: skip

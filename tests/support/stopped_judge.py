@@ -13,11 +13,11 @@ from collections import Counter
 
 from iamroles_conformance.selftest.registry import mutants
 from iamroles_conformance.selftest.runner import Selftest
+from iamroles_conformance.subject import default_agent_toml
 from iamroles_scenarios.checks.plan import plan
 from iamroles_scenarios.engine.run import Options, Run
 from iamroles_scenarios.engine.target import Target
-from iamroles_scenarios.stage import open_stage
-from iamroles_scenarios.stage.reference import reference_agent
+from iamroles_scenarios.stage import AgentSpec, open_stage
 
 STOPS = 3
 SCRIPT = "import os, sys, time; os.kill(int(sys.argv[1]), 19); time.sleep(0.7); os.kill(int(sys.argv[1]), 18)"
@@ -35,7 +35,7 @@ def main(who, *ids):
     Target.seconds = stopped
     checks = [check for check in plan() if check.id in ids]
     with open_stage("processes") as stage:
-        agent = reference_agent()
+        agent = AgentSpec.load(default_agent_toml())
         if who != "sound":
             agent = Selftest(stage, agent)._mutated([mutants()[who]])
         with Run(agent, checks, Options(), stage=stage, namespace="-stopped") as run:
