@@ -13,8 +13,8 @@ COMMANDS = {
     "bench gate": ("haproxy -W", 2, "TERM KILL"),
     "demo": ("haproxy -W", 2, "INT KILL"),
 }
-"""The number of processes of each kind to wait for (one that has just been started is not known to its
-guard, and would outlive SIGKILL), and signals. To all but locust SIGTERM is Ctrl-C (`iamroles_agent.main`)."""
+"""The number of processes of each kind to wait for (a new one is not known to its
+guard and would outlive SIGKILL), and signals. SIGTERM is Ctrl-C to all but locust (`iamroles_agent.main`)."""
 
 
 @pytest.mark.parametrize(
