@@ -54,7 +54,8 @@ def _own(directory, *broken):
     (directory / "render.py").write_text(_RENDER.format(lines="".join(f"    {line}\\n" for line in broken)))
     own = f'[haproxy]\nrender = ["{sys.executable}", "render.py", "{{world}}", "{{output}}", "{{more}}"]\n'
     command = [sys.executable, "-m", "iamroles_agent", "agent", "run"]
-    return agent_toml(directory, command, more=own, oidc=True, reload="SIGHUP")
+    imports = ["iamroles_agent.commands.serve"]
+    return agent_toml(directory, command, more=own, preload=imports, oidc=True, reload="SIGHUP")
 
 
 _RENDER = """\

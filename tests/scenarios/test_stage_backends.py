@@ -79,42 +79,29 @@ def answer(context, connection):
         secured.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
 
 
-@pytest.fixture
-def through(world, tmp_path):
-    """The gate's answer where its backend speaks TLS with these files."""
-
-    def answer(address, files, tls):
-        # A container has the files beside its configuration.
-        place = Path(HOME) / "haproxy" if world.stage.kind == "containers" else tmp_path
-        tls = {key: str(place / text) if text in files else text for key, text in tls.items()}
-        for name, text in files.items():
-            (tmp_path / name).write_text(text)
-        policy = {**POLICY, "backends": [{"name": "alpha", "servers": [address], "tls": tls}]}
-        with world.stage.world(puppet_spec(), policy, files=files) as own:
-            return ask(own)
-
-    return answer
+WRONG = "authority", "name", "no-certificate", "foreign-certificate"
 
 
-def test_server_and_gate_prove_themselves_to_each_other(authority, serve, through):
-    address = serve(authority.issue(NAME))
-    files = {"backends.pem": authority.public, "gate.pem": authority.issue("gate.internal")}
-
-    answer = through(address, files, {"ca": "backends.pem", "certificate": "gate.pem", "name": NAME})
-
-    assert answer.status == 200
-    assert answer.echo == {"caller": "gate.internal", "identity": "alice"}
-
-
-@pytest.mark.parametrize("wrong", ["authority", "name", "no-certificate", "foreign-certificate"])
-def test_who_cannot_prove_it_gets_no_request(authority, serve, through, wrong):
+def test_server_and_gate_prove_themselves_and_who_cannot_gets_no_request(world, authority, serve, tmp_path):
     stranger = Authority()
-    server = stranger if wrong == "authority" else authority
-    address = serve(server.issue("export.internal" if wrong == "name" else NAME))
-    gate = stranger if wrong == "foreign-certificate" else authority
-    files = {"backends.pem": authority.public, "gate.pem": gate.issue("gate.internal")}
-    tls = {"ca": "backends.pem", "certificate": "gate.pem", "name": NAME}
-    if wrong == "no-certificate":
-        del tls["certificate"]
+    files = {"backends.pem": authority.public, "gate.pem": authority.issue("gate.internal")}
+    files["foreign.pem"] = stranger.issue("gate.internal")
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    # A container has the files beside its configuration.
+    place = Path(HOME) / "haproxy" if world.stage.kind == "containers" else tmp_path
+    servers = dict.fromkeys(["sound", *WRONG], serve(authority.issue(NAME)))
+    servers |= {"authority": serve(stranger.issue(NAME)), "name": serve(authority.issue("export.internal"))}
+    tls = {"ca": f"{place}/backends.pem", "certificate": f"{place}/gate.pem", "name": NAME}
+    backends = {name: {"name": name, "servers": [at], "tls": {**tls}} for name, at in servers.items()}
+    backends["foreign-certificate"]["tls"]["certificate"] = f"{place}/foreign.pem"
+    del backends["no-certificate"]["tls"]["certificate"]
+    policy = {**POLICY, "backends": [*backends.values()]}
 
-    assert through(address, files, tls).status in (502, 503)
+    with world.stage.world(puppet_spec(), policy, files=files) as own:
+        answers = {name: ask(own, f"/{name}", {**YES, "backend": name}) for name in backends}
+        routes = [record(own, path=f"/{name}", verdict="200")["route"] for name in backends]
+
+    assert routes == [*backends]
+    assert answers["sound"].echo == {"caller": "gate.internal", "identity": "alice"}
+    assert {name for name in WRONG if answers[name].status not in (502, 503)} == set()

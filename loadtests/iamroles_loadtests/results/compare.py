@@ -182,7 +182,7 @@ def _resampled(phase: Mapping[str, Any], names: list[str], seed: int) -> NDArray
     used = np.flatnonzero(counts.sum(axis=0))
     chance = np.random.default_rng(seed)
     drawn = chance.multinomial(len(windows), [1 / len(windows)] * len(windows), size=_RESAMPLES)
-    sums = np.cumsum(drawn @ counts[:, used], axis=1)
+    sums = drawn.astype(float) @ np.cumsum(counts[:, used], axis=1)
     rows = []
     for at in names:
         ranks = np.maximum(1, np.ceil(PERCENTILES[at] / 100 * sums[:, -1]))
