@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,7 +21,7 @@ from iamroles_scenarios.base.errors import StageError
 from iamroles_scenarios.stage.fork_server import ForkServer, first_folder
 from iamroles_scenarios.stage.guard import Guard
 from iamroles_scenarios.stage.part import Part
-from iamroles_scenarios.stage.process import Started
+from iamroles_scenarios.stage.process import Child, Started
 from iamroles_scenarios.stage.spec import AgentSpec
 
 _MOCK_READY = 60.0
@@ -167,6 +167,19 @@ class StageKind(ABC):
                 self._echoes[names] = known
             return known
 
+    def tool(self, name: str, argv: Sequence[str], spec: AgentSpec) -> Part:
+        """Start a command of the agent's on this host: as the agent, where both find the same modules first.
+
+        Raises:
+            AgentFileError: the command cannot be started.
+        """
+        alike = spec.command and first_folder(argv, spec.directory) == self._first(spec)
+        popen = self._popen(spec) if alike else subprocess.Popen
+        return Child(name, argv, self._guard, cwd=spec.directory, popen=popen)
+
+    def _first(self, spec: AgentSpec) -> Path:
+        return first_folder(spec.argv(), spec.directory)
+
     def _popen(self, spec: AgentSpec) -> Callable[..., Started]:
         """Return what starts an agent's process: a fork server where it says what to import once.
 
@@ -174,7 +187,7 @@ class StageKind(ABC):
         """
         if spec.env or not spec.preload:
             return subprocess.Popen
-        key = spec.preload, first_folder(spec.argv(), spec.directory), spec.directory
+        key = spec.preload, self._first(spec), spec.directory
         with self._starting:
             if key not in self._fork_servers:
                 self._fork_servers[key] = ForkServer(*key)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from iamroles_scenarios.base.errors import ProxyFileError, StageError
+from iamroles_scenarios.base.errors import AgentFileError, ProxyFileError, StageError
+from iamroles_scenarios.stage.part import Part
 from iamroles_scenarios.stage.spec import AgentSpec, find_program
 
 SHIPPED = (
@@ -30,6 +30,8 @@ ENTRY = ("haproxy.cfg", "iam-routes.cfg")
 
 _ALERT = re.compile(r"\[ALERT\][^:]*: (?:config : )?(.*)")
 _PLACE = re.compile(r"\[[^\]]*?([^/\]]+):(\d+)\]")
+_PATIENCE = 60.0
+"""Seconds for the command."""
 _LONGEST = 300
 """Characters of HAProxy's words in a sentence: its list of all that it would have taken is longer."""
 
@@ -70,9 +72,11 @@ class Renderer:
         spec: its `[haproxy]` table may hold `render`, a command with the placeholders `{world}` (the world
             file) and `{output}` (a directory). It runs beside `agent.toml`, and writes `haproxy.cfg` and
             whatever that one includes by relative name; docs/stage.md has the variables that HAProxy gets.
+        start: starts a command (`StageKind.tool`).
     """
 
-    def __init__(self, spec: AgentSpec) -> None:
+    def __init__(self, spec: AgentSpec, start: Callable[[str, Sequence[str], AgentSpec], Part]) -> None:
+        self._spec, self._start = spec, start
         self._directory, self._path = spec.directory, spec.path
         self._command = tuple(spec.haproxy.get("render", SHIPPED))
         self.own = "" if self._command[: len(SHIPPED)] == SHIPPED else " ".join(self._command)
@@ -111,30 +115,24 @@ class Renderer:
                 argv += _PROVEN
             fault, began = ProxyFileError if self.own else StageError, time.monotonic()
             try:
-                done = subprocess.run(  # noqa: S603 - agent.toml's command
-                    argv,
-                    capture_output=True,
-                    encoding="utf-8",
-                    errors="backslashreplace",
-                    timeout=60,
-                    check=False,
-                    cwd=self._directory,
+                part = self._start("render", argv, self._spec)
+            except AgentFileError as error:
+                raise fault(f"Rendering HAProxy's configuration failed: {error}") from error
+            code = part.wait(_PATIENCE)
+            part.kill()
+            logs = {"render": part.log()}
+            if code != 0:
+                how = f"with exit code {code}" if code is not None else f"after {_PATIENCE:g} s"
+                failed = fault(
+                    f"Rendering HAProxy's configuration failed {how}: {' '.join(self._command)}", logs
                 )
-            except (OSError, subprocess.TimeoutExpired) as error:
-                failed = fault(f"Rendering HAProxy's configuration failed: {error}")
-                failed.began = began
-                raise failed from error
-            if done.returncode != 0:
-                raise fault(
-                    f"Rendering HAProxy's configuration failed with exit code {done.returncode}: "
-                    f"{' '.join(self._command)}",
-                    {"render": done.stderr or done.stdout},
-                )
+                failed.began = began if code is None else 0.0
+                raise failed
             if not (output / "haproxy.cfg").is_file():
                 raise fault(
                     f"`{' '.join(self._command)}` (haproxy.render) wrote no haproxy.cfg. It must write this "
                     "file into the directory that {output} stands for.",
-                    {"render": done.stderr or done.stdout},
+                    logs,
                 )
             return {  # HAProxy takes bytes that are not UTF-8, in a comment, say
                 path.name: path.read_text("utf-8", "surrogateescape")

@@ -135,7 +135,7 @@ class Stage:
     def _renderer(self, agent: AgentSpec) -> Renderer:
         key = f"{agent.directory}\n{agent.haproxy.get('render')}"
         with self._lock:
-            return self._renderers.setdefault(key, Renderer(agent))
+            return self._renderers.setdefault(key, Renderer(agent, self._kind.tool))
 
     def forget(self, world: World) -> None:
         with self._lock:
