@@ -22,8 +22,9 @@ from iamroles_loadtests.measuring.histogram import Histogram
 from iamroles_loadtests.measuring.measurement import CaseMeasurement, Measurement, Played
 from iamroles_loadtests.measuring.validity import Tolerance, doubts
 from iamroles_loadtests.results import slo
-from iamroles_scenarios.base.durations import Latency, duration
+from iamroles_scenarios.base.durations import duration
 from iamroles_scenarios.base.family import family
+from iamroles_scenarios.declarations.documents import Latency
 from iamroles_scenarios.traffic import Case, Segment
 
 ROOT = Path(__file__).parents[2]

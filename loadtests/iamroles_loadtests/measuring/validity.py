@@ -13,8 +13,8 @@ from pydantic import Field
 
 from iamroles_loadtests.measuring.histogram import ENOUGH, PERCENTILES
 from iamroles_loadtests.measuring.measurement import Played
-from iamroles_scenarios.base.durations import Latency, duration
-from iamroles_scenarios.declarations.documents import Model
+from iamroles_scenarios.base.durations import duration
+from iamroles_scenarios.declarations.documents import Latency, Model
 
 
 class Tolerance(Model):

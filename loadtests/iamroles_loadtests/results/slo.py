@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import Field
 
 from iamroles_loadtests.measuring.validity import Tolerance
-from iamroles_scenarios.base.durations import Latency, duration
-from iamroles_scenarios.declarations.documents import Model, read
+from iamroles_scenarios.base.durations import duration
+from iamroles_scenarios.declarations.documents import Latency, Model, read
 
 DEFAULT = Path(__file__).with_name("slo.toml")
 _NAMES = {"p999": "p99.9"}

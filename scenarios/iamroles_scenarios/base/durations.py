@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
-
-from pydantic import BeforeValidator
 
 _UNITS = {"us": 1e-6, "µs": 1e-6, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -20,20 +17,6 @@ def seconds(value: object) -> float:
     if match is None:
         raise ValueError(f'{value!r} is not a duration: write a string such as "500ms", "3s", "1m"')
     return float(match[1]) * _UNITS[match[2]]
-
-
-def _length(value: object) -> float:
-    if (found := seconds(value)) < 0:
-        raise ValueError(f"{value!r} is negative: a duration has no sign")
-    return found
-
-
-Duration = Annotated[float, BeforeValidator(_length, json_schema_input_type=str)]
-"""Seconds from a text with a unit, for models."""
-Latency = Annotated[
-    float, BeforeValidator(lambda value: round(_length(value) * 1e6, 3), json_schema_input_type=str)
-]
-"""Microseconds from a text with a unit, for models."""
 
 
 def duration(microseconds: float) -> str:

@@ -11,10 +11,11 @@ import re
 import tomllib
 from collections import Counter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
+from iamroles_scenarios.base.durations import seconds
 from iamroles_scenarios.base.errors import DocumentError
 
 _HEADER = re.compile(r"^\s*(\[\[?)\s*([^\[\]]+?)\s*\]\]?\s*(?:#.*)?$")
@@ -41,6 +42,20 @@ class BadValueError(ValueError):
     def __init__(self, key: KeyPath, message: str) -> None:
         super().__init__(message)
         self.key = key
+
+
+def _length(value: object) -> float:
+    if (found := seconds(value)) < 0:
+        raise ValueError(f"{value!r} is negative: a duration has no sign")
+    return found
+
+
+Duration = Annotated[float, BeforeValidator(_length, json_schema_input_type=str)]
+"""Seconds from a text with a unit, for models."""
+Latency = Annotated[
+    float, BeforeValidator(lambda value: round(_length(value) * 1e6, 3), json_schema_input_type=str)
+]
+"""Microseconds from a text with a unit, for models."""
 
 
 class Model(BaseModel):

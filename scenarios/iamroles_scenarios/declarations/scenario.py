@@ -18,10 +18,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from iamroles_scenarios.base.durations import Duration
 from iamroles_scenarios.base.errors import DocumentError
 from iamroles_scenarios.declarations.catalogue import Grade, catalogue
-from iamroles_scenarios.declarations.documents import Json, Model, read_all
+from iamroles_scenarios.declarations.documents import Duration, Json, Model, read_all
 from iamroles_scenarios.declarations.results import Check
 from iamroles_scenarios.declarations.timeline import Traffic, WindowSpec, check_timeline
 

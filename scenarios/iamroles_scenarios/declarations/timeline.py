@@ -13,8 +13,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from iamroles_scenarios.base.durations import Duration, seconds
-from iamroles_scenarios.declarations.documents import BadValueError, KeyPath, Model
+from iamroles_scenarios.base.durations import seconds
+from iamroles_scenarios.declarations.documents import BadValueError, Duration, KeyPath, Model
 
 BEGIN, END = "begin", "end"
 """Moments that every timeline has: of its traffic."""

@@ -9,8 +9,7 @@ from typing import Any
 
 from pydantic import Field
 
-from iamroles_scenarios.base.durations import Duration
-from iamroles_scenarios.declarations.documents import Model, read
+from iamroles_scenarios.declarations.documents import Duration, Model, read
 from iamroles_scenarios.declarations.scenario import FlowSpec, Step, WorldSpec
 
 

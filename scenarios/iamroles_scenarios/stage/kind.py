@@ -173,12 +173,10 @@ class StageKind(ABC):
         Raises:
             AgentFileError: the command cannot be started.
         """
-        alike = spec.command and first_folder(argv, spec.directory) == self._first(spec)
-        popen = self._popen(spec) if alike else subprocess.Popen
+        first, popen = first_folder(argv, spec.directory), subprocess.Popen
+        if spec.command and first == first_folder(spec.argv(), spec.directory):
+            popen = self._popen(spec)
         return Child(name, argv, self._guard, cwd=spec.directory, popen=popen)
-
-    def _first(self, spec: AgentSpec) -> Path:
-        return first_folder(spec.argv(), spec.directory)
 
     def _popen(self, spec: AgentSpec) -> Callable[..., Started]:
         """Return what starts an agent's process: a fork server where it says what to import once.
@@ -187,7 +185,7 @@ class StageKind(ABC):
         """
         if spec.env or not spec.preload:
             return subprocess.Popen
-        key = spec.preload, self._first(spec), spec.directory
+        key = spec.preload, first_folder(spec.argv(), spec.directory), spec.directory
         with self._starting:
             if key not in self._fork_servers:
                 self._fork_servers[key] = ForkServer(*key)
