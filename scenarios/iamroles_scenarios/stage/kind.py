@@ -144,7 +144,7 @@ class StageKind(ABC):
         """Those that were started."""
         self._echoes: dict[frozenset[str], tuple[Part, dict[str, str]]] = {}
         self._fork_servers: dict[tuple[tuple[str, ...], Path, Path], ForkServer] = {}
-        self._starting, self._echoing = threading.Lock(), threading.Lock()
+        self._starting, self._echoing = threading.RLock(), threading.Lock()
 
     def mock(self, name: str) -> Mock:
         """Return `idp` or `cloud`, which is started when it is first wanted; it ends with the stage."""
@@ -185,7 +185,10 @@ class StageKind(ABC):
         """
         if spec.env or not spec.preload:
             return subprocess.Popen
-        key = spec.preload, first_folder(spec.argv(), spec.directory), spec.directory
+        return self._forking(spec.preload, first_folder(spec.argv(), spec.directory), spec.directory)
+
+    def _forking(self, *key: *tuple[tuple[str, ...], Path, Path]) -> Callable[..., Started]:
+        """Return the start of the fork server of these modules, first folder and directory."""
         with self._starting:
             if key not in self._fork_servers:
                 self._fork_servers[key] = ForkServer(*key)

@@ -30,6 +30,8 @@ from iamroles_scenarios.stage.spec import AgentSpec
 _MASTER = "m"
 """HAProxy's master CLI; short, as a Unix socket's path has 108 bytes at most."""
 LOOPBACK = "127.0.0.1"
+_MOCKS = ("iamroles_scenarios.mock.control", "iamroles_scenarios.mock.issuer", "h11", "wsproto.connection")
+"""Modules that the mocks share: a run starts thirty echo backends."""
 _OLDER = 3600.0
 """Seconds before now at which one of four files of a name was written, as a copy that keeps its time. The
 others may follow each other within a second."""
@@ -187,7 +189,9 @@ class Processes(StageKind):
 
     def _start_mock(self, name: str, *arguments: str) -> Part:
         argv = [sys.executable, "-m", f"iamroles_scenarios.mock.{name}", "--listen", f"{LOOPBACK}:0"]
-        return Child(name, [*argv, *arguments, "--exit-with-parent"], self._guard)
+        popen = self._forking(_MOCKS, self.directory, self.directory)
+        argv += [*arguments, "--exit-with-parent"]
+        return Child(name, argv, self._guard, cwd=self.directory, popen=popen)
 
     def agent_place(self, spec: AgentSpec, world: str) -> AgentPlace:
         if spec.image:
