@@ -24,7 +24,6 @@ from iamroles_loadtests.measuring.validity import Tolerance, doubts
 from iamroles_loadtests.results import slo
 from iamroles_scenarios.base.durations import duration
 from iamroles_scenarios.base.family import family
-from iamroles_scenarios.declarations.documents import Latency
 from iamroles_scenarios.traffic import Case, Segment
 
 ROOT = Path(__file__).parents[2]
@@ -39,13 +38,13 @@ def test_durations_are_readable(value, text):
 
 @pytest.mark.parametrize(("text", "value"), [("800us", 800), ("800µs", 800), ("1.5ms", 1500), ("2s", 2e6)])
 def test_durations_are_read(text, value):
-    assert TypeAdapter(Latency).validate_python(text) == value
+    assert TypeAdapter(slo.Latency).validate_python(text) == value
 
 
 @pytest.mark.parametrize("wrong", ["5", "5x", "-1ms", 5, None])
 def test_what_is_no_duration(wrong):
     with pytest.raises(ValueError, match="a duration"):
-        TypeAdapter(Latency).validate_python(wrong)
+        TypeAdapter(slo.Latency).validate_python(wrong)
 
 
 # --- objectives ---

@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from iamroles_scenarios.base.durations import seconds
 from iamroles_scenarios.base.errors import DocumentError
@@ -52,9 +52,7 @@ def _length(value: object) -> float:
 
 Duration = Annotated[float, BeforeValidator(_length, json_schema_input_type=str)]
 """Seconds from a text with a unit, for models."""
-Latency = Annotated[
-    float, BeforeValidator(lambda value: round(_length(value) * 1e6, 3), json_schema_input_type=str)
-]
+Latency = Annotated[Duration, AfterValidator(lambda value: round(value * 1e6, 3))]
 """Microseconds from a text with a unit, for models."""
 
 

@@ -168,13 +168,9 @@ class StageKind(ABC):
             return known
 
     def tool(self, name: str, argv: Sequence[str], spec: AgentSpec) -> Part:
-        """Start a command of the agent's on this host: as the agent, where both find the same modules first.
-
-        Raises:
-            AgentFileError: the command cannot be started.
-        """
-        first, popen = first_folder(argv, spec.directory), subprocess.Popen
-        if spec.command and first == first_folder(spec.argv(), spec.directory):
+        """Start a command on this host, as the agent is started if both find the same modules first."""
+        popen: Callable[..., Started] = subprocess.Popen
+        if spec.command and first_folder(argv, spec.directory) == first_folder(spec.argv(), spec.directory):
             popen = self._popen(spec)
         return Child(name, argv, self._guard, cwd=spec.directory, popen=popen)
 

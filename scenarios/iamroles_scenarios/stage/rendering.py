@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from iamroles_scenarios.base.errors import AgentFileError, ProxyFileError, StageError
+from iamroles_scenarios.base.errors import ProxyFileError, StageError
 from iamroles_scenarios.stage.part import Part
 from iamroles_scenarios.stage.spec import AgentSpec, find_program
 
@@ -24,14 +24,12 @@ is not known yet while it runs; IAM_AGENT_1 brings it when HAProxy starts."""
 AGENT_CA, AGENT_NAME, PROXY_CERTIFICATE = "agent-ca.pem", "agent.iamroles.test", "proxy.pem"
 """In a world with `agent.tls`: files beside HAProxy's own, and the name in the agent's certificate."""
 _PROVEN = ("--agent-ca", AGENT_CA, "--agent-name", AGENT_NAME, "--agent-certificate", PROXY_CERTIFICATE)
-ENTRY = ("haproxy.cfg", "iam-routes.cfg")
-"""The files HAProxy is started on, in this order; the second may be absent."""
-
-
+ENTRY = ("iam-stage.cfg", "haproxy.cfg", "iam-routes.cfg")
+"""The files HAProxy is started on, in this order; the first and the last may be absent."""
+_STAGE = "global\n    httpclient.ssl.verify none\n"
+"""Nothing shipped uses HAProxy's HTTP client, which reads all authorities of the host at each start."""
 _ALERT = re.compile(r"\[ALERT\][^:]*: (?:config : )?(.*)")
 _PLACE = re.compile(r"\[[^\]]*?([^/\]]+):(\d+)\]")
-_PATIENCE = 60.0
-"""Seconds for the command."""
 _LONGEST = 300
 """Characters of HAProxy's words in a sentence: its list of all that it would have taken is longer."""
 
@@ -114,27 +112,23 @@ class Renderer:
             if words[-len(SHIPPED) + 1 :] == list(SHIPPED[1:]) and _proven(document):  # a mutant's as well
                 argv += _PROVEN
             fault, began = ProxyFileError if self.own else StageError, time.monotonic()
-            try:
-                part = self._start("render", argv, self._spec)
-            except AgentFileError as error:
-                raise fault(f"Rendering HAProxy's configuration failed: {error}") from error
-            code = part.wait(_PATIENCE)
+            part, said = self._start("render", argv, self._spec), " ".join(self._command)
+            code = part.wait(60.0)
             part.kill()
             logs = {"render": part.log()}
             if code != 0:
-                how = f"with exit code {code}" if code is not None else f"after {_PATIENCE:g} s"
-                failed = fault(
-                    f"Rendering HAProxy's configuration failed {how}: {' '.join(self._command)}", logs
-                )
+                how = "after 60 s" if code is None else f"with exit code {code}"
+                failed = fault(f"Rendering HAProxy's configuration failed {how}: {said}", logs)
                 failed.began = began if code is None else 0.0
                 raise failed
             if not (output / "haproxy.cfg").is_file():
                 raise fault(
-                    f"`{' '.join(self._command)}` (haproxy.render) wrote no haproxy.cfg. It must write this "
+                    f"`{said}` (haproxy.render) wrote no haproxy.cfg. It must write this "
                     "file into the directory that {output} stands for.",
                     logs,
                 )
-            return {  # HAProxy takes bytes that are not UTF-8, in a comment, say
+            files = {} if self.own else {ENTRY[0]: _STAGE}
+            return files | {  # HAProxy takes bytes that are not UTF-8, in a comment, say
                 path.name: path.read_text("utf-8", "surrogateescape")
                 for path in output.iterdir()
                 if path.is_file()
