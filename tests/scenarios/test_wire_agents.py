@@ -9,7 +9,7 @@ import time
 from contextlib import contextmanager, nullcontext
 from itertools import islice
 from types import SimpleNamespace
-from unittest.mock import AsyncMock, MagicMock
+from unittest.mock import MagicMock
 
 import pytest
 from listening import listening
@@ -34,7 +34,7 @@ from iamroles_scenarios.declarations.scenario import PlannedCheck
 from iamroles_scenarios.engine import setups
 from iamroles_scenarios.engine import wire_lane as lane
 from iamroles_scenarios.wire import client, fuzz, fuzz_inputs
-from iamroles_scenarios.wire.asker import Asker, decide
+from iamroles_scenarios.wire.asker import Asker, _Round, decide
 from iamroles_scenarios.wire.blunt import BEHAVIOURS
 from iamroles_scenarios.wire.codec import DataType, Typed
 from iamroles_scenarios.wire.frames import Frame, FrameType, encode_kv, variables
@@ -83,20 +83,16 @@ def test_an_asker_reconnects_after_the_agent_came_back():
 
 
 def test_a_question_that_waits_for_its_turn_fails_with_its_connection():
-    asker = Asker("", timeout=0.1)
-
-    async def ends(_question):
-        await asyncio.sleep(0)  # the other one comes to wait
-        asker._drop(WireError("it ended"))
-
-    async def two():
-        asker._turn = asyncio.Lock()
-        asked = [asker._asked({}, {}, variables) for _ in range(2)]
-        return await asyncio.gather(*asked, return_exceptions=True)
-
-    connection = asker._connection = MagicMock(send=AsyncMock(side_effect=ends))
-    assert [str(error) for error in asyncio.run(two())] == ["it ended", "it ended"]
-    connection.send.assert_awaited_once()
+    asker, connection = Asker("", timeout=0.1), MagicMock()
+    asker._connection, asker._pipelines = connection, False
+    first, second = (_Round([b""]) for _ in range(2))
+    for one in (first, second):
+        asker._send(one, 1)
+    connection.write.assert_called_once()
+    asker._drop(WireError("it ended"))
+    for one in (first, second):
+        with pytest.raises(WireError, match="it ended"):
+            one.result(variables, 0.1)
 
 
 @pytest.mark.parametrize("behaviour", ["silent", "mute", "closes", "http", "garbage", "wrong-id", "half-ack"])

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from queue import SimpleQueue
 from typing import Any, Self, TypeVar, cast
 
 from iamroles_scenarios.base import recording
 from iamroles_scenarios.base.errors import SilenceError, WireError, WireFormatError
 from iamroles_scenarios.wire.client import MAX_ANSWER, Connection, Ended, question
-from iamroles_scenarios.wire.codec import Value
-from iamroles_scenarios.wire.frames import HELLO, Action, Frame, FrameType, read_actions, variables
+from iamroles_scenarios.wire.frames import Action, Frame, FrameType, notify, read_actions, variables
 from iamroles_scenarios.wire.transcript import Transcript
 
 _T = TypeVar("_T")
 _MOST = 8
+_Asked = tuple[Mapping[str, Any], Mapping[str, Any] | None]
+"""Arguments of `iam-check` and of `iam-context`."""
 
 
 class _Background:
@@ -29,16 +31,57 @@ class _Background:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def run(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """Run a coroutine there and wait for it here."""
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 threading.Thread(target=self._loop.run_forever, name="spop-client", daemon=True).start()
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+            return self._loop
+
+    def run(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Run a coroutine there and wait for it here."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result()
 
 
 _background = _Background()
+
+
+class _Round:
+    """Questions, encoded, that a thread asks together, and their answers. The thread wakes up at the end."""
+
+    def __init__(self, questions: Sequence[bytes]) -> None:
+        self.left: Iterator[tuple[int, bytes]] = iter(enumerate(questions))
+        self._found: dict[int, tuple[Frame, Transcript]] = {}
+        self._count = len(questions)
+        self._longest = 0.0
+        self._ended = SimpleQueue[Exception | None]()
+
+    def take(self, number: int, ack: Frame, transcript: Transcript, took: float) -> None:
+        """Keep the answer to a question, which came after so many seconds."""
+        self._found[number] = ack, transcript
+        self._longest = max(self._longest, took)
+        if len(self._found) == self._count:
+            self._ended.put(None)
+
+    def fail(self, error: Exception) -> None:
+        """End without the answers that are missing; the first error counts."""
+        self.left = iter(())
+        self._ended.put(error)
+
+    def result(self, read: Callable[[Frame], _T], timeout: float) -> list[_T]:
+        """Wait for the end, and read the answers in the order of the questions."""
+        error, answers = self._ended.get(), []
+        for _, (ack, transcript) in sorted(self._found.items()):
+            try:
+                answers.append(read(ack))
+            except WireFormatError as fault:
+                raise WireError(f"the ACK is malformed: {fault}", transcript) from fault
+        if answers:
+            recording.waited("an ACK", self._longest, timeout)
+        if error is not None:
+            raise error
+        return answers
 
 
 class Asker:
@@ -60,14 +103,18 @@ class Asker:
         self.timeout = timeout
         self.most = most
         self._connection: Connection | None = None
-        self._waiting: dict[int, asyncio.Future[Frame]] = {}
+        self._waiting: dict[int, tuple[_Round, int, float]] = {}
+        """By stream-id, in the order of sending: round, number of the question in it, and when it went."""
+        self._turns: deque[_Round] = deque()
+        """Rounds that may send a question once the connection takes one, as often as they may."""
+        self._alarm: asyncio.TimerHandle | None = None
         self._stream_id = 1
         self._opening: asyncio.Lock | None = None
         self._dropped = WireError("no connection yet")
         """How the last connection ended."""
         self._more: list[Asker] = []
         """On further connections, for an agent that does not announce pipelining."""
-        self._turn: AbstractAsyncContextManager[object] = nullcontext()
+        self._pipelines = True
         self._limit = MAX_ANSWER
         """Bytes of the longest frame that was agreed on."""
 
@@ -102,39 +149,25 @@ class Asker:
         found = self._ask([(check, None) for check in checks], variables, window)
         return cast("list[dict[str, object]]", found)
 
-    def actions_of(
-        self, asked: Sequence[tuple[Mapping[str, Any], Mapping[str, Any] | None]], *, window: int = 1
-    ) -> list[list[Action]]:
+    def actions_of(self, asked: Sequence[_Asked], *, window: int = 1) -> list[list[Action]]:
         """As `decide_many` for pairs of check and context, but the actions as they came, with their types."""
         return self._ask(asked, read_actions, window)
 
-    def _ask(
-        self,
-        asked: Sequence[tuple[Mapping[str, Any], Mapping[str, Any] | None]],
-        read: Callable[[Frame], _T],
-        window: int,
-    ) -> list[_T]:
-        async def all_of_them() -> list[_T]:
-            found: dict[int, _T] = {}
-            left = iter(enumerate(asked))
+    def _ask(self, asked: Sequence[_Asked], read: Callable[[Frame], _T], window: int) -> list[_T]:
+        window = min(window, len(asked))
+        if self._connection is None or (window > 1 and not self._pipelines):
+            _background.run(self._open(window))
+        round_ = _Round([question(*pair).payload for pair in asked])
+        _background.loop.call_soon_threadsafe(self._send, round_, window)
+        return round_.result(read, self.timeout) if asked else []
 
-            async def some(asker: Asker) -> None:
-                for number, pair in left:
-                    found[number] = await asker._asked(*pair, read)
-
-            if (side_by_side := min(window, len(asked))) > 1:
-                await self.open_connection()
-                if not self._pipelines:
-                    self._more = [one for one in self._more if one.connected or self.most > 1]
-                    lacking = min(side_by_side, self.most) - 1 - len(self._more)
-                    self._more += [Asker(self.address, timeout=self.timeout) for _ in range(lacking)]
-                askers = [self, *self._more]
-                await asyncio.gather(*(some(askers[at % len(askers)]) for at in range(side_by_side)))
-            else:  # most often, and without a task of its own
-                await some(self)
-            return [found[number] for number in range(len(asked))]
-
-        return _background.run(all_of_them())
+    async def _open(self, window: int) -> None:
+        await self.open_connection()
+        if not self._pipelines:
+            self._more = [one for one in self._more if one.connected or self.most > 1]
+            lacking = min(window, self.most) - 1 - len(self._more)
+            self._more += [Asker(self.address, timeout=self.timeout) for _ in range(lacking)]
+            await asyncio.gather(*(one.open_connection() for one in self._more[: window - 1]))
 
     def join(self, others: list[Asker]) -> None:
         """Take over connections of the same worker; close them if the agent pipelines."""
@@ -143,10 +176,6 @@ class Asker:
                 one.close()
         else:
             self._more += others
-
-    @property
-    def _pipelines(self) -> bool:
-        return isinstance(self._turn, nullcontext)
 
     def close(self, *, reset: bool = False) -> None:
         """Close the connection, or reset it; the next question opens another."""
@@ -159,38 +188,45 @@ class Asker:
 
         _background.run(drop())
 
-    async def _asked(
-        self, check: Mapping[str, Any], context: Mapping[str, Any] | None, read: Callable[[Frame], _T]
-    ) -> _T:
-        connection = self._connection or await self.open_connection()
-        async with self._turn:
-            if connection is not self._connection:  # it ended while this question waited for its turn
-                raise self._dropped
-            loop = asyncio.get_running_loop()
-            stream_id, self._stream_id = self._stream_id, self._stream_id + 2
-            waiting = self._waiting[stream_id] = loop.create_future()
-            began = loop.time()
-            try:
-                raw = question(check, context, stream_id=stream_id).encode()
-                if (length := len(raw) - 4) > self._limit:
-                    raise WireError(
-                        f"the agent agreed on frames of {self._limit} bytes, and this question has {length} "
-                        "(SPEC.md 2.6)",
-                        connection.transcript,
+    def _send(self, round_: _Round, window: int) -> None:
+        askers = [self] if self._pipelines else [self, *self._more][:window]
+        for number, asker in enumerate(askers):
+            asker._turns += [round_] * len(range(number, window, len(askers)))  # noqa: SLF001 - of this class
+            asker._go_on()  # noqa: SLF001 - of this class
+
+    def _go_on(self) -> None:
+        """Send in one segment what may be sent now: an agent that does not pipeline gets one at a time."""
+        raw, now = b"", _background.loop.time()
+        while self._turns and (self._pipelines or not self._waiting):
+            round_ = self._turns.popleft()
+            if self._connection is None:
+                round_.fail(self._dropped)
+            elif (pair := next(round_.left, None)) is not None:
+                frame = notify(self._stream_id, 1, pair[1]).encode()
+                if (length := len(frame) - 4) > self._limit:
+                    said = (
+                        f"the agent agreed on frames of {self._limit} bytes, and this question has {length}"
                     )
-                await connection.send(raw)
-                async with asyncio.timeout(self.timeout):
-                    ack = await waiting
-                recording.waited("an ACK", loop.time() - began, self.timeout)
-                return read(ack)
-            except TimeoutError:
-                raise SilenceError(
-                    f"no ACK for stream {stream_id} in {self.timeout:g} s", connection.transcript
-                ) from None
-            except WireFormatError as error:
-                raise WireError(f"the ACK is malformed: {error}", connection.transcript) from error
-            finally:
-                self._waiting.pop(stream_id, None)
+                    round_.fail(WireError(f"{said} (SPEC.md 2.6)", self.transcript))
+                    continue
+                raw += frame
+                self._waiting[self._stream_id] = round_, pair[0], now
+                self._stream_id += 2
+        if raw and self._connection:
+            self._connection.write(raw)
+            self._alarm = self._alarm or _background.loop.call_at(now + self.timeout, self._silent)
+
+    def _silent(self) -> None:
+        """Give up the questions whose time is over: each has the same, so the first ones come first."""
+        self._alarm, now = None, _background.loop.time()
+        for stream_id, (round_, _, began) in list(self._waiting.items()):
+            if began + self.timeout > now:
+                self._alarm = _background.loop.call_at(began + self.timeout, self._silent)
+                break
+            del self._waiting[stream_id]
+            said = f"no ACK for stream {stream_id} in {self.timeout:g} s"
+            round_.fail(SilenceError(said, self.transcript))
+        self._go_on()
 
     async def open_connection(self) -> Connection:
         self._opening = self._opening or asyncio.Lock()
@@ -204,33 +240,37 @@ class Asker:
                     raise
                 said, able = agreed.get("max-frame-size"), str(agreed.get("capabilities", ""))
                 self._limit = said if isinstance(said, int) else MAX_ANSWER
-                pipelined = "pipelining" in [name.strip() for name in able.split(",")]
-                self._turn = nullcontext() if pipelined else asyncio.Lock()
+                self._pipelines = "pipelining" in [name.strip() for name in able.split(",")]
                 self._connection = connection
                 # Not before the first question waits: if the connection has ended, that is its answer.
                 asyncio.get_running_loop().call_soon(connection.listen, self._read)
             return self._connection
 
     def _read(self) -> None:
+        now, answered = _background.loop.time(), set[int]()
         try:
             while (connection := self._connection) and (answer := connection.take()) is not None:
                 if isinstance(answer, Ended):
                     raise WireError(f"the agent closed the connection ({answer.how})", connection.transcript)
-                waiting = self._waiting.get(answer.stream_id) if answer.type == FrameType.ACK else None
-                if waiting is None:
+                sent = self._waiting.get(answer.stream_id) if answer.type == FrameType.ACK else None
+                if sent is None:
                     raise WireError(f"an unexpected {answer.name}", connection.transcript)
-                if not waiting.done():
-                    waiting.set_result(answer)
+                round_, number, began = sent
+                round_.take(number, answer, connection.transcript, now - began)
+                answered.add(answer.stream_id)
         except WireError as error:
             self._drop(error)
+        self._turns += [self._waiting.pop(stream_id)[0] for stream_id in answered & self._waiting.keys()]
+        self._go_on()
 
     def _drop(self, error: WireError) -> None:
-        connection, self._connection, self._dropped = self._connection, None, error
-        if connection is not None:
-            connection.close()
-        for waiting in self._waiting.values():
-            if not waiting.done():
-                waiting.set_exception(error)
+        if self._connection is not None:
+            self._connection.close()
+        self._connection, self._dropped = None, error
+        for round_, *_ in self._waiting.values():
+            round_.fail(error)
+        self._waiting.clear()
+        self._go_on()
 
 
 def reach(address: str, *, timeout: float = 5.0) -> None:
@@ -250,33 +290,13 @@ def reach(address: str, *, timeout: float = 5.0) -> None:
 def decide(
     address: str, check: dict[str, Any], context: dict[str, Any] | None = None, *, timeout: float = 5.0
 ) -> dict[str, object]:
-    """Ask an agent one question over a fresh connection and give the variables it set.
-
-    Args:
-        address: `host:port` or `unix:/path`.
-        check: arguments of `iam-check`, as `check_arguments` takes them.
-        context: arguments of `iam-context`; by default some.
-        timeout: seconds to connect, and for each answer.
-
-    Returns:
-        Variables in scope `txn` (SPEC.md section 3); unset ones are absent.
+    """Ask an agent one question over a fresh connection and give the variables it set (SPEC.md section 3).
 
     Raises:
         WireError: no connection, no handshake, no ACK, or a malformed one; its text holds the transcript.
     """
-
-    async def once() -> dict[str, Value]:
-        connection = await Connection.open(address, within=timeout)
-        try:
-            await connection.hello(HELLO)
-            ack = await connection.ask(question(check, context))
-            return variables(ack)
-        except WireFormatError as error:
-            raise WireError(f"the agent's answer is malformed: {error}", connection.transcript) from error
-        finally:
-            connection.close()
-
-    return cast("dict[str, object]", _background.run(once()))
+    with Asker(address, timeout=timeout) as asker:
+        return asker.decide(check, context)
 
 
 def opened(askers: Sequence[Asker]) -> dict[int, Asker]:

@@ -173,6 +173,14 @@ class Connection:
                 async with asyncio.timeout(self.timeout):
                     await self._pipe.writable.wait()
 
+    def write(self, raw: bytes) -> None:
+        """Send bytes at once, and do not wait until the agent takes them."""
+        self.transcript.add(TO_AGENT, raw)
+        if self._transport.is_closing():
+            self.transcript.add(NOTE, f"closed by the agent, {len(raw)} bytes not sent")
+        else:
+            self._transport.write(raw)
+
     def keep_only(self, lines: int) -> None:
         """Shorten the transcript: for those who say much on one connection."""
         self.transcript.lines = deque(self.transcript.lines, maxlen=lines)

@@ -140,7 +140,12 @@ Arguments = Mapping[str, "Value | Typed"] | Iterable[tuple[str | bytes, "Value |
 def encode_kv(items: Arguments) -> bytes:
     """A KV-LIST: untyped names, typed values."""
     pairs = items.items() if isinstance(items, Mapping) else items
-    return b"".join(string(name) + Typed.of(value).encode() for name, value in pairs)
+    return b"".join([_item(name, value) for name, value in pairs])
+
+
+@lru_cache(maxsize=1024, typed=True)  # most arguments are the same in most questions
+def _item(name: str | bytes, value: Value | Typed) -> bytes:
+    return string(name) + Typed.of(value).encode()
 
 
 def encode_message(name: str | bytes, arguments: Arguments, *, count: int | None = None) -> bytes:
