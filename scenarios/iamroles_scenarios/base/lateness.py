@@ -32,12 +32,14 @@ from math import inf
 from operator import attrgetter
 from typing import NamedTuple
 
+from iamroles_scenarios.base.family import fields_of, text_of
+
 _PROC = "/proc"
 _PRESSURE = f"{_PROC}/pressure/io"
 _STEAL = 8
 """The column of `/proc/stat` (proc(5))."""
 _NUMBER, _BIRTH = 17, 19
-"""Places in what `_fields` returns: of the number of threads, and of the start."""
+"""Places in what `fields_of` returns: of the number of threads, and of the start."""
 _BEAT = 0.02
 _GAP = 0.05
 """Seconds beyond a beat that count as a gap."""
@@ -47,8 +49,6 @@ _RARELY = 25
 """Seconds that pass for each second of CPU that a look takes: a host may have many processes. By its time a
 busy host would be looked at the least."""
 _KEPT, _LOOKS = 4096, 600
-_AT_ONCE = 1 << 15
-"""Bytes: `/proc/stat` tells of some hundred CPUs first."""
 _TICKS = os.sysconf("SC_CLK_TCK")
 _BURST, _BURSTS = 0.03, 5
 """Seconds of CPU of a burst of `slowdown`, and how many there are."""
@@ -173,26 +173,17 @@ def _part(points: Sequence[_Point], since: float, span: float) -> float:
     return greatest
 
 
-def _text(path: str) -> str:
-    """Read a file of the kernel's by one call, which is all there is: a look reads some hundred."""
-    file = os.open(path, os.O_RDONLY)
-    try:
-        return os.read(file, _AT_ONCE).decode("utf-8", "replace")
-    finally:
-        os.close(file)
-
-
 def _stalled() -> float:
     """Return for how many seconds all that could have run waited for a disk; 0 if the kernel does not say."""
     with suppress(OSError, ValueError, IndexError):
-        return int(_text(_PRESSURE).split("full", 1)[1].partition("total=")[2].split()[0]) / 1e6
+        return int(text_of(_PRESSURE).split("full", 1)[1].partition("total=")[2].split()[0]) / 1e6
     return 0.0
 
 
 def _stolen() -> dict[str, float]:
     """Return for how many seconds each CPU ran another guest; nothing if the kernel does not say."""
     with suppress(OSError, ValueError, IndexError):
-        lines = [line.split() for line in _text(f"{_PROC}/stat").splitlines()]
+        lines = [line.split() for line in text_of(f"{_PROC}/stat").splitlines()]
         return {of[0]: int(of[_STEAL]) / _TICKS for of in lines if of[0].startswith("cpu") and of[0] != "cpu"}
     return {}
 
@@ -208,20 +199,15 @@ def _families(found: Mapping[int, _Seen], firsts: Iterable[int | None]) -> list[
     return [pid for pid in members if pid is not None]
 
 
-def _fields(folder: str) -> list[str]:
-    """Return a process's or thread's `stat` from the third field on: the second may hold anything."""
-    return _text(f"{folder}/stat").rpartition(")")[2].split()
-
-
 def _waited(folder: str) -> float:
-    return int(_text(f"{folder}/schedstat").split()[1]) / 1e9
+    return int(text_of(f"{folder}/schedstat").split()[1]) / 1e9
 
 
 def _tasks(folder: str) -> list[str]:
     return [f"{folder}/task/{name}" for name in os.listdir(f"{folder}/task")]  # noqa: PTH208 - names, quickly
 
 
-_BORN = int(_fields(f"{_PROC}/self")[_BIRTH])
+_BORN = int(fields_of(f"{_PROC}/self")[_BIRTH])
 _older: set[str] = set()
 """Processes that were born before the judge, and so belong to no stage: no look reads them again."""
 
@@ -234,7 +220,7 @@ def _seen() -> dict[int, _Seen]:
     _older.intersection_update(names)
     for name in names - _older - {str(os.getpid())}:
         with suppress(OSError, ValueError, IndexError):
-            fields = _fields(folder := f"{_PROC}/{name}")
+            fields = fields_of(folder := f"{_PROC}/{name}")
             if (born := int(fields[_BIRTH])) < _BORN:
                 _older.add(name)
                 continue
@@ -242,7 +228,7 @@ def _seen() -> dict[int, _Seen]:
             found[int(name)] = _Seen(int(fields[1]), booted + born / _TICKS, sum(map(_waited, threads)))
     for folder in _tasks(f"{_PROC}/self"):
         with suppress(OSError, ValueError, IndexError):
-            born = int(_fields(folder)[_BIRTH])
+            born = int(fields_of(folder)[_BIRTH])
             found[int(folder.rpartition("/")[2])] = _Seen(None, booted + born / _TICKS, _waited(folder))
     return found
 

@@ -27,6 +27,8 @@ def filled(value: Any, markers: Mapping[str, Any]) -> Any:  # noqa: ANN401 - any
     if isinstance(value, str):
         if value.startswith("{") and value.endswith("}") and value[1:-1] in markers:
             return markers[value[1:-1]]
+        if "{" not in value:
+            return value
         for name, meant in markers.items():
             value = value.replace(f"{{{name}}}", str(meant))
         return _LETTERS.sub(lambda found: ("é" if found[2] == "é" else "x") * int(found[1]), value)

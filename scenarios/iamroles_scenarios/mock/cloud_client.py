@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import boto3
@@ -39,6 +40,9 @@ class CloudClient:
         self._serial = itertools.count()
         self._accounts: dict[str, Account] = {}
         self._sessions = boto3.session.Session()
+        self._client = lru_cache(maxsize=32)(
+            self._new_client
+        )  # to make one takes longer than to call with it
 
     def account(self, account: str = "111111111111") -> Account:
         """An account, with its administrator; made when first asked for."""
@@ -54,7 +58,7 @@ class CloudClient:
     def iam(self, keys: SessionKeys, *, region: str = "us-east-1") -> IAMClient:
         return self._client("iam", keys, region)  # type: ignore[no-any-return]
 
-    def _client(self, service: str, keys: SessionKeys | None, region: str) -> Any:  # noqa: ANN401 - boto3's
+    def _new_client(self, service: str, keys: SessionKeys | None, region: str) -> Any:  # noqa: ANN401 - boto3's
         given = keys or SessionKeys("none", "none")
         config = _CONFIG if keys else _CONFIG.merge(Config(signature_version=UNSIGNED))
         with self._lock:  # a boto3 session is not thread-safe while it makes clients; clients are
@@ -175,6 +179,7 @@ class Account:
         self.issuer = IssuerHandle(control, control.call("GET", f"issuers/{report['issuer']}"))
         """Its outbound federation issuer: rotate, poison, fault, count, mint as with any."""
         self.iam = cloud.iam(self.administrator)
+        self._roles: dict[str, str] = {}
 
     def role(
         self,
@@ -203,10 +208,12 @@ class Account:
 
     def ensure_role(self, name: str) -> str:
         """The ARN of a role, which is created unless somebody did so before."""
-        try:
-            return self.role(name)
-        except self.iam.exceptions.EntityAlreadyExistsException:
-            return self.iam.get_role(RoleName=name)["Role"]["Arn"]
+        if name not in self._roles:
+            try:
+                self._roles[name] = self.role(name)
+            except self.iam.exceptions.EntityAlreadyExistsException:
+                self._roles[name] = self.iam.get_role(RoleName=name)["Role"]["Arn"]
+        return self._roles[name]
 
     def provider(self, url: str, client_ids: Sequence[str]) -> str:
         """Create an OIDC provider and return its ARN."""

@@ -46,7 +46,7 @@ def _replaced(value: Any, urls: Mapping[str, str]) -> Any:  # noqa: ANN401 - any
             if variable in value:  # asking for a URL waits for its mock
                 value = value.replace(variable, urls[name])
         return value
-    if isinstance(value, Mapping):
+    if isinstance(value, dict | Mapping):  # a `dict` is known at once
         return {key: _replaced(item, urls) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_replaced(item, urls) for item in value]
