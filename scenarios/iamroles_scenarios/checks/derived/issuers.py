@@ -161,9 +161,10 @@ def keys_of_endpoints(target: Target) -> str:
         for number, (key, said) in enumerate(every):
             host = f"row{number}{here.loan.suffix}.sts.example"
             row = filled(said, {"host": host})
-            usual = {"name": f"sts{number}", "endpoint": "{sts}", "hosts": [host], "binding_value": EDGE}
+            usual: dict[str, Any] = {"name": f"sts{number}", "endpoint": "{sts}", "insecure_http": True}
+            usual |= {"hosts": [host], "binding_value": EDGE}
             credentials = [here.credential(session, **{"host": host} | recipe) for recipe, *_ in row["asked"]]
-            played.append((key, row, usual | {"insecure_http": True}, [*map(iam_check, credentials)]))
+            played.append((key, row, usual, [*map(iam_check, credentials)]))
         for without, when in _CHANGES:
             sts, questions = [], []
             for key, row, usual, shown in played:
