@@ -215,7 +215,7 @@ def _running(session: pytest.Session) -> Run:
     if _RUN in config.stash:
         return config.stash[_RUN]
     from iamroles_conformance.reports import bundle, report  # noqa: PLC0415
-    from iamroles_scenarios.base.errors import AgentFileError, SelectionError, StageError  # noqa: PLC0415
+    from iamroles_scenarios.base.errors import Mistake, StageError  # noqa: PLC0415
 
     try:
         for name, prepare in (("report", report.prepared), ("evidence", bundle.prepared)):
@@ -228,7 +228,7 @@ def _running(session: pytest.Session) -> Run:
             config.add_cleanup(run.close)
             with _uncaptured(config):  # that an image is built must be seen while it is built
                 run.open()
-    except (SelectionError, AgentFileError, ConformanceError) as error:
+    except (Mistake, ConformanceError) as error:
         raise pytest.UsageError(str(error)) from error
     except StageError as error:
         pytest.exit(f"the stage cannot be used: {error}", returncode=ExitCode.STAGE_FAULT)

@@ -11,7 +11,7 @@ import click
 
 from iamroles_conformance.errors import ConformanceError, ExitCode
 from iamroles_conformance.subject import Subject
-from iamroles_scenarios.base.errors import AgentFileError, PageError, SelectionError, StageError, WireError
+from iamroles_scenarios.base.errors import Mistake, PageError, StageError, WireError
 from iamroles_scenarios.commands.values import Number
 from iamroles_scenarios.declarations.scenario import ALL_LANES
 from iamroles_scenarios.stage import KINDS
@@ -74,7 +74,7 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - click's own
         try:
             return super().invoke(ctx)
-        except (SelectionError, ConformanceError, AgentFileError, PageError) as error:
+        except (Mistake, ConformanceError, PageError) as error:
             raise click.UsageError(str(error)) from error
         except (StageError, WireError) as error:
             click.echo(f"the stage cannot be used: {error}", err=True)

@@ -18,13 +18,7 @@ from iamroles_loadtests.asking.shapes import ANYWHERE, BY_HTTP
 from iamroles_loadtests.measuring.generator import GeneratorError
 from iamroles_loadtests.pages import report as reports
 from iamroles_loadtests.results.result import ResultError
-from iamroles_scenarios.base.errors import (
-    AgentFileError,
-    DocumentError,
-    PageError,
-    SelectionError,
-    SuiteError,
-)
+from iamroles_scenarios.base.errors import DocumentError, Mistake, PageError, SuiteError
 from iamroles_scenarios.commands.staged import OPTIONS, with_options
 from iamroles_scenarios.stage import AgentSpec
 from iamroles_scenarios.stage.reference import reference_agent
@@ -41,7 +35,7 @@ def usage() -> Iterator[None]:
     """Turn what is wrong with arguments, or a file that they name, into exit status 2."""
     try:
         yield
-    except (DocumentError, targets.TargetError, AgentFileError, PageError, ResultError) as error:
+    except (DocumentError, targets.TargetError, Mistake, PageError, ResultError) as error:
         raise click.UsageError(str(error)) from error
 
 
@@ -50,7 +44,7 @@ def faults(command: str = "load") -> Iterator[None]:
     """Turn faults of the stage or the generator into exit status 3, those of arguments as `usage` does."""
     try:
         yield
-    except (targets.TargetError, AgentFileError, SelectionError) as error:
+    except (targets.TargetError, Mistake) as error:
         raise click.UsageError(str(error)) from error
     except (SuiteError, GeneratorError, GateConfigError, OSError) as error:
         click.echo(f"iamroles {command}: {error}", err=True)

@@ -114,8 +114,12 @@ class SuiteError(Exception):
     """A fault of the suite, its stage, its data or its caller."""
 
 
-class SelectionError(SuiteError):
-    """The selection cannot be played: a mistake of the caller, not of stage or agent."""
+class Mistake(SuiteError):
+    """Of the caller, in a command or in a file that it names. Commands exit 2."""
+
+
+class SelectionError(Mistake):
+    """The selection cannot be played: stage and agent are not at fault."""
 
 
 class DocumentError(SuiteError):
@@ -164,8 +168,8 @@ class ProxyFileError(StageError):
     """The output of `render` of an `agent.toml` cannot be used, or the command failed: the vendor's fault."""
 
 
-class AgentFileError(StageError):
-    """An `agent.toml` that is missing or wrong, or a command in it that is not there. Commands exit 2."""
+class AgentFileError(StageError, Mistake):
+    """An `agent.toml` that is missing or wrong, or a command in it that is not there."""
 
 
 class HarnessFault(SuiteError):

@@ -22,7 +22,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from iamroles_scenarios.base.errors import AgentFileError, HarnessFault, SelectionError, SuiteError
+from iamroles_scenarios.base.errors import HarnessFault, Mistake, SuiteError
 from iamroles_scenarios.commands.demo_streams import STREAMS, SecondAct, heading
 from iamroles_scenarios.commands.staged import OPTIONS, with_options
 from iamroles_scenarios.declarations.documents import read
@@ -236,7 +236,7 @@ def demo(*, kind: str, haproxy: str | None, agent_file: Path | None, pause: bool
             stage = open_stage(kind, haproxy=haproxy)
         with stage:
             good = perform(stage, agent, console, pause=wait)
-    except (AgentFileError, SelectionError) as error:
+    except Mistake as error:
         raise click.UsageError(str(error)) from error
     except SuiteError as error:
         click.echo(f"iamroles demo: {error}", err=True)

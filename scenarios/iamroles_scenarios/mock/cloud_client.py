@@ -40,9 +40,7 @@ class CloudClient:
         self._serial = itertools.count()
         self._accounts: dict[str, Account] = {}
         self._sessions = boto3.session.Session()
-        self._client = lru_cache(maxsize=32)(
-            self._new_client
-        )  # to make one takes longer than to call with it
+        self._client = lru_cache(maxsize=32)(self._new_client)  # to make one takes longer than a call
 
     def account(self, account: str = "111111111111") -> Account:
         """An account, with its administrator; made when first asked for."""

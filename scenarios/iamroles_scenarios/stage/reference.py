@@ -10,6 +10,9 @@ from pathlib import Path
 
 from iamroles_scenarios.stage import AgentSpec
 
+_FEATURES = ["oidc", "sts", "limits", "age", "workers", "identity", "live", "renew", "proof", "authorities"]
+_FEATURES += ["certificate", "dpop", "actor", "mcp"]
+
 
 def reference_agent() -> AgentSpec:
     """Return what `conformance/agent.toml` says, for an install without a checkout."""
@@ -19,23 +22,7 @@ def reference_agent() -> AgentSpec:
             "name": "iamroles",
             "version": version("haproxy-iam-roles"),
             "launch": {"command": ["iamroles", "agent", "run"], "build": "python"},
-            "features": {
-                "oidc": True,
-                "sts": True,
-                "reload": "SIGHUP",
-                "limits": True,
-                "age": True,
-                "workers": True,
-                "identity": True,
-                "live": True,
-                "renew": True,
-                "proof": True,
-                "authorities": True,
-                "certificate": True,
-                "dpop": True,
-                "actor": True,
-                "mcp": True,
-            },
+            "features": {"reload": "SIGHUP", **dict.fromkeys(_FEATURES, True)},
         },
         Path(__file__),
     )

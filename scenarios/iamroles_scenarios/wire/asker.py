@@ -204,9 +204,7 @@ class Asker:
             elif (pair := next(round_.left, None)) is not None:
                 frame = notify(self._stream_id, 1, pair[1]).encode()
                 if (length := len(frame) - 4) > self._limit:
-                    said = (
-                        f"the agent agreed on frames of {self._limit} bytes, and this question has {length}"
-                    )
+                    said = f"the agent takes frames of {self._limit} bytes, and this question has {length}"
                     round_.fail(WireError(f"{said} (SPEC.md 2.6)", self.transcript))
                     continue
                 raw += frame

@@ -1,6 +1,7 @@
 """Expiry: a stream that was allowed ends with its credential, of whatever kind it is, busy or idle.
 
-It ends also after losses: of the agent, of one of two agents, of the proxy for a while, of its worker.
+It ends also after losses: of the agent, of a process of it, of one of two agents, of the proxy for a while,
+of its worker.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from iamroles_scenarios.checks.live import fixture
 from iamroles_scenarios.checks.live.fixture import EVENTS, EVERY, FEW, OPEN, SOCKET, LiveBench, live_bench
 from iamroles_scenarios.checks.live.multiplexed import H2Client
 from iamroles_scenarios.checks.live.stream import Stream
+from iamroles_scenarios.checks.policy.workers import deaths
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.engine.target import Target
 
@@ -30,6 +32,8 @@ HALT, _SOON = 2.0, 0.5
 """Seconds, times the scale: of the proxy's halt, more than `AFTER`, and from it to another stream's end."""
 _MOMENTS, _LATE = range(5), 2 / 3
 """Seconds at which streams end, and the part of them that may be late by the host alone (9.17)."""
+_LAST, _CUT = 3.0, 10.0
+"""Seconds, times the scale: of the credential that ends after a death, and in which a revocation cuts."""
 
 
 @check("live.expiry.ends", "LIVE-EXPIRY-001", "LIVE-IDLE-001", features={"live"})
@@ -206,3 +210,25 @@ def dead(target: Target) -> None:
         here.revoke(principals=["alice"])
         here.must_end(going, "the revocation, an old worker dead")
         here.must_last(staying, "the revocation of another, an old worker dead")
+
+
+@check("live.death.ends", "LIVE-DEATH-001", "LIVE-KEEP-001", features={"live", "workers"}, long=True)
+def ends(target: Target) -> str:
+    """After the death of any process of the agent, streams end with their credential and by a revocation.
+
+    Each process is killed in turn, its first process last; a stream that is still permitted goes on.
+    """
+    with live_bench(target, "live.death", revoking=True) as here:
+        staying, number = here.open(SOCKET, here.token(exp="+15m", sub="bob")), 0
+        for number, (what, end) in enumerate(deaths(here), 1):
+            name = f"alice-{number}"
+            going = here.open_all(FEW, here.token(exp="+15m", sub=name))
+            [short] = here.open_short([fixture.IDLE_SOCKET], _LAST)
+            here.in_time(short.expires, what)
+            end()
+            here.loan.wait_agents(here.seconds(fixture.BACK))
+            here.revoke(principals=[name])
+            here.must_end(going, f"a revocation after {what}", _CUT)
+            here.must_expire([short], f"its token's end after {what}")
+            here.must_last([staying], f"{what}, and the revocation of another", 0.0)
+    return f"{number} deaths"
