@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationIn
 
 _SIZES = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_DURATION = re.compile(r"([0-9]{1,300}(?:\.[0-9]+)?)(ms|s|m|h|d)")
+
 
 CHECKED = {"checked": True}
 """Validation context for a configuration that the agent itself stored: durations are numbers of seconds."""
@@ -22,7 +22,7 @@ CHECKED = {"checked": True}
 def _seconds(value: object, info: ValidationInfo) -> float:
     if info.context is CHECKED and isinstance(value, float):
         return value
-    if isinstance(value, str) and (match := _DURATION.fullmatch(value)):
+    if isinstance(value, str) and (match := re.fullmatch(r"([0-9]{1,300}(?:\.[0-9]+)?)(ms|s|m|h|d)", value)):
         return float(match[1]) * _UNITS[match[2]]
     raise ValueError('a duration is a string such as "500ms", "90s", "15m", "1h"')
 
