@@ -57,6 +57,7 @@ from iamroles_agent.processes.service import Service
 from iamroles_agent.serving import listening
 from iamroles_agent.serving.accepting import shared_counts
 from iamroles_agent.serving.server import LINGER
+from iamroles_agent.tokens import proof
 from iamroles_agent.tokens.admission import Callers
 
 _KILL_MARGIN = 3.0
@@ -137,15 +138,13 @@ class Supervisor:
             saves=saves,
         )
         self._service = Service(self.plane, settings.drain_timeout + 2 * LINGER + _KILL_MARGIN)
-        self._selector = selectors.DefaultSelector()
-        self._on_ready = on_ready
+        self._selector, self._on_ready = selectors.DefaultSelector(), on_ready
         self._inherited = {listening.address_of(sock): sock for sock in listeners}
         self._listeners: list[socket.socket] = []
         self._counts, self._callers = shared_counts(settings.workers), Callers()
         self._stop_at: float | None = None
         """Monotonic time at which members that still live are killed."""
-        self._failure = ""
-        self._killed = False
+        self._failure, self._killed = "", False
         self._out = output(1)
 
     def run(self) -> int:
@@ -157,6 +156,7 @@ class Supervisor:
         Raises:
             StartError: the agent did not start; no process of it is left.
         """
+        proof.OWN_KEY = os.urandom(32)  # what imported the module may have forked other agents, too
         self._listeners = listening.open_all(self._settings, list(self._inherited.values()))
         self._addresses = [listening.address_of(sock) for sock in self._listeners]
         for text in listening.warnings(self._addresses, self._settings):
