@@ -163,7 +163,7 @@ def virtual() -> Iterator[None]:
             raise ConfigError([])
         return decode(part)
 
-    keep = functools.lru_cache(1 << 14)
+    keep, fields = functools.lru_cache(1 << 14), lambda it: tuple(getattr(it, at) for at in it.__slots__)
     rules = once(authenticator.rules_of, id)
     read_key = once(keys.parse_key, lambda jwk: (jwk["kid"], jwk["n"]))
     verifier = keys.Key.verifier
@@ -180,8 +180,8 @@ def virtual() -> Iterator[None]:
         (keys, "parse_key", lambda jwk: dataclasses.replace(read_key(jwk))),
         (keys.Key, "verifier", verifies),
         (gate, "prepare", once(gate.prepare, lambda said: (said.allow, said.reason, said.rule))),
-        (gate, "ticket", keep(gate.ticket)),
-        (gate, "encode_verdict", keep(gate.encode_verdict)),
+        (gate, "ticket", once(gate.ticket, lambda *said: (*said[:-1], *fields(said[-1])))),
+        (gate, "encode_verdict", once(gate.encode_verdict, lambda said, *more: (*fields(said), *more))),
         (Policy, "release", lambda self: None),
         (Message, "encode", _wire),
         (Frames, "receive", lambda self, data: iter((data.said,))),

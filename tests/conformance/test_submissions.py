@@ -130,7 +130,7 @@ def _left_out(document):
         (lambda one: one.update(checks=one["checks"] * 2), "checks: name one check twice"),
         (lambda one: one.update(checks=one["checks"] * 5001), "checks: List should have at most 5000"),
         (lambda one: one.update(finished="<script>"), "finished"),
-        (lambda one: one.update(reproduce="x" * 501), "reproduce"),
+        (lambda one: one.update(reproduce="x" * 50_001), "reproduce"),
         (lambda one: one["totals"].update(**{"pass": 9}), "totals"),
         (
             lambda one: one["statement"]["conforms"].update(core=["wire"]),

@@ -279,7 +279,7 @@ def test_a_helper_that_ends_by_itself_was_not_killed(monkeypatch, after, killed)
     here = MagicMock(people=["?"], seconds=lambda _: -1.0, failed=CheckFailed)
     here.__enter__.return_value = here
     monkeypatch.setattr(host, "fault_bench", lambda _: here)
-    monkeypatch.setattr(host, "_starved", lambda *_: nullcontext())
+    monkeypatch.setattr(host, "_starved", lambda *_: nullcontext(MagicMock()))
     monkeypatch.setattr(host, "_Waits", lambda _: nullcontext(MagicMock(deepest=host._DEEP)))
 
     with pytest.raises(CheckFailed, match="it killed its own") if killed else nullcontext():

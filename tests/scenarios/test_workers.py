@@ -132,7 +132,7 @@ def test_each_worker_is_asked(worlds):
 def test_each_worker_is_waited_for_until_it_is_right():
     wrong = {"first": 1, "second": 2}
 
-    def actions(asked, of, window):
+    def actions(asked, of):
         wrong[of] -= 1
         return [[Action(Scope.txn, "allow", Typed.of(wrong[of] < 0))] for _ in asked]
 

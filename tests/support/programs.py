@@ -13,6 +13,7 @@ from pathlib import Path
 
 from policies import document, grant
 from tokens_support import AUDIENCE, ROLE
+from waiting import until
 
 from iamroles_scenarios.stage.fork_server import ForkServer
 
@@ -32,7 +33,7 @@ class Forked(subprocess.Popen):
 
     def _execute_child(self, args, _executable, _before, _close, _pass, cwd, env, *rest):
         pipes, orders = rest[3:9], _server()._socket
-        assert args[:2] == IAMROLES[:2], "another program is for `subprocess.Popen`"
+        assert [*args[:2], rest[-3]] == [*IAMROLES[:2], -1], "what this cannot is for `subprocess.Popen`"
         order = [list(map(str, args)), dict(env or os.environ), str(cwd or Path.cwd())]
         streams = [number if end < 0 else end for number, end in enumerate(pipes[i] for i in (0, 3, 5))]
         with _server()._lock:
@@ -101,10 +102,13 @@ class Program:
         return self.line()
 
     def ended(self, *signals):
-        """Return its exit status, once it has these signals."""
+        """Return its exit status, once it has these signals; after SIGKILL its members are gone, too."""
+        members = self.children() if signal.SIGKILL in signals else ()
         for number in signals:
             self.process.send_signal(number)
-        return self.process.wait(PATIENCE)
+        status = self.process.wait(PATIENCE)
+        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in members))
+        return status
 
     def children(self, name=""):
         """Pids of its members, or of those whose names begin so."""

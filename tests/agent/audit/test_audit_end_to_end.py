@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -99,7 +100,7 @@ def test_under_the_unit_the_group_may_read_the_log_and_nothing_else(tmp_path, id
     about = policy(idp, own / "audit.jsonl", "1s")
     about["agent"] |= {"listen": f"unix:{own}/agent.sock", "state_dir": str(own / "state")}
 
-    with running(tmp_path, about, umask=int(found[1], 8)):
+    with running(tmp_path, about, popen=subprocess.Popen, umask=int(found[1], 8)):
         modes = {path.name: path.stat().st_mode & 0o777 for path in own.iterdir()}
 
     assert {name: mode for name, mode in modes.items() if mode & 0o077} == {

@@ -27,6 +27,7 @@ def settings(*listen, **more):
 @pytest.fixture
 def opened():
     held: list[socket.socket] = []
+    os.umask(mask := os.umask(0o022))
 
     def opens(*listen, inherited=(), **more):
         found = listening.open_all(settings(*listen, **more), inherited)
@@ -36,6 +37,7 @@ def opened():
     yield opens
     for sock in held:
         sock.close()
+    os.umask(mask)  # threads that listen at once have one between them; agents are processes
 
 
 @pytest.fixture

@@ -94,7 +94,7 @@ def _questions(here: Bench, key: str, number: int, row: Row, now: int) -> tuple[
 
 
 _CHANGES = ((False, ""), (True, "without it: "), (False, "again with it: "))
-_PAUSES, _STEP = 3.5, 0.2
+_PAUSES, _EACH = 3.5, 0.2
 """Seconds, times the scale, in which an agent meets an STS in vain, and may come to its longest pause; and
 seconds, at any scale, from one question to the next."""
 _FETCHED = {"name", "issuer", "jwks_uri", "algorithms"}
@@ -177,7 +177,7 @@ def keys_of_endpoints(target: Target) -> str:
             here.must_reload({**here.loan.policy, "sts": sts}, "the keys of endpoints")
             here.ask_all(questions, when)
             gone = [each for each in questions if each.expected == expected("sts_unavailable")]
-            for _last in polls(here.seconds(_PAUSES), _STEP) if gone else ():
+            for _last in polls(here.seconds(_PAUSES), _EACH) if gone else ():
                 for worker in here.spread.askers():  # a pause ends with its policy (8.5)
                     here.actions(gone, of=worker)
     return f"{here.asked} questions"
