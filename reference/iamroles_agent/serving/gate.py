@@ -209,7 +209,8 @@ class Gate:
             if not await self._record(judged.record, context):
                 return self._unrecorded()
             recorded = judged.decision
-            if judged.state is not self._current():  # it changed while the record was written to the disk
+            over = recorded.allow and recorded.expires is not None and recorded.expires <= self._clock()
+            if over or judged.state is not self._current():  # since the record was written to the disk
                 judged = await self._judged(check)
         state, decision, last_second = judged.state, judged.decision, judged.last_second
         actions = encode_verdict(decision)
@@ -224,9 +225,8 @@ class Gate:
             and self.authenticator.recall(check.authorization or "") is not None
         ):
             shadowed = bool(decision.shadow)
-            self._remember(
-                state, key, _Verdict(actions, judged.record, last_second, decision.reason, shadowed)
-            )
+            verdict = _Verdict(actions, judged.record, last_second, decision.reason, shadowed)
+            self._remember(state, key, verdict)
         self._metrics.verdict_misses += 1
         self._metrics.shadowed += bool(decision.shadow)
         if not decision.answer:

@@ -91,9 +91,7 @@ def reloads(target: Target) -> str:
         added = {"issuers": _CROWD, "resources": [{"name": "crowd", "resource": _CROWDED}]}
         here.must_reload(edited(here.loan.policy, {"add": here.loan.own(added)}), "a crowd of issuers")
         path = metadata(_CROWDED).removeprefix(_OWN)
-        question = SpopQuestion(
-            "long metadata", {**iam_check(None), **CALL, "method": "GET", "path": path}, {}
-        )
+        question = SpopQuestion("metadata", {**iam_check(None), **CALL, "method": "GET", "path": path}, {})
         seen, servers = read(here.actions([question])[0]), None
         with suppress(ValueError, TypeError, LookupError):
             servers = sorted(json.loads(str(seen["document"]))["authorization_servers"])
@@ -136,12 +134,14 @@ def dpop(target: Target) -> None:
             if named != dict.fromkeys(("Bearer", "DPoP"), metadata(resource)):
                 here.note_wrong(f"{path}: the challenges name {named}")
             answer = exchange(here, "GET", metadata(resource).removeprefix(_OWN), [("Host", "mcp.example")])
-            said = json.loads(answer.body)
+            said: dict[str, Any] = {}
+            with suppress(ValueError, TypeError):
+                said = dict(json.loads(answer.body))
             right = (["ES256"], required and not certificate, certificate)
             algs = said.get("dpop_signing_alg_values_supported")
             seen = algs, *(said.get(name, False) for name in (_BY_PROOF, _BY_CERTIFICATE))
-            if seen != (right if required is not None else (None, False, False)):
-                here.note_wrong(f"{path}: its metadata say {said}")
+            if not said or seen != (right if required is not None else (None, False, False)):
+                here.note_wrong(f"{path}: its metadata say {said or answer.body[:80]!r}")
 
 
 @check("mcp.audience.proof", "MCP-AUD-001", features=_DPOP)
