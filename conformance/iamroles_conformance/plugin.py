@@ -32,7 +32,7 @@ _SUBJECT: pytest.StashKey[Subject] = pytest.StashKey()
 _RESULTS: pytest.StashKey[list[tuple[PlannedCheck, CheckResult]]] = pytest.StashKey()
 _TOLD: pytest.StashKey[set[str]] = pytest.StashKey()
 """Causes in the set-up that a failure has shown in full."""
-_SKIPPED = "verdict", "not-applicable"
+_SKIPPED, _UNTESTABLE = ("verdict", "not-applicable"), ("verdict", "untestable")
 """The property of an item by which its report is known, whatever its path is called."""
 
 
@@ -287,15 +287,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Stop everything; write the report where one was asked for."""
     config = session.config
+    terminal = config.pluginmanager.getplugin("terminalreporter")  # xdist's workers have none
+    failed = terminal.getreports("failed") if terminal else []
+    untestable = [one for one in failed if _UNTESTABLE in getattr(one, "user_properties", ())]
+    if session.exitstatus == pytest.ExitCode.TESTS_FAILED and session.testsfailed == len(untestable):
+        session.exitstatus = ExitCode.UNTESTABLE
     run = config.stash.get(_RUN, None)
     if run is None:
         return
     run.close()
-    verdicts = [result.verdict.value for _, result in config.stash[_RESULTS]]
-    if session.exitstatus == pytest.ExitCode.TESTS_FAILED and session.testsfailed == verdicts.count(
-        "untestable"
-    ):
-        session.exitstatus = ExitCode.UNTESTABLE
     directory, evidence = (config.getoption(f"--iamroles-{name}") for name in ("report", "evidence"))
     results = config.stash[_RESULTS]
     if (directory or evidence) and results and _has_all(config):

@@ -26,9 +26,8 @@ def agent(tmp_path):
 
 def test_a_report_that_cannot_be_written_is_told_before_a_check_is_played(tmp_path):
     (tmp_path / "file").touch()
-    done = _pytest(
-        "--pyargs", "iamroles_conformance", "-k", "wire.hello", f"--iamroles-report={tmp_path / 'file'}"
-    )
+    report_to = f"--iamroles-report={tmp_path / 'file'}"
+    done = _pytest("--pyargs", "iamroles_conformance", "-k", "wire.hello", report_to)
 
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
     assert "no report can be written there: File exists" in done.stderr
@@ -84,19 +83,13 @@ def test_a_thread_that_makes_loggers_disturbs_no_check(agent, tmp_path):
         "import logging, sys, threading\n"
         "sys.setswitchinterval(1e-5)\n"
         "named = logging.Logger.manager.loggerDict\n"
-        "for at in range(200_000):\n"
-        "    logging.getLogger(f'standing{at}')\n"
+        "[logging.getLogger(f'standing{at}') for at in range(200_000)]\n"
         "over = threading.Event()\n"
         "def make():\n"
-        "    while not over.is_set():\n"
-        "        logging.getLogger('passing')\n"
-        "        del named['passing']\n"
+        "    while not over.is_set(): logging.getLogger('passing') and named.pop('passing')\n"
         "maker = threading.Thread(target=make)\n"
-        "def pytest_runtestloop():\n"
-        "    maker.start()\n"
-        "def pytest_unconfigure():\n"
-        "    over.set()\n"
-        "    maker.join()\n"
+        "def pytest_runtestloop(): maker.start()\n"
+        "def pytest_unconfigure(): over.set() or maker.join()\n"
     )
     options = ("-p", "makes_loggers", f"--iamroles-agent={agent}", "-k", "gate.no-token and spop")
     done = _pytest("--pyargs", "iamroles_conformance", *options, cwd=tmp_path)
@@ -105,8 +98,18 @@ def test_a_thread_that_makes_loggers_disturbs_no_check(agent, tmp_path):
 
 
 def test_under_xdist_one_worker_has_all_checks_and_writes_the_report(agent, tmp_path):
+    (tmp_path / "late_host.py").write_text(
+        "from dataclasses import replace\n"
+        "from iamroles_scenarios.declarations.results import Verdict\n"
+        "from iamroles_scenarios.engine.run import Run\n"
+        "played, late = Run.result, {Verdict.FAIL: Verdict.UNTESTABLE}\n"
+        "def result(self, check):\n"
+        "    found = played(self, check)\n"
+        "    return replace(found, verdict=late.get(found.verdict, found.verdict))\n"
+        "Run.result = result\n"
+    )
     done = _pytest(
-        *("-v", "-n", "2", "--dist", "loadgroup", "--pyargs", "iamroles_conformance"),
+        *("-v", "-n", "2", "--dist", "loadgroup", "--pyargs", "iamroles_conformance", "-p", "late_host"),
         *(f"--iamroles-agent={agent}", f"--iamroles-report={tmp_path / 'report'}", _BY_SPOP),
         *("-k", "gate.no-token.refused or gate.no-token.challenge or gate.expired or gate.audience.refused"),
         cwd=tmp_path,
@@ -115,6 +118,7 @@ def test_under_xdist_one_worker_has_all_checks_and_writes_the_report(agent, tmp_
     played = [line[:5] for line in done.stdout.splitlines() if line.startswith("[gw") and "%]" in line]
     assert len(played) > 3, done.stdout
     assert len(set(played)) == 1, done.stdout
+    assert done.returncode == 6, done.stdout
     assert len(report.load(tmp_path / "report" / "report.json")["checks"]) == len(played)
 
 

@@ -18,6 +18,7 @@ from unittest.mock import MagicMock
 
 import pytest
 import stopped_judge
+from invoking import finished
 from waiting import until
 
 from iamroles_conformance.subject import default_agent_toml
@@ -369,9 +370,7 @@ def test_an_unstretched_time_is_found(source):
 
 
 def _stopped(*words):
-    done = subprocess.run(
-        [sys.executable, stopped_judge.__file__, *words], capture_output=True, text=True, check=False
-    )
+    done = finished(sys.executable, stopped_judge.__file__, *words)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 

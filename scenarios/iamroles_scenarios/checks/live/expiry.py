@@ -1,7 +1,6 @@
 """Expiry: a stream that was allowed ends with its credential, of whatever kind it is, busy or idle.
 
-It ends also after losses: of the agent, of a process of it, of one of two agents, of the proxy for a while,
-of its worker.
+It ends also after losses: of the agent, a process of it, one of two agents, the proxy, or its worker.
 """
 
 from __future__ import annotations
