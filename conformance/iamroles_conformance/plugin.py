@@ -290,7 +290,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     terminal = config.pluginmanager.getplugin("terminalreporter")  # xdist's workers have none
     failed = terminal.getreports("failed") if terminal else []
     untestable = [one for one in failed if _UNTESTABLE in getattr(one, "user_properties", ())]
-    if session.exitstatus == pytest.ExitCode.TESTS_FAILED and session.testsfailed == len(untestable):
+    if session.exitstatus == pytest.ExitCode.TESTS_FAILED and 0 < session.testsfailed == len(untestable):
         session.exitstatus = ExitCode.UNTESTABLE
     run = config.stash.get(_RUN, None)
     if run is None:

@@ -115,7 +115,7 @@ class SuiteError(Exception):
 
 
 class Mistake(SuiteError):
-    """Of the caller, in a command or in a file that it names. Commands exit 2."""
+    """The caller erred, in a command or in a file that the command names. Commands exit 2."""
 
 
 class SelectionError(Mistake):
