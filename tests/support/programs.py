@@ -13,7 +13,6 @@ from pathlib import Path
 
 from policies import document, grant
 from tokens_support import AUDIENCE, ROLE
-from waiting import until
 
 from iamroles_scenarios.stage.fork_server import ForkServer
 
@@ -102,13 +101,10 @@ class Program:
         return self.line()
 
     def ended(self, *signals):
-        """Return its exit status, once it has these signals; after SIGKILL its members are gone, too."""
-        members = self.children() if signal.SIGKILL in signals else ()
+        """Return its exit status, once it has these signals; after SIGKILL its members may live a moment."""
         for number in signals:
             self.process.send_signal(number)
-        status = self.process.wait(PATIENCE)
-        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in members))
-        return status
+        return self.process.wait(PATIENCE)
 
     def children(self, name=""):
         """Pids of its members, or of those whose names begin so."""

@@ -26,7 +26,7 @@ from typing import Any
 
 from iamroles_agent.audit.chain import BEGIN, SEALED, Head, Tree
 from iamroles_agent.base import files
-from iamroles_agent.base.errors import StartError
+from iamroles_agent.base.errors import InUseError, StartError
 
 _BLOCK = 1 << 16
 
@@ -79,15 +79,16 @@ def over_budget(path: Path, keep: int) -> list[tuple[Path, int]]:
 class LogFile:
     """A log that is open for appending, and locked; a path of None is standard error.
 
-    `held` is the locked file of the log that this log follows. A missing file is created with mode 0640.
+    `held` is the locked file of the log that this log follows, `within` the seconds for which another process
+    may still write it. A missing file is created with mode 0640.
 
     Raises:
         OSError: the file cannot be opened.
-        FileInUseError: another process writes it.
+        InUseError: another process writes it.
         StartError: it is not an audit log.
     """
 
-    def __init__(self, path: Path | None, *, held: int | None = None) -> None:
+    def __init__(self, path: Path | None, *, held: int | None = None, within: float = 0.0) -> None:
         self.path = path
         self.torn = 0
         """Bytes of an unfinished last line, left by a crash and cut off."""
@@ -113,7 +114,7 @@ class LogFile:
             if self.regular and found.st_uid not in (0, os.geteuid()) and found.st_mode & stat.S_IWOTH:
                 raise StartError(f"the audit log {path} belongs to user {found.st_uid}, who could change it")
             if self.regular:
-                self._lock = _locked(path, held)
+                self._lock = _locked(path, held, within)
                 self._head = _open_head(head_path(path))
                 self._take_over(path)
         except BaseException:
@@ -234,10 +235,6 @@ class LogFile:
         self._head = self._lock = None
 
 
-class FileInUseError(StartError):
-    """Another process writes this log."""
-
-
 def _open_head(path: Path) -> int:
     try:
         return files.open_beside(path, 0o640)
@@ -246,15 +243,15 @@ def _open_head(path: Path) -> int:
         raise StartError(f"{path} cannot be the head of the audit log: {error.strerror}. Remove it") from None
 
 
-def _locked(path: Path, held: int | None) -> int:
+def _locked(path: Path, held: int | None, within: float) -> int:
     there = lock_path(path)
     try:
         if held is not None and there.exists() and os.path.samestat(os.fstat(held), there.stat()):
             return os.dup(held)  # shares the lock
-        return files.lock(there)
-    except files.HeldError:
-        raise FileInUseError(
-            f"the audit log {path} is being written by another process. "
+        return files.lock(there, within)
+    except files.HeldError as error:
+        raise InUseError(
+            f"the audit log {path} is being written by {error.strerror}. "
             "Stop that one, or give each agent its own audit.path"
         ) from None
     except OSError as error:

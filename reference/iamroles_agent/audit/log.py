@@ -37,7 +37,7 @@ from pathlib import Path
 
 from iamroles_agent import __version__
 from iamroles_agent.audit.chain import Head
-from iamroles_agent.audit.file import FileInUseError, LogFile, worker_path
+from iamroles_agent.audit.file import LogFile, worker_path
 from iamroles_agent.audit.journal import GAP, Journal
 from iamroles_agent.audit.outage import LIMIT, Outage
 from iamroles_agent.audit.record import (
@@ -51,7 +51,7 @@ from iamroles_agent.audit.record import (
 )
 from iamroles_agent.base.clocks import Clock
 from iamroles_agent.base.config import AuditSettings
-from iamroles_agent.base.errors import StartError
+from iamroles_agent.base.errors import ENDING, InUseError, StartError
 
 _log = logging.getLogger("iamroles.audit")
 
@@ -171,8 +171,8 @@ class Audit:
             path = Path(self.settings.path)
             try:
                 path = worker_path(self.settings.path, self._worker, turn)
-                return LogFile(path)
-            except FileInUseError:
+                return LogFile(path, within=ENDING if len(self._turns) == 1 else 0.0)
+            except InUseError:
                 if turn == self._turns[-1]:
                     raise
             except OSError as error:

@@ -54,3 +54,11 @@ class ConfigError(Exception):
 
 class StartError(Exception):
     """The agent cannot start for a reason outside its files (a busy port, no permission): exit 3."""
+
+
+class InUseError(StartError):
+    """Another process has what the agent needs; it may be a member of a killed agent, and end in a moment."""
+
+
+ENDING = 1.0
+"""Seconds for the members of a killed agent to end."""

@@ -290,7 +290,7 @@ class Changes:
         late = [
             members.slots[index]
             for index, waited in sorted(change.waiting.items())
-            if spent - members.scheduled(index).since(waited) > change.limit
+            if spent > change.limit and spent - members.scheduled(index).since(waited) > change.limit
         ]
         up = [slot for slot in members.workers if slot.life is Life.UP]
         if change.phase is Phase.PREPARE and late and up and all(slot in late for slot in up):

@@ -32,8 +32,8 @@ class Timing:
     """Between two pings to a member."""
     silence: float = 1.0
     """A member that says nothing for longer is replaced."""
-    look: float = 0.1
-    """At least, between two looks at a member that talks."""
+    look: float = 1.0
+    """At least, between two looks at a member that talks: one reads two files for each of its threads."""
     patience: float = 3.0
     """For a member killed for silence to be replaced, before another one is killed for it."""
     late: float = 0.25

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from iamroles_agent.base import files
-from iamroles_agent.base.errors import StartError
+from iamroles_agent.base.errors import ENDING, StartError
 from iamroles_agent.control.document import POLICY, Document, Part
 
 _INDEX = "in-force.json"
@@ -97,7 +97,7 @@ class Store:
     def _locked(self) -> int:
         path = self.directory / LOCK
         try:
-            return files.lock(path)
+            return files.lock(path, ENDING)
         except files.HeldError as error:
             raise StartError(
                 f"the state directory {self.directory} cannot be used: another agent uses it "

@@ -11,8 +11,9 @@ import hashlib
 import json
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -31,6 +32,7 @@ _MAX_BYTES = 64 << 20
 _LEAST_NONCE_KEY, _MAX_NONCE_KEY = 32, 4096
 _VENDOR = "x-"
 """Top-level tables of vendors (`[x-acme]`) are not checked: SPEC.md section 6."""
+_Find = Callable[[], Lines]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +43,12 @@ class PolicyFile:
     """Checked, groups written out."""
     written: Config
     """As the file says it."""
-    lines: Lines
+    lines: _Find
     name: str
 
     def line(self, key: str) -> int | None:
         """Return the 1-based line of a key such as `grants[2].backend`, or of the table that holds it."""
-        return line_of(self.lines, key)
+        return line_of(self.lines(), key)
 
 
 def load(path: Path | str) -> Config:
@@ -151,7 +153,7 @@ def parse_text(text: str, format: Literal["toml", "json"], name: str) -> PolicyF
         sound = Sound.of_data(data, {_real_location(item["loc"], data) for item in error.errors()})
     problems += _unwritable(text, data, lines, name)
     problems += [
-        Problem(name, fault.key, fault.message, fault.remedy, line_of(lines, fault.key))
+        Problem(name, fault.key, fault.message, fault.remedy, line_of(lines(), fault.key))
         for fault in check(sound)
     ]
     if problems or config is None:
@@ -163,15 +165,15 @@ def _parse(
     text: str,
     format: Literal["toml", "json"],  # noqa: A002
     name: str,
-) -> tuple[dict[str, Any], Lines, list[Problem]]:
-    """Run the format's own parser.
+) -> tuple[dict[str, Any], _Find, list[Problem]]:
+    """Run the format's own parser. Lines are found when they are first asked for: most files are sound.
 
     Raises:
         ConfigError: the text cannot be parsed.
     """
     if format == "toml":
         try:
-            return tomllib.loads(text), toml_lines(text), []
+            return tomllib.loads(text), cache(lambda: toml_lines(text)), []
         except (ValueError, RecursionError) as error:
             found = re.search(r"line (\d+)", str(error))
             last = (
@@ -179,37 +181,44 @@ def _parse(
             )
             line = int(found[1]) if found else last
             raise _fault(name, f"is not TOML: {error}", "Correct the syntax", line) from error
+    twice: list[object] = []
+
+    def once(members: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(members)
+        twice.extend(members[len(found) :])
+        return found
+
     try:
-        data = json.loads(text)
+        data = json.loads(text, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
         at = error.lineno if isinstance(error, json.JSONDecodeError) else line_of_digits(text)
         raise _fault(name, f"is not JSON: {error}", "Correct the syntax", at) from error
     if not isinstance(data, dict):
         raise _fault(name, "is not a JSON object", "Write the tables as members", 1)
-    lines, twice = json_lines(text)
     same = ("is written twice in one object", "Keep one of the two")
-    return data, lines, [Problem(name, key, *same, line) for key, line in twice]
+    again = json_lines(text)[1] if twice else []
+    return data, cache(lambda: json_lines(text)[0]), [Problem(name, key, *same, line) for key, line in again]
 
 
-def _unwritable(text: str, data: object, lines: Lines, name: str) -> Iterator[Problem]:
+def _unwritable(text: str, data: object, lines: _Find, name: str) -> Iterator[Problem]:
     """Find texts that no file name and no frame can hold: their characters must be escaped in the policy."""
     left = [("", data)] if re.search(r"\\[uU](0000|[dD][89a-fA-F])", text) else []
     for key, value in left:
         if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
             wrong = "has U+0000 or half a surrogate pair"
-            yield Problem(name, key, wrong, "Leave it out", line_of(lines, key))
+            yield Problem(name, key, wrong, "Leave it out", line_of(lines(), key))
         elif isinstance(value, dict):
             left += [(f"{key}.{member}".removeprefix("."), inner) for member, inner in value.items()]
         elif isinstance(value, list):
             left += [(f"{key}[{index}]", inner) for index, inner in enumerate(value)]
 
 
-def _shape_problems(error: ValidationError, data: object, lines: Lines, name: str) -> Iterator[Problem]:
+def _shape_problems(error: ValidationError, data: object, lines: _Find, name: str) -> Iterator[Problem]:
     for item in error.errors(include_url=False):
         loc = _real_location(item["loc"], data)
         key = _dotted(loc)
         message, remedy = _explain(item["type"], item["msg"], item.get("ctx", {}), loc)
-        yield Problem(name, key, message, remedy, line_of(lines, key))
+        yield Problem(name, key, message, remedy, line_of(lines(), key))
 
 
 def _real_location(loc: tuple[int | str, ...], data: object) -> tuple[int | str, ...]:

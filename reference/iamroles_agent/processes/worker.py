@@ -18,7 +18,7 @@ from typing import Any
 
 from iamroles_agent.audit.log import Audit
 from iamroles_agent.base.config import Config
-from iamroles_agent.base.errors import StartError
+from iamroles_agent.base.errors import ENDING, StartError
 from iamroles_agent.control import policy_part
 from iamroles_agent.control.channel import message
 from iamroles_agent.control.document import KEYS, POLICY, REVOCATIONS, Edits, Parts
@@ -125,7 +125,10 @@ class Worker:
             address = await self.metrics.serve()
         except StartError as error:
             if not (self._takes_over or self.startup.why):
-                raise
+                if tries * _PAUSE > ENDING:
+                    raise
+                await self._show_metrics_again(tries + 1)
+                return
             # The agent before keeps the port while it drains. A stranger may keep it for ever.
             patience = self.config.agent.drain_timeout + _DRAINS if self._takes_over else 0.0
             if tries == int(patience / _PAUSE):

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from iamroles_agent.base.config import AgentSettings
-from iamroles_agent.base.errors import StartError
+from iamroles_agent.base.errors import ENDING, InUseError, StartError
 
 BACKLOG = 1024
 """Connections that may wait to be accepted: a HAProxy reload reconnects all threads at once."""
@@ -106,8 +106,19 @@ def bind(listen: str, group: str | None = None) -> socket.socket:
     Raises:
         StartError: the address is taken, unknown or forbidden.
     """
-    if listen.startswith(UNIX):
-        return _bind_unix(Path(listen.removeprefix(UNIX)), group)
+    end = time.monotonic() + ENDING
+    while True:
+        try:
+            if listen.startswith(UNIX):
+                return _bind_unix(Path(listen.removeprefix(UNIX)), group)
+            return _bind_tcp(listen)
+        except InUseError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.01)
+
+
+def _bind_tcp(listen: str) -> socket.socket:
     host, port = split_host_port(listen)
     try:
         family, kind, proto, _, address = socket.getaddrinfo(
@@ -285,4 +296,5 @@ def _refused(listen: str, error: OSError) -> StartError:
         None: "a path has 107 bytes at the most; choose a shorter one",  # Python itself refuses it
         errno.ENOENT: f"the directory {directory} does not exist; make it, for this user alone to write",
     }.get(error.errno, error.strerror or str(error))
-    return StartError(f"cannot listen on {listen}: {why}")
+    kind = InUseError if error.errno == errno.EADDRINUSE else StartError
+    return kind(f"cannot listen on {listen}: {why}")

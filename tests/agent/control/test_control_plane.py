@@ -254,15 +254,15 @@ def test_a_wait_that_lasts_counts_until_it_is_over(bench):
     assert bench.passes(0.25, but=(0,)) == ["kill 0: no heartbeat for 10.2 s"]
 
 
-def test_a_member_that_talks_much_is_looked_at_ten_times_a_second(bench):
+def test_a_member_that_talks_much_is_looked_at_once_a_second(bench):
     """A stranger can make a worker ask at any rate, and a look reads two files for each thread."""
     looks = []
     bench.plane.members.scheduled = lambda index: looks.append(index) or Scheduled()
-    for number in range(100):
+    for number in range(500):
         bench.passes(0.01, step=0.01)
         bench.hears(0, "ask", id=number, topic="sts", body={})
 
-    assert 9 <= looks.count(0) <= 11
+    assert 4 <= looks.count(0) <= 6
 
 
 def test_a_starved_member_misses_no_deadline_of_a_change(bench):

@@ -160,6 +160,25 @@ def test_what_was_accepted_outlives_the_agent(agent, server):
     assert agent.all_say(token) == {"allow"}  # after an orderly end the file counts
 
 
+def test_whose_parent_was_killed_starts_again_at_once(tmp_path, server):
+    """The members of before end in a moment, and until then hold the sockets, the log and its lock."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        metrics = {"listen": f"127.0.0.1:{free.getsockname()[1]}"}
+    settings, audit = (
+        SETTINGS | {"workers": 2, "listen": f"unix:{tmp_path}/agent.sock"},
+        {"path": f"{tmp_path}/audit"},
+    )
+    with running(tmp_path, server, 2, agent=settings, metrics=metrics, audit=audit) as agent:
+        for _ in range(5):
+            agent.process.kill()
+            agent.process.wait()
+            agent.start()
+        agent.write(agent=settings | {"listen": "127.0.0.1:0"})
+        other = agent.command("run")
+        assert other.returncode == 3
+        assert f"process {agent.process.pid}" in other.stderr
+
+
 def test_a_replaced_policy_stays_replaced_though_the_next_one_did_not_fit_on_the_disk(tmp_path, server):
     with running(tmp_path, server, 1) as agent:
         token = token_of(server.url)
