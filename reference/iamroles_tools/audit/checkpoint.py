@@ -19,6 +19,7 @@ import hashlib
 import re
 from binascii import Error as Base64Error
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidSignature
@@ -55,10 +56,10 @@ def _encoded(data: bytes) -> str:
 
 
 def _decoded(text: str, name: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except (Base64Error, ValueError):
-        raise CheckpointError(f"{name} is not base64") from None
+    with suppress(Base64Error, ValueError):
+        if _encoded(data := base64.b64decode(text)) == text:  # one spelling: no stray trailing bits
+            return data
+    raise CheckpointError(f"{name} is not base64")
 
 
 @dataclass(frozen=True, slots=True)

@@ -328,16 +328,13 @@ class TestProof:
 
         ran("audit verify --proof", path, "--key", signed.vkey)
 
-    @given(data=st.data())
-    def test_no_change_of_a_proof_escapes(self, proof_and_verifier, data):
+    def test_no_change_of_a_proof_escapes(self, proof_and_verifier):
         text, verifier = proof_and_verifier
-        at = data.draw(st.integers(0, text.index("\n— ")))
-        changed = text[:at] + data.draw(st.sampled_from("0189AZaz+/=\n ")) + text[at + 1 :]
-
         assert proven(text, [verifier])
-        if changed != text:
-            with pytest.raises(CheckpointError):
-                proven(changed, [verifier])
+        for at in range(len(text)):
+            for other in {*"0189AZaz+/=\n ", chr(ord(text[at]) + 1)} - {text[at]}:
+                with pytest.raises(CheckpointError):
+                    proven(text[:at] + other + text[at + 1 :], [verifier])
 
     def test_what_is_not_there_or_too_young(self, signed):
         nothing = prove(signed, "9-9-9-9", note=signed.notes[0], code=1)
