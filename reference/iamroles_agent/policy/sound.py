@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -60,7 +61,7 @@ class Sound:
             raw = data.get(table)
             listed = raw if isinstance(raw, list) else []
             names = [{str(f[2]) for f in fields if f[:2] == (table, index)} for index in range(len(listed))]
-            return [_mended(model, item, bad) for item, bad in zip(listed, names, strict=True)]
+            return [_mended(table, model, item, bad) for item, bad in zip(listed, names, strict=True)]
 
         faulty = {loc[0] for loc in wrong if loc}
         tables = {name: item for name, item in data.items() if isinstance(item, dict) and name not in faulty}
@@ -100,7 +101,7 @@ class Sound:
         )
 
 
-def _mended(model: type[_M], item: object, wrong: set[str]) -> _M | None:
+def _mended(table: str, model: type[_M], item: object, wrong: set[str]) -> _M | None:
     """Return an item with stand-ins for its wrong fields; None if it is wrong even then."""
     if not isinstance(item, dict):
         return None
@@ -108,10 +109,10 @@ def _mended(model: type[_M], item: object, wrong: set[str]) -> _M | None:
     for name, about in model.model_fields.items():
         if name not in mended and about.is_required():
             mended[name] = "/" if about.annotation is str else []
-    try:
-        return model.model_validate(mended)
-    except ValidationError:
-        return None
+    with suppress(ValidationError):  # by the whole's validator: each model's own takes time to build
+        found: list[_M] = getattr(Config.model_validate({"version": 1, table: [mended]}), table)
+        return found[0]
+    return None
 
 
 def _raw_names(raw: object) -> frozenset[str]:
