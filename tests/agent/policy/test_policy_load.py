@@ -237,6 +237,8 @@ origins = ["http://x"]
 [x-acme]
 anything = true
 [[rols]]
+[[resources]]
+issuers = ["idp"]
 """
     with pytest.raises(ConfigError) as caught:
         load_text(text, name="p.toml")
@@ -245,6 +247,7 @@ anything = true
         *((2, "multi_rol"), (6, "issuers[0].issuer"), (8, "issuers[0].algorithms[1]"), (15, "roles[0].arn")),
         *((17, "grants[0].roles"), (19, "grants[0].role"), (20, "grants[0].methods[0]")),
         *((21, "grants[0].path"), (22, "grants[0].backend"), (25, "dpop.origins[0]"), (29, "rols")),
+        *((30, "resources[0].name"), (30, "resources[0].resource")),
     ]
     assert str(caught.value).startswith("p.toml:2: multi_rol: is not a known key. Did you mean `multi_role`?")
 
