@@ -201,7 +201,9 @@ class Plane:
 
     def _ping(self) -> None:
         self._pings += 1
-        summary = self._summary()
+        version = self.document.version
+        behind = any(slot.serving and slot.version != version for slot in self.members.workers)
+        summary = {**self._summary(), "behind": behind}
         for index in self.members.slots:
             self.members.send(index, message("ping", n=self._pings, summary=summary))
 

@@ -2,9 +2,10 @@
 
 The clock decides when to look: at every `POLL` for what is due within `AHEAD`, and `GRACE` after something
 was due, when the filter and the timeouts of HAProxy have done what they can. After a change of policy, keys
-or revocations all streams are read and judged once, and again at each look for `SETTLE` seconds, because the
-verdict on a request may have been under way to HAProxy. Revocations change nothing else that was judged, so
-after a change of them alone each stream is only looked for in them: a tenth of the work.
+or revocations all streams are read and judged once, and again at each look until `SETTLE` seconds after the
+last worker has followed, because the verdict on a request may have been under way to HAProxy. Revocations
+change nothing else that was judged, so after a change of them alone each stream is only looked for in them: a
+tenth of the work.
 
 A look has these steps: the long streams of all workers are read (nobody waits for a silent worker), then the
 credentials that may prolong what is about to end (`renewal`); then for each worker its streams are judged,
@@ -108,9 +109,13 @@ class Cutter:
 
     def revoked(self) -> None:
         """Revocations changed: look for each stream in them; what else was judged of it stands."""
-        self.changed_at = self.clock()
+        self.let_in()
         self.changes += 1
         self._wake.set()
+
+    def let_in(self) -> None:
+        """Note that a verdict by what was in force before may be under way: a starved worker gives such."""
+        self.changed_at = self.clock()
 
     async def run(self) -> None:
         """Look and cut, until cancelled."""

@@ -201,6 +201,8 @@ class Worker:
         numbers, audit = self.metrics, self.audit.state()
         if self.index == 0:  # the fetcher's numbers must count once when Prometheus sums all workers
             self.remote.learn(self.link.summary.get("fetcher", {}))
+            if self._cutter is not None and self.link.summary.get("behind"):
+                self._cutter.let_in()
             stats["live"] = in_force.of_cutter(self._cutter, self.link.document.version)
         return stats | {
             "accepted": self.connections.accepted,

@@ -2,10 +2,11 @@
 
 What goes on between the two cannot be seen from outside, so a check that needs it ("one question at a time",
 "in flight while HAProxy reloads") puts a relay there instead of guessing with a clock. It passes frames on as
-they are, with two exceptions. Without pipelining it strikes that word from the HELLO of both sides: HAProxy
-then takes the agent for an agent that lacks it, in every release, whatever the agent can do. And answers may
-be held; when they are let go, each connection gets its own last one first, in one write, because a pipelined
-answer is found by its ids and not by its place.
+they are, with three exceptions. Without pipelining it strikes that word from the HELLO of both sides: HAProxy
+then takes the agent for an agent that lacks it, in every release, whatever the agent can do. It strikes
+`async` from the agent's, because a HAProxy that may get an answer on any connection waits for that of a
+connection which has ended until its time is up. And answers may be held; when they are let go, each
+connection gets its own last one first, in one write, because a pipelined answer is found by its ids.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from iamroles_scenarios.stage import breaker
 from iamroles_scenarios.wire.codec import Typed
 from iamroles_scenarios.wire.frames import Frame, FrameType, encode_kv, prefixed, read_kv
 
-_PIPELINING = "pipelining"
+_ASYNC, _PIPELINING = "async", "pipelining"
 
 
 class RelayedLink(breaker.Link):
@@ -55,7 +56,7 @@ class Relay(breaker.Breaker):
     """
 
     def __init__(self, host: str, agent: str, *, pipelining: bool = True) -> None:
-        self._pipelining = pipelining
+        self._unsaid = () if pipelining else (_PIPELINING,)
         self._holding, self._late = False, 0.0
         self._moved = threading.Condition()
         self.links: list[RelayedLink] = []
@@ -158,7 +159,7 @@ class Relay(breaker.Breaker):
         frame = Frame.decode(said)
         if frame.type == FrameType.HAPROXY_HELLO:
             link.check = any(name == "healthcheck" and item.value is True for name, item in read_kv(frame))
-            return self._struck(frame)
+            return _struck(frame, *self._unsaid)
         if frame.type == FrameType.NOTIFY:
             with self._moved:
                 asked = frame.stream_id, frame.frame_id
@@ -176,7 +177,7 @@ class Relay(breaker.Breaker):
         asked = frame.stream_id, frame.frame_id
         if frame.type == FrameType.AGENT_HELLO:
             link.announced = str(dict(read_kv(frame)).get("capabilities", Typed.of("")).value)
-            return self._struck(frame)
+            return _struck(frame, _ASYNC, *self._unsaid)
         if frame.type == FrameType.ACK:
             with self._moved:
                 if self._holding:
@@ -198,15 +199,14 @@ class Relay(breaker.Breaker):
             self.again.append(self.crossed[-1])
         self._crossers.add(question)
 
-    def _struck(self, frame: Frame) -> bytes:
-        """The body of a HELLO without the capability, unless it may stay."""
-        if self._pipelining:
-            return frame.body()
-        items = []
-        for name, item in read_kv(frame):
-            value = item
-            if name == "capabilities":
-                words = [word.strip() for word in str(item.value).split(",")]
-                value = Typed.of(",".join(word for word in words if word != _PIPELINING))
-            items.append((name, value))
-        return replace(frame, payload=encode_kv(items)).body()
+
+def _struck(frame: Frame, *struck: str) -> bytes:
+    """Return the body of a HELLO without these capabilities."""
+    items = []
+    for name, item in read_kv(frame):
+        value = item
+        if name == "capabilities":
+            words = [word.strip() for word in str(item.value).split(",")]
+            value = Typed.of(",".join(word for word in words if word not in struck))
+        items.append((name, value))
+    return replace(frame, payload=encode_kv(items)).body() if struck else frame.body()

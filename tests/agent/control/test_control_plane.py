@@ -76,6 +76,19 @@ def test_a_reload_is_prepared_by_all_then_in_force_everywhere_then_told(bench):
     assert bench.loads(TWO)[-1] == line, "the same content is confirmed without a new version"
 
 
+def test_pings_say_whether_a_worker_still_answers_by_what_was_in_force_before(bench):
+    def behind():
+        bench.passes(0.25)
+        return [said.head["summary"]["behind"] for _, said in bench.sent if said.say == "ping"][-1]
+
+    bench.loads(TWO)
+    bench.all_say("prepared", 2)
+    bench.all_say("switched", 2, but=(1,))
+    assert behind()
+    bench.hears(1, "switched", version=2)
+    assert not behind()
+
+
 @pytest.mark.parametrize("workers", [1, 4])
 def test_a_replacement_is_born_with_the_version_in_force(workers):
     bench = Bench(workers).up()

@@ -11,7 +11,7 @@ from test_live import TICKET, WHO, by_expiry
 from iamroles_agent.live import cutter as cutting
 from iamroles_agent.live.console import WAITING, numbered, streams, waiting
 from iamroles_agent.live.judge import EXPIRED, REVOKED, UNKNOWN, Ends
-from iamroles_agent.live.proxy_worker import SETTLE, WAIT
+from iamroles_agent.live.proxy_worker import SETTLE, UNLISTED, WAIT
 from iamroles_agent.live.ticket import Ticket
 
 proxy = test_live.proxy
@@ -80,6 +80,17 @@ async def test_what_haproxy_does_not_show_stays_due_and_is_reported(proxy, caplo
     await cutter.look()
     await cutter.look()
     assert (ended(proxy), cutter.numbers.unreachable) == ([7], 0)
+
+
+async def test_what_a_starved_worker_lets_in_long_after_a_change_is_cut(proxy):
+    cutter = proxy.cutter(revoking("alice"))
+    await proxy.looked(cutter, *range(int(proxy.now), int(proxy.now + UNLISTED) + 2))
+    proxy.streams = {7: Row(4711, 9000, ends=9000)}
+    await cutter.look()
+    assert ended(proxy) == []
+    cutter.let_in()
+    await cutter.look()
+    assert ended(proxy) == [7]
 
 
 async def test_a_frozen_worker_delays_no_cut_in_another(proxy):
