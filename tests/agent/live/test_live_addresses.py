@@ -153,8 +153,7 @@ def test_every_form_of_an_address_is_found_ended_and_recorded(gate):
     document["grants"] = [grant for grant in document["grants"] if grant["id"] != "L2"]
     gate.here.reload(document)
     must_end(gate, policy, "policy")
-    end = int(time.time()) + 4
-    must_end(gate, opened("expired", path="/plain/a", shape=DOWNLOAD, exp=end), "expired")
+    must_end(gate, opened("expired", path="/plain/a", shape=DOWNLOAD, exp="+4s"), "expired")
     assert [form for form, stream in lasting.items() if not stream.lives()] == []
 
 
