@@ -280,17 +280,15 @@ class Changes:
     def watch(self) -> None:
         """End a phase that has taken too long."""
         change, members = self._change, self._members
-        if change is None:
+        if change is None or (spent := members.fair - change.began) <= change.limit:
             return
-        spent = members.fair - change.began
         if change.phase is Phase.CONFIRM:
-            if spent > change.limit:
-                self.proceed(late=True)
+            self.proceed(late=True)
             return
         late = [
             members.slots[index]
             for index, waited in sorted(change.waiting.items())
-            if spent > change.limit and spent - members.scheduled(index).since(waited) > change.limit
+            if spent - members.scheduled(index).since(waited) > change.limit
         ]
         up = [slot for slot in members.workers if slot.life is Life.UP]
         if change.phase is Phase.PREPARE and late and up and all(slot in late for slot in up):

@@ -109,12 +109,12 @@ class Cutter:
 
     def revoked(self) -> None:
         """Revocations changed: look for each stream in them; what else was judged of it stands."""
-        self.let_in()
+        self.keep_reading()
         self.changes += 1
         self._wake.set()
 
-    def let_in(self) -> None:
-        """Note that a verdict by what was in force before may be under way: a starved worker gives such."""
+    def keep_reading(self) -> None:
+        """Read all streams for `SETTLE` from now: a worker may still judge by what was in force before."""
         self.changed_at = self.clock()
 
     async def run(self) -> None:

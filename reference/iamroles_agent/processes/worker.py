@@ -202,7 +202,7 @@ class Worker:
         if self.index == 0:  # the fetcher's numbers must count once when Prometheus sums all workers
             self.remote.learn(self.link.summary.get("fetcher", {}))
             if self._cutter is not None and self.link.summary.get("behind"):
-                self._cutter.let_in()
+                self._cutter.keep_reading()
             stats["live"] = in_force.of_cutter(self._cutter, self.link.document.version)
         return stats | {
             "accepted": self.connections.accepted,

@@ -146,7 +146,7 @@ class TestOneWriter:
         other.symlink_to(path)
         assert log.flush()
         for name in (path, other, path):
-            with pytest.raises(StartError, match="being written by"):
+            with pytest.raises(StartError, match=f"being written by process {os.getpid()}[.]"):
                 opened(name)
             if name is other:
                 path.rename(old)

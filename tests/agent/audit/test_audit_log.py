@@ -131,7 +131,7 @@ class TestRotation:
         directory.mkdir()
         until(lambda: not log.state().failing)
         assert confirmed(log, "b")
-        with pytest.raises(StartError, match="being written by"):
+        with pytest.raises(StartError, match=f"being written by process {os.getpid()}[.]"):
             opened(path)
         log.close()
 

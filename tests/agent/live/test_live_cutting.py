@@ -88,7 +88,7 @@ async def test_what_a_starved_worker_lets_in_long_after_a_change_is_cut(proxy):
     proxy.streams = {7: Row(4711, 9000, ends=9000)}
     await cutter.look()
     assert ended(proxy) == []
-    cutter.let_in()
+    cutter.keep_reading()
     await cutter.look()
     assert ended(proxy) == [7]
 
