@@ -29,7 +29,7 @@ class Row:
 class FrozenConsole:
     """A console to a worker without streams that answers once it goes on."""
 
-    owed = 0
+    is_owed = False
 
     def __init__(self, goes_on):
         self._goes_on = goes_on
@@ -37,6 +37,8 @@ class FrozenConsole:
     async def ask(self, command):
         await self._goes_on.wait()
         return f"# table: {command.split()[2]}\n"
+
+    read = ask
 
     async def tell(self, commands):
         assert commands == []
@@ -84,6 +86,8 @@ class Proxy:
         if self.silent:
             raise ConsoleError("no answer within 2 s")
         return self.answer(command)
+
+    read = ask
 
     def answer(self, command):
         alive = {n: row for n, row in {**self.waits, **self.streams}.items() if row.ended is None}

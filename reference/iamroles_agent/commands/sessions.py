@@ -46,7 +46,7 @@ async def _all(path: str) -> tuple[list[Stream], list[str]]:
     for pid in workers(await master.ask("show proc")):
         console = Console(path, pid)
         try:
-            answer = await console.ask(f"show table {TABLE} data.conn_cur gt 0")
+            answer = await console.read(f"show table {TABLE} data.conn_cur gt 0")
             found += [stream for stream in streams(answer) if stream.alive]
         except ConsoleError as error:
             silent.append(f"worker {pid}: {error}")

@@ -3,6 +3,10 @@
 In prompt mode each answer ends in a prompt on a line of its own, so one connection serves many commands, and
 a sticky `@!<pid>` leads to one worker. Tickets and addresses hold neither blanks nor line breaks, so lines
 are split as they are.
+
+A list ends with its connection instead: `show table` and `show sess`. If a list fills the socket of an agent
+that is slow to read, so that only the prompt is left, HAProxy (3.0.11) may never send that, and the master
+loses the connection, of which it has ten.
 """
 
 from __future__ import annotations
@@ -10,7 +14,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Container
+from collections.abc import AsyncIterator, Callable, Container
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -40,6 +45,7 @@ _TOGETHER = 100
 """Commands that are sent at once."""
 _MUCH = 200_000
 """Bytes of an answer beyond which it is read in a thread."""
+_Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 _Parsed = TypeVar("_Parsed")
 
 log = logging.getLogger("iamroles.live")
@@ -256,13 +262,20 @@ class Console:
     def __init__(self, path: str, pid: int = 0) -> None:
         self._path, self._pid = path, pid
         self._silent = False
-        self.owed = 0
-        """Answers of HAProxy that did not come in time: the connection stays, and takes them first.
+        self._owed = 0
+        """Answers of HAProxy that did not come yet."""
+        self._answer = bytearray()
+        self._streams: _Ends | None = None
+        self._listing: _Ends | None = None
+        """The connection of a list that did not come yet."""
+
+    @property
+    def is_owed(self) -> bool:
+        """True if an answer did not come in time: its connection stays, and takes that first.
 
         A master keeps a connection that the agent closes until the worker has answered, and takes only ten.
         """
-        self._answer = bytearray()
-        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        return self._owed > 0 or self._listing is not None
 
     async def tell(self, commands: list[str]) -> None:
         """Send commands that have no answer, many at once, so that they cost one wait.
@@ -275,23 +288,58 @@ class Console:
             await self.ask("\n".join(some), len(some))
 
     async def ask(self, command: str, answers: int = 1) -> str:
-        """Send a command, return its answer.
-
-        A silent socket is waited for once: from then on the answer that it owes, or that to a small question,
-        comes first and has less time, so that a frozen worker does not hold up what is due in the others.
+        """Send a command, return its short answer.
 
         Raises:
             ConsoleError: the answer does not come in time.
         """
+        async with self._within() as limit:
+            await self._opened()
+            return await self._exchange(command, answers, limit)
+
+    async def read(self, command: str) -> str:
+        """Send a command to a worker, return its answer, which may be long.
+
+        Raises:
+            ConsoleError: the answer does not come in time, or not whole.
+        """
+        async with self._within() as limit:
+            self._listing = await self._connected()
+            self._listing[1].write(f"@!{self._pid} {command}\n".encode())
+            self._listing[1].write_eof()
+            answer = await self._rest(limit)
+        if not answer.endswith(b"\n\n"):
+            raise ConsoleError("it closed the connection")
+        return answer.decode("utf-8", "replace")
+
+    async def _rest(self, limit: asyncio.Timeout | None = None) -> bytes:
+        assert self._listing is not None  # noqa: S101 - opened
+        pieces = []
+        while piece := await self._listing[0].read(1 << 18):
+            pieces.append(piece)
+            if limit is not None:
+                limit.reschedule(asyncio.get_running_loop().time() + _WITHIN)
+        self._listing[1].close()
+        self._listing = None
+        return b"".join(pieces)
+
+    @asynccontextmanager
+    async def _within(self) -> AsyncIterator[asyncio.Timeout]:
+        """Limit the time of an answer.
+
+        A silent socket is waited for once: from then on the answer that it owes, or that to a small question,
+        comes first and has less time, so that a frozen worker does not hold up what is due in the others.
+        """
         try:
             if self._silent:
                 async with asyncio.timeout(_SILENT):
+                    if self._listing is not None:
+                        await self._rest()
                     await self._opened()
                     await self._exchange("show cli level")
                 self._silent = False
             async with asyncio.timeout(_WITHIN) as limit:
-                await self._opened()
-                return await self._exchange(command, answers, limit)
+                yield limit
         except TimeoutError:
             self._silent = True
             raise ConsoleError(f"no answer within {_WITHIN:g} s") from None
@@ -305,11 +353,7 @@ class Console:
     async def _opened(self) -> None:
         if self._streams is not None:
             return
-        if "/" in self._path:
-            self._streams = await asyncio.open_unix_connection(self._path, limit=1 << 20)
-        else:
-            host, _, port = self._path.rpartition(":")
-            self._streams = await asyncio.open_connection(host.strip("[]"), int(port), limit=1 << 20)
+        self._streams = await self._connected()
         try:
             await self._exchange("prompt")
             if self._pid:
@@ -318,12 +362,18 @@ class Console:
             self.close()
             raise
 
+    async def _connected(self) -> _Ends:
+        if "/" in self._path:
+            return await asyncio.open_unix_connection(self._path, limit=1 << 20)
+        host, _, port = self._path.rpartition(":")
+        return await asyncio.open_connection(host.strip("[]"), int(port), limit=1 << 20)
+
     async def _exchange(self, command: str, answers: int = 1, limit: asyncio.Timeout | None = None) -> str:
         assert self._streams is not None  # noqa: S101 - opened
         reader, writer = self._streams
         answer = self._answer
-        if not self.owed:
-            self.owed = answers
+        if not self._owed:
+            self._owed = answers
             writer.write(command.encode() + b"\n")
             await writer.drain()
         while True:
@@ -335,12 +385,14 @@ class Console:
             if limit is not None:
                 limit.reschedule(asyncio.get_running_loop().time() + _WITHIN)
             prompt = _PROMPT.search(answer, max(0, len(answer) - 64))
-            if prompt and (self.owed == 1 or len(_EACH_PROMPT.findall(answer)) == self.owed):
+            if prompt and (self._owed == 1 or len(_EACH_PROMPT.findall(answer)) == self._owed):
                 found = answer[: prompt.start()].decode("utf-8", "replace") + "\n"
-                self.owed, self._answer = 0, bytearray()
+                self._owed, self._answer = 0, bytearray()
                 return found
 
     def close(self) -> None:
-        if self._streams is not None:
-            self._streams[1].close()
-            self._streams, self.owed, self._answer = None, 0, bytearray()
+        for ends in (self._streams, self._listing):
+            if ends is not None:
+                ends[1].close()
+        self._streams = self._listing = None
+        self._owed, self._answer = 0, bytearray()

@@ -146,7 +146,7 @@ class ProxyWorker:
             try:
                 yield
             finally:
-                if not self.console.owed:
+                if not self.console.is_owed:
                     self.console.close()
 
     def problems(self) -> list[str]:
@@ -162,7 +162,7 @@ class ProxyWorker:
         self._whole = self._wants_all(now)
         try:
             async with self._turn():
-                answer = await self.console.ask(f"show table {TABLE} data.conn_cur gt 0{self._which(now)}")
+                answer = await self.console.read(f"show table {TABLE} data.conn_cur gt 0{self._which(now)}")
             self.streams = await parsed(streams, answer)
         except ConsoleError as error:
             self._fail(error)
@@ -217,7 +217,7 @@ class ProxyWorker:
         problem, found = "", []
         try:
             async with self._turn():
-                answer = await self.console.ask(f"show table {FRESH} data.gpt0 gt {int(now)}")
+                answer = await self.console.read(f"show table {FRESH} data.gpt0 gt {int(now)}")
             found = await parsed(fresh, answer)
         except ConsoleError as error:
             problem = f"{self._cutter.path}: worker {self._pid}: {error}"
@@ -270,7 +270,7 @@ class ProxyWorker:
         """
         if not self._lists:
             return []
-        answer = await self.console.ask(f"show table {WAITING}{self._which(self._cutter.clock())}")
+        answer = await self.console.read(f"show table {WAITING}{self._which(self._cutter.clock())}")
         known = {stream.number for stream in self.streams}
         try:
             found = await parsed(partial(waiting, known=known), answer)
@@ -370,7 +370,7 @@ class ProxyWorker:
         now, ended = self._cutter.clock(), f"table {TABLE} data.conn_cur eq 0"
         if self._ours:
             await self.console.ask(f"clear {ended} data.gpc0 eq 0 data.gpt0 gt {int(now) + 1}")
-        answer = await self.console.ask(f"show {ended} data.gpt0 lt {int(now) + 2}")
+        answer = await self.console.read(f"show {ended} data.gpt0 lt {int(now) + 2}")
         found = [one for one in await parsed(streams, answer) if not one.alive and self._is_of_gate(one)]
         for start in range(0, len(found), _TOGETHER):
             if start and self._cutter.stop(now):
@@ -402,7 +402,7 @@ class ProxyWorker:
         cutter, began = self._cutter, self._cutter.clock()
         if overdue[0].waits and not self._whole:
             # A stream that was prolonged, or turned out long just now, is judged by its other entry.
-            long = await parsed(streams, await self.console.ask(f"show table {TABLE} data.conn_cur gt 0"))
+            long = await parsed(streams, await self.console.read(f"show table {TABLE} data.conn_cur gt 0"))
             known = {stream.number for stream in long}
             for stream in [stream for stream in overdue if stream.number in known]:
                 overdue.remove(stream)

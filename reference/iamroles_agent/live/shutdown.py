@@ -23,7 +23,7 @@ Pointers = Callable[[Stream], Sequence[str]]
 
 
 async def _by_address(console: Console) -> Pointers:
-    found = await parsed(pointers, await console.ask("show sess"))
+    found = await parsed(pointers, await console.read("show sess"))
 
     def where(stream: Stream) -> Sequence[str]:
         there = found.get(stream.source, ())
@@ -33,7 +33,7 @@ async def _by_address(console: Console) -> Pointers:
 
 
 async def _by_number(console: Console) -> Pointers:
-    found = await parsed(numbered, await console.ask("show sess all"))
+    found = await parsed(numbered, await console.read("show sess all"))
     return lambda stream: [found[stream.number]] if stream.number in found else []
 
 

@@ -151,9 +151,9 @@ def test_two_agents_of_a_haproxy_that_reloads_often_leave_its_master_room(stage)
 
         async def frozen():
             console = Console(master, old)
-            for _ in range(12):
+            for question in (console.ask, console.read) * 6:
                 with pytest.raises(ConsoleError, match="no answer"):
-                    await console.ask("show info")
+                    await question("show info")
 
         try:
             asyncio.run(frozen())
@@ -163,6 +163,25 @@ def test_two_agents_of_a_haproxy_that_reloads_often_leave_its_master_room(stage)
         ours.agent.put("r.toml", '[[revocations]]\nid = "a"\nroles = ["reader"]\n')
         mark = time.time()
         assert all(stream.until(mark + PATIENCE) for stream in streams)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_long_list_ends_with_its_connection_and_needs_no_prompt(tmp_path, whole):
+    """HAProxy 3.0.11 can lose the prompt of a list that fills the socket of a slow reader."""
+    asked, answer = [], "# table: iam-live\n" + "0x1: key=a\n" * 50_000 + "\n" * whole
+
+    async def worker(reader, writer):
+        asked.append(await reader.read())
+        writer.write(answer.encode())
+        writer.close()
+
+    async def found():
+        async with await asyncio.start_unix_server(worker, str(tmp_path / "m")):
+            return await Console(str(tmp_path / "m"), 7).read("show table iam-live")
+
+    with nullcontext() if whole else pytest.raises(ConsoleError, match="it closed the connection"):
+        assert asyncio.run(found()) == answer
+    assert asked == [b"@!7 show table iam-live\n"]
 
 
 def test_a_socket_without_permission_is_said_so(tmp_path):
