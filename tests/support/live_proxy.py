@@ -29,7 +29,7 @@ class Row:
 class FrozenConsole:
     """A console to a worker without streams that answers once it goes on."""
 
-    is_owed = False
+    owed = 0
 
     def __init__(self, goes_on):
         self._goes_on = goes_on

@@ -45,7 +45,6 @@ _TOGETHER = 100
 """Commands that are sent at once."""
 _MUCH = 200_000
 """Bytes of an answer beyond which it is read in a thread."""
-_Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 _Parsed = TypeVar("_Parsed")
 
 log = logging.getLogger("iamroles.live")
@@ -252,7 +251,7 @@ def is_stream(answer: str, stream: Stream) -> bool:
 
 
 class Console:
-    """One connection to the master CLI, or through it to one worker.
+    """One connection at a time to the master CLI, or through it to one worker.
 
     Args:
         path: of the master's socket, or its `host:port`.
@@ -261,21 +260,14 @@ class Console:
 
     def __init__(self, path: str, pid: int = 0) -> None:
         self._path, self._pid = path, pid
-        self._silent = False
-        self._owed = 0
-        """Answers of HAProxy that did not come yet."""
-        self._answer = bytearray()
-        self._streams: _Ends | None = None
-        self._listing: _Ends | None = None
-        """The connection of a list that did not come yet."""
-
-    @property
-    def is_owed(self) -> bool:
-        """True if an answer did not come in time: its connection stays, and takes that first.
+        self._silent = self._lists = False
+        self.owed = 0
+        """Answers of HAProxy that did not come in time: the connection stays, and takes them first.
 
         A master keeps a connection that the agent closes until the worker has answered, and takes only ten.
         """
-        return self._owed > 0 or self._listing is not None
+        self._answer = bytearray()
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def tell(self, commands: list[str]) -> None:
         """Send commands that have no answer, many at once, so that they cost one wait.
@@ -304,23 +296,24 @@ class Console:
             ConsoleError: the answer does not come in time, or not whole.
         """
         async with self._within() as limit:
-            self._listing = await self._connected()
-            self._listing[1].write(f"@!{self._pid} {command}\n".encode())
-            self._listing[1].write_eof()
+            self.close()  # a master whose others are taken may have room for one alone
+            _, writer = self._streams = await self._connected()
+            self._lists, self.owed = True, 1
+            writer.write(f"@!{self._pid} {command}\n".encode())
+            writer.write_eof()
             answer = await self._rest(limit)
         if not answer.endswith(b"\n\n"):
             raise ConsoleError("it closed the connection")
         return answer.decode("utf-8", "replace")
 
     async def _rest(self, limit: asyncio.Timeout | None = None) -> bytes:
-        assert self._listing is not None  # noqa: S101 - opened
+        assert self._streams is not None  # noqa: S101 - opened
         pieces = []
-        while piece := await self._listing[0].read(1 << 18):
+        while piece := await self._streams[0].read(1 << 18):
             pieces.append(piece)
             if limit is not None:
                 limit.reschedule(asyncio.get_running_loop().time() + _WITHIN)
-        self._listing[1].close()
-        self._listing = None
+        self.close()
         return b"".join(pieces)
 
     @asynccontextmanager
@@ -333,7 +326,7 @@ class Console:
         try:
             if self._silent:
                 async with asyncio.timeout(_SILENT):
-                    if self._listing is not None:
+                    if self._lists:
                         await self._rest()
                     await self._opened()
                     await self._exchange("show cli level")
@@ -362,7 +355,7 @@ class Console:
             self.close()
             raise
 
-    async def _connected(self) -> _Ends:
+    async def _connected(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         if "/" in self._path:
             return await asyncio.open_unix_connection(self._path, limit=1 << 20)
         host, _, port = self._path.rpartition(":")
@@ -372,8 +365,8 @@ class Console:
         assert self._streams is not None  # noqa: S101 - opened
         reader, writer = self._streams
         answer = self._answer
-        if not self._owed:
-            self._owed = answers
+        if not self.owed:
+            self.owed = answers
             writer.write(command.encode() + b"\n")
             await writer.drain()
         while True:
@@ -385,14 +378,12 @@ class Console:
             if limit is not None:
                 limit.reschedule(asyncio.get_running_loop().time() + _WITHIN)
             prompt = _PROMPT.search(answer, max(0, len(answer) - 64))
-            if prompt and (self._owed == 1 or len(_EACH_PROMPT.findall(answer)) == self._owed):
+            if prompt and (self.owed == 1 or len(_EACH_PROMPT.findall(answer)) == self.owed):
                 found = answer[: prompt.start()].decode("utf-8", "replace") + "\n"
-                self._owed, self._answer = 0, bytearray()
+                self.owed, self._answer = 0, bytearray()
                 return found
 
     def close(self) -> None:
-        for ends in (self._streams, self._listing):
-            if ends is not None:
-                ends[1].close()
-        self._streams = self._listing = None
-        self._owed, self._answer = 0, bytearray()
+        if self._streams is not None:
+            self._streams[1].close()
+            self._streams, self._lists, self.owed, self._answer = None, False, 0, bytearray()

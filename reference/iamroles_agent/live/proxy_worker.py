@@ -146,7 +146,7 @@ class ProxyWorker:
             try:
                 yield
             finally:
-                if not self.console.is_owed:
+                if not self.console.owed:
                     self.console.close()
 
     def problems(self) -> list[str]:

@@ -165,6 +165,22 @@ def test_two_agents_of_a_haproxy_that_reloads_often_leave_its_master_room(stage)
         assert all(stream.until(mark + PATIENCE) for stream in streams)
 
 
+def test_a_console_needs_one_connection_of_a_master_whose_others_are_taken(other):
+    async def found():
+        [worker] = workers(await Console(master).ask("show proc"))
+        taken = [Console(master) for _ in range(9)]
+        for one in taken:
+            await one.ask("show proc")
+        console = Console(master, worker)
+        answers = [await question("show info") for question in (console.ask, console.read) * 2]
+        for one in (console, *taken):
+            one.close()
+        return answers
+
+    master = str(other / "m")
+    assert all("Name: HAProxy" in answer for answer in asyncio.run(found()))
+
+
 @pytest.mark.parametrize("whole", [True, False])
 def test_a_long_list_ends_with_its_connection_and_needs_no_prompt(tmp_path, whole):
     """HAProxy 3.0.11 can lose the prompt of a list that fills the socket of a slow reader."""
