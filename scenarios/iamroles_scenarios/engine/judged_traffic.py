@@ -41,6 +41,8 @@ PATIENCE = 15.0
 """Seconds, times the scale, after which a question without an answer is lost."""
 _STALL = 30.0
 """Seconds, times the scale, without any answer after which a waiter gives up."""
+_AT_ONCE = NANO // 4
+"""Nanoseconds, times the scale, in which a request that met the end of an idle connection is sent again."""
 GRACE = NANO // 10
 """Nanoseconds, times the scale, after a part was killed in which its neighbours may still write to it."""
 _LEAST = 10
@@ -127,8 +129,9 @@ class JudgedTraffic:
         due = arrivals([Segment(_DAYS, rate)], seed=seed) if rate else None
         self._loop = Loop(self._questions(), due, patience=PATIENCE * scale)
         where = Address.of(f"{address[0]}:{address[1]}")
+        again = round(_AT_ONCE * scale)
         self._clients = [
-            HttpClient(self._loop, where, tls=tls, fresh=fresh, again=True) for _ in range(connections)
+            HttpClient(self._loop, where, tls=tls, fresh=fresh, again=again) for _ in range(connections)
         ]
         self._thread = threading.Thread(target=self._run, name="traffic", daemon=True)
 

@@ -11,7 +11,7 @@ import ssl
 from typing import NamedTuple
 
 from iamroles_scenarios.traffic.clients import Address, Client, Owner
-from iamroles_scenarios.traffic.polling import NANO, now
+from iamroles_scenarios.traffic.polling import now
 from iamroles_scenarios.traffic.questions import Asked, Question
 
 _HEAD_LIMIT = 65_536
@@ -20,8 +20,6 @@ _KEPT = 65_536
 _MEMORY = 512
 _TIMED_OUT = (b"HTTP/1.1 408", b"HTTP/1.0 408")
 """A server may say so on a connection that it closes for want of a request (RFC 9110 section 15.5.9)."""
-AT_ONCE = NANO // 4
-"""Nanoseconds."""
 CHUNKED, UNTIL_CLOSE = -1, -2
 """Lengths that are not known ahead."""
 
@@ -172,9 +170,9 @@ class HttpClient(Client):
         address: where to.
         tls: speak TLS by this context.
         fresh: one connection for each request.
-        again: do as clients must (RFC 9112 section 9.3.1): a server may close an idle connection at any time,
-            so a request that met such an end within `AT_ONCE`, before any byte of an answer, is sent once
-            more on a new one. What is cut off later was being worked on, and is lost.
+        again: nanoseconds in which to do as clients must (RFC 9112 section 9.3.1): a server may close an idle
+            connection at any time, so a request that met such an end within them, before any byte of an
+            answer, is sent once more on a new one. What is cut off later was being worked on, and is lost.
     """
 
     def __init__(
@@ -184,7 +182,7 @@ class HttpClient(Client):
         *,
         tls: ssl.SSLContext | None = None,
         fresh: bool = False,
-        again: bool = False,
+        again: int = 0,
     ) -> None:
         super().__init__(loop, address, tls=tls)
         self._fresh, self._again = fresh, again
@@ -270,8 +268,7 @@ class HttpClient(Client):
     def failed(self, why: str) -> None:
         """Count the question as a fault, unless the connection's end was the answer's."""
         asked, reader = self._asked, self._reader
-        idle = reader is None and self._again and self._used
-        if asked is not None and idle and not asked.again and now() - asked.sent < AT_ONCE:
+        if asked and reader is None and self._used and not asked.again and now() - asked.sent < self._again:
             asked.again = True
             self.connect()
             return
