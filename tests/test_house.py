@@ -37,14 +37,14 @@ ROOMS = {
 }
 ARROWS = {"iamroles_agent": 40}
 LINES = {
-    "reference": 26_337,
+    "reference": 26_329,
     "scenarios": 38_142,
     "conformance": 12_051,
     "loadtests": 5_041,
     "benchmarks": 4_273,
-    "tests": 37_747,
+    "tests": 37_756,
 }
-TRUSTED_LINES = 19_848
+TRUSTED_LINES = 19_840
 """Of the agent: what an auditor must trust."""
 DATA_LINES = 23_841
 """Of TOML and JSON: code must not hide as data."""

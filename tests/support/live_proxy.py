@@ -76,9 +76,10 @@ class Proxy:
     def close(self):
         pass
 
-    async def tell(self, commands):
-        for command in commands:
-            await self.ask(command)
+    async def each(self, commands):
+        return [await self.ask(command) for command in commands]
+
+    tell = each
 
     async def ask(self, command):
         self.asked.append(command)

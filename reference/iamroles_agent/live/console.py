@@ -4,9 +4,9 @@ In prompt mode each answer ends in a prompt on a line of its own, so one connect
 a sticky `@!<pid>` leads to one worker. Tickets and addresses hold neither blanks nor line breaks, so lines
 are split as they are.
 
-A list ends with its connection instead: `show table` and `show sess`. If a list fills the socket of an agent
-that is slow to read, so that only the prompt is left, HAProxy (3.0.11) may never send that, and the master
-loses the connection, of which it has ten.
+A list has a connection of its own and no prompt: `show table` and `show sess`. It ends with an empty line. If
+a list fills the socket of an agent that is slow to read, the master (3.0.11) may forget what comes last: a
+prompt, or the connection's end. So nobody waits for those, and the agent's end of file reminds the master.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ _SESSION = re.compile(r"^(?P<pointer>0x[0-9a-f]+): proto=\S+ src=(?P<source>\S+)
 _NUMBERED = re.compile(r"^(?P<pointer>0x[0-9a-f]+): \[[^\]\n]*\] id=(?P<number>\d+) ", re.MULTILINE)
 _WITHIN = 2.0
 """Seconds in which an answer, or its next piece, must come."""
+_REMIND = 0.25
+"""Seconds of silence within a list after which the master is reminded."""
 _SILENT = 0.2
 """Seconds for a small question to a socket that did not answer the last time."""
 KEPT = 5_000
@@ -276,18 +278,27 @@ class Console:
             ConsoleError: they are not taken in time.
         """
         for start in range(0, len(commands), _TOGETHER):
-            some = commands[start : start + _TOGETHER]
-            await self.ask("\n".join(some), len(some))
+            await self.each(commands[start : start + _TOGETHER])
 
-    async def ask(self, command: str, answers: int = 1) -> str:
+    async def ask(self, command: str) -> str:
         """Send a command, return its short answer.
 
         Raises:
             ConsoleError: the answer does not come in time.
         """
+        return (await self.each([command]))[0]
+
+    async def each(self, commands: list[str]) -> list[str]:
+        """Send commands at once, return their short answers.
+
+        Raises:
+            ConsoleError: the answers do not come in time.
+        """
+        if not commands:
+            return []
         async with self._within() as limit:
             await self._opened()
-            return await self._exchange(command, answers, limit)
+            return await self._exchange(commands, limit)
 
     async def read(self, command: str) -> str:
         """Send a command to a worker, return its answer, which may be long.
@@ -300,21 +311,26 @@ class Console:
             _, writer = self._streams = await self._connected()
             self._lists, self.owed = True, 1
             writer.write(f"@!{self._pid} {command}\n".encode())
-            writer.write_eof()
-            answer = await self._rest(limit)
-        if not answer.endswith(b"\n\n"):
-            raise ConsoleError("it closed the connection")
-        return answer.decode("utf-8", "replace")
+            return (await self._rest(limit)).decode("utf-8", "replace")
 
-    async def _rest(self, limit: asyncio.Timeout | None = None) -> bytes:
+    async def _rest(self, limit: asyncio.Timeout | None = None) -> bytearray:
         assert self._streams is not None  # noqa: S101 - opened
-        pieces = []
-        while piece := await self._streams[0].read(1 << 18):
-            pieces.append(piece)
+        reader, writer = self._streams
+        answer = bytearray()
+        while not answer.endswith(b"\n\n"):
+            try:
+                async with asyncio.timeout(_REMIND):
+                    piece = await reader.read(1 << 18)
+            except TimeoutError:
+                writer.write_eof()
+                continue
+            if not piece:
+                raise ConsoleError("it closed the connection")
+            answer += piece
             if limit is not None:
                 limit.reschedule(asyncio.get_running_loop().time() + _WITHIN)
         self.close()
-        return b"".join(pieces)
+        return answer
 
     @asynccontextmanager
     async def _within(self) -> AsyncIterator[asyncio.Timeout]:
@@ -329,7 +345,7 @@ class Console:
                     if self._lists:
                         await self._rest()
                     await self._opened()
-                    await self._exchange("show cli level")
+                    await self._exchange(["show cli level"])
                 self._silent = False
             async with asyncio.timeout(_WITHIN) as limit:
                 yield limit
@@ -348,9 +364,9 @@ class Console:
             return
         self._streams = await self._connected()
         try:
-            await self._exchange("prompt")
+            await self._exchange(["prompt"])
             if self._pid:
-                await self._exchange(f"@!{self._pid}")
+                await self._exchange([f"@!{self._pid}"])
         except BaseException:
             self.close()
             raise
@@ -361,13 +377,13 @@ class Console:
         host, _, port = self._path.rpartition(":")
         return await asyncio.open_connection(host.strip("[]"), int(port), limit=1 << 20)
 
-    async def _exchange(self, command: str, answers: int = 1, limit: asyncio.Timeout | None = None) -> str:
+    async def _exchange(self, commands: list[str], limit: asyncio.Timeout | None = None) -> list[str]:
         assert self._streams is not None  # noqa: S101 - opened
         reader, writer = self._streams
         answer = self._answer
         if not self.owed:
-            self.owed = answers
-            writer.write(command.encode() + b"\n")
+            self.owed = len(commands)
+            writer.write("".join(f"{command}\n" for command in commands).encode())
             await writer.drain()
         while True:
             piece = await reader.read(1 << 18)
@@ -378,10 +394,12 @@ class Console:
             if limit is not None:
                 limit.reschedule(asyncio.get_running_loop().time() + _WITHIN)
             prompt = _PROMPT.search(answer, max(0, len(answer) - 64))
-            if prompt and (self.owed == 1 or len(_EACH_PROMPT.findall(answer)) == self.owed):
-                found = answer[: prompt.start()].decode("utf-8", "replace") + "\n"
+            if prompt is None:
+                continue
+            found = [answer[: prompt.start()]] if self.owed == 1 else _EACH_PROMPT.split(answer)[:-1]
+            if len(found) == self.owed:
                 self.owed, self._answer = 0, bytearray()
-                return found
+                return [one.decode("utf-8", "replace") + "\n" for one in found]
 
     def close(self) -> None:
         if self._streams is not None:

@@ -57,8 +57,6 @@ _TOGETHER = 100
 _SAMPLE = 20
 _AT_ONCE = 20
 """Streams that are judged before the event loop runs again: some 2 ms."""
-_SHARE = 50
-"""Streams to cut for which a worker takes one more connection, if there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -413,18 +411,9 @@ class ProxyWorker:
             due.done = True
             self._record(stream, due.ends, cutter.clock(), "agent")
 
-        more: list[Console] = []
-        while len(more) < len(overdue) // _SHARE and not cutter.turns.locked():
-            await cutter.turns.acquire()
-            more.append(Console(cutter.path, self._pid))
-        try:
-            wanted = in_turns(sorted(overdue, key=lambda stream: self.due[stream.key].ends.at))
-            for stream in await shut([self.console, *more], wanted, ended, lambda: cutter.stop(began)):
-                self.due[stream.key].missed += 1
-        finally:
-            for console in more:
-                console.close()
-                cutter.turns.release()
+        wanted = in_turns(sorted(overdue, key=lambda stream: self.due[stream.key].ends.at))
+        for stream in await shut(self.console, wanted, ended, lambda: cutter.stop(began)):
+            self.due[stream.key].missed += 1
 
     def _record(self, stream: Stream, ends: Ends, done: float, by: str) -> None:
         self._cutter.cut(Cut(stream, ends.cause, ends.detail, ends.at, done, by))

@@ -8,16 +8,17 @@ which prints the number of each stream: 2.4 kB and some 40 microseconds a stream
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from iamroles_agent.live.console import Console, Stream, is_stream, numbered, parsed, pointers
 
 _FEW = 4
-"""Streams of an address that are looked at one after the other."""
+"""Streams of an address that are looked at for one."""
+_AT_ONCE = 10
+"""Streams that are looked at, then cut, by one exchange each: on a busy host an exchange takes some 20 ms."""
 _AT_LEAST = 20
-"""Streams that each connection ends before it asks whether to stop, so that every look gets on."""
+"""Streams that are ended before it asks whether to stop, so that every look gets on."""
 
 Pointers = Callable[[Stream], Sequence[str]]
 
@@ -38,7 +39,7 @@ async def _by_number(console: Console) -> Pointers:
 
 
 async def shut(
-    consoles: list[Console],
+    console: Console,
     wanted: list[Stream],
     ended: Callable[[Stream], None],
     stop: Callable[[], bool],
@@ -46,7 +47,7 @@ async def shut(
     """End streams of a worker, in their order; return those that HAProxy does not show.
 
     Args:
-        consoles: connections to the worker, one at least.
+        console: a connection to the worker.
         wanted: the streams.
         ended: called for each.
         stop: whether to leave the rest to the next look.
@@ -54,38 +55,22 @@ async def shut(
     for find in (_by_address, _by_number):
         if all(stream.waits for stream in wanted) and (find is _by_address or not wanted):
             continue
-        where = await find(consoles[0])
-        shares = [wanted[at :: len(consoles)] for at in range(len(consoles))]
-        some = await asyncio.gather(
-            *(_shut(*share, where, ended, stop) for share in zip(consoles, shares, strict=True))
-        )
-        done = {number for share in some if share is not None for number in share}
-        wanted = [stream for stream in wanted if stream.number not in done]
-        if not wanted or None in some:
-            return []
-    return wanted
-
-
-async def _shut(
-    console: Console,
-    share: list[Stream],
-    where: Pointers,
-    ended: Callable[[Stream], None],
-    stop: Callable[[], bool],
-) -> set[int] | None:
-    """Return the numbers of those that were ended; None: it stopped."""
-    done = set()
-    for at, stream in enumerate(share, 1):
-        for pointer in where(stream):
+        where, hidden = await find(console), []
+        for start in range(0, len(wanted), _AT_ONCE):
+            if start and start % _AT_LEAST == 0 and stop():
+                return []
+            some = wanted[start : start + _AT_ONCE]
             # Look and cut, nothing between: the pointer may belong to another stream a moment later.
-            if is_stream(await console.ask(f"show sess {pointer}"), stream):
-                await console.ask(f"shutdown session {pointer}")
-                done.add(stream.number)
+            asked = [(stream, pointer) for stream in some for pointer in where(stream)]
+            answers = await console.each([f"show sess {pointer}" for _, pointer in asked])
+            seen = [pair for pair, answer in zip(asked, answers, strict=True) if is_stream(answer, pair[0])]
+            await console.tell([f"shutdown session {pointer}" for _, pointer in seen])
+            for stream, _ in seen:
                 ended(stream)
-                break
-        if at % _AT_LEAST == 0 and stop():
-            return None
-    return done
+            done = {stream.number for stream, _ in seen}
+            hidden += [stream for stream in some if stream.number not in done]
+        wanted = hidden
+    return wanted
 
 
 def in_turns(streams: Iterable[Stream]) -> list[Stream]:

@@ -162,8 +162,8 @@ def test_what_was_accepted_outlives_the_agent(agent, server):
 
 def test_whose_parent_was_killed_starts_again_at_once(tmp_path, server):
     """The members of before end in a moment, and until then hold the sockets, the log and its lock."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        metrics = {"listen": f"127.0.0.1:{free.getsockname()[1]}"}
+    with socket.create_server(("127.0.0.9", 0)) as free:  # where no other test takes the port after it
+        metrics = {"listen": f"127.0.0.9:{free.getsockname()[1]}"}
     settings, audit = (
         SETTINGS | {"workers": 2, "listen": f"unix:{tmp_path}/agent.sock"},
         {"path": f"{tmp_path}/audit"},
