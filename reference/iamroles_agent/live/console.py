@@ -316,7 +316,7 @@ class Console:
     async def _rest(self, limit: asyncio.Timeout | None = None) -> bytearray:
         assert self._streams is not None  # noqa: S101 - opened
         reader, writer = self._streams
-        answer = bytearray()
+        answer = self._answer
         while not answer.endswith(b"\n\n"):
             try:
                 async with asyncio.timeout(_REMIND):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from iamroles_agent.live.console import Console, Stream, is_stream, numbered, parsed, pointers
 
 _FEW = 4
-"""Streams of an address that are looked at for one."""
+"""Streams of an address that are looked at together, to find one of them."""
 _AT_ONCE = 10
 """Streams that are looked at, then cut, by one exchange each: on a busy host an exchange takes some 20 ms."""
 _AT_LEAST = 20

@@ -208,6 +208,33 @@ def test_a_long_list_ends_with_an_empty_line(tmp_path, end):
     assert asked == [b"@!7 show table iam-live\n", b""][: 1 + (end != "broken off")]
 
 
+def test_a_late_end_completes_its_list(tmp_path, monkeypatch):
+    """HAProxy froze within the list, and leaves the connection open."""
+    monkeypatch.setattr("iamroles_agent.live.console._WITHIN", 0.5)
+    goes_on, lists = asyncio.Event(), []
+
+    async def worker(reader, writer):
+        async for line in reader:
+            if b"show table" not in line:
+                writer.write(b"\n> ")
+                continue
+            lists.append(line)
+            writer.write(b"# table: iam-live\n")
+            await goes_on.wait()
+            writer.write(b"\n")
+
+    async def found():
+        async with await asyncio.start_unix_server(worker, str(tmp_path / "m")):
+            console = Console(str(tmp_path / "m"), 7)
+            with pytest.raises(ConsoleError, match="no answer within"):
+                await console.read("show table iam-live")
+            goes_on.set()
+            return await console.read("show table iam-live")
+
+    assert asyncio.run(found()) == "# table: iam-live\n\n"
+    assert len(lists) == 2
+
+
 def test_a_socket_without_permission_is_said_so(tmp_path):
     """As another user: who is root may everything."""
     let_in(tmp_path)
