@@ -123,8 +123,9 @@ def claims_of(claims: Mapping[str, Any], now: int) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def token_of(here: Bench, claims: Mapping[str, Any]) -> str:
-    """Mint a token that has these claims of time, and no other."""
+def token_of(here: Bench, said: Mapping[str, Any], now: int) -> str:
+    """Mint a token of what a question says, that has these claims of time and no other."""
+    claims = claims_of(said, now)
     return here.token(
         key="ES256", claims=claims, drop=[name for name in ("nbf", "iat") if name not in claims]
     )
@@ -141,7 +142,7 @@ class _Rules:
             for said, request in edge.asked:
                 claims = claims_of(said, now)
                 if (name := str(claims)) not in tokens:
-                    tokens[name] = token_of(here, claims)
+                    tokens[name] = token_of(here, said, now)
                 check = {**iam_check(tokens[name]), "role": None, **request}
                 shown = ", ".join(f"{key} {value!r}" for key, value in {**said, **request}.items())
                 self._asked.append((edge, f"{edge.key} = {edge.value!r}, asked with {shown}", claims, check))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import secrets
 import time
 from base64 import urlsafe_b64encode
@@ -39,8 +40,12 @@ _LIFE = 5.0
 """Seconds, times the scale."""
 _SIGNED = 900
 """Seconds that a pre-signed request lives (5.14)."""
-_SOON, _LEAST = 15.0, 20
-"""Seconds by which the streams of a reload must have begun, and for which their tokens last at least."""
+_NEAR = "leeway"
+"""The key whose rows have tokens that are fit for seconds only: the streams of these begin last."""
+_SOON, _LEAST, _MOST = 15.0, 20, 50
+"""Seconds after the first such token's making by which all streams must have begun, until which it is fit
+at least, and after which a change may come too late to end anything.
+"""
 _EACH = 2
 """Streams of a row and a direction that end, and the same number that stay, at most."""
 _USUAL = {"method": "GET", "host": HOST, "path": PATH, "src": SOURCE, "role": None}
@@ -57,8 +62,9 @@ class PlayedRow:
     without: bool
     """Which of the row's two policies allows it: that without the key."""
     ends: bool
-    token: Callable[[LiveBench, int], str]
-    """Mints its credential; times are counted from the given epoch seconds."""
+    said: Policy
+    """What its credential says; times are counted from the making."""
+    mint: Callable[[LiveBench, Policy, int], str]
     asked: Mapping[str, Any]
     room: str = ""
 
@@ -98,14 +104,9 @@ def of_rules(base: Policy, edges: list[rules.Edge]) -> Iterator[PlayedRow]:
                 if (ends := _fate(before, after)) is not None:
                     what = f"{edge.key} = {edge.value!r}, asked with {said} {asked}"
                     ask = {**_USUAL, **asked}
-                    found.append(
-                        PlayedRow(edge.key, what, bool(without), ends, _minted(said), ask, edge.room)
-                    )
+                    how = (ends, said, rules.token_of, ask, edge.room)
+                    found.append(PlayedRow(edge.key, what, bool(without), *how))
         yield from _few(found)
-
-
-def _minted(said: Policy) -> Callable[[LiveBench, int], str]:
-    return lambda here, now: rules.token_of(here, rules.claims_of(said, now))
 
 
 def of_issuers(name: str) -> Iterator[tuple[int, str, Policy, list[PlayedRow]]]:
@@ -126,12 +127,8 @@ def of_issuers(name: str) -> Iterator[tuple[int, str, Policy, list[PlayedRow]]]:
                 if not allowed[0] or after == "open" or (allowed[1] and reread):
                     continue
                 what = f"{name}.{key} = {row['values'][0]!r}, asked with {said}"
-                found.append(PlayedRow(key, what, bool(without), not allowed[1], _said(said), ask))
+                found.append(PlayedRow(key, what, bool(without), not allowed[1], said, issuers.token_of, ask))
         yield number, key, row, list(_few(found))
-
-
-def _said(said: Policy) -> Callable[[LiveBench, int], str]:
-    return lambda here, now: issuers.token_of(here, said, now)
 
 
 def _played(
@@ -140,19 +137,22 @@ def _played(
     """Open what each of two policies allows, and reload the other."""
     here = all_.here
     for without in (False, True):
-        asked = [row for row in rows if row.without == without]
+        asked = [row for row in sorted(rows, key=lambda row: row.key == _NEAR) if row.without == without]
         if not any(row.ends for row in asked):
             continue
         here.must_reload(policies(without), what)
-        first = [(row.token(here, int(time.time())), row.asked) for row in asked]
+        first = [(row.mint(here, row.said, int(time.time())), row.asked) for row in asked]
         here.wait_for_keys([SpopQuestion("", iam_check(token, **each), ALLOW) for token, each in first])
-        now = int(time.time())  # keys may have come late, and some tokens end soon
-        for row, token in [(row, row.token(here, now)) for row in asked]:
+        since = math.inf
+        for row in asked:
+            now = int(time.time())  # keys may have come late
+            since = min(since, now) if row.key == _NEAR else since
             sent = {key: value for key, value in row.asked.items() if value is not None or key == "role"}
-            all_.join(row.what, token, ends=row.ends, **sent)
-        all_.must_begin(now + _SOON)
+            all_.join(row.what, row.mint(here, row.said, now), ends=row.ends, **sent)
+        all_.must_begin(since + _SOON)
         here.must_reload(policies(not without), what)
-        all_.must_split(f"the reload of {what}", until=now + _LEAST)
+        here.in_time(since + _MOST, f"the reload of {what}")
+        all_.must_split(f"the reload of {what}", until=since + _LEAST)
 
 
 @check(
@@ -228,7 +228,6 @@ def endpoints(target: Target) -> str:
 
 KEYS: Mapping[str, Mapping[str, Any]] = table("streams")["revocations"]
 """Those by which a revocation names credentials: what row `n` names, and the claims of a token that fits."""
-
 
 Case = tuple[frozenset[str], int | None]
 """A credential for a revocation: the keys that it fits, and its `iat` in seconds from the bound."""
