@@ -40,11 +40,11 @@ _LIFE = 5.0
 """Seconds, times the scale."""
 _SIGNED = 900
 """Seconds that a pre-signed request lives (5.14)."""
-_NEAR = "leeway"
-"""The key whose rows have tokens that are fit for seconds only: the streams of these begin last."""
-_SOON, _LEAST, _MOST = 15.0, 20, 50
-"""Seconds after the first such token's making by which all streams must have begun, until which it is fit
-at least, and after which a change may come too late to end anything.
+_NEAR, _FAR = 20, 140
+"""Seconds for which a token is fit at least: one of the rows of `leeway`, which come last, and any other."""
+_SPARE, _GRACE = 5, 30
+"""All streams begin so many seconds before the first token may end; a reload that comes so many seconds
+after that moment may be too late to end a stream.
 """
 _EACH = 2
 """Streams of a row and a direction that end, and the same number that stay, at most."""
@@ -63,7 +63,7 @@ class PlayedRow:
     """Which of the row's two policies allows it: that without the key."""
     ends: bool
     said: Policy
-    """What its credential says; times are counted from the making."""
+    """Claims of its credential; times are in seconds from the moment at which it is made."""
     mint: Callable[[LiveBench, Policy, int], str]
     asked: Mapping[str, Any]
     room: str = ""
@@ -137,22 +137,22 @@ def _played(
     """Open what each of two policies allows, and reload the other."""
     here = all_.here
     for without in (False, True):
-        asked = [row for row in sorted(rows, key=lambda row: row.key == _NEAR) if row.without == without]
+        asked = [row for row in sorted(rows, key=lambda row: row.key == "leeway") if row.without == without]
         if not any(row.ends for row in asked):
             continue
         here.must_reload(policies(without), what)
         first = [(row.mint(here, row.said, int(time.time())), row.asked) for row in asked]
         here.wait_for_keys([SpopQuestion("", iam_check(token, **each), ALLOW) for token, each in first])
-        since = math.inf
+        until = math.inf
         for row in asked:
             now = int(time.time())  # keys may have come late
-            since = min(since, now) if row.key == _NEAR else since
+            until = min(until, now + (_NEAR if row.key == "leeway" else _FAR))
             sent = {key: value for key, value in row.asked.items() if value is not None or key == "role"}
             all_.join(row.what, row.mint(here, row.said, now), ends=row.ends, **sent)
-        all_.must_begin(since + _SOON)
+        all_.must_begin(until - _SPARE)
         here.must_reload(policies(not without), what)
-        here.in_time(since + _MOST, f"the reload of {what}")
-        all_.must_split(f"the reload of {what}", until=since + _LEAST)
+        here.in_time(until + _GRACE, f"the reload of {what}")
+        all_.must_split(f"the reload of {what}", until=until)
 
 
 @check(
