@@ -143,35 +143,39 @@ class Connection:
 
     # --- sending -------------------------------------------------------------------------------------------
 
-    async def send(self, *frames: Frame | bytes, piece: int | None = None, gap: float = 0.0) -> None:
+    async def send(self, *frames: Frame | bytes, piece: int | None = None, gap: float = 0.0003) -> None:
         """Send frames or raw bytes, all in one segment unless told otherwise.
 
         Args:
             frames: frames, or bytes as they are (length prefix and all).
             piece: send in pieces of so many bytes, each in a segment of its own.
-            gap: seconds between pieces.
+            gap: seconds between pieces: enough for an agent to wake and read each.
 
         Raises:
             TooSlow: the judge took so long that an agent may have given the connection up.
         """
         began, self._since = self._since or time.monotonic(), 0.0
         raw = b"".join(frame if isinstance(frame, bytes) else frame.encode() for frame in frames)
-        how = "" if piece is None else f" [in pieces of {piece}]"
-        self.transcript.add(TO_AGENT, raw, how)
-        for start in range(0, len(raw), piece or max(len(raw), 1)):
-            if self._transport.is_closing():
-                self.transcript.add(NOTE, f"closed by the agent, {len(raw) - start} bytes not sent")
-                return
-            self._transport.write(raw[start : start + (piece or len(raw))])
-            if piece is not None:
-                await asyncio.sleep(gap)
-            late = time.monotonic() - began
-            if late > _SENDING + gap * start and raw[4:5] == bytes([FrameType.HAPROXY_HELLO]):
-                raise TooSlow(f"the judge took {late:.1f} s to send {start} of {len(raw)} bytes")
-        if not self._pipe.writable.is_set():
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self.timeout):
-                    await self._pipe.writable.wait()
+        if piece is None:
+            self.write(raw)
+        else:
+            self.transcript.add(TO_AGENT, raw, f" [in pieces of {piece}]")
+            await asyncio.to_thread(self._send_pieces, raw, piece, gap)
+        late = time.monotonic() - began
+        if late > _SENDING + gap * len(raw) and raw[4:5] == bytes([FrameType.HAPROXY_HELLO]):
+            raise TooSlow(f"the judge took {late:.1f} s to send a HELLO of {len(raw)} bytes")
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.timeout):
+                await self._pipe.writable.wait()
+
+    def _send_pieces(self, raw: bytes, piece: int, gap: float) -> None:
+        """Send pieces from a thread: if each took a turn of a busy loop, an agent could give a HELLO up."""
+        with suppress(OSError), self._transport.get_extra_info("socket").dup() as sock:
+            sock.settimeout(_SENDING)
+            for start in range(0, len(raw), piece):
+                if not self._transport.is_closing():
+                    sock.sendall(raw[start : start + piece])
+                    time.sleep(gap)
 
     def write(self, raw: bytes) -> None:
         """Send bytes at once, and do not wait until the agent takes them."""

@@ -24,8 +24,6 @@ DEADLINE = 3.0
 """Seconds, before scaling, for any single answer; HAProxy's own processing timeouts are shorter."""
 QUIET = 0.3
 """Seconds, before scaling, to see that nothing more comes."""
-PIECE_GAP = 0.0003
-"""Seconds between bytes sent one at a time: enough for the agent to wake and read each."""
 NO_CREDENTIAL: Mapping[str, Any] = {"authorization": None, "method": "GET", "host": "wire.test", "path": "/"}
 
 opened: ContextVar[list[Connection]] = ContextVar("opened")

@@ -15,7 +15,6 @@ from iamroles_scenarios.wire.frames import Flags, Frame, FrameType, encode_messa
 from iamroles_scenarios.wire.judge import (
     DEADLINE,
     NO_CREDENTIAL,
-    PIECE_GAP,
     QUIET,
     JudgedConnection,
     allowed,
@@ -39,11 +38,10 @@ async def byte_by_byte(target: WireTarget) -> None:
     for number in (256, 2287, 2288, 264431, 264432, 33818863, 33818864, 2**32 - 1):
         said = {**wire_frames.HELLO, "engine-id": "short", "max-frame-size": number}
         async with connected(target) as connection:
-            await connection.send(hello(wire_frames.as_hello(said)), piece=1, gap=PIECE_GAP)
+            await connection.send(hello(wire_frames.as_hello(said)), piece=1)
             await connection.expect(FrameType.AGENT_HELLO)
             if number == 2**32 - 1:
-                # Without a credential it is short: each octet costs the judge a turn.
-                await connection.send(question(NO_CREDENTIAL, stream_id=number), piece=1, gap=PIECE_GAP)
+                await connection.send(question(NO_CREDENTIAL, stream_id=number), piece=1)
                 connection.must_deny(await connection.expect(FrameType.ACK))
 
 
@@ -57,13 +55,13 @@ async def split_anywhere(target: WireTarget) -> None:
     asked = [question(text, stream_id=number) for number, text in enumerate(texts, 1)]
     for piece, count in ((3, 1), (64, 3)):
         async with session(target) as connection:
-            await connection.send(*asked[-count:], piece=piece, gap=PIECE_GAP)
+            await connection.send(*asked[-count:], piece=piece)
             await connection.must_answer_all(asked[-count:])
     longer, shorter = (frame.encode() for frame in asked[1:])
     for cut in range(1, 6):
         async with session(target) as connection:
             for part in (longer[:20], longer[20:] + shorter[:cut], shorter[cut:]):
-                await connection.send(part, piece=len(part), gap=10 * PIECE_GAP)
+                await connection.send(part, piece=len(part), gap=0.003)
             await connection.must_answer_all(asked[1:])
 
 
