@@ -138,7 +138,7 @@ class Cutter:
         for due in (due for worker in self._workers.values() for due in worker.due.values()):
             if not due.done:
                 pause = min(pause, due.cut_at - now if due.cut_at > now else POLL if due.missed else 0.1)
-            elif now < due.cut_at + 0.15:  # if the cut did nothing, the filter needs time to end it instead
+            elif due.done >= self._looked:  # if the cut did nothing, the next look has the filter end it
                 pause = min(pause, 0.15)
         return max(0.001, pause)
 

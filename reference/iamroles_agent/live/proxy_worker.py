@@ -85,7 +85,8 @@ class _Due:
     """Epoch seconds: when this agent cuts it, if it still lives."""
     seen: float = 0.0
     """Epoch seconds: when it was first seen to wait beyond its end; 0: not yet."""
-    done: bool = False
+    done: float = 0.0
+    """Epoch seconds: when this agent cut it; 0: not yet."""
     missed: int = 0
     """Looks at which HAProxy did not show it."""
 
@@ -407,9 +408,8 @@ class ProxyWorker:
                 del self.due[stream.key]
 
         def ended(stream: Stream) -> None:
-            due = self.due[stream.key]
-            due.done = True
-            self._record(stream, due.ends, cutter.clock(), "agent")
+            self.due[stream.key].done = now = cutter.clock()
+            self._record(stream, self.due[stream.key].ends, now, "agent")
 
         wanted = in_turns(sorted(overdue, key=lambda stream: self.due[stream.key].ends.at))
         for stream in await shut(self.console, wanted, ended, lambda: cutter.stop(began)):

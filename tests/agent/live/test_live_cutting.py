@@ -247,8 +247,7 @@ async def test_a_change_while_many_are_cut_is_looked_at_before_the_rest(proxy):
 
 
 async def test_what_is_left_of_a_look_is_looked_at_soon(proxy):
-    proxy.streams = {7: Row(4711, 9000)}
-    proxy.hidden = {7}
+    proxy.streams, proxy.hidden = {7: Row(4711, 9000)}, {7}
     cutter = proxy.cutter(revoking("alice"))
     await cutter.look()
     assert cutter._pause() == cutting.POLL
@@ -257,12 +256,13 @@ async def test_what_is_left_of_a_look_is_looked_at_soon(proxy):
     assert cutter._pause() == pytest.approx(WAIT)
 
 
-async def test_a_cut_is_looked_at_again_while_its_second_runs(proxy):
+async def test_a_cut_is_looked_at_again_soon_however_long_its_own_look_took(proxy):
     proxy.streams = {7: Row(4711, 9000)}
-    cutter = proxy.cutter(revoking("alice"))
+    cutter = proxy.cutter(revoking("alice"), record=lambda _: setattr(proxy, "now", proxy.now + 1))
     await cutter.look()
-    assert proxy.cuts
-    assert cutter._pause() < cutting.POLL
+    assert cutter._pause() == pytest.approx(0.15)
+    await cutter.look()
+    assert cutter._pause() == cutting.POLL
 
 
 async def test_ends_that_a_policy_moved_are_told_to_haproxy_after_the_cuts(proxy):
