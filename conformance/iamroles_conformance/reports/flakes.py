@@ -117,7 +117,7 @@ Each row says what else ran on the host: `nothing`, four endless `loops`, or the
 files. Seconds are the median and the longest. A check that the host was late for is played again with longer
 times, at most three times, and is untestable if the host is late each time. No failure is played again.
 
-{checks} checks, {verdicts} verdicts: {flaky} checks flaked, {again} were played again in some run.
+{checks} checks, {verdicts} verdicts. Checks that flaked: {flaky}; played again in some run: {again}.
 
 A check flakes if runs on the same agent give it different verdicts; its rate is the share of runs that gave
 another one than most did. The margin is what was left of the bound of the wait that came nearest to its own:
