@@ -141,7 +141,9 @@ def seconds(target: Target) -> str:
 
 def _seconds(target: Target, dpop: Mapping[str, Any], age: int, leeway: int) -> int:
     with bound(target, dpop=dpop) as here:
-        asking, second = Asking(here), math.ceil(time.time() + target.seconds(_BEFORE))
+        asking = Asking(here)
+        here.wait_for_keys([asking.question("", BASES["dpop"])])  # both sides have their keys then
+        second = math.ceil(time.time() + target.seconds(_BEFORE))
 
         def made(what: str, iat: int, answer: str) -> SpopQuestion:
             return asking.question(what, combined(BASES["dpop"], {"proof": {"iat": iat}}), answer_of(answer))
@@ -150,13 +152,11 @@ def _seconds(target: Target, dpop: Mapping[str, Any], age: int, leeway: int) -> 
             made("a proof in its last second", second - age, "allow"),
             made("a proof from ahead", second + leeway, "proof_invalid"),
         ]
-        found = [here.actions(early) for _ in range(2)]
+        found = [answer for _ in range(2) for answer in here.actions(early)]
         here.in_time(second, "questions before a second that was a moment off")
-        for answers in found:
-            here.judge(early, answers)
+        here.judge(2 * early, found)
         rest(second + _AFTER - time.time())
-        begun = SpopQuestion("a proof that is not ahead now", early[1].check, answer_of("allow"))
-        here.judge([begun], here.actions([begun]))
+        here.ask_all([SpopQuestion("a proof not ahead now", early[1].check, answer_of("allow"))], again=False)
         rest(second + 1 + _AFTER - time.time())
         late = made("a proof that is old", second - age, "proof_invalid")
         again = SpopQuestion("a proof that was accepted and is old now", early[0].check, late.expected)
