@@ -19,8 +19,8 @@ from iamroles_scenarios.stage.relay import Relay
 
 LIFE = 4.0
 """Seconds, times the scale, of a credential whose end is waited for."""
-_LONGEST = 27.0
-"""The longest life, seconds, however far times are stretched: HAProxy ends an idle upload after 30 s."""
+_STRETCH, _LONGEST = 3.0, 27.0
+"""How far lives are stretched, and their longest, seconds: HAProxy ends an idle upload after 30 s."""
 OPEN = 3.0
 """Seconds, times the scale, in which a stream must begin."""
 AFTER = 1.0
@@ -76,7 +76,7 @@ class LiveBench(Bench):
 
     def stretched(self, seconds: float) -> float:
         """Return the seconds that a stream may live, on a slow host more."""
-        return min(self.target.seconds(seconds), _LONGEST)
+        return min(self.target.seconds(seconds), seconds * _STRETCH, _LONGEST)
 
     def end(self, seconds: float = LIFE) -> int:
         """Return a token's `exp`: epoch seconds."""

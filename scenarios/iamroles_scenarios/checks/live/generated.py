@@ -36,8 +36,8 @@ from iamroles_scenarios.jose.encoding import b64url_decode
 _BACKENDS = ("orders-ro", "orders-rw")
 """Backends of the world; HAProxy knows no others."""
 _ROUTE = "/live/reader"
-_LIFE = 5.0
-"""Seconds, times the scale."""
+_LIFE = 9.0
+"""Seconds, times the scale, up to three times: for all questions with fresh credentials in a row."""
 _SIGNED = 900
 """Seconds that a pre-signed request lives (5.14)."""
 _NEAR, _FAR = 20, 140
