@@ -260,7 +260,7 @@ async def test_a_cut_is_looked_at_again_soon_however_long_its_own_look_took(prox
     proxy.streams = {7: Row(4711, 9000)}
     cutter = proxy.cutter(revoking("alice"), record=lambda _: setattr(proxy, "now", proxy.now + 1))
     await cutter.look()
-    assert cutter._pause() == pytest.approx(0.15)
+    assert (proxy.streams, cutter._pause()) == ({}, pytest.approx(0.15))
     await cutter.look()
     assert cutter._pause() == cutting.POLL
 
