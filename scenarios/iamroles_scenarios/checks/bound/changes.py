@@ -23,7 +23,7 @@ from iamroles_scenarios.jose.proof import combined
 
 _MAX_AGE, _LEEWAY = 60, 5
 """Seconds, as the policy has them by default."""
-_BEFORE, _AFTER = 0.5, 0.05
+_BEFORE, _AFTER = 2.0, 0.05
 """Seconds from minting to asking, times the scale, and beyond an edge."""
 _WINDOW, _KEY, _LEAST, _MOST = 2.0, "nonce.key", 32, 4096
 """Seconds of a nonce's window, times the scale; the file of the key, and the fewest and most octets in it."""
