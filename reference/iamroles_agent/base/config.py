@@ -173,6 +173,10 @@ class IdentityHeader(Model):
     """How long a token is good, 2s to 60s."""
     rotate: Duration = 86400.0
     """How long a key signs; the next is published an hour before."""
+    secrets: str | None = None
+    """A file of this user alone with a secret of 43 to 512 characters in each line, the same for all agents
+    of a gate: each derives the same keys from it. The first secret signs, the keys of all are published.
+    Relative to this file. Left out: each agent has keys of its own."""
 
 
 class KeySettings(Model):

@@ -56,6 +56,22 @@ def read(path: Path, limit: int, *, own: bool = False) -> bytes:
     return content
 
 
+def read_secret(path: Path, limit: int) -> bytes:
+    """Read a file whole that nobody but this user, and root, may read.
+
+    A file of root's that a group of this user's may read is such a file too: so does Kubernetes mount a
+    Secret for a pod's `fsGroup`.
+
+    Raises:
+        OSError: others may read or write it, or as `read`.
+    """
+    found = path.stat()
+    mounted = os.geteuid() != found.st_uid == 0 and found.st_gid in {os.getegid(), *os.getgroups()}
+    if not mounted or found.st_mode & 0o037:
+        check_private(path, found)
+    return read(path, limit)
+
+
 Stamp = tuple[int, int, int, int]
 
 

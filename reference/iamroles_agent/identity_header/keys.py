@@ -107,8 +107,8 @@ class KeyRing:
         times += [successor.since + self.rotate for successor in self.keys[1:-1]]
         return min(times)
 
-    def jwks(self) -> dict[str, Any]:
-        """Return the published keys (RFC 7517 section 5)."""
+    def jwks(self, _now: float = 0.0) -> dict[str, Any]:
+        """Return the published keys (RFC 7517 section 5); `at` has chosen them."""
         return {"keys": [key.jwk for key in self.keys]}
 
     def to_bytes(self) -> bytes:

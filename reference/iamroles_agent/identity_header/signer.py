@@ -19,6 +19,7 @@ from jwt.api_jws import PyJWS
 
 from iamroles_agent.base.identity import Decision
 from iamroles_agent.identity_header.keys import KeyRing
+from iamroles_agent.identity_header.shared import SharedRing
 
 LONGEST_LIFE = 60
 """Seconds that a token lives, at most."""
@@ -41,7 +42,7 @@ class Signed(NamedTuple):
 class Signer:
     """Signs identities with the keys of a ring; `lifetime` is 2 to 60 seconds."""
 
-    def __init__(self, ring: KeyRing, issuer: str, lifetime: int = LONGEST_LIFE) -> None:
+    def __init__(self, ring: KeyRing | SharedRing, issuer: str, lifetime: int = LONGEST_LIFE) -> None:
         self.ring = ring
         self._issuer, self._lifetime = issuer, lifetime
         self._jws = PyJWS()

@@ -29,7 +29,9 @@ from iamroles_agent.policy.lines import Lines, json_lines, line_of, toml_lines
 from iamroles_agent.policy.sound import Sound
 
 _MAX_BYTES = 64 << 20
-_LEAST_NONCE_KEY, _MAX_NONCE_KEY = 32, 4096
+_LEAST_NONCE_KEY, _MAX_SECRET = 32, 4096
+_MOST_SECRETS, _SECRETS = 4, "identity_header.secrets"
+_SECRET = re.compile(rb"[!-~]{43,512}")
 _VENDOR = "x-"
 """Top-level tables of vendors (`[x-acme]`) are not checked: SPEC.md section 6."""
 _Find = Callable[[], Lines]
@@ -123,17 +125,41 @@ def nonce_key(path: Path, config: Config) -> bytes:
     if config.dpop is None or not config.dpop.nonce or config.dpop.nonce_key is None:
         return b""
     place, key = path.parent / config.dpop.nonce_key, "dpop.nonce_key"
-    try:
-        files.check_private(place, place.stat())
-        found = files.read(place, _MAX_NONCE_KEY)
-    except OSError as error:
-        remedy = "Give the agent's user a file with mode 0600: `openssl rand 32 > FILE`"
-        why = f"{place} cannot be used: {error.strerror or error}"
-        raise ConfigError([Problem(str(path), key, why, remedy)]) from error
+    found = _private(path, key, place, "openssl rand 32")
     if len(found) < _LEAST_NONCE_KEY:
         why = f"{place} has {len(found)} octets, and must have {_LEAST_NONCE_KEY}"
         raise ConfigError([Problem(str(path), key, why, "Write random octets: `openssl rand 32 > FILE`")])
     return hashlib.sha256(found).digest()
+
+
+def identity_secrets(path: Path, config: Config) -> tuple[bytes, ...]:
+    """Read the secrets that `identity_header.secrets` of a configuration at `path` names; () without a file.
+
+    Raises:
+        ConfigError: it cannot be read, a line cannot be a secret, or others may read it. It quotes no line.
+    """
+    if config.identity_header is None or config.identity_header.secrets is None:
+        return ()
+    place, key, how = path.parent / config.identity_header.secrets, _SECRETS, "openssl rand -base64 32"
+    lines = [line.strip() for line in _private(path, key, place, how).splitlines()]
+    found = [line for line in lines if line]
+    wrong = next((n for n, line in enumerate(lines, 1) if line and not _SECRET.fullmatch(line)), 0)
+    if wrong:
+        why = f"line {wrong} of {place} is no secret: 43 to 512 printable characters without a blank"
+    elif not 1 <= len(set(found)) == len(found) <= _MOST_SECRETS:
+        why = f"{place} has {len(found)} secrets, and must have 1 to {_MOST_SECRETS}, all different"
+    else:
+        return tuple(hashlib.sha256(line).digest() for line in found)
+    raise ConfigError([Problem(str(path), key, why, f"Write a secret in each line: `{how} > FILE`")])
+
+
+def _private(path: Path, key: str, place: Path, how: str) -> bytes:
+    try:
+        return files.read_secret(place, _MAX_SECRET)
+    except OSError as error:
+        remedy = f"Give the agent's user a file with mode 0600: `{how} > FILE`"
+        why = f"{place} cannot be used: {error.strerror or error}"
+        raise ConfigError([Problem(str(path), key, why, remedy)]) from error
 
 
 def _fault(name: Path | str, message: str, remedy: str, line: int | None = None) -> ConfigError:

@@ -19,11 +19,11 @@ from iamroles_agent.base import files
 from iamroles_agent.base.config import Config
 from iamroles_agent.base.errors import ConfigError, StartError
 from iamroles_agent.control import policy_part
-from iamroles_agent.control.document import POLICY, Document, Part
+from iamroles_agent.control.document import POLICY, Document, Part, Parts
 from iamroles_agent.control.store import Restored, Store
 from iamroles_agent.live import revocations
 from iamroles_agent.policy import load
-from iamroles_agent.policy.load import nonce_key, shadow_of
+from iamroles_agent.policy.load import identity_secrets, nonce_key, shadow_of
 from iamroles_agent.processes import handover, identity_keys, local_socket
 from iamroles_agent.processes.fetcher import Fetcher
 from iamroles_agent.processes.handover import Inheritance
@@ -94,7 +94,7 @@ class Agent:
         if not take_over:
             store, restored = _opened(state_dir)
         try:
-            config, part = _read(path)
+            config, parts = _read(path)
         except ConfigError as error:
             if take_over:  # a plain start, unless a running agent has the lock
                 with suppress(StartError):
@@ -102,8 +102,8 @@ class Agent:
             if restored is None or not restored.died:
                 raise
             log.error("%s\nthe policy that was accepted last is in force", error)
-            part = restored.document.parts[POLICY]
-            config = _readable(part, policy_part.decode_base)
+            parts = {POLICY: restored.document.parts[POLICY]}
+            config = _readable(parts[POLICY], policy_part.decode_base)
         if state_dir is None:
             state_dir = _beside(path, config.agent.state_dir)
         if take_over:
@@ -119,7 +119,12 @@ class Agent:
             log.warning(_WITHOUT_STATE)
         if inherited is not None and restored is not None:
             restored = replace(restored, died=False)
-        document = identity_keys.at_start(config.identity_header, _at_start(restored, part), time.time())
+        document = identity_keys.at_start(
+            config.identity_header,
+            _at_start(restored, parts[POLICY]),
+            time.time(),
+            parts.get(identity_keys.IDENTITY_KEYS),
+        )
         document = revocations.at_start(_beside(path, config.live.revocations), document)
         died = restored is not None and restored.died
         return cls(path, config, document, store, inherited, died=died, stamp=stamp)
@@ -244,18 +249,20 @@ class Agent:
             fetcher.watch = Watch(listed, fetcher.link)
         return fetcher.run()
 
-    def load(self) -> Part:
-        """Read the file again.
+    def load(self) -> Parts:
+        """Read the file again, and those that it names.
 
         Raises:
             ConfigError: every problem of it.
         """
         self._let_go()
-        config, part = _read(self.path)
+        config, parts = _read(self.path)
         for table in ("agent", "audit", "metrics", "identity_header", "live"):
             if getattr(config, table) != getattr(self.config, table):
                 log.warning("[%s] has changed: that takes a restart, not a reload", table)
-        return part
+        if (header := self.config.identity_header) is None or header.secrets is None:
+            parts.pop(identity_keys.IDENTITY_KEYS, None)
+        return parts
 
 
 def _beside(path: Path, name: str | None) -> Path | None:
@@ -302,6 +309,9 @@ def _readable(accepted: Part, decode: Callable[[Part], _Found]) -> _Found:
         ) from None
 
 
-def _read(path: Path) -> tuple[Config, Part]:
+def _read(path: Path) -> tuple[Config, dict[str, Part]]:
     config = load(path)
-    return config, policy_part.encode(config, shadow_of(path, config), nonce_key(path, config))
+    parts = {POLICY: policy_part.encode(config, shadow_of(path, config), nonce_key(path, config))}
+    if secrets := identity_secrets(path, config):
+        parts[identity_keys.IDENTITY_KEYS] = identity_keys.shared(secrets)
+    return config, parts

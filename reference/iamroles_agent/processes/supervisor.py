@@ -37,7 +37,7 @@ from iamroles_agent.base.config import AgentSettings
 from iamroles_agent.base.errors import ConfigError, StartError
 from iamroles_agent.base.output import output
 from iamroles_agent.control.channel import ChannelError, Frames, Message, message, with_parts
-from iamroles_agent.control.document import POLICY, Document, Part
+from iamroles_agent.control.document import Document, Parts
 from iamroles_agent.control.plane import Plane
 from iamroles_agent.control.slots import (
     FETCHER,
@@ -83,7 +83,7 @@ class Crew(Protocol):
     def fetcher(self, startup: Startup) -> Life:
         """Run the fetcher. Raises as `worker`."""
 
-    def load(self) -> Part:
+    def load(self) -> Parts:
         """Read and check the configuration, in a process of its own.
 
         Raises:
@@ -462,13 +462,13 @@ def _load(crew: Crew, channel: socket.socket) -> int:
     with contextlib.suppress(OSError):  # a sandbox may forbid it
         os.nice(10)
     try:
-        part = crew.load()
+        parts = crew.load()
     except ConfigError as error:
         return _send(channel, message("refused", error=str(error)))
     except Exception as error:
         log.exception("the configuration cannot be read")
         return _send(channel, message("refused", error=str(error) or type(error).__name__))
-    for said in with_parts("loaded", {POLICY: part}):
+    for said in with_parts("loaded", parts):
         _send(channel, said)
     return 0
 

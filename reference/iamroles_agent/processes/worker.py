@@ -12,6 +12,7 @@ import fcntl
 import gc
 import json
 import logging
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -225,7 +226,7 @@ class Worker:
     def _sign_with(self, signer: Signer) -> None:
         assert self.gate is not None  # noqa: S101 - the policy's step has run
         self.gate.signer = signer
-        self.metrics.identity_keys = signer.ring.jwks
+        self.metrics.identity_keys = lambda: signer.ring.jwks(time.time())
 
     # What this worker builds of each kind of part
 

@@ -30,6 +30,8 @@ _PEER = "unix@/var/run/iam-peer.sock mode 600"
 """Beside the sockets of the controller's own HAProxy."""
 USER = 65532
 """The user of the agent's image."""
+_SECRETS = "iam-agent-secrets"
+"""The Secret with the files that all agents share (`_secrets`)."""
 _WRITABLE = ("run", "var/lib", "var/log")
 """Each has a directory `iamroles` that the agent may write; the root is read-only."""
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,48}[a-z0-9])?")
@@ -207,7 +209,8 @@ def _policy(cluster: Cluster, name: str, text: str) -> dict[str, Any]:
 
 def _deployment(config: Config, cluster: Cluster, name: str, port: int | None) -> dict[str, Any]:
     source = {"secret": {"name": "iam-policy"}} if cluster.secret else {"configMap": {"name": "iam-policy"}}
-    sources = [source, *([{"secret": {"name": "iam-agent-tls"}}] if config.agent.tls else [])]
+    more = ["iam-agent-tls"] * (config.agent.tls is not None) + [_SECRETS] * bool(_secrets(config))
+    sources = [source, *({"secret": {"name": one}} for one in more)]
     ports = [{"name": "spop", "containerPort": port}]
     if metrics := _reachable(config.metrics.listen):
         ports.append({"name": "metrics", "containerPort": metrics})
@@ -359,15 +362,35 @@ def _unfit(config: Config, cluster: Cluster, source: str, size: int) -> Iterator
         if issuer.bound != "refused" and not proven:
             remedy = "Give --client-ca, or write [dpop] or [client_certificate] (docs/kubernetes.md)"
             yield Problem(source, f"issuers[{index}].bound", "no token could be proven here", remedy)
-    if config.binds and config.dpop and config.dpop.nonce and (config.dpop.nonce_key or cluster.replicas > 1):
-        remedy = "Leave it out, or nonce_key, and give --replicas 1 (docs/kubernetes.md)"
-        yield Problem(source, "dpop.nonce", "a pod cannot share the key of its nonces", remedy)
+    yield from _unshared(config, cluster, source)
     for index, one in enumerate(config.backends):
         if one.streams:
             remedy = "Leave it out: behind the controller streams are refused (docs/kubernetes.md)"
             yield Problem(source, f"backends[{index}].streams", "nothing would end a stream here", remedy)
     if size > _LARGEST:
         yield Problem(source, "", f"{size:,} bytes", f"A ConfigMap or Secret holds {_LARGEST:,}")
+
+
+def _secrets(config: Config) -> dict[str, str]:
+    """Return the files of secrets that all agents share, by the keys that name them."""
+    found = {
+        "identity_header.secrets": config.identity_header.secrets if config.identity_header else None,
+        "dpop.nonce_key": config.dpop.nonce_key if config.dpop else None,
+    }
+    return {key: file for key, file in found.items() if file is not None}
+
+
+def _unshared(config: Config, cluster: Cluster, source: str) -> Iterator[Problem]:
+    """Find what pods must share, and do not, or not from a Secret."""
+    yield from render.unshared(config, cluster.replicas, source)
+    nonces = config.binds and config.dpop is not None and config.dpop.nonce
+    if nonces and cluster.replicas > 1 and "dpop.nonce_key" not in _secrets(config):
+        remedy = f"Name the key of the Secret {_SECRETS}, or give --replicas 1 (docs/kubernetes.md)"
+        yield Problem(source, "dpop.nonce_key", "each pod would have nonces of its own", remedy)
+    for key, file in _secrets(config).items():
+        if not re.fullmatch(r"[A-Za-z0-9._-]{1,253}", file):
+            remedy = f"Name the key of the Secret {_SECRETS}, which lies beside the policy"
+            yield Problem(source, key, f"{file!r} is not beside the policy", remedy)
 
 
 def _misplaced(config: Config, source: str) -> Iterator[Problem]:

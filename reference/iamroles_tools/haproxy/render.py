@@ -286,7 +286,16 @@ def _problems(config: Config, settings: Settings, source: str) -> Iterator[Probl
                 yield Problem(source, f"{key}.servers[{number}]", f"{server!r} is not an address", _ADDRESSES)
         for fault in tls_faults(key, backend):
             yield Problem(source, fault.key, fault.message, fault.remedy)
+    yield from unshared(config, len(settings.agents), source)
     yield from unusable(config, settings, config.agent.addresses)
+
+
+def unshared(config: Config, agents: int, source: str) -> Iterator[Problem]:
+    """Find what several agents must have together, and have each for itself."""
+    if agents > 1 and config.identity_header is not None and config.identity_header.secrets is None:
+        wrong = f"{agents} agents would have keys of their own: a server that asks one refuses the others'"
+        remedy = 'Name a file of secrets that all agents have (docs/backends.md, "Several agents")'
+        yield Problem(source, "identity_header.secrets", wrong, remedy)
 
 
 def unusable(config: Config, settings: Settings, own: Collection[str]) -> Iterator[Problem]:

@@ -22,6 +22,7 @@ class Kind(StrEnum):
     UNRECORDED = "unrecorded"
     UNPROVEN = "unproven"
     BOUND = "bound"
+    UNSHARED = "unshared"
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,6 +125,10 @@ def unused(config: Config) -> Iterator[Finding]:
         message = "signs with keys that no server can fetch: `metrics.listen` is not set"
         remedy = 'Write [metrics] listen = "127.0.0.1:9102", or delete the table (docs/backends.md)'
         yield Finding(Kind.UNUSED, "identity_header", header.issuer, message, remedy)
+    if header is not None and header.secrets is None:
+        message = "each agent has keys of its own: servers refuse what an agent signed whose keys they lack"
+        remedy = "Fine for one agent; else name a file of secrets that all agents have (docs/backends.md)"
+        yield Finding(Kind.UNSHARED, "identity_header.secrets", header.issuer, message, remedy, note=True)
     yield from _unused_scopes(config)
     yield from _scope_reach(config)
 

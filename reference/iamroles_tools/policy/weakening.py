@@ -23,7 +23,7 @@ _KEYS = {
     '"required" "refused" "accepted"': "issuers[].bound",
     '"deny" "allow"': "audit.on_error",
     "either": "agent.listen_group agent.control_socket live.gate metrics.listen dpop.origins "
-    "dpop.algorithms dpop.nonce_key client_certificate.from client_certificate.form",
+    "dpop.algorithms dpop.nonce_key identity_header.secrets client_certificate.from client_certificate.form",
     "never": "agent.workers agent.max_frame_size agent.max_connection_age agent.drain_timeout "
     "agent.decision_timeout agent.shadow_policy",
 }

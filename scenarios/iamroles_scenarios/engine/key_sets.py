@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 _GATE = "https://gate.example.com"
 """`identity_header.issuer` of the worlds that are looked at."""
+SECRETS = "identity.key"
+"""The file of secrets, beside the world files of agents that share them."""
 _EACH = 0.2
 """Seconds between two fetches."""
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -57,15 +59,18 @@ class Answered:
     received: int
 
 
-def signing(stage: Stage, rotate: float) -> dict[str, Any]:
+def signing(stage: Stage, rotate: float, *, shared: bool = False) -> dict[str, Any]:
     """Return the part of a policy by which an agent signs identities, and publishes its keys where the suite
     can fetch them: on loopback, if the stage is there.
 
     Args:
         stage: where it runs.
         rotate: seconds that a key signs, and is published before and after; an identity lives half as long.
+        shared: whether it shares its keys with others, by the file `SECRETS`.
     """
     header = {"issuer": _GATE, "lifetime": f"{min(rotate / 2, 60):g}s", "rotate": f"{rotate:g}s"}
+    if shared:
+        header["secrets"] = SECRETS
     return {"metrics": listening(stage), "identity_header": header}
 
 
@@ -180,10 +185,10 @@ class KeySets:
                 held.append(keys)
         return held
 
-    def unverified(self, entry: Entry | Answered, *, every: bool) -> str:
+    def unverified(self, entry: Entry | Answered) -> str:
         """Return why a backend cannot verify an answer's identity; "" if it can, on a refusal, or `unseen`.
 
-        By `every` set that it may hold; else one suffices, as when each agent has keys of its own.
+        By every set that it may hold, of whichever agent.
         """
         if not entry.seen.allow:
             return ""
@@ -193,7 +198,7 @@ class KeySets:
             return self.fault
         if not all(whys):
             self.signed.add(kid_of(entry))
-        return next(filter(None, whys), "") if every or all(whys) else ""
+        return next(filter(None, whys), "")
 
     def must_have_verified(self, keys: int) -> None:
         """Hold the judge to having seen headers of this many keys that verify.

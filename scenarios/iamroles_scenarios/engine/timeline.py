@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from iamroles_scenarios.engine.judged_traffic import JudgedTraffic, StepTimes
@@ -46,8 +45,7 @@ class Timeline:
     def __enter__(self) -> Self:
         sets = self._place.sets
         if sets is not None:
-            # If each agent has keys of its own, a backend that lacks a key asks the other.
-            self.traffic.ledger.verify = partial(sets.unverified, every=self._place.second is None)
+            self.traffic.ledger.verify = sets.unverified
             self._beside.enter_context(sets.fetched())
         for name, spec in self._specs.items():
             if not spec.from_:

@@ -14,6 +14,7 @@ import copy
 import json
 import os
 import re
+import secrets
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ from iamroles_scenarios.base.durations import seconds
 from iamroles_scenarios.base.errors import StageError, TooSlow, Untestable
 from iamroles_scenarios.declarations.scenario import WorldSpec, merged, policy_of
 from iamroles_scenarios.engine.certificates import ProxyCertificates
-from iamroles_scenarios.engine.key_sets import KeySets, signing
+from iamroles_scenarios.engine.key_sets import SECRETS, KeySets, signing
 from iamroles_scenarios.engine.leaks import Leaks
 from iamroles_scenarios.engine.setups import ENDING, answers, ended, uses
 from iamroles_scenarios.stage.rendering import SHIPPED
@@ -237,7 +238,8 @@ class Worlds:
         if spec.changes and declares(self._agent.features, "workers"):
             policy = merged({"agent": {"workers": WORKERS}}, policy)
         if signed:
-            policy = merged(policy, signing(self._stage, signed))
+            policy = merged(policy, signing(self._stage, signed, shared=spec.agents == 2))
+            how["files"] = {SECRETS: f"{secrets.token_hex(32)}\n", **how.get("files", {})}
         policy = self._located(_renamed(policy, suffix), suffix)
         for name in _ISSUER.findall(json.dumps(policy)):
             self.issuer(name[1])
@@ -249,10 +251,11 @@ class Worlds:
             self._stretch(policy, how["settings"])
         certificates = ProxyCertificates() if tls else None
         if certificates is not None:
-            how |= {"settings": how["settings"] | certificates.settings, "files": certificates.files}
+            how["settings"] |= certificates.settings
+            how["files"] = {**how.get("files", {}), **certificates.files}
         agent, second = self._agent, None
         if spec.agents == 2:
-            second = self._served(agent, policy, haproxy=False)
+            second = self._served(agent, policy, haproxy=False, files=how.get("files"))
             how["settings"] = {**how["settings"], "IAM_AGENT_2": second.agent.inner_address}
             agent = with_second(agent)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,8 +16,8 @@ from iamroles_scenarios.base.polling import polls, rest
 from iamroles_scenarios.checks.derived.world import iam_check
 from iamroles_scenarios.declarations.results import check
 from iamroles_scenarios.declarations.scenario import WorldSpec, policy_of
-from iamroles_scenarios.engine.bench import ALLOWED, Bench, bench
-from iamroles_scenarios.engine.key_sets import Answered, KeySets, keeping, kid_of, signing
+from iamroles_scenarios.engine.bench import ALLOWED, Bench, bench, own_bench
+from iamroles_scenarios.engine.key_sets import SECRETS, Answered, KeySets, keeping, kid_of, signing
 from iamroles_scenarios.engine.target import Target
 from iamroles_scenarios.jose.encoding import part
 from iamroles_scenarios.traffic.polling import NANO
@@ -24,6 +25,8 @@ from iamroles_scenarios.wire.asker import decide
 
 _ROTATE = 8.0
 """Seconds that a key signs; an identity lives half as long. Both times the scale."""
+_LONG_ROTATE = 3600.0
+"""Seconds: no key changes by itself."""
 _POLL, _WITHIN = 0.25, 10.0
 _SOON, _LATER = 3.0, 900
 """Seconds until a token ends that ends before an identity would, times the scale, and until all others do."""
@@ -89,7 +92,7 @@ def _ask(here: Bench, token: str, request: dict[str, Any], soon: int = 0) -> Ans
 
 def _verify(here: Bench, sets: KeySets, answers: list[Answered]) -> None:
     for answer in answers:
-        if why := sets.unverified(answer, every=True):
+        if why := sets.unverified(answer):
             raise here.failed(f"a backend must refuse the signed identity: {why}", answer.seen)
 
 
@@ -236,3 +239,49 @@ def stopped(target: Target) -> None:
         here.in_time(signed + rotate, "a look at the keys after a stop")
         if kid in before and before & after and kid not in after:
             raise here.failed("the key that signed last is not published after a stop", received=f"{after}")
+
+
+@check("identity.signed.replaced", "SIGNED-SHARED-002", features={"identity", "oidc", "reload"})
+def replaced(target: Target) -> str:
+    """Two agents share a secret, which is replaced by reloads, of one agent after the other.
+
+    The new secret is added, becomes the first, and stays alone. After each reload both sign, and each
+    publishes the other's key.
+    """
+    if not target.agent.runs:
+        raise Inapplicable("process of its own")
+    old, new = (secrets.token_hex(32) for _ in "ab")
+    tables = signing(target.stage, _LONG_ROTATE, shared=True)
+    files = {SECRETS: old}
+    with own_bench(target, "orders", agents=2, override=tables, files=files, haproxy=False) as here:
+        agents = [one.agent for one in here.loan.worlds]
+        shown = [KeySets([agent], _LONG_ROTATE) for agent in agents]
+        first = _cross(here, shown, "at the start")
+        steps = {"added": [old, new], "put first": [new, old], "alone": [new]}
+        for step, lines in steps.items():
+            for number, agent in enumerate(agents):
+                agent.put(SECRETS, "\n".join(lines))
+                if not (said := agent.reload(here.loan.policy)).get("reloaded"):
+                    raise here.failed(f"a sound file of secrets was turned down: {said}")
+                signed = _cross(here, shown, f"the new secret {step}, in {number + 1} of 2 agents")
+        if first & signed:
+            raise here.failed("a secret that is in the file no longer still signs", received=f"{signed}")
+    return f"{len(first | signed)} keys"
+
+
+def _cross(here: Bench, shown: list[KeySets], when: str) -> set[str]:
+    """Return which keys sign, of which each agent must publish all."""
+    token, kids = here.token(sub=f"s-{secrets.token_hex(4)}"), set[str]()
+    for one in here.loan.worlds:
+        for _last in polls(here.seconds(_WITHIN)):
+            answer = decide(one.agent.spop_address, iam_check(token, path="/orders/1"))
+            if identity := answer.get("identity"):
+                kids.add(str(jwt.get_unverified_header(str(identity))["kid"]))
+                break
+        else:
+            raise here.failed(f"{when}: no identity was signed within {_WITHIN:g} s", received=f"{answer}")
+    for number, sets in enumerate(shown, 1):
+        if missing := kids - (published := sets.published()):
+            what = f"{when}: a server that asks agent {number} for its keys must refuse what another signed"
+            raise here.failed(what, expected=f"{sorted(missing)} published", received=f"{sorted(published)}")
+    return kids
