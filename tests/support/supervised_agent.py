@@ -127,7 +127,7 @@ class TellingCrew:
             time.sleep(30)
         if state == "crash":
             raise RuntimeError("the reload crashed")
-        return Part.of((state.encode(),), digest=state)
+        return {POLICY: Part.of((state.encode(),), digest=state)}
 
 
 if __name__ == "__main__":
@@ -138,7 +138,7 @@ if __name__ == "__main__":
     )
     crew = TellingCrew(settings, Path(state))
     try:
-        document = Document(1, {POLICY: crew.load()})
+        document = Document(1, crew.load())
         sys.exit(Supervisor(settings, document, crew, timing=TIMING).run())
     except StartError as error:
         sys.stderr.write(f"{error}\n")

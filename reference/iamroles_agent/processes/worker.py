@@ -225,7 +225,7 @@ class Worker:
 
     def _sign_with(self, signer: Signer) -> None:
         assert self.gate is not None  # noqa: S101 - the policy's step has run
-        self.gate.signer = signer
+        self.gate.sign_with(signer)
         self.metrics.identity_keys = lambda: signer.ring.jwks(time.time())
 
     # What this worker builds of each kind of part

@@ -156,6 +156,11 @@ class Gate:
         """Put revocations in force at once; nothing remembered survives."""
         self._put(self._state.policy, revocations, self.on_revocation)
 
+    def sign_with(self, signer: Signer) -> None:
+        """Sign with other keys at once; no remembered answer has an identity of the former ones."""
+        self.signer = signer
+        self._put(self._state.policy, self._state.revocations, [])
+
     def _put(self, policy: Policy, revocations: Revocations, calls: list[Callable[[], None]]) -> None:
         former, self._state = self._state, _State(policy, self.authenticator.generation, revocations)
         release([former.young, former.old])

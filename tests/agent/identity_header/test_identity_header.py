@@ -12,7 +12,7 @@ from joserfc.jwk import KeySet
 from joserfc.jwt import JWTClaimsRegistry
 from spop_transcript import YES
 
-from iamroles_agent.identity_header import KeyRing, Signer
+from iamroles_agent.identity_header import KeyRing, SharedRing, Signer, secrets_to_bytes
 from iamroles_agent.spop.actions import decode, encode_verdict, shorten
 
 NOW = 1_800_000_000
@@ -115,6 +115,54 @@ def test_a_broken_key_is_not_repeated():
         KeyRing.from_bytes(json.dumps(document).encode(), DAY)
 
     assert "PRIVATE" not in str(caught.value)
+
+
+# --- the ring that agents share --------------------------------------------------------------------------
+
+ONE, OTHER = b"1" * 32, b"2" * 32
+
+
+def kids(jwks):
+    return {key["kid"] for key in jwks["keys"]}
+
+
+@given(st.floats(4.0, 10 * DAY), st.floats(0.0, 4e9), st.floats(0.0, 0.999), st.sampled_from(range(3)))
+def test_whoever_has_the_secret_publishes_what_the_others_sign_with(rotate, now, apart, step):
+    """Clocks less than `rotate` apart; and one agent a step further in replacing the secret."""
+    steps = [(ONE,), (ONE, OTHER), (OTHER, ONE), (OTHER,)]
+    early, late = (SharedRing(secrets, ISSUER, rotate) for secrets in (steps[step], steps[step + 1]))
+    shown = kids(late.jwks(now + apart * rotate))
+
+    assert {early.signing(now).kid} <= kids(early.jwks(now))
+    assert early.signing(now).kid in shown
+    assert late.signing(now + apart * rotate).kid in kids(early.jwks(now))
+
+
+def test_a_derived_key_says_nothing_of_the_secret_and_is_another_for_each_period_gate_and_rotate():
+    ring = SharedRing((ONE,), ISSUER, DAY)
+    others = [
+        SharedRing((OTHER,), ISSUER, DAY),
+        SharedRing((ONE,), "https://b", DAY),
+        SharedRing((ONE,), ISSUER, 5.0),
+    ]
+    signing = {
+        ring.signing(NOW).kid,
+        ring.signing(NOW + DAY).kid,
+        *(each.signing(NOW).kid for each in others),
+    }
+
+    assert len(signing) == 5
+    assert all(sorted(key) == ["alg", "crv", "kid", "kty", "use", "x", "y"] for key in ring.jwks(NOW)["keys"])
+    again = SharedRing.from_bytes(secrets_to_bytes((ONE,)), ISSUER, DAY)
+    verified(Signer(again, ISSUER).sign(YES, NOW).token, ring.jwks(NOW), NOW)
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b"{}", b'["s3cret"]', b"[7]"])
+def test_what_are_no_secrets_is_said_without_its_text(text):
+    with pytest.raises(ValueError, match="not the secrets of the identity header") as caught:
+        SharedRing.from_bytes(text, ISSUER, DAY)
+
+    assert "s3cret" not in str(caught.value)
 
 
 # --- the token ------------------------------------------------------------------------------------------

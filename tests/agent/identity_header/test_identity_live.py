@@ -4,12 +4,15 @@ import json
 import re
 import signal
 import stat
+import subprocess
+import sys
 import time
 import urllib.request
+from contextlib import closing
 
 import jwt
 import pytest
-from programs import PATIENCE, iamroles, running, world
+from programs import PATIENCE, ROOT, Program, iamroles, running, world
 from running_agent import answered, connect, question
 from spop_transcript import context_message
 from tokens_support import ROLE, token_of
@@ -146,3 +149,82 @@ def test_without_the_table_nothing_is_signed_or_published(policy, tmp_path, cred
             signed(agent, credential, 1)
         with pytest.raises(AssertionError):
             published(agent)  # metrics answer that path, in their own format
+
+
+LATE = """
+import sys, time
+now = time.time
+time.time = lambda: now() + 20
+from iamroles_agent.main import main
+main(sys.argv[1:])
+"""
+
+
+def kids(agent):
+    return {key["kid"] for jwks in published(agent) for key in jwks["keys"]}
+
+
+def keep(place, *secrets):
+    (place / "gate.key").write_text("".join(f"{one}\n" for one in secrets))
+    (place / "gate.key").chmod(0o600)
+
+
+def test_two_agents_sign_as_one_also_20_s_apart_and_while_their_secret_is_replaced(
+    policy, tmp_path, credential
+):
+    policy["identity_header"]["secrets"] = "gate.key"
+    old, new = "a" * 43, "b" * 43
+    places = [tmp_path / name for name in ("one", "two")]
+    for place in places:
+        place.mkdir()
+        keep(place, old)
+    (places[1] / "world.json").write_text(json.dumps(policy))
+    two = Program(places[1], sys.executable, "-c", LATE, "agent", "run", "--config", places[1] / "world.json")
+    with running(places[0], policy) as one, closing(two):
+        two.start(popen=subprocess.Popen, cwd=ROOT)
+        two.ready = two.line()
+        signing = []
+        for step in ((old,), (old, new), (new, old), (new,)):
+            for place, agent in zip(places, (one, two), strict=True):
+                keep(place, *step)
+                assert agent.reload()["reloaded"], agent.log()
+                tokens = [token for each in (one, two) for token in signed(each, credential, 2)]
+                signing.append({kid(token) for token in tokens})
+                assert signing[-1] <= kids(one) & kids(two), step
+        assert not signing[0] & signing[-1]
+        keep(places[0])
+        refused = one.reload()
+        assert not refused["reloaded"]
+        assert "has 0 secrets, and must have 1 to 4" in str(refused)
+        assert {kid(token) for token in signed(one, credential, 2)} <= kids(two)
+        one.ended(signal.SIGKILL)
+    del policy["identity_header"]["secrets"]
+    with running(places[0], policy) as alone:  # with keys of its own again
+        assert {kid(token) for token in signed(alone, credential)} <= kids(alone)
+        assert not kids(alone) & signing[-1]
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "why"),
+    [
+        (None, 0, "No such file"),
+        ("a" * 43, 0o644, "mode"),
+        ("a" * 42, 0o600, "line 1 of"),
+        (f"\n{'a' * 43}\n{'b' * 20} {'c' * 22}", 0o600, "line 3 of"),
+        (f"{'a' * 43}\n{'a' * 43}", 0o600, "all different"),
+    ],
+)
+def test_a_file_of_secrets_that_is_none_stops_the_start_and_is_not_quoted(policy, tmp_path, text, mode, why):
+    policy["identity_header"]["secrets"] = "gate.key"
+    if text is not None:
+        (tmp_path / "gate.key").write_text(text)
+        (tmp_path / "gate.key").chmod(mode)
+    (tmp_path / "world.json").write_text(json.dumps(policy))
+
+    done = iamroles("agent", "run", "--config", tmp_path / "world.json")
+
+    assert done.returncode
+    assert "identity_header.secrets" in done.stderr
+    assert why in done.stderr
+    assert "openssl rand -base64 32" in done.stderr
+    assert not re.search("a{20}", done.stderr)

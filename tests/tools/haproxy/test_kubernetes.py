@@ -43,6 +43,8 @@ MCP = {
 }
 OUTSIDE = "state", "/srv/state", "/var/lib/iamroles", "/var/lib/iamroles/../state"
 KEPT = {"nonce": True, "nonce_key": "nonce.key"}
+GATE = {"issuer": "https://gate.test"}
+SHARED = GATE | {"secrets": "gate.key"}
 BOUND = {"issuers": [ISSUER | {"bound": "accepted"}]}
 POLICIES = {
     "plain": ({"agent": AGENT}, ()),
@@ -92,6 +94,17 @@ def test_kubernetes_takes_each_document_and_the_policy_as_it_was(tmp_path, name)
     kind, key = ("Secret", "stringData") if name == "tls" else ("ConfigMap", "data")
     data = found[kind, "iam-policy"][key]
     assert data == {"policy.json": (tmp_path / "policy.json").read_text()}
+
+
+def test_what_all_pods_share_is_mounted_from_a_secret(tmp_path):
+    text = rendered(tmp_path, "bound", dpop=DPOP | KEPT, identity_header=SHARED)
+    pod = objects(text)["Deployment", "iam-agent"]["spec"]["template"]["spec"]
+
+    (volume,) = (one for one in pod["volumes"] if "iam-agent-secrets" in str(one))
+    (mount,) = (one for one in pod["containers"][0]["volumeMounts"] if one["name"] == volume["name"])
+    assert mount["mountPath"] == kubernetes.HOME
+    alone = rendered(tmp_path, "plain", "--replicas", "1", identity_header=GATE)
+    assert "iam-agent-secrets" not in alone
 
 
 def test_the_pod_is_restricted_and_probed(tmp_path):
@@ -152,8 +165,22 @@ def test_what_is_written_is_read_back(value):
         ({"agent": {**AGENT, "tls": TLS | {"ca": "/etc/ca.pem"}}}, OWN_TLS, "agent.tls.ca: '/etc/ca.pem' is"),
         ({"backends": [{"name": "b", "streams": True}]}, (), "backends[0].streams: nothing would end"),
         (BOUND, (), "policy.json: issuers[0].bound: no token could be proven here. Give --client-ca"),
-        (BOUND | {"dpop": DPOP | {"nonce": True}}, (), "dpop.nonce: a pod cannot share the key"),
-        (BOUND | {"dpop": DPOP | KEPT}, ("--replicas", "1"), "dpop.nonce: a pod cannot share"),
+        (
+            BOUND | {"dpop": DPOP | {"nonce": True}},
+            (),
+            "dpop.nonce_key: each pod would have nonces of its own",
+        ),
+        (
+            BOUND | {"dpop": DPOP | KEPT | {"nonce_key": "/etc/n"}},
+            (),
+            "dpop.nonce_key: '/etc/n' is not beside",
+        ),
+        ({"identity_header": GATE}, (), "identity_header.secrets: 2 agents would have keys of their own"),
+        (
+            {"identity_header": SHARED | {"secrets": "a/b"}},
+            (),
+            "identity_header.secrets: 'a/b' is not beside",
+        ),
         ({}, ("--client-ca", "x"), "--client-ca: 'x' is not NAMESPACE/SECRET"),
         ({"x-large": "a" * 1_000_000}, (), "bytes. A ConfigMap or Secret holds 1,000,000"),
         ({}, ("--namespace", "a: b"), "--namespace: 'a: b' is not a name"),

@@ -25,9 +25,9 @@ TLS = ("--agent-ca", "agent-ca.pem", "--agent-certificate", "proxy.pem")
 SHIPPED = Path(render.__file__).parents[1] / "haproxy"
 
 
-def policy_of(orders=ORDERS, export=EXPORT):
+def policy_of(orders=ORDERS, export=EXPORT, **tables):
     rules = (grant(f"R{n}", "reader", "GET", f"/{n}", to["name"]) for n, to in enumerate((orders, export)))
-    return text(*rules, backends=[orders, export])
+    return text(*rules, backends=[orders, export], **tables)
 
 
 def binaries():
@@ -189,6 +189,11 @@ def test_a_section_for_each_backend_and_a_server_for_each_address(tmp_path):
             ("backends[1].servers", "'9901' is not an address", "'h:0' is not", "--realm"),
         ),
         ((), '{"version": 1, "colour": 1}', ("policy.json",)),
+        (
+            ("--agent", "a:1", "--agent", "b:1"),
+            policy_of(identity_header={"issuer": "https://gate.test"}),
+            ("identity_header.secrets: 2 agents would have keys of their own",),
+        ),
         ((), bound_policy(agent=PROVEN), ("--agent-ca: is missing, and the policy has [agent.tls]",)),
         (("--agent", "a:1", "--realm", "%[src]"), None, ("--realm: HAProxy reads a format in '%[src]'",)),
         *(

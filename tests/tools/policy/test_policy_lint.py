@@ -259,6 +259,8 @@ def test_registries_unused_groups_keys_shadow_backends_and_issuers_without_roles
     )
 
     assert "no server can fetch" in found["gate", "unused"].message
+    assert "keys of its own" in found["gate", "unshared"].message
+    assert found["gate", "unshared"].note
     assert ("uk", "too-wide") in found
     assert found["all", "too-wide"].message == "source ::ffff:0:0/96 is every IPv4 client"
     assert {(name, "too-wide") for name in ("own", "tool", "a")}.isdisjoint(found)

@@ -7,7 +7,6 @@ A process, one agent of two, or the proxy's old worker may die.
 from __future__ import annotations
 
 import asyncio
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -70,7 +69,7 @@ mutant("fire.removed-issuer", "FIRE-ISSUER-002", "goes on with issuers that were
     around(worker, "rules_of")(lambda sound, config: (_issuers.update(sound(config)), dict(_issuers))[1])
 )
 mutant("fire.unpublished-key", "FIRE-IDENTITY-001", "publishes the key that signs, and no other")(
-    around(KeyRing, "jwks")(lambda _sound, self: {"keys": [self.signing(time.time()).jwk]})
+    around(KeyRing, "jwks")(lambda _sound, self, now: {"keys": [self.signing(now).jwk]})
 )
 mutant("fire.start-keys", "FIRE-IDENTITY-001", "forgets at its end the keys that came since its start")(
     around(Agent, "_save")(

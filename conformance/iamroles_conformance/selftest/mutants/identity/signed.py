@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,8 +12,10 @@ from typing import Any
 
 from jwt.api_jws import PyJWS
 
-from iamroles_agent.identity_header import KeyRing, Signer, signer
+from iamroles_agent.identity_header import KeyRing, SharedRing, Signer, signer
 from iamroles_agent.identity_header import keys as made
+from iamroles_agent.processes import identity_keys as part
+from iamroles_agent.processes.agent import Agent
 from iamroles_conformance.selftest.mutants.override import around, setting
 from iamroles_conformance.selftest.registry import Override, mutant
 
@@ -36,8 +39,8 @@ def _publishes(edit: Callable[[KeyRing, list[_Members]], object]) -> Override:
     """Change the published keys."""
 
     @around(KeyRing, "jwks")
-    def jwks(sound: Any, self: KeyRing) -> Any:
-        keys = sound(self)["keys"]
+    def jwks(sound: Any, self: KeyRing, now: float) -> Any:
+        keys = sound(self, now)["keys"]
         edit(self, keys)
         return {"keys": keys}
 
@@ -52,7 +55,26 @@ _HMAC = around(PyJWS, "encode")(
 _PAST = around(Signer, "sign")(
     lambda sound, self, decision, now: sound(self, replace(decision, expires=None), now)
 )
+
+
+def _by_birth(sound: Any, ring: SharedRing, now: float) -> Any:
+    return sound(ring, now - vars(ring).setdefault("_born", time.time()))
+
+
+def _with(which: slice) -> Callable[..., Any]:
+    """Use some of the secrets alone."""
+    return lambda sound, ring, now: sound(SharedRing(ring._secrets[which], ring._issuer, ring._rotate), now)
+
+
+_OWN_PERIODS = (around(SharedRing, "signing")(_by_birth), around(SharedRing, "jwks")(_by_birth))
+_START_SECRETS = around(Agent, "load")(
+    lambda sound, self: {name: one for name, one in sound(self).items() if name != part.IDENTITY_KEYS}
+)
 _FOR_EVER = around(Signer, "_made")(lambda sound, *made: sound(*made)._replace(fresh_until=1 << 40))
+_SECOND = (
+    *("for-ever", "unannounced", "no-lead", "one-key"),
+    *("first-secret", "last-secret", "start-secrets"),
+)
 _ALL = ["orders-ro", "orders-rw", "export"]
 for _name, _kills, _title, _override in (
     ("plain-typ", "FIELD", "says typ JWT", _signs(lambda head, _: head.update(typ="JWT"))),
@@ -83,6 +105,15 @@ for _name, _kills, _title, _override in (
     ("no-lead", "KEY", "signs with a key that it makes after a stop", setting(made, "_LONGEST_LEAD", 0.0)),
     ("one-key", "KEY", "signs with one key for ever",
      around(KeyRing, "at")(lambda sound, ring, now: sound(KeyRing(ring.keys, 1e9), now))),
+    ("own-ring", "SHARED", "derives from a secret of its own, too",
+     around(part, "shared")(lambda sound, secrets: sound((os.urandom(32), *secrets)))),
+    ("own-period", "SHARED", "counts periods from its start", _OWN_PERIODS),
+    ("first-secret", "SHARED", "publishes the first secret's keys alone",
+     around(SharedRing, "jwks")(_with(slice(1)))),
+    ("last-secret", "SHARED", "signs by the last secret",
+     around(SharedRing, "signing")(_with(slice(-1, None)))),
+    ("start-secrets", "SHARED", "keeps the secrets of its start", _START_SECRETS),
 ):  # fmt: skip
-    _number = "002" if _name in ("for-ever", "unannounced", "no-lead", "one-key") else "001"
-    mutant(f"identity.signed-{_name}", f"SIGNED-{_kills}-{_number}", _title)(_override)
+    _number = "002" if _name in _SECOND else "001"
+    _overrides = _override if isinstance(_override, tuple) else (_override,)
+    mutant(f"identity.signed-{_name}", f"SIGNED-{_kills}-{_number}", _title)(*_overrides)
