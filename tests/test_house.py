@@ -37,16 +37,16 @@ ROOMS = {
 }
 ARROWS = {"iamroles_agent": 40}
 LINES = {
-    "reference": 26_329,
-    "scenarios": 38_142,
-    "conformance": 12_051,
+    "reference": 26_560,
+    "scenarios": 38_210,
+    "conformance": 12_095,
     "loadtests": 5_041,
     "benchmarks": 4_273,
-    "tests": 37_783,
+    "tests": 38_010,
 }
-TRUSTED_LINES = 19_840
+TRUSTED_LINES = 20_030
 """Of the agent: what an auditor must trust."""
-DATA_LINES = 23_841
+DATA_LINES = 23_950
 """Of TOML and JSON: code must not hide as data."""
 TRANSLATED = 50
 """Sentences of the constructions below, in docstrings, comments, messages, pages and data."""

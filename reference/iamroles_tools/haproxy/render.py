@@ -80,6 +80,8 @@ class Settings:
             for name, value in asdict(self).items()
             if value is not None and name not in {"chroot", "haproxy"} and not name.startswith("agent")
         }
+        if self.chroot is not None:
+            given["peer"] = _peer(self.chroot.rstrip("/"))
         return {f"IAM_{name.upper()}": str(value) for name, value in given.items()}
 
 
@@ -182,15 +184,17 @@ def write(texts: dict[str, str], output: Path) -> None:
 def environment(config: Config, settings: Settings) -> dict[str, str]:
     """Return the value of each setting of `haproxy.cfg`, by the name of its variable."""
     defaults = {one["name"]: one["value"] for one in _PRESET.finditer(shipped("haproxy.cfg"))}
-    return defaults | settings.presets() | _told(config, settings)
+    return defaults | settings.presets() | _bound(config)
 
 
-def _told(config: Config, settings: Settings) -> dict[str, str]:
-    """Return what the policy says, by the name of its environment variable."""
-    found = _bound(config)
-    if settings.chroot is not None:
-        found["IAM_PEER"] = "abns@iam-peer"  # from inside, the old worker sees no path of the new one
-    return found
+def _peer(chroot: str) -> str:
+    """Return where a reload hands its tables over: one path for the new worker, which binds it from outside
+    of the chroot, and the old one inside.
+
+    A link in the chroot that names the chroot itself makes them one place, and without the link HAProxy does
+    not start. An abstract socket would serve as well, but every process of the host could connect to it.
+    """
+    return f"unix@{chroot}{chroot}/iam-peer.sock mode 600 user haproxy"
 
 
 def _bound(config: Config) -> dict[str, str]:

@@ -2,8 +2,13 @@
 
 import json
 import os
+import pwd
 import re
+import socket
+import subprocess
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from click.testing import CliRunner
@@ -11,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from invoking import finished
 from policies import grant, text
+from waiting import until
 
 from iamroles_agent.base.config import Backend, BackendTls, Config
 from iamroles_agent.base.errors import ConfigError
@@ -314,7 +320,8 @@ def test_the_first_address_of_the_agent_is_asked_by_default(tmp_path):
     assert re.findall("_1-(.*)}", (output / "iam-routes.cfg").read_text()) == ["unix@/run/a.sock"]
 
 
-BOUND = {"IAM_BOUND": "yes", "IAM_PEER": "abns@iam-peer", "IAM_RENEW": "yes"}
+PEER = "unix@/var/lib/haproxy/var/lib/haproxy/iam-peer.sock mode 600 user haproxy"
+BOUND = {"IAM_BOUND": "yes", "IAM_PEER": PEER, "IAM_RENEW": "yes"}
 PROOFS = {**BOUND, "IAM_DPOP": "ES256 EdDSA"}
 
 
@@ -327,7 +334,10 @@ PROOFS = {**BOUND, "IAM_DPOP": "ES256 EdDSA"}
         ({"dpop": DPOP | {"replay": "none"}}, PROOFS),
     ],
 )
-def test_what_a_policy_says_of_bound_tokens_is_preset_and_haproxy_takes_it(tmp_path, tables, right):
+def test_what_a_policy_says_of_bound_tokens_is_preset_and_haproxy_takes_it(
+    tmp_path, tables, right, monkeypatch
+):
+    monkeypatch.setenv("IAM_PEER", f"unix@{tmp_path}/p mode 600")  # this host may have no user `haproxy`
     policy = bound_policy(**tables)
     options = "--stats-socket", str(tmp_path / "s"), "--chroot", "/var/lib/haproxy"
     result, output = run(tmp_path, *options, "--agent", "a:1", policy=policy)
@@ -343,6 +353,49 @@ def test_what_a_policy_says_of_bound_tokens_is_preset_and_haproxy_takes_it(tmp_p
     for (binary,) in (one.values for one in binaries()):
         checked = check(binary, output)
         assert (checked.returncode, "WARNING" in checked.stderr) == (0, False), checked.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="chroot takes root: `.ci/run` plays it")
+@pytest.mark.parametrize("binary", binaries())
+def test_a_chrooted_haproxy_hands_its_proofs_over_where_its_user_alone_can_connect(binary):
+    with TemporaryDirectory() as top:
+        jail, master, stats, cfg = (Path(top, name) for name in ("j", "m", "s", "x.cfg"))
+        link = jail / jail.relative_to("/")
+        link.parent.mkdir(parents=True)
+        link.symlink_to("/".join([".."] * (len(link.parts) - len(jail.parts) - 1)))
+        for path in (Path(top), jail):
+            path.chmod(0o755)
+        peer = render._peer(str(jail)).replace("user haproxy", "user nobody")
+        cfg.write_text(
+            f"global\n localpeer local\n chroot {jail}\n user nobody\n stats socket {stats} level admin\n"
+            "defaults\n timeout connect 1s\n timeout client 1s\n timeout server 1s\n"
+            "backend t\n stick-table type string len 44 size 1k expire 1h store gpc0 peers p\n"
+            f"peers p\n bind {peer}\n server local\n"
+        )
+        with subprocess.Popen([binary, "-W", "-S", str(master), "-f", str(cfg)]) as haproxy:
+            try:
+                # Up to 2.8 a worker does not send its table within 5 s of a cold start.
+                until(lambda: re.search(r"Uptime_sec: ([6-9]|\d\d)", runtime(stats, "show info")))
+                runtime(stats, "set table t key abc data.gpc0 1")
+                socket_file = (jail / "iam-peer.sock").stat()
+                assert socket_file.st_mode & 0o777 == 0o600
+                assert socket_file.st_uid == pwd.getpwnam("nobody").pw_uid
+                pid = re.search(r"Pid: (\d+)", runtime(stats, "show info"))[1]
+                runtime(master, "reload")
+                until(lambda: f"Pid: {pid}\n" not in runtime(stats, "show info"))
+                until(lambda: "key=abc" in runtime(stats, "show table t"))
+            finally:
+                haproxy.kill()  # its workers end with it
+
+
+def runtime(path, command):
+    """Ask the master CLI; "" while it is not there."""
+    with suppress(OSError), socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(5)
+        sock.connect(str(path))
+        sock.sendall(f"{command}\n".encode())
+        return b"".join(iter(lambda: sock.recv(65536), b"")).decode()
+    return ""
 
 
 def test_a_policy_without_a_bound_issuer_gets_the_shipped_files_whatever_else_it_says(tmp_path):
