@@ -2,7 +2,7 @@
 
 The plain tags (`X-IAM-Principal`, `X-IAM-Role`) are only as safe as the network between HAProxy and the
 server: any process that reaches the server can write them. A short JWT that the agent signs for a single
-backend is valid wherever it is read. `keys` holds the signing keys of one agent and their times, `shared`
+backend is valid wherever it is read. `keys` holds the keys of a single agent and their times, `shared`
 derives keys that several agents share, `signer` makes the tokens. None reads a clock, a file or a socket.
 """
 

@@ -3,8 +3,8 @@
 Why the clock alone is enough
 -----------------------------
 Time is cut into periods of `rotate` seconds, counted from the epoch. For each secret and period there is one
-key, and whoever has the secret can make it. Period n's key signs in period n; the keys of n - 1, n and n + 1
-are published:
+key, and each agent that has the secret can make it. Period n's key signs in period n; the keys of n - 1,
+n and n + 1 are published:
 
     published            signs                published            gone
     |----- rotate ------|----- rotate -------|----- rotate -------|
@@ -32,7 +32,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from iamroles_agent.identity_header.keys import SigningKey
 
 _ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
-"""Of P-256's group (SP 800-186 section 3.2.1.3)."""
+"""The order of P-256's group (SP 800-186 section 3.2.1.3)."""
 _OCTETS = 48
 """For a scalar: 128 bits more than the order has, so that none is likelier than another by 2**-128."""
 _SALT = b"haproxy-iam-roles signed identity"

@@ -243,7 +243,7 @@ def stopped(target: Target) -> None:
 
 @check("identity.signed.replaced", "SIGNED-SHARED-002", features={"identity", "oidc", "reload"})
 def replaced(target: Target) -> str:
-    """Two agents share a secret, which is replaced by reloads, of one agent after the other.
+    """Two agents share a secret, which a reload of each agent in turn replaces.
 
     The new secret is added, becomes the first, and stays alone. After each reload both sign, and each
     publishes the other's key.
