@@ -28,7 +28,7 @@ _GROUPS = {
     "load": ("loadtests", "load", "Measure token-check latency through HAProxy."),
     "policy": ("tools", "", "Check, explain, compare and render a policy."),
     "revoke": ("agent", "", "Take access away at once."),
-    "sessions": ("agent", "", "Show and end open streams."),
+    "sessions": ("agent", "", "Show open streams."),
     "token": ("tools", "", "Mint and inspect test tokens."),
     "trace": ("conformance", "conformance", "Decode a captured SPOP byte stream."),
 }
