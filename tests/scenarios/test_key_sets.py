@@ -37,7 +37,7 @@ def test_the_address_of_a_dead_worker_hides_no_other(dead):
         answer = Answered(_signed(at), at, time.time_ns())
     servers[0].close()
 
-    assert sets.unverified(answer, every=True) == ""
+    assert sets.unverified(answer) == ""
     assert sets.signed == {"one"}
     assert "refused" in sets.fault
 
@@ -56,7 +56,7 @@ def test_a_set_that_a_late_judge_fetched_counts_for_nothing(ago, why, unseen):
         answer = Answered(_signed(at), at, time.time_ns())
     server.close()
 
-    found = sets.unverified(answer, every=True)
+    found = sets.unverified(answer)
     assert (found[: len(why)], bool(found), sets.unseen) == (why, bool(why), unseen)
     with pytest.raises(TooSlow, match="by 0 verified, not by 1"):
         sets.must_have_verified(1)
