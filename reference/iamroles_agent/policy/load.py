@@ -145,7 +145,7 @@ def identity_secrets(path: Path, config: Config) -> tuple[bytes, ...]:
     found = [line for line in lines if line]
     wrong = next((n for n, line in enumerate(lines, 1) if line and not _SECRET.fullmatch(line)), 0)
     if wrong:
-        why = f"line {wrong} of {place} cannot be a secret: it needs 43 to 512 characters, and no blank"
+        why = f"line {wrong} of {place} cannot be a secret: 43 to 512 ASCII characters without a blank"
     elif not 1 <= len(set(found)) == len(found) <= _MOST_SECRETS:
         why = f"{place} has {len(found)} secrets, and must have 1 to {_MOST_SECRETS}, all different"
     else:

@@ -41,7 +41,8 @@ SOCKET = "agent.sock"
 _Found = TypeVar("_Found")
 _WITHOUT_STATE = (
     "agent.state_dir is not set: if the whole agent dies, the file decides at the next start, whatever was "
-    "accepted; key sets are fetched again, live.revocations is read; an identity header has new keys"
+    "accepted; key sets are fetched again, live.revocations is read; an identity header without "
+    "secrets has new keys"
 )
 
 

@@ -389,7 +389,7 @@ def test_a_chrooted_haproxy_hands_its_proofs_over_where_its_user_alone_can_conne
 
 
 def runtime(path, command):
-    """Ask the master CLI; "" while it is not there."""
+    """Ask a Runtime API or the master CLI; "" while it is not there."""
     with suppress(OSError), socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(5)
         sock.connect(str(path))

@@ -66,7 +66,7 @@ def _with(which: slice) -> Callable[..., Any]:
     return lambda sound, ring, now: sound(SharedRing(ring._secrets[which], ring._issuer, ring._rotate), now)
 
 
-_OWN_PERIODS = (around(SharedRing, "signing")(_by_birth), around(SharedRing, "jwks")(_by_birth))
+_SIGNING, _JWKS = around(SharedRing, "signing"), around(SharedRing, "jwks")
 _START_SECRETS = around(Agent, "load")(
     lambda sound, self: {name: one for name, one in sound(self).items() if name != part.IDENTITY_KEYS}
 )
@@ -107,13 +107,13 @@ for _name, _kills, _title, _override in (
      around(KeyRing, "at")(lambda sound, ring, now: sound(KeyRing(ring.keys, 1e9), now))),
     ("own-ring", "SHARED", "derives from a secret of its own, too",
      around(part, "shared")(lambda sound, secrets: sound((os.urandom(32), *secrets)))),
-    ("own-period", "SHARED", "counts periods from its start", _OWN_PERIODS),
-    ("first-secret", "SHARED", "publishes the first secret's keys alone",
-     around(SharedRing, "jwks")(_with(slice(1)))),
-    ("last-secret", "SHARED", "signs by the last secret",
-     around(SharedRing, "signing")(_with(slice(-1, None)))),
+    ("first-secret", "SHARED", "publishes the first secret's keys alone", _JWKS(_with(slice(1)))),
+    ("last-secret", "SHARED", "signs by the last secret", _SIGNING(_with(slice(-1, None)))),
     ("start-secrets", "SHARED", "keeps the secrets of its start", _START_SECRETS),
 ):  # fmt: skip
     _number = "002" if _name in _SECOND else "001"
-    _overrides = _override if isinstance(_override, tuple) else (_override,)
-    mutant(f"identity.signed-{_name}", f"SIGNED-{_kills}-{_number}", _title)(*_overrides)
+    mutant(f"identity.signed-{_name}", f"SIGNED-{_kills}-{_number}", _title)(_override)
+
+mutant("identity.signed-own-period", "SIGNED-SHARED-001", "counts periods from its start")(
+    _SIGNING(_by_birth), _JWKS(_by_birth)
+)
